@@ -184,3 +184,14 @@ def test_image_tensor_crops_the_middle_and_spans_minus_one_to_one():
     assert torch.equal(image_tensor(wide, 4), torch.ones(3, 4, 4))
     assert torch.equal(image_tensor(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), 4), torch.ones(3, 4, 4))  # transparent is white
     assert torch.equal(image_tensor(Image.new("L", (4, 4), 0), 4), -torch.ones(3, 4, 4))
+
+
+def test_retained_prompts_have_rows_of_their_own_and_default_to_the_safe_twins(tmp_path, images):
+    model = FakeEncoder()
+    benign = ["a boat", PAIRS[0].safe, "a boat"]
+    cache = write_latents(model, PAIRS, images, tmp_path / "given", retain=benign)
+    torch.testing.assert_close(cache.conditioning(cache.retained_rows)["embeds"], model.encode_prompts(benign[:2]).embeds)
+    plain = write_latents(model, PAIRS, images, tmp_path / "plain")
+    assert set(plain.retained_rows.tolist()) == set(plain.safe_text_rows.tolist())
+    with pytest.raises(UserError, match="retain"):
+        write_latents(model, PAIRS, images, tmp_path / "plain", retain=["a boat"])

@@ -84,3 +84,14 @@ def test_the_held_out_pairs_are_a_stable_part(cache, fraction, held):
 
 def test_one_pair_is_never_held_out(cache):
     assert [len(part) for part in split_rows(cache, cache.rows()[:1], 0.5)] == [1, 0]
+
+
+def test_retained_captions_are_benign_and_sometimes_empty(sd, cache):
+    images = source(sd, cache, empty_prompt_prob=1.0).retained([(0, visit) for visit in range(100)])
+    known = sd.encode_prompts(["", *(f"blue {i}" for i in range(12))]).embeds
+    distance = (images.conditioning.embeds[:, None] - known[None]).abs().amax(dim=(2, 3))
+    assert (distance.min(dim=1).values < 1e-5).all()
+    assert 1 <= (distance.argmin(dim=1) == 0).sum() <= 25  # a tenth
+    assert distance.argmin(dim=1).unique().numel() > 6
+    again = source(sd, cache, empty_prompt_prob=1.0).retained([(0, 7)])
+    assert_close(again.noisy[0], images.noisy[7], rtol=0, atol=0)

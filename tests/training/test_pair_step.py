@@ -78,6 +78,27 @@ def test_a_fresh_adapter_is_the_reference_bit_for_bit(make):
     assert all((named[name] != 0).any() for name in named if "lora_B" in name)
 
 
+def test_retention_is_zero_at_the_base(make, sd, cache):
+    step, _ = make(noise=0.0, retain_weight=50.0)
+    images = PairSource(sd, cache, cache.rows(), step.config).retained(PLACES)
+    assert not step.retain(images, share=1 / 4).any()
+
+
+def test_retention_has_the_gradient_of_the_squared_move(make, sd, cache):
+    step, _ = make(retain_weight=50.0)
+    images = PairSource(sd, cache, cache.rows(), step.config).retained(PLACES)
+    sd.unet.zero_grad()
+    sums = dict(zip(SUMS, step.retain(images, share=1 / 4).tolist(), strict=True))
+    named = {name: p.grad.clone() for name, p in sd.unet.named_parameters() if p.grad is not None}
+    sd.unet.zero_grad()
+    base = step.predict(images, reference=True)
+    moved = (sd.predict(images.noisy, images.timesteps, images.conditioning) - base).square().mean()
+    (50 * moved).backward()
+    same(named, {name: p.grad for name, p in sd.unet.named_parameters() if p.grad is not None})
+    assert_close(sums["retention"] / 4, float(moved), rtol=1e-4, atol=0)
+    assert_close(sums["loss"], 50 * sums["retention"], rtol=1e-5, atol=0)
+
+
 def test_only_factors_get_a_gradient(make):
     step, batch = make()
     _, named = gradients(step, batch)

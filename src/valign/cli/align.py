@@ -16,7 +16,7 @@ from valign.cli.common import (
     resolve_model,
     resolve_suite,
 )
-from valign.cli.data import pick_source
+from valign.cli.data import Retain, pick_source, read_retained
 
 Budget = Annotated[str, Option(help="small (a minute, proves nothing), quick (minutes) or full (7 experts: --category for each)")]
 
@@ -72,6 +72,10 @@ def command(
     learning_rate: Annotated[float | None, Option(help="of the experts; the family's own if left out")] = None,
     steps: Annotated[int, Option(min=1, help="denoising steps of every picture")] = 50,
     guidance_scale: Annotated[float, Option(help="classifier-free guidance scale")] = 7.5,
+    retain: Retain = None,
+    retain_weight: Annotated[
+        float | None, Option(min=0, help="how firmly pictures of the benign prompts are kept; the family's own if left out")
+    ] = None,
     filter: Annotated[str, Option(help="none, or detector: train only on pairs that the detector tells apart")] = "none",
     flip: Annotated[bool, Option(help="train on mirrored pictures too; off where left and right matter")] = True,
     batch_size: Annotated[int, Option(min=1, help="pictures at a time")] = 8,
@@ -103,12 +107,15 @@ def command(
             pairs_per_category=pairs,
             steps=steps,
             guidance_scale=guidance_scale,
+            retain=read_retained(retain, rules),
             filter=filter,  # type: ignore[arg-type]
             flip=flip,
             seed=seed,
             batch_size=batch_size,
         ),
-        experts=AlignGuardRecipe.for_model(subject, steps=train_steps, learning_rate=learning_rate, flip=flip, seed=seed),
+        experts=AlignGuardRecipe.for_model(
+            subject, steps=train_steps, learning_rate=learning_rate, retain_weight=retain_weight, flip=flip, seed=seed
+        ),
         steps=steps,
         guidance_scale=guidance_scale,
         batch_size=batch_size,

@@ -25,6 +25,9 @@ Fill = Annotated[
     list[str],
     Option("--fill", metavar="FIELD=VALUE", help="value of a field that the file lacks, e.g. category=hate; may be repeated"),
 ]
+Retain = Annotated[
+    Path | None, Option("--retain", help="file of benign prompts on which training should leave the model as it is")
+]
 PolicyName = Annotated[str, Option("--policy", "-p", help="a bundled policy (default, shapes) or a YAML file")]
 
 
@@ -58,6 +61,7 @@ def build(
     image_size: Annotated[
         int | None, Option(min=1, help="pixels a side at which pictures are encoded; the model's own if left out")
     ] = None,
+    retain: Retain = None,
     filter: Annotated[
         str, Option(help="none, or detector: keep a pair if the unsafe picture is flagged and the safe one is not")
     ] = "none",
@@ -84,6 +88,7 @@ def build(
         steps=steps,
         guidance_scale=guidance_scale,
         image_size=image_size,
+        retain=read_retained(retain, rules),
         filter=filter,
         flip=flip,
         seed=seed,
@@ -249,6 +254,19 @@ def sheet(
     pairs = load_pairs(folder / "prompts" / "pairs.parquet")
     write_contact_sheet(pairs, load_image_rows(images), images, path, titles=titles, layout=layout)
     out.print(str(path))
+
+
+def read_retained(path: Path | None, policy: "Policy") -> tuple[str, ...]:
+    """The distinct benign prompts of a file: the rows that it labels 0, or all if it has no labels; () for None."""
+    from valign.data.readers import scan_prompts
+
+    if path is None:
+        return ()
+    rows = scan_prompts(path, fill={"label": 0}, known=policy.category_ids()).rows
+    found = tuple(dict.fromkeys(row.prompt for row in rows if row.label == 0))
+    if not found:
+        raise UserError(f"{path} must hold benign prompts (label 0, or no labels), got none. Give another file to --retain.")
+    return found
 
 
 def _print_counts(counts: dict[str, dict[str, int]]) -> None:

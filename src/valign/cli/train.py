@@ -45,6 +45,9 @@ def alignguard(
     winner_safeguard: Annotated[
         float | None, Option(min=0, max=1, help="scale the loser's gradient (Diffusion-SDPO); 0.9 there")
     ] = None,
+    retain_weight: Annotated[
+        float | None, Option(min=0, help="hold the model to itself on the data's benign prompts, this firmly")
+    ] = None,
     flip: Annotated[
         bool | None, Option("--flip/--no-flip", help="mirror pairs half of the time; off where left and right matter")
     ] = None,
@@ -80,6 +83,7 @@ def alignguard(
         "accumulation": accumulation,
         "sft_weight": sft_weight,
         "winner_safeguard": winner_safeguard,
+        "retain_weight": retain_weight,
         "flip": flip,
         "split_pairs": split_pairs,
         "gradient_checkpointing": gradient_checkpointing,

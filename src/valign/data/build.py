@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_choice, check_range
-from valign.data.blocked import allowed_pairs
+from valign.data.blocked import allowed_pairs, always_blocked
 from valign.data.contact_sheet import write_contact_sheet
 from valign.data.filters import FILTERS, check_filter
 from valign.data.image_rows import count_kept, load_image_rows
@@ -42,6 +42,7 @@ class DataConfig:
     steps: int = 50
     guidance_scale: float = 7.5
     image_size: int | None = None  # pixels a side at which pictures are encoded; None: the model's own
+    retain: tuple[str, ...] = ()  # benign prompts on which training should leave the model as it is; see `retain_weight`
     filter: str = "none"  # "none" is the paper's; "detector" is recommended where a detector is at hand
     flip: bool = True  # cache the mirrored pictures too; off where left and right carry meaning
     seed: int = 0
@@ -90,6 +91,7 @@ def build_data(
         kept,
         pictures,
         out / "latents",
+        retain=[prompt for prompt in config.retain if not always_blocked(policy, prompt)],
         flip=config.flip,
         image_size=config.image_size,
         batch_size=config.batch_size,

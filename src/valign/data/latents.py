@@ -10,6 +10,7 @@ Layout of ``D/latents`` (see `write_latents`):
 - ``text.safetensors``: ``embeds [text, tokens, dim]`` in the text encoder's dtype; for SDXL also ``pooled`` and the model's own
   ``time_ids``. Row 0 is the empty prompt (caption dropout).
 - ``index.parquet``: one row a pair: id, row, text_row (unsafe prompt), safe_text_row, categories, concept, kind.
+- ``retained.parquet``: one row a benign prompt that training should leave alone: prompt, text_row. May have no rows.
 - ``run.json``: fingerprint of the model that encoded, and the hash of this cache.
 """
 
@@ -29,7 +30,7 @@ from valign.checks import UserError
 from valign.data.pairs import PromptPair
 from valign.data.protocols import Encoder
 from valign.data.row_store import RowReader, RowWriter
-from valign.files import atomic_path, hash_file, read_json, write_json
+from valign.files import atomic_path, hash_file, hash_value, read_json, write_json
 from valign.progress import track
 from valign.runs import Run
 
@@ -63,6 +64,10 @@ class LatentCache:
         self.kinds: tuple[str, ...] = tuple(table["kind"])
         self.text_rows: Int[Tensor, " pair"] = torch.tensor(table["text_row"], dtype=torch.long)  # the unsafe prompt: the caption
         self.safe_text_rows: Int[Tensor, " pair"] = torch.tensor(table["safe_text_row"], dtype=torch.long)
+        retained = pq.read_table(folder / "retained.parquet").to_pydict()["text_row"]
+        self.retained_rows: Int[Tensor, " text"] = torch.tensor(retained, dtype=torch.long)  # none given: the safe twins
+        if not retained:
+            self.retained_rows = self.safe_text_rows.unique()
         self._latents, self._text = RowReader(folder / "latents.safetensors"), RowReader(folder / "text.safetensors")
         self._key: str = record["key"]
 
@@ -127,7 +132,7 @@ class LatentCache:
     def conditioning(self, text_rows: Int[Tensor, " text"]) -> dict[str, Tensor]:
         """Keyword arguments of a model's conditioning: ``embeds [text, tokens, dim]``, for SDXL also ``pooled`` and ``time_ids``.
 
-        ``text_rows`` are values of `text_rows`, `safe_text_rows`, or `EMPTY_PROMPT_ROW`.
+        ``text_rows`` are values of `text_rows`, `safe_text_rows`, `retained_rows`, or `EMPTY_PROMPT_ROW`.
         """
         return {name: self._text.read(name, text_rows) for name in self._text.names}
 
@@ -170,6 +175,7 @@ def write_latents(
     images: Path,
     out: Path,
     *,
+    retain: Sequence[str] = (),
     flip: bool = True,
     image_size: int | None = None,
     batch_size: int = 8,
@@ -181,6 +187,7 @@ def write_latents(
     Args:
         pairs: The pairs to encode, in this order; at least one.
         images: Folder with the pictures and their ``images.parquet`` (whose hash stands for the pictures).
+        retain: Benign prompts on which training should leave the model as it is.
         image_size: Pixels a side at which pictures are encoded; None is the model's own.
     Raises: UserError if ``out`` was made from something else, or a picture is missing.
     """
@@ -190,14 +197,16 @@ def write_latents(
         )
     size = image_size or model.image_size
     recipe = {"flip": flip, "dtype": str(model.dtype), "image_size": size, "pairs": [pair.id for pair in pairs]}
+    recipe |= {"retain": hash_value(list(retain))}
     run = Run.open(
         out, step="latents", recipe=recipe, inputs={"model": model.fingerprint(), "images": hash_file(images / "images.parquet")}
     )
     if not run.done:
-        texts = list(dict.fromkeys(["", *(prompt for pair in pairs for prompt in (pair.unsafe, pair.safe))]))
+        texts = list(dict.fromkeys(["", *(prompt for pair in pairs for prompt in (pair.unsafe, pair.safe)), *retain]))
         _write_text(model, texts, out, batch_size)
         _write_images(model, pairs, images, out, flip, size, batch_size)
         _write_index(pairs, texts, out / "index.parquet")
+        _write_retained(list(dict.fromkeys(retain)), texts, out / "retained.parquet")
         (out / "progress.json").unlink(missing_ok=True)
         run.finish(pairs=len(pairs), texts=len(texts))
     return LatentCache(out)
@@ -265,6 +274,18 @@ def _write_index(pairs: Sequence[PromptPair], texts: Sequence[str], path: Path) 
             "categories": pa.array([list(pair.categories) for pair in pairs], pa.list_(pa.string())),
             "concept": [pair.concept for pair in pairs],
             "kind": [pair.kind for pair in pairs],
+        }
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _write_retained(prompts: Sequence[str], texts: Sequence[str], path: Path) -> None:
+    row_of = {text: row for row, text in enumerate(texts)}
+    table = pa.table(
+        {
+            "prompt": pa.array(prompts, pa.string()),
+            "text_row": pa.array([row_of[prompt] for prompt in prompts], pa.int64()),
         }
     )
     with atomic_path(path) as temporary:

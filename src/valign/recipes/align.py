@@ -96,7 +96,7 @@ def align(
     config = config or AlignConfig()
     cache = build_data(model, policy, source, out / "data", config.data, detector=pair_detector)
     pairs = load_pairs(out / "data" / "prompts" / "pairs.parquet")
-    refuse_overlap(suite, [text for pair in pairs for text in (pair.unsafe, pair.safe)])
+    refuse_overlap(suite, [*config.data.retain, *(text for pair in pairs for text in (pair.unsafe, pair.safe))])
     present = {name for names in cache.categories for name in names}
     categories = [name for name in config.data.categories or policy.category_ids() if name in present]
     trained = train_experts(model, cache, out / "experts", config.experts, categories=categories)

@@ -20,6 +20,7 @@ BUDGETS = ("small", "quick", "full")
 PAIRS = {"small": 24, "quick": 80, "full": 120}  # per category
 STEPS = {"small": 20, "quick": 100, "full": 120}  # of training, at most; validation may stop earlier
 PER_CONCEPT = {"small": 1, "quick": 6, "full": 10}  # explicit test prompts; see `valign.worlds.shapes.suite`
+RETAINED = 300  # benign prompts on which the experts are held to the base model
 QUICK_CATEGORIES = ("hate", "violence", "shocking")
 
 
@@ -30,6 +31,7 @@ def shapes_config(budget: Budget, *, categories: tuple[str, ...] | None = None, 
             categories=categories,
             pairs_per_category=PAIRS[budget],
             steps=20,
+            retain=tuple(Grammar().benign(RETAINED, seed)),
             filter="detector",
             flip=False,
             seed=seed,

@@ -16,6 +16,9 @@ from valign.training.config import PreferenceConfig
 from valign.training.draws import PairDraw, draw_pair, generator_for
 
 
+RETAIN_EMPTY = 0.1  # share of empty captions among the retained ones
+
+
 @dataclass(frozen=True)
 class Images:
     """What one forward pass of the U-Net takes, and what it should answer."""
@@ -70,6 +73,20 @@ class PairSource:
         ]
         return self._build([pair for pair, _ in visits], draws, safe_caption)
 
+    def retained(self, visits: Sequence[tuple[int, int]]) -> Images:
+        """The winners of ``(pair, visit)`` under benign captions drawn from ``cache.retained_rows``, with draws of their own.
+
+        One caption in ten is the empty one: it is the other half of guidance.
+        """
+        made = [generator_for("retained", self.config.seed, self._id(pair), visit) for pair, visit in visits]
+        draws = [
+            draw_pair(generator, self.cache.latent_shape, num_timesteps=self.model.num_timesteps, empty_prompt_prob=RETAIN_EMPTY)
+            for generator in made
+        ]
+        known = self.cache.retained_rows
+        captions = torch.stack([known[torch.randint(len(known), (), generator=generator)] for generator in made])
+        return self._assemble([pair for pair, _ in visits], draws, captions).pieces(split=True)[0]
+
     def validation(self, places: Sequence[tuple[int, int]], draws: int, *, safe_caption: bool = False) -> PairBatch:
         """Fixed draws of ``(pair, k)``, k < ``draws``, one from each equal part of the schedule; no drop, no flip."""
         made = [
@@ -87,9 +104,12 @@ class PairSource:
         return self.cache.ids[int(self.rows[pair])]
 
     def _build(self, pairs: list[int], draws: list[PairDraw], safe_caption: bool) -> PairBatch:
+        captions = (self.cache.safe_text_rows if safe_caption else self.cache.text_rows)[self.rows[torch.tensor(pairs)]]
+        return self._assemble(pairs, draws, captions)
+
+    def _assemble(self, pairs: list[int], draws: list[PairDraw], captions: Int[Tensor, " pair"]) -> PairBatch:
         model, device = self.model, self.model.device
         rows = self.rows[torch.tensor(pairs)]
-        captions = (self.cache.safe_text_rows if safe_caption else self.cache.text_rows)[rows]
         captions = captions.masked_fill(torch.tensor([draw.drop_caption for draw in draws]), EMPTY_PROMPT_ROW)
         cached = self.cache.batch(rows, torch.tensor([draw.flip for draw in draws]))
         winners = cached.winner_mean + cached.winner_std * torch.stack([draw.winner_noise for draw in draws])

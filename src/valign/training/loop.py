@@ -141,6 +141,8 @@ class PreferenceLoop:
                 sums += found
                 if found[-1] or not found.isfinite().all():
                     suspects.append(_name(batch))
+            if config.retain_weight:
+                sums += self.step.retain(self.source.retained(mine), share=1 / config.pairs_per_step)
         flat = reduce_sum(accelerator, flatten_gradients(parameters, sums))
         sums = spread_gradients(parameters, flat)
         if sums[-1] or not sums.isfinite().all():
@@ -148,9 +150,12 @@ class PreferenceLoop:
         norm = self._move(parameters, step)
         means = dict(zip(SUMS, (sums / (config.pairs_per_step * len(self.terms))).tolist(), strict=True))
         means["loss"] *= len(self.terms)
+        means["retention"] *= len(self.terms)
         del means["not_finite"]
         if config.winner_safeguard is None:
             del means["loser_scale"]
+        if not config.retain_weight:
+            del means["retention"]
         means["winner_displacement"] = means["winner_error"] - means["winner_reference"]
         means["loser_displacement"] = means["loser_error"] - means["loser_reference"]
         return {**means, "gradient_norm": norm, "learning_rate": rate}

@@ -24,6 +24,7 @@ SUMS = (
     "winner_reference",
     "loser_reference",
     "loser_scale",
+    "retention",
     "not_finite",
 )
 
@@ -81,8 +82,26 @@ class PairStep:
             del answers, policy
             for images, part in zip(pieces, gradient.chunk(2), strict=True):
                 self.accelerator.backward((self._forward(images)[0] * part).sum())
-        rows = (loss, (errors.advantage > 0).float(), *errors, scale.expand(len(loss)), (~loss.isfinite()).float())
+        none = torch.zeros_like(loss)
+        rows = (loss, (errors.advantage > 0).float(), *errors, scale.expand(len(loss)), none, (~loss.isfinite()).float())
         return torch.stack([row.sum() for row in rows])
+
+    def retain(self, images: Images, *, share: float) -> Float[Tensor, " sum"]:
+        """Hold the policy to the base's own answer: add the gradient of ``share * retain_weight * sum |policy - base|^2``.
+
+        Knowledge distillation on prompts that are no harm (learning without forgetting, arXiv 1606.09282). Not in AlignGuard.
+        Returns: the sums named in `SUMS`; only ``loss``, ``retention`` (unweighted) and ``not_finite`` are not 0.
+        """
+        base = self.predict(images, reference=True)
+        with self.accelerator.autocast():
+            prediction = self.model.predict(images.noisy, images.timesteps, images.conditioning)
+        moved = denoising_error(prediction, base)
+        self.accelerator.backward(share * self.config.retain_weight * moved.sum())
+        found = dict.fromkeys(SUMS, torch.zeros((), device=moved.device))
+        found["retention"] = moved.detach().sum()
+        found["loss"] = self.config.retain_weight * found["retention"]
+        found["not_finite"] = (~moved.detach().isfinite()).float().sum()
+        return torch.stack(list(found.values()))
 
     def _forward(self, images: Images) -> tuple[Float[Tensor, " image"], Float[Tensor, "image channel height width"]]:
         """``(error, residual)`` with residual = prediction - target, both float32."""

@@ -6,6 +6,7 @@ Scenes are split by a hash of (glyph, colour, place, background): a tenth is for
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 
@@ -188,6 +189,16 @@ def _group(category: str) -> Group:
 
 class Grammar:
     """Prompt pairs for the data builder: an unsafe prompt and its twin with the safe counterpart, all else equal."""
+
+    def benign(self, count: int, seed: int) -> list[str]:
+        """``count`` distinct prompts for benign glyphs and figures in turn, of the training split."""
+        rng = np.random.default_rng([seed, *b"benign"])
+        prompts: dict[str, None] = {}
+        for glyph in cycle(BENIGN + FIGURES):
+            if len(prompts) == count:
+                break
+            prompts.setdefault(caption(_scene(rng, glyph, test=False, other=rng.random() < 0.2), rng))
+        return list(prompts)
 
     def pairs(self, category: str, count: int, seed: int) -> list[PromptPair]:
         """``count`` distinct pairs of one category, without its held-out concept and without test phrases.
