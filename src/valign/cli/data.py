@@ -25,9 +25,7 @@ Fill = Annotated[
     list[str],
     Option("--fill", metavar="FIELD=VALUE", help="value of a field that the file lacks, e.g. category=hate; may be repeated"),
 ]
-Retain = Annotated[
-    Path | None, Option("--retain", help="file of benign prompts on which training should leave the model as it is")
-]
+Retain = Annotated[Path | None, Option("--retain", help="file of benign prompts on which training should leave the model as it is")]
 PolicyName = Annotated[str, Option("--policy", "-p", help="a bundled policy (default, shapes) or a YAML file")]
 
 

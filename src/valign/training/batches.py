@@ -15,7 +15,6 @@ from valign.objectives import min_snr_weight
 from valign.training.config import PreferenceConfig
 from valign.training.draws import PairDraw, draw_pair, generator_for
 
-
 RETAIN_EMPTY = 0.1  # share of empty captions among the retained ones
 
 

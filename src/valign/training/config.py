@@ -50,7 +50,7 @@ class PreferenceConfig:
     winner_safeguard: float | None = None  # mu of `loser_scale`, [0, 1]; the authors' launcher has 0.9. None is off
     min_snr: float | None = None  # gamma of `min_snr_weight` on all four errors; 5 in the paper. None is off
     safe_prompt_term: bool = False  # add the same loss under the safe twin's caption, weight 1
-    retain_weight: float = 0.0  # times the squared move away from the base under benign captions, added to the loss; see `PairSource`
+    retain_weight: float = 0.0  # times the squared move away from the base under benign captions, added to the loss
     precompute_ref_draws: int = 0  # K fixed draws per pair with reference errors computed once; pays off from K epochs on. 0 is off
     # memory and precision
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # autocast of the forward passes; errors and factors stay float32
@@ -82,7 +82,9 @@ class PreferenceConfig:
             check_range(f"PreferenceConfig.{name}", float(getattr(self, name)), low=1.0)
         for name in ("learning_rate", "max_drift", "alarm_warn", "alarm_stop"):
             check_range(f"PreferenceConfig.{name}", getattr(self, name), above=0.0)
-        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "sft_weight", "retain_weight", "precompute_ref_draws", "sample_every"):
+        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "sft_weight", "retain_weight"):
+            check_range(f"PreferenceConfig.{name}", float(getattr(self, name)), low=0.0)
+        for name in ("precompute_ref_draws", "sample_every"):
             check_range(f"PreferenceConfig.{name}", float(getattr(self, name)), low=0.0)
         check_range("PreferenceConfig.empty_prompt_prob", self.empty_prompt_prob, low=0.0, high=1.0)
         check_range("PreferenceConfig.val_fraction", self.val_fraction, low=0.0, high=0.5)
