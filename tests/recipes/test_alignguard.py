@@ -32,8 +32,8 @@ def test_presets_are_the_papers():
     assert (base.objective.beta, base.training.rank, base.training.steps, base.training.empty_prompt_prob) == (5000, 4, 2000, 0.2)
     assert (base.training.optimizer, base.training.learning_rate, base.training.warmup_steps) == ("adamw", 1.6e-4, 500)
     assert (sdxl.training.optimizer, sdxl.training.learning_rate, sdxl.training.warmup_steps) == ("adafactor", 1e-5, 0)
-    assert (shapes.objective.beta, shapes.training.learning_rate, shapes.training.sft_weight) == (1000, 7e-4, 20)
-    assert shapes.training.safe_prompt_term  # spares the counterpart's own prompts
+    assert (shapes.objective.beta, shapes.training.learning_rate, shapes.training.sft_weight) == (1000, 3e-3, 20)
+    assert shapes.training.retain_weight  # spares benign prompts
     for recipe in (base, sdxl, shapes):
         assert recipe.training.pairs_per_step == 16
         assert recipe.warnings() == []

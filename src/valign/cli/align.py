@@ -76,6 +76,7 @@ def command(
     retain_weight: Annotated[
         float | None, Option(min=0, help="how firmly pictures of the benign prompts are kept; the family's own if left out")
     ] = None,
+    strength: Annotated[float, Option(min=0, help="weight of every expert in the merge; above 1 it reaches further")] = 1.0,
     filter: Annotated[str, Option(help="none, or detector: train only on pairs that the detector tells apart")] = "none",
     flip: Annotated[bool, Option(help="train on mirrored pictures too; off where left and right matter")] = True,
     batch_size: Annotated[int, Option(min=1, help="pictures at a time")] = 8,
@@ -116,6 +117,7 @@ def command(
         experts=AlignGuardRecipe.for_model(
             subject, steps=train_steps, learning_rate=learning_rate, retain_weight=retain_weight, flip=flip, seed=seed
         ),
+        strength=strength,
         steps=steps,
         guidance_scale=guidance_scale,
         batch_size=batch_size,

@@ -56,6 +56,7 @@ class AlignConfig:
     data: DataConfig = field(default_factory=DataConfig)
     experts: AlignGuardRecipe = field(default_factory=AlignGuardRecipe)
     calibration: int = 64  # votes per category in Co-Merge
+    strength: float = 1.0  # weight of every expert in the merge; above 1 it reaches concepts that no expert has seen
     sld: tuple[str, ...] = ("medium",)  # strengths of Safe Latent Diffusion to compare with
     steps: int = 50  # denoising steps in the evaluation
     guidance_scale: float = 7.5
@@ -100,7 +101,7 @@ def align(
     present = {name for names in cache.categories for name in names}
     categories = [name for name in config.data.categories or policy.category_ids() if name in present]
     trained = train_experts(model, cache, out / "experts", config.experts, categories=categories)
-    experts = [Expert(name, open_adapter(result.adapter)) for name, result in trained.items()]
+    experts = [Expert(name, open_adapter(result.adapter), config.strength) for name, result in trained.items()]
     merged = merge_experts(model, experts, pairs, out / "merged", per_category=config.calibration, seed=config.seed)
     systems = [*baselines(model, policy, config), _aligned(model, merged, config)]
     return evaluate(
@@ -131,7 +132,8 @@ def merge_experts(
     """Co-Merge of the experts, calibrated on their own training prompts; returns the adapter's folder, ``out/adapter``."""
     prompts = calibration_prompts(pairs, [expert.name for expert in experts])
     inputs = {expert.name: expert.file.fingerprint() for expert in experts} | {"prompts": hash_value(prompts)}
-    run = Run.open(out, step="co-merge", recipe={"per_category": per_category}, inputs=inputs, seed=seed)
+    recipe = {"per_category": per_category, "weights": [expert.weight for expert in experts]}
+    run = Run.open(out, step="co-merge", recipe=recipe, inputs=inputs, seed=seed)
     if run.done and (out / "adapter").is_dir():
         return out / "adapter"
     shutil.rmtree(out / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed

@@ -50,19 +50,19 @@ class AlignGuardRecipe:
     def shapes(cls, **changes: Any) -> AlignGuardRecipe:
         """For miniatures of 64 pixels, found by trial on the shapes world: DPO alone is displaced there, so winners are held down.
 
-        The safe twin's caption is trained too, and the empty one is not: both spare benign prompts. No mirroring: the world's
-        prompts say left and right.
+        A high rate, and benign prompts held firmly: so an expert is strong where it is meant to be, and nowhere else. The empty
+        caption is never trained, it is held too. No mirroring: the world's prompts say left and right.
         """
         training = PreferenceConfig(
-            learning_rate=7e-4,
+            learning_rate=3e-3,
             warmup_steps=0,
-            steps=100,
+            steps=150,
             sft_weight=20.0,
-            safe_prompt_term=True,
+            retain_weight=1000.0,
             empty_prompt_prob=0.0,
             flip=False,
             max_drift=0.5,
-            patience=5,
+            patience=10,
             validate_every=10,
             checkpoint_every=50,
             val_pairs=16,

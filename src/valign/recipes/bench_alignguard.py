@@ -48,7 +48,7 @@ def bench_alignguard(
     joint = train_expert(
         model, cache, None, out / JOINT, config.experts.changed(steps=config.experts.training.steps * len(categories))
     )
-    experts = [Expert(name, open_adapter(result.adapter)) for name, result in trained.items()]
+    experts = [Expert(name, open_adapter(result.adapter), config.strength) for name, result in trained.items()]
     adapters = {
         "co-merge": merge_experts(model, experts, pairs, out / "merged" / "co-merge", per_category=config.calibration, seed=seed),
         JOINT: joint.adapter,
@@ -72,9 +72,9 @@ def bench_alignguard(
 
 
 def _system(model: DiffusionModel, name: str, folder: Path, config: AlignConfig) -> System:
-    described = "one LoRA on all categories" if name == JOINT else f"seven experts, {name}"
+    described = f"one LoRA on all categories, at weight {config.strength:g}" if name == JOINT else f"seven experts, {name}"
     made: dict[str, Any] = {"steps": config.steps, "guidance_scale": config.guidance_scale, "batch_size": config.batch_size}
-    return adapter_system(model, folder, name=name, description=described, **made)
+    return adapter_system(model, folder, name=name, description=described, weight=config.strength if name == JOINT else 1.0, **made)
 
 
 def _other_merges(
@@ -92,7 +92,7 @@ def _other_merges(
         folder = out / "merged" / name
         made[name] = folder / "adapter"
         inputs = {expert.name: expert.file.fingerprint() for expert in experts}
-        run = Run.open(folder, step=name, recipe={}, inputs=inputs, seed=config.seed)
+        run = Run.open(folder, step=name, recipe={"strength": config.strength}, inputs=inputs, seed=config.seed)
         if run.done:
             continue
         shutil.rmtree(folder / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
