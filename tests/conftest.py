@@ -6,8 +6,11 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_T
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("house", deadline=None)  # a first call pays for the type checks of the tests
+settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")
