@@ -23,8 +23,8 @@ class LiVO:
     """``relu(gamma_win + beta (e_w - r_w)) + relu(gamma_lose + alpha (r_l - e_l))``; gamma_win + gamma_lose at policy == reference.
 
     The winner's hinge rests once ``e_w <= r_w - gamma_win / beta``, the loser's once ``e_l >= r_l + gamma_lose / alpha``, so
-    nothing is gained by breaking the loser further. It bounds the joint hinge of the Bradley-Terry model from above. The defaults are the
-    authors' recipe, not the placeholders (0.1) of their argument parser; both margins are then 1e-3 in squared error.
+    nothing is gained by breaking the loser further. It bounds the joint hinge of the Bradley-Terry model from above. The defaults
+    are the authors' recipe, not the placeholders (0.1) of their argument parser; both margins are then 1e-3 in squared error.
 
     Raises: ValueError for a slope that is not positive, or a margin below 0.
     """
