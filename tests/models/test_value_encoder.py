@@ -152,6 +152,15 @@ def test_principles_are_found_by_id_text_and_alias_and_one_at_a_time(sd, as_in_u
         encoder.principle(["calm", "no-guns"])
 
 
+def test_the_fingerprint_is_of_weights_layout_and_principles(sd):
+    same, other = copy_encoder(sd, PRINCIPLES), copy_encoder(sd, PRINCIPLES)
+    assert same.fingerprint() == other.fingerprint()
+    assert copy_encoder(sd, PRINCIPLES, layout="padded").fingerprint() != same.fingerprint()
+    assert copy_encoder(sd, PRINCIPLES[:1]).fingerprint() != same.fingerprint()
+    random_change(other)
+    assert other.fingerprint() != same.fingerprint()
+
+
 def test_refuses_widths_that_do_not_fit(sd):
     sd.pipe.unet.register_to_config(cross_attention_dim=8)
     with pytest.raises(UserError, match="its text encoders are 32 wide, its cross-attention 8"):

@@ -122,6 +122,9 @@ class Always:
     def retrieve(self, prompt):
         return self.name
 
+    def fingerprint(self):
+        return str(self.name)
+
 
 def test_the_retriever_decides_where_nothing_is_named(tiny_sd):
     model = load_model(tiny_sd, device="cpu")

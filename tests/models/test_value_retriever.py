@@ -95,6 +95,22 @@ def test_keywords_come_before_the_chat_model(policy):
     assert both.retrieve("people in a queue") == "racial-equality"
 
 
+def test_fingerprints_change_with_what_shapes_an_answer(policy):
+    other = load_policy("shapes")
+    made = [
+        KeywordRetriever(policy),
+        KeywordRetriever(other),
+        EmbeddingRetriever(policy, bag, 0.5),
+        EmbeddingRetriever(policy, bag, 0.6),
+        EmbeddingRetriever(policy, lambda texts: bag(texts) + 1, 0.5),
+        ChatRetriever(policy, ScriptedChat([])),
+        ChatRetriever(policy, ScriptedChat([]), among=("gender-equality",)),
+    ]
+    made.append(FirstOf(tuple(made[:2])))
+    assert len({retriever.fingerprint() for retriever in made}) == len(made)
+    assert KeywordRetriever(load_policy("default")).fingerprint() == made[0].fingerprint()
+
+
 def test_a_policy_without_principles_is_refused(bare):
     for make in (
         KeywordRetriever,

@@ -190,7 +190,7 @@ def test_previews_show_the_base_above_and_the_token_below(sd, data, tmp_path):
     train_values(sd, data, tmp_path, small_value_config(steps=2, **prompts), LiVO())
     with Image.open(tmp_path / "samples" / "step-000002.png") as sheet:
         above, below = (sheet.crop((0, top, 64, top + 64)) for top in (0, 68))
-    assert above.tobytes() == sd.generate(["a cat"], seeds=[0], steps=2)[0].tobytes()
+    assert above.tobytes() == sd.generate(["a cat", "a red tree"], seeds=[0, 1], steps=2)[0].tobytes()
     assert below.tobytes() != above.tobytes()
 
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from valign.checks import UserError, check_choice, check_range
-from valign.files import atomic_path, read_json, write_json
+from valign.files import atomic_path, hash_value, read_json, write_json
 from valign.methods import Method
 from valign.models.base import Conditioning
 from valign.models.pipeline_model import PipelineModel
@@ -141,6 +141,14 @@ class ValueEncoder(nn.Module):
     def token(self, principle: str | ValueText, prompts: Sequence[str]) -> Float[Tensor, "batch dim"]:
         """The token of each prompt under one principle."""
         return self(self.tokenize(self.principle(principle), prompts).to(self.device))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the base model, the layout, the principles and the encoder's own weights, hex."""
+        weights = {
+            name: hashlib.sha256(p.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+            for name, p in self.encoders.named_parameters()
+        }
+        return hash_value([self.base_fingerprint, self.layout, [asdict(p) for p in self.principles], weights])
 
     @property
     def device(self) -> torch.device:

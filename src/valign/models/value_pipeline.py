@@ -48,6 +48,8 @@ class ValueGuidedPipeline:
     ) -> Any:
         """``pipe(prompt, ...)`` of diffusers, with its other options and its answer. All prompts share one principle.
 
+        A retriever is asked only for a single prompt; several may call for different principles, which `generate` can do.
+
         Raises: UserError for an unknown principle, or for prompt embeddings (the token is made from the text).
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from valign.checks import UserError, check_range
+from valign.files import hash_value
 from valign.models.chat import ChatModel, Message
 from valign.policy import Policy, Principle
 
@@ -28,6 +29,7 @@ class Retriever(Protocol):
     """Names a prompt's principle by id, or None."""
 
     def retrieve(self, prompt: str) -> str | None: ...
+    def fingerprint(self) -> str: ...  # changes whenever an answer may
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class KeywordRetriever:
     def retrieve(self, prompt: str) -> str | None:
         text = fold(prompt)
         return next((name for name, pattern in self._patterns if pattern.search(text)), None)
+
+    def fingerprint(self) -> str:
+        return hash_value(["keywords", self.policy.fingerprint()])
 
     @cached_property
     def _patterns(self) -> list[tuple[str, re.Pattern[str]]]:
@@ -77,6 +82,10 @@ class EmbeddingRetriever:
         cosines = rows @ _unit(self.embed([prompt]))[0]
         best = int(cosines.argmax())
         return names[best] if cosines[best] >= self.threshold else None
+
+    def fingerprint(self) -> str:
+        """Of the policy, the threshold and the rows that the embedder gives it."""
+        return hash_value(["embedding", self.policy.fingerprint(), self.threshold, self._known[1].tolist()])
 
     @cached_property
     def _known(self) -> tuple[list[str], Float[np.ndarray, "text dim"]]:
@@ -138,6 +147,10 @@ class ChatRetriever:
             return None
         return None if name == NONE else name
 
+    def fingerprint(self) -> str:
+        """Of what is asked; a chat model's own changes are not seen."""
+        return hash_value(["chat", self.messages("")])
+
 
 @dataclass(frozen=True)
 class FirstOf:
@@ -147,6 +160,9 @@ class FirstOf:
 
     def retrieve(self, prompt: str) -> str | None:
         return next((name for retriever in self.retrievers if (name := retriever.retrieve(prompt)) is not None), None)
+
+    def fingerprint(self) -> str:
+        return hash_value([retriever.fingerprint() for retriever in self.retrievers])
 
 
 def fold(text: str) -> str:

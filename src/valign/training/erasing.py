@@ -131,7 +131,7 @@ def _train(
     for step in track(range(done, config.iterations), f"esd-{config.part}", total=config.iterations, done=done):
         noisy, timestep, target = _example(model, prompt, config, objective, texts, step)
         loss = denoising_error(model.predict(noisy, timestep, texts.select([0])), target).mean()
-        value = float(loss)
+        value = float(loss.detach())
         if value != value or value == float("inf"):
             raise UserError(f"The loss of iteration {step + 1} must be finite, got {value}. Lower the learning rate or eta.")
         optimizer.zero_grad()
