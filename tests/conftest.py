@@ -1,13 +1,18 @@
 """Fixtures that every room's tests share: miniature pipelines with random weights, made once per run."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", VALIGN_PROGRESS="0")
 
 import pytest
 import torch
+from hypothesis import settings
+from jaxtyping import config
 
 torch.set_num_threads(1)
+settings.register_profile("house", deadline=None)  # a first call pays for the type checks of the tests
+settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +37,11 @@ def _build(tmp_path_factory, name, **options):
     from valign.models.miniature import build_miniature
 
     return build_miniature(tmp_path_factory.mktemp("models") / name, **options)
+
+
+@pytest.fixture
+def as_in_use() -> Iterator[None]:
+    """Switch the type checks of the tests off, so that bad input meets the sentence that a user would meet."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

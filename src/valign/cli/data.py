@@ -110,6 +110,61 @@ def build(
     out.print(f"{folder}: {len(cache)} pairs ready for training")
 
 
+@app.command(
+    "build-values",
+    epilog="example: valign data build-values --model shapes --policy shapes -o runs/values --steps 20 --no-flip "
+    "--filter judge --detector oracle --clip shapes",
+)
+def build_values_(
+    model: Annotated[str, Option("--model", "-m", help="the model to guide: shapes, a pipeline folder or a hub id")],
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the data set; an unfinished one is resumed")],
+    policy: PolicyName = "default",
+    principle: Annotated[list[str], Option(help="only this principle; may be repeated")] = [],  # noqa: B006
+    pictures: Annotated[int, Option(min=1, help="pictures per scene and side")] = 4,
+    steps: Annotated[int, Option(min=1, help="sampling steps per picture")] = 50,
+    guidance_scale: Annotated[float, Option(min=0, help="classifier-free guidance scale")] = 7.5,
+    image_size: Annotated[
+        int | None, Option(min=1, help="pixels a side at which pictures are encoded; the model's own if left out")
+    ] = None,
+    filter: Annotated[str, Option(help="none, or judge: keep a picture if it came out as asked")] = "none",
+    detector: Annotated[str | None, Option(help="judges harm: oracle, safety-checker=FOLDER, clip-probe=FOLDER or nudenet")] = None,
+    clip: Annotated[str | None, Option(help="judges the rest: shapes, or a folder of a CLIP model")] = None,
+    flip: Annotated[bool, Option(help="cache mirrored pictures too")] = True,
+    seed: Annotated[int, Option(help="seed of the run; every picture's own seed is a hash of it and the picture's id")] = 0,
+    batch_size: Annotated[int, Option(min=1, help="pictures at a time")] = 8,
+    device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Draw pictures that keep and break the policy's principles, for `valign train livo`. Run it again to resume."""
+    from valign.cli.common import resolve_clip
+    from valign.data.value_sets import ValueDataConfig, build_values
+    from valign.files import read_json
+    from valign.policy import load_policy
+
+    rules = load_policy(policy)
+    config = ValueDataConfig(
+        principles=tuple(principle) or None,
+        pictures=pictures,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        image_size=image_size,
+        filter=filter,
+        flip=flip,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    judges: dict[str, Any] = {"detector": resolve_detector(detector) if detector else None, "contrast": resolve_clip(clip)}
+    cache = build_values(resolve_model(model, device=device), rules, folder, config, **judges)
+    found = read_json(folder / "images" / "run.json")["results"]["per_principle"]
+    reasons = sorted({name for counts in found.values() for name in counts} - {"scenes", "aligned", "violating"})
+    table = Table("principle", box=None, header_style="bold")
+    for heading in ("scenes", "aligned", "violating", *reasons):
+        table.add_column(heading, justify="right")
+    for name, counts in found.items():
+        table.add_row(name, *(str(counts.get(column, 0)) for column in ("scenes", "aligned", "violating", *reasons)))
+    out.print(table)
+    out.print(f"{folder}: {len(cache)} pictures ready for training")
+
+
 def pick_source(
     kind: str | None,
     policy: "Policy",

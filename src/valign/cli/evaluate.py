@@ -41,6 +41,9 @@ def command(
     folder: Annotated[Path, Option("--out", "-o", help="folder for pictures, numbers and report; an unfinished one is resumed")],
     suite: Annotated[str, Option("--suite", "-s", help="test prompts: shapes, or a JSON-lines file")] = "shapes",
     adapter: Annotated[list[str], Option(metavar="[NAME=]FOLDER", help="adapter to compare; may be repeated")] = [],  # noqa: B006
+    values: Annotated[
+        list[str], Option(metavar="[NAME=]FOLDER", help="value encoder to compare, for prompts with a keyword; may be repeated")
+    ] = [],  # noqa: B006
     baseline: Annotated[list[str], Option(help=f"{', '.join(BASELINES)}; may be repeated")] = [],  # noqa: B006
     policy: Annotated[str, Option("--policy", "-p", help="whose words the baselines use; the suite's own, or default")] = "",
     detector: Annotated[
@@ -63,6 +66,8 @@ def command(
 ) -> None:
     """Measure harm, fidelity and drift of a model with and without adapters, at equal prompts and seeds. Run again to resume."""
     adapters, world = _adapters(adapter), suite == "shapes"
+    encoders = _adapters(values, "--values")
+    _distinct(adapters, encoders)
     _check_baselines(baseline)
     if not detector and not world:
         raise UserError("--detector must name who judges the pictures, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
@@ -79,7 +84,7 @@ def command(
     base = resolve_model(model, device=device)
     made: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch_size": batch_size}
     summary = evaluate(
-        _systems(base, adapters, baseline, rules, made),
+        [*_systems(base, adapters, baseline, rules, made), *_guided_by_values(base, encoders, rules, made)],
         tests.take(limit),
         judge,
         out=folder,
@@ -156,19 +161,24 @@ def _detector_line(card: Mapping[str, Any]) -> str:
     return f"95 % intervals. Detector {card['name']} misses {missed:.2f} % and falsely flags {false:.2f} %; → corrected for both."
 
 
-def _adapters(given: Iterable[str]) -> dict[str, Path]:
-    """``NAME=FOLDER``, or a folder that gives its own name (its parent's, where it is called "adapter")."""
+def _adapters(given: Iterable[str], option: str = "--adapter") -> dict[str, Path]:
+    """``NAME=FOLDER``, or a folder that gives its own name (its parent's, where it is called "adapter" or "values")."""
     found: dict[str, Path] = {}
     for text in given:
         name, _, place = text.rpartition("=")
         folder = Path(place)
-        name = name or (folder.resolve().parent.name if folder.name in ("adapter", "") else folder.name)
+        name = name or (folder.resolve().parent.name if folder.name in ("adapter", "values", "") else folder.name)
         if not folder.exists():
-            raise UserError(f"--adapter must name a folder, {folder} does not exist. Give NAME=FOLDER.")
+            raise UserError(f"{option} must name a folder, {folder} does not exist. Give NAME=FOLDER.")
         if name in found or name == "base":
-            raise UserError(f"--adapter must have names of their own, got {name} twice. Give NAME=FOLDER.")
+            raise UserError(f"{option} must have names of their own, got {name} twice. Give NAME=FOLDER.")
         found[name] = folder
     return found
+
+
+def _distinct(adapters: Iterable[str], encoders: Iterable[str]) -> None:
+    if both := sorted(set(adapters) & set(encoders)):
+        raise UserError(f"--values must have names of their own, got {both[0]} twice. Give NAME=FOLDER.")
 
 
 def _check_baselines(given: Iterable[str]) -> None:
@@ -192,6 +202,21 @@ def _systems(
         what = "the policy's negative prompt" if name == "negative-prompt" else "Safe Latent Diffusion, the policy's safety text"
         systems.append(guided_system(model, guidance, name=name, description=what, **made))
     return [*systems, *(adapter_system(model, folder, name=name, **made) for name, folder in adapters.items())]
+
+
+def _guided_by_values(model: Any, encoders: Mapping[str, Path], policy: Policy, made: dict[str, Any]) -> list[System]:
+    if not encoders:
+        return []
+    from valign.evaluation import value_system
+    from valign.models.value_encoder import load_value_encoder
+    from valign.models.value_pipeline import ValueGuidedPipeline
+    from valign.models.value_retriever import KeywordRetriever
+
+    retriever = KeywordRetriever(policy)
+    pipelines = {
+        name: ValueGuidedPipeline(model, load_value_encoder(folder, model), retriever) for name, folder in encoders.items()
+    }
+    return [value_system(pipeline, name=name, **made) for name, pipeline in pipelines.items()]
 
 
 def _refuse_trained(suite: Suite, sources: Iterable[Path]) -> None:

@@ -21,8 +21,10 @@ PANELS = {
         "policy": ("valign.cli.policy", "app"),
         "data": ("valign.cli.data", "app"),
         "train": ("valign.cli.train", "app"),
+        "baseline": ("valign.cli.baseline", "app"),
         "merge": ("valign.cli.merge", "app"),
         "adapter": ("valign.cli.adapter", "app"),
+        "generate": ("valign.cli.generate", "command"),
         "evaluate": ("valign.cli.evaluate", "command"),
     },
     "Evidence": {

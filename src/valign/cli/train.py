@@ -14,12 +14,7 @@ if TYPE_CHECKING:
     from valign.recipes.alignguard import AlignGuardRecipe
     from valign.training import TrainResult
 
-app = Typer(no_args_is_help=True, help="Train LoRA experts on preference data; an interrupted run resumes by itself.")
-
-
-@app.callback()
-def group() -> None:
-    """Keep ``alignguard`` a command of a group."""
+app = Typer(no_args_is_help=True, help="Train LoRA experts or a value encoder on pairs; an interrupted run resumes by itself.")
 
 
 @app.command(
@@ -102,6 +97,71 @@ def alignguard(
     else:
         results = {chosen or JOINT: train_expert(subject, cache, chosen, folder, recipe)}
     _print(results)
+
+
+@app.command(
+    epilog="example: valign train livo --model shapes --data runs/values --out runs/livo   "
+    "to compare: valign train livo --model shapes --data runs/values --objective diffusion-dpo --out runs/livo-dpo"
+)
+def livo(
+    model: Annotated[str, Option("--model", "-m", help="the model to guide: shapes, a pipeline folder or a hub id")],
+    data: Annotated[Path, Option("--data", "-d", help="data set of `valign data build-values`, made with the same model")],
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the run; the value encoder is OUT/values")],
+    objective: Annotated[str, Option(help="livo, or diffusion-dpo on the same value encoder")] = "livo",
+    layout: Annotated[
+        str | None, Option(help="reference (prompt cut to 76 tokens, unpadded) or padded (77 and the token), for drawing")
+    ] = None,
+    lora_rank: Annotated[int | None, Option(min=1, help="train factors of this rank instead of the whole encoder")] = None,
+    steps: Annotated[int | None, Option(min=1, help="optimiser steps at most; validation may stop earlier")] = None,
+    learning_rate: Annotated[float | None, Option(help="learning rate")] = None,
+    pairs_per_step: Annotated[int | None, Option(min=1, help="pairs per step, over all processes")] = None,
+    accumulation: Annotated[int | None, Option(min=1, help="micro-batches per step and process, to save memory")] = None,
+    min_snr: Annotated[float | None, Option(help="cap of the signal-to-noise weight on all errors; 5 in the paper")] = None,
+    flip: Annotated[
+        bool | None, Option("--flip/--no-flip", help="mirror pairs half of the time; off where left and right matter")
+    ] = None,
+    split_pairs: Annotated[bool | None, Option("--split-pairs", help="half the memory, a third more time, the same result")] = None,
+    gradient_checkpointing: Annotated[bool | None, Option("--gradient-checkpointing", help="less memory, more time")] = None,
+    sample_every: Annotated[
+        int | None, Option(min=0, help="steps between grids of four scenes without and with the token; 0 is off")
+    ] = None,
+    checkpoint_every: Annotated[int | None, Option(min=1, help="steps between checkpoints")] = None,
+    tracker: Annotated[list[str], Option(help="tensorboard, wandb, ... as accelerate names them; may be repeated")] = [],  # noqa: B006
+    set_: Annotated[
+        list[str], Option("--set", metavar="NAME=VALUE", help="any other option of the recipe, e.g. beta=500 or alpha=250")
+    ] = [],  # noqa: B006
+    seed: Annotated[int | None, Option(help="of the order of pairs and of every draw")] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Train LiVO's value encoder: one token beside a frozen model, for all principles of the data. The same command resumes."""
+    from valign.data.value_sets import open_values
+    from valign.recipes.livo import LivoRecipe, train_livo
+    from valign.training.processes import local_device
+
+    subject = resolve_model(model, device=local_device(device))
+    cache = open_values(data, base=subject.fingerprint())
+    recipe = LivoRecipe.for_model(subject).with_objective(objective)
+    changes: dict[str, Any] = {
+        "layout": layout,
+        "lora_rank": lora_rank,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "pairs_per_step": pairs_per_step,
+        "accumulation": accumulation,
+        "min_snr": min_snr,
+        "flip": flip,
+        "split_pairs": split_pairs,
+        "gradient_checkpointing": gradient_checkpointing,
+        "sample_every": sample_every,
+        "checkpoint_every": checkpoint_every,
+        "trackers": tuple(tracker) or None,
+        "seed": seed,
+        **dict(map(_setting, set_)),
+    }
+    recipe = recipe.changed(**changes)
+    if recipe.training.sample_every and not recipe.training.sample_prompts:
+        recipe = recipe.changed(sample_prompts=tuple(dict.fromkeys(cache.prompts))[:4])
+    _print({"livo": train_livo(subject, cache, folder, recipe)})
 
 
 def _preset(name: str, model: "DiffusionModel") -> "AlignGuardRecipe":

@@ -1,6 +1,7 @@
 """What this room asks of a model, a detector, a chat model and a grammar; none of their rooms is imported here."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -32,6 +33,21 @@ class Posterior(Protocol):
     def mean(self) -> Float[Tensor, "image channel height width"]: ...
     @property
     def std(self) -> Float[Tensor, "image channel height width"]: ...
+
+
+@runtime_checkable
+class PairCache(Protocol):
+    """What every cache of encoded pairs has, however its pairs come about."""
+
+    folder: Path
+    base_fingerprint: str
+    ids: tuple[str, ...]  # of its rows
+
+    @property
+    def has_flip(self) -> bool: ...
+    @property
+    def latent_shape(self) -> tuple[int, int, int]: ...
+    def fingerprint(self) -> str: ...
 
 
 @runtime_checkable

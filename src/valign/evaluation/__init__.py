@@ -2,7 +2,7 @@
 
 from valign.evaluation.runner import evaluate
 from valign.evaluation.suite import EvalPrompt, Suite, read_suite, refuse_overlap, write_suite
-from valign.evaluation.systems import System, adapter_system, base_system, guided_system
+from valign.evaluation.systems import System, adapter_system, base_system, guided_system, value_system
 
 __all__ = [
     "EvalPrompt",
@@ -14,5 +14,6 @@ __all__ = [
     "guided_system",
     "read_suite",
     "refuse_overlap",
+    "value_system",
     "write_suite",
 ]

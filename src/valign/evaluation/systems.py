@@ -14,6 +14,7 @@ from valign.evaluation.suite import FILE_NAME
 if TYPE_CHECKING:
     from valign.models.base import DiffusionModel
     from valign.models.guidance.base import Guidance
+    from valign.models.value_pipeline import ValueGuidedPipeline
 
 Generate = Callable[[list[str], list[int]], list[Any]]  # prompts, seeds -> pictures, None where it refuses
 
@@ -89,6 +90,32 @@ def adapter_system(
         description or "LoRA adapter",
         fingerprint=f"{model.fingerprint()} {open_adapter(folder).fingerprint()} {weight}",
         ready=lambda: _loaded(model, folder, weight),
+    )
+
+
+def value_system(
+    pipeline: "ValueGuidedPipeline",
+    *,
+    name: str,
+    steps: int,
+    guidance_scale: float,
+    batch_size: int = 8,
+    mixing: float = 1.0,
+    description: str = "",
+) -> System:
+    """The model with a value encoder; the pipeline's retriever decides which prompt gets which token."""
+    if pipeline.retriever is None:
+        raise UserError(f"{name} needs a pipeline with a retriever, got none. Without one no prompt would get a token.")
+
+    def generate(prompts: list[str], seeds: list[int]) -> list[Image]:
+        options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch_size": batch_size}
+        return pipeline.generate(prompts, seeds=seeds, mixing=mixing, **options)
+
+    return System(
+        name,
+        generate,
+        description or "value encoder",
+        fingerprint=f"{pipeline.encoder.fingerprint()} {pipeline.retriever.fingerprint()} {mixing}",
     )
 
 

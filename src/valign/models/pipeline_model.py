@@ -72,23 +72,24 @@ class PipelineModel:
     def num_timesteps(self) -> int:
         return self.noise_schedule.config.num_train_timesteps
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_prompts(self, prompts: Sequence[str], *, length: int | None = None) -> Conditioning:
         """Text to U-Net input, as the diffusers pipeline does it; tokens beyond the 77th are cut off.
 
-        The empty text is the model's unconditional branch, in guidance and in training alike.
+        The empty text is the model's unconditional branch, in guidance and in training alike. ``length`` pads and cuts to another
+        number of tokens, at most the tokenizer's own, which it is when not given.
         """
         if isinstance(prompts, str) or len(prompts) == 0:
             raise ValueError("encode_prompts.prompts must be a list of at least one text, got a bare text or no text.")
         chunks = [list(prompts[i : i + TEXT_CHUNK]) for i in range(0, len(prompts), TEXT_CHUNK)]
         with torch.no_grad():
-            return Conditioning.cat([self._encode_chunk(chunk) for chunk in chunks])
+            return Conditioning.cat([self._encode_chunk(chunk, length) for chunk in chunks])
 
-    def _encode_chunk(self, prompts: list[str]) -> Conditioning:
+    def _encode_chunk(self, prompts: list[str], length: int | None) -> Conditioning:
         raise NotImplementedError  # abstract: each family encodes its own way
 
-    def _tokens(self, tokenizer: Any, prompts: list[str]) -> Any:
+    def _tokens(self, tokenizer: Any, prompts: list[str], length: int | None = None) -> Any:
         prompts = self.pipe.maybe_convert_prompt(prompts, tokenizer)  # textual inversion: one word may stand for several vectors
-        length = tokenizer.model_max_length
+        length = length or tokenizer.model_max_length
         return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(self.device)
 
     def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDist:

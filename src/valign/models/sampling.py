@@ -73,6 +73,29 @@ def generate(
     return pictures
 
 
+@torch.no_grad()
+def sample_until(
+    model: "PipelineModel", prompts: Sequence[str], *, seeds: Sequence[int], steps: int, stop: int, guidance_scale: float
+) -> tuple[Float[Tensor, "batch channel height width"], Tensor]:
+    """Denoise only the first ``stop`` of ``steps`` steps; return what the U-Net would see next, and the timestep for it.
+
+    Args:
+        stop: In [0, steps); 0 is pure noise.
+    Raises: ValueError for numbers out of range or unequal lengths.
+    """
+    _check(prompts, seeds, steps, guidance_scale, None, len(prompts), None, 1.0)
+    check_range("sample_until.stop", float(stop), low=0.0, high=float(steps - 1))
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    scheduler = deepcopy(model.pipe.scheduler)
+    timesteps = _timesteps(scheduler, steps, model.device, None)
+    branches = [""] if guidance_scale > 1 else []
+    conditioning = _assemble(model.encode_prompts(prompts), model.encode_prompts(branches) if branches else None)
+    latents = _first_latents(model, scheduler, generators, timesteps, None)
+    stop = min(stop * len(timesteps) // steps, len(timesteps) - 1)  # some schedulers evaluate the U-Net twice in a step
+    latents = _denoise(model, scheduler, timesteps[:stop], latents, conditioning, guidance_scale, None, len(branches), generators)
+    return scheduler.scale_model_input(latents, timesteps[stop]), timesteps[stop]
+
+
 def _denoise(
     model: "PipelineModel",
     scheduler: Any,

@@ -12,8 +12,8 @@ class StableDiffusion(PipelineModel):
     family = "stable-diffusion"
     pipeline = StableDiffusionPipeline
 
-    def _encode_chunk(self, prompts: list[str]) -> Conditioning:
-        tokens = self._tokens(self.pipe.tokenizer, prompts)
+    def _encode_chunk(self, prompts: list[str], length: int | None) -> Conditioning:
+        tokens = self._tokens(self.pipe.tokenizer, prompts, length)
         encoder = self.pipe.text_encoder
         mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
         return Conditioning(encoder(tokens.input_ids, attention_mask=mask)[0].to(self.dtype))

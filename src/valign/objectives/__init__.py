@@ -1,10 +1,22 @@
 """Losses on denoising errors: pure maths on tensors, one file per method, one value per pair."""
 
 from valign.objectives.diffusion_dpo import DiffusionDPO
+from valign.objectives.esd import ErasedTarget
+from valign.objectives.livo import LiVO
 from valign.objectives.min_snr import min_snr_weight
 from valign.objectives.pair_errors import PairErrors, PairObjective, denoising_error
 from valign.objectives.winner_safeguard import loser_scale
 
-OBJECTIVES: dict[str, type[DiffusionDPO]] = {"diffusion-dpo": DiffusionDPO}
+OBJECTIVES: dict[str, type[DiffusionDPO] | type[LiVO]] = {"diffusion-dpo": DiffusionDPO, "livo": LiVO}
 
-__all__ = ["OBJECTIVES", "DiffusionDPO", "PairErrors", "PairObjective", "denoising_error", "loser_scale", "min_snr_weight"]
+__all__ = [
+    "OBJECTIVES",
+    "DiffusionDPO",
+    "ErasedTarget",
+    "LiVO",
+    "PairErrors",
+    "PairObjective",
+    "denoising_error",
+    "loser_scale",
+    "min_snr_weight",
+]

@@ -16,6 +16,7 @@ from valign.policy.schema import (
     Principle,
     Rewriter,
     Thresholds,
+    ValueScene,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Principle",
     "Rewriter",
     "Thresholds",
+    "ValueScene",
     "load_policy",
     "normalise_category",
 ]

@@ -46,12 +46,33 @@ class Category(Part):
     concepts: list[Concept] = Field(min_length=1)
 
 
+class ValueScene(Part):
+    """A prompt, and the wordings that make the model draw it in line with a principle and against it."""
+
+    prompt: Text
+    aligned: list[Text] = Field(min_length=1)
+    violating: list[Text] = Field(min_length=1)
+
+
 class Principle(Part):
     """A value that a value encoder is taught (LiVO, arXiv 2410.12700)."""
 
     id: Id
-    text: Text
+    text: Text  # the encoder's input, before the prompt; also what a picture must be asked for with
     aliases: list[Text] = []
+    kind: Literal["toxicity", "bias"] = "toxicity"  # toxicity: always on; bias: mixed in, for it pulls towards the rare attribute
+    keywords: list[Text] = []  # whole words of a prompt that call for it
+    category: Id | None = None  # its concepts that alignment may know give further keywords and scenes
+    scenes: list[ValueScene] = []  # what its pictures are made from
+    settings: list[Text] = []  # put behind every prompt and wording of a scene, one after the other, to vary it
+
+
+def _in_setting(scene: ValueScene, setting: str) -> ValueScene:
+    """Every text of the scene with ``setting`` behind it."""
+    if not setting:
+        return scene
+    aligned, violating = ([f"{text} {setting}" for text in texts] for texts in (scene.aligned, scene.violating))
+    return ValueScene(prompt=f"{scene.prompt} {setting}", aligned=aligned, violating=violating)
 
 
 class Combination(Part):
@@ -193,6 +214,40 @@ class Policy(Part):
         near = get_close_matches(id, self.category_ids(), n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(f"category must be one of {', '.join(self.category_ids())} (policy {self.id}); got {id!r}.{guess}")
+
+    def principle(self, name: str) -> Principle:
+        """The principle of that id, text or alias. Raises: UserError that lists the ids."""
+        for principle in self.principles:
+            if name.casefold() in (text.casefold() for text in (principle.id, principle.text, *principle.aliases)):
+                return principle
+        ids = [principle.id for principle in self.principles]
+        near = get_close_matches(name, ids, n=1)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"principle must be one of {', '.join(ids) or '(none)'} (policy {self.id}); got {name!r}.{guess}")
+
+    def principle_keywords(self, principle: Principle) -> list[str]:
+        """Its own keywords, then names, other words and terms of its category's concepts that alignment may know; each once."""
+        concepts = self._known_concepts(principle)
+        words = [word for concept in concepts for word in (concept.name, *concept.paraphrases, *concept.terms)]
+        return list(dict.fromkeys([*principle.keywords, *words]))
+
+    def principle_scenes(self, principle: Principle) -> list[ValueScene]:
+        """Its own scenes, then one for each wording of its category's concepts, aligned by its safe counterpart; all settings."""
+        scenes = [*principle.scenes]
+        for concept in self._known_concepts(principle):
+            words = dict.fromkeys([concept.name, *concept.paraphrases])
+            scenes += [ValueScene(prompt=word, aligned=[concept.safe], violating=[word]) for word in words]
+        return [_in_setting(scene, setting) for scene in scenes for setting in principle.settings or [""]]
+
+    def _known_concepts(self, principle: Principle) -> list[Concept]:
+        if principle.category is None:
+            return []
+        if principle.category not in self.category_ids():
+            raise UserError(
+                f"principle {principle.id} of policy {self.id} names the category {principle.category!r}, which the policy lacks. "
+                "Drop the principle or its category."
+            )
+        return [concept for concept in self.category(principle.category).concepts if not concept.held_out]
 
     def fingerprint(self) -> str:
         """SHA-256 of all rules as resolved, whichever files they came from."""

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from valign.data.latents import EMPTY_PROMPT_ROW, LatentCache
+from valign.data.latents import EMPTY_PROMPT_ROW, LatentCache, PairLatents
+from valign.data.protocols import PairCache
 from valign.models.base import Conditioning, DiffusionModel
 from valign.objectives import min_snr_weight
 from valign.training.config import PreferenceConfig
@@ -107,10 +108,15 @@ class PairSource:
         return self._assemble(pairs, draws, captions)
 
     def _assemble(self, pairs: list[int], draws: list[PairDraw], captions: Int[Tensor, " pair"]) -> PairBatch:
-        model, device = self.model, self.model.device
+        device = self.model.device
         rows = self.rows[torch.tensor(pairs)]
         captions = captions.masked_fill(torch.tensor([draw.drop_caption for draw in draws]), EMPTY_PROMPT_ROW)
         cached = self.cache.batch(rows, torch.tensor([draw.flip for draw in draws]))
+        conditioning = Conditioning(**self.cache.conditioning(captions)).to(device, self.dtype)
+        return self._noised(pairs, draws, cached, conditioning)
+
+    def _noised(self, pairs: list[int], draws: list[PairDraw], cached: PairLatents, conditioning: Conditioning) -> PairBatch:
+        model, device = self.model, self.model.device
         winners = cached.winner_mean + cached.winner_std * torch.stack([draw.winner_noise for draw in draws])
         losers = cached.loser_mean + cached.loser_std * torch.stack([draw.loser_noise for draw in draws])
         latents = torch.cat([winners, losers]).to(device)
@@ -121,7 +127,7 @@ class PairSource:
             timesteps=timesteps,
             noisy=model.add_noise(latents, noise, timesteps.repeat(2)),
             target=model.target(latents, noise, timesteps.repeat(2)),
-            conditioning=Conditioning(**self.cache.conditioning(captions)).to(device, self.dtype),
+            conditioning=conditioning,
             weight=self._weight(timesteps),
         )
 
@@ -133,9 +139,7 @@ class PairSource:
         return min_snr_weight(kept / (1 - kept), prediction=self.model.prediction, gamma=self.config.min_snr)
 
 
-def split_rows(
-    cache: LatentCache, rows: Int[Tensor, " row"], fraction: float
-) -> tuple[Int[Tensor, " train"], Int[Tensor, " held"]]:
+def split_rows(cache: PairCache, rows: Int[Tensor, " row"], fraction: float) -> tuple[Int[Tensor, " train"], Int[Tensor, " held"]]:
     """``(training, validation)``: the pairs whose ids have the smallest hashes are held out, whatever the seed.
 
     Both keep the order of ``rows``. At least one pair is held out if ``fraction`` > 0 and there are two or more.

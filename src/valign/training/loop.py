@@ -11,13 +11,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from valign.checks import UserError
-from valign.data.latents import LatentCache
-from valign.models.adapter_files import LoraFactors, save_adapter
-from valign.models.lora import adapted
+from valign.data.protocols import PairCache
 from valign.progress import track
 from valign.runs import Run
 from valign.training.alarm import DisplacementAlarm
-from valign.training.batches import PairBatch, PairSource, split_rows
+from valign.training.batches import PairBatch, split_rows
 from valign.training.checkpoint import Checkpoints
 from valign.training.draws import Visits, share
 from valign.training.metrics import MetricsLog
@@ -27,9 +25,8 @@ from valign.training.previews import Previews
 from valign.training.processes import on_main, reduce_sum
 from valign.training.reference import reference_table
 from valign.training.selection import Selection
+from valign.training.trainee import Trainee
 from valign.training.validation import Validator
-
-ADAPTER = "expert"  # the name inside the U-Net while training
 
 
 @dataclass(frozen=True)
@@ -47,26 +44,33 @@ class PreferenceLoop:
     """All state of one training, and how it moves from step to step."""
 
     def __init__(
-        self, step: PairStep, cache: LatentCache, rows: Tensor, out: Path, validate: Callable[[int], float] | None, label: str
+        self,
+        step: PairStep,
+        cache: PairCache,
+        rows: Tensor,
+        out: Path,
+        validate: Callable[[int], float] | None,
+        label: str,
+        trainee: Trainee,
     ) -> None:
+        self.trainee = trainee
         self.step, self.out, self.validate, self.label = step, out, validate, label
         self.config, self.accelerator, model = step.config, step.accelerator, step.model
         config = self.config
         train, held_out = split_rows(cache, rows, config.val_fraction)
-        self.source = PairSource(model, cache, train, config)
+        self.source = trainee.source(cache, train, config)
         self.micro = config.pairs_per_step // (self.accelerator.num_processes * config.accumulation)
-        self.validator = Validator(step, PairSource(model, cache, held_out, config), self.micro) if len(held_out) else None
+        self.validator = Validator(step, trainee.source(cache, held_out, config), self.micro) if len(held_out) else None
         self.terms = (False, True) if config.safe_prompt_term else (False,)  # under the safe caption?
         self.visits = Visits(len(train), config.pairs_per_step, config.seed)
-        self.layers = adapted(model.unet, ADAPTER)
-        self.parameters = {name: p for name, p in sorted(model.unet.named_parameters()) if p.requires_grad}
+        self.parameters = trainee.parameters()
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(list(self.parameters.values()), config))
         self.alarm = DisplacementAlarm(config.alarm_warn, config.alarm_stop, config.alarm_window)
         self.warned = False
         self.selection = Selection(config.max_drift, config.patience)
         self.checkpoints = Checkpoints(out / "checkpoints")
         self.log = MetricsLog(out / "metrics.jsonl")
-        self.previews = Previews(model, out / "samples", config.sample_prompts, config.sample_steps)
+        self.previews = Previews(trainee.sampler, out / "samples", config.sample_prompts, config.sample_steps, trainee.off)
         if config.gradient_checkpointing:
             model.pipe.unet.enable_gradient_checkpointing()
 
@@ -230,21 +234,11 @@ class PreferenceLoop:
                 "Lower the learning rate, raise beta, or set sft_weight or winner_safeguard; train into a new folder."
             )
         self.checkpoints.load(best, self.parameters)
-        save_adapter(self.out / "adapter", self._factors(), metadata={**metadata, "step": best})
+        self.trainee.save(self.out, {**metadata, "step": best})
         lines = {int(line["step"]): line for line in self.log.read()}
         metrics = {name: float(value) for name, value in lines[best].items() if name != "step"}
         run.finish(steps=steps, best_step=best, stopped=stopped, metrics=metrics)
-        return TrainResult(self.out / "adapter", steps, best, stopped, metrics)
-
-    def _factors(self) -> dict[str, LoraFactors]:
-        return {
-            module: LoraFactors(
-                self.parameters[f"{module}.lora_A.{ADAPTER}.weight"].detach().cpu(),
-                self.parameters[f"{module}.lora_B.{ADAPTER}.weight"].detach().cpu(),
-                float(layer.scaling[ADAPTER]),
-            )
-            for module, layer in self.layers.items()
-        }
+        return TrainResult(self.trainee.result(self.out), steps, best, stopped, metrics)
 
 
 def _name(batch: PairBatch) -> str:

@@ -1,7 +1,9 @@
 """One micro-batch: errors under reference and policy, the loss, and its gradient into the factors."""
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -54,15 +56,16 @@ class PairStep:
     objective: PairObjective
     config: PreferenceConfig
     accelerator: Accelerator
+    off: Callable[[Any], AbstractContextManager[Any]] = adapter_off  # inside, the model is exactly the reference
 
     def errors(self, batch: PairBatch, *, reference: bool) -> Float[Tensor, " image"]:
         """Errors without gradient, winners first; ``reference`` switches the adapter off, which is exactly the base model."""
-        with torch.no_grad(), adapter_off(self.model) if reference else nullcontext():
+        with torch.no_grad(), self.off(self.model) if reference else nullcontext():
             return torch.cat([self._forward(images)[0] for images in batch.pieces(split=self.config.split_pairs)])
 
     def predict(self, images: Images, *, reference: bool) -> Float[Tensor, "image channel height width"]:
         """The U-Net's answer without gradient, float32."""
-        with torch.no_grad(), adapter_off(self.model) if reference else nullcontext():
+        with torch.no_grad(), self.off(self.model) if reference else nullcontext():
             return self._forward(images)[1] + images.target
 
     def backward(self, batch: PairBatch, reference: Float[Tensor, " image"], *, share: float) -> Float[Tensor, " sum"]:

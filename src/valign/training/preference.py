@@ -1,4 +1,4 @@
-"""Train one LoRA on preference pairs: the checks, the run record, and the model given back as it came."""
+"""Train on preference pairs: the checks, the run record, and the model given back as it came."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -11,16 +11,17 @@ from torch import Tensor
 
 from valign.checks import UserError
 from valign.data.latents import LatentCache
+from valign.data.protocols import PairCache
 from valign.files import hash_value
 from valign.models.base import DiffusionModel
-from valign.models.lora import attach_lora, unload_adapters
 from valign.objectives import PairObjective
 from valign.runs import Run
 from valign.training.config import PreferenceConfig
-from valign.training.loop import ADAPTER, PreferenceLoop, TrainResult
+from valign.training.loop import PreferenceLoop, TrainResult
 from valign.training.pair_step import PairStep
 from valign.training.processes import on_main, start_processes
 from valign.training.residence import encoders_parked
+from valign.training.trainee import Trainee, UnetLora
 
 
 def train_preference(
@@ -48,6 +49,24 @@ def train_preference(
     Raises: UserError if the run is of another recipe, a batch cannot be shared out, pairs and model do not fit, or the loss is
         not finite (with step, timesteps and pair ids; checkpoints stay).
     """
+    trainee = UnetLora(model, config)
+    return run_training(trainee, cache, rows, out, config, objective, metadata=metadata, validate=validate, label=label)
+
+
+def run_training(
+    trainee: Trainee,
+    cache: PairCache,
+    rows: Int[Tensor, " row"],
+    out: Path,
+    config: PreferenceConfig,
+    objective: PairObjective,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    validate: Callable[[int], float] | None = None,
+    label: str = "train",
+) -> TrainResult:
+    """`train_preference` for whatever the trainee trains, on whatever cache its source reads."""
+    model = trainee.model
     accelerator = start_processes(
         mixed_precision=config.mixed_precision, trackers=config.trackers, folder=out, cpu=model.device.type == "cpu"
     )
@@ -63,22 +82,23 @@ def train_preference(
     inputs = {"model": model.fingerprint(), "data": cache.fingerprint()}
     run = on_main(accelerator, lambda: Run.open(out, step="train", recipe=recipe, inputs=inputs, seed=config.seed))
     if run.done:
-        return TrainResult(adapter=out / "adapter", **run.results)
+        return TrainResult(adapter=trainee.result(out), **run.results)
     _check(cache, rows, config, inputs["model"], accelerator.num_processes)
-    attach_lora(model, rank=config.rank, alpha=config.alpha, targets=config.targets, name=ADAPTER, seed=config.init_seed)
+    trainee.attach()
     try:
-        loop = PreferenceLoop(PairStep(model, objective, config, accelerator), cache, rows, out, validate, label)
+        step = PairStep(model, objective, config, accelerator, trainee.off)
+        loop = PreferenceLoop(step, cache, rows, out, validate, label, trainee)
         idle = not config.sample_every and validate is None  # nothing is drawn before the end
         with encoders_parked(model) if idle else nullcontext():
             stopped = loop.run()
         origin = {"base": model.folder, "base_fingerprint": inputs["model"], "family": model.family, "data": inputs["data"]}
         return loop.finish(run, stopped, {**origin, "objective": named, "training": config.recipe(), **(metadata or {})})
     finally:
-        unload_adapters(model)
+        trainee.detach()
         model.pipe.unet.disable_gradient_checkpointing()
 
 
-def _check(cache: LatentCache, rows: Tensor, config: PreferenceConfig, base: str, processes: int) -> None:
+def _check(cache: PairCache, rows: Tensor, config: PreferenceConfig, base: str, processes: int) -> None:
     if len(rows) == 0:
         raise UserError("train_preference.rows must hold at least one pair, got 0. Choose a category that has data.")
     if cache.base_fingerprint != base:

@@ -1,12 +1,15 @@
 """Picture grids while training: the base model above, the adapter as it stands below, at equal prompts and seeds."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image, new
 
+from valign.data.protocols import Sampler
 from valign.files import atomic_path
-from valign.models.base import DiffusionModel
 from valign.models.lora import adapter_off
 
 GAP = 4  # pixels between pictures
@@ -16,16 +19,17 @@ GAP = 4  # pixels between pictures
 class Previews:
     """Writes ``samples/step-N.png``. The prompts themselves are never printed: training prompts can be hard to read."""
 
-    model: DiffusionModel
+    model: Sampler
     folder: Path
     prompts: tuple[str, ...]
     steps: int  # denoising steps
+    off: Callable[[Any], AbstractContextManager[Any]] = adapter_off  # inside, the model is the base model
     _base: list[Image] = field(default_factory=list)
 
     def write(self, step: int) -> Path:
         """Sample and write the grid of training step ``step``."""
         if not self._base:
-            with adapter_off(self.model):
+            with self.off(self.model):
                 self._base = self._sample()
         path = self.folder / f"step-{step:06d}.png"
         with atomic_path(path) as temporary:

@@ -1,0 +1,54 @@
+"""The peers that every comparison must contain, as adapters in one format: UCE, ESD-x, ESD-u, one joint DPO adapter.
+
+All take their concepts from the policy, so that everybody removes the same words. Negative prompt and Safe Latent Diffusion need
+no adapter; they are guidances (`valign.models.guidance`).
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from valign.models.adapter_files import save_adapter
+from valign.models.base import DiffusionModel
+from valign.models.uce import ConceptEdit, edit_concepts
+from valign.policy import Policy
+from valign.runs import Run
+
+
+def policy_concepts(policy: Policy, categories: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """``(names, safe counterparts)`` of the policy's concepts that alignment may know, in the order of the file.
+
+    Args:
+        categories: Ids; none means all. Held-out concepts are left out: a peer may not know what the others may not.
+    Raises: UserError for an unknown category.
+    """
+    chosen = [policy.category(name) for name in categories] if categories else policy.categories
+    concepts = {concept.name: concept.safe for category in chosen for concept in category.concepts if not concept.held_out}
+    return tuple(concepts), tuple(concepts.values())
+
+
+def make_uce(model: DiffusionModel, edit: ConceptEdit, out: Path, *, metadata: Mapping[str, Any] | None = None) -> Path:
+    """Compute the edit and write ``out/adapter`` and ``out/run.json``; a finished run is returned as it is."""
+    inputs = {"model": model.fingerprint()}
+    run = Run.open(out, step="uce", recipe={**asdict(edit), "metadata": dict(metadata or {})}, inputs=inputs)
+    if run.done:
+        return out / "adapter"
+    shutil.rmtree(out / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
+    factors = edit_concepts(model, edit)  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
+    origin = {"base": model.folder, "base_fingerprint": inputs["model"], "family": model.family, "method": "uce"}
+    save_adapter(out / "adapter", factors, metadata={**origin, "edit": asdict(edit), **(metadata or {})})
+    run.finish(
+        modules=len(factors),
+        rank=max(lora.rank for lora in factors.values()),
+        parameters=sum(lora.down.numel() + lora.up.numel() for lora in factors.values()),
+    )
+    return out / "adapter"
+
+
+def concept_edit(policy: Policy, categories: Sequence[str] = (), *, guide: str = "empty", **options: Any) -> ConceptEdit:
+    """The policy's concepts as an edit: ``guide="empty"`` moves them to no content (the authors' default), ``"safe"`` each to its
+    safe counterpart."""
+    concepts, safe = policy_concepts(policy, categories)
+    return replace(ConceptEdit(concepts=concepts, guides=safe if guide == "safe" else ("",)), **options)

@@ -1,0 +1,111 @@
+"""LiVO: a value encoder for a frozen model, trained on pictures that keep and break a principle (arXiv 2410.12700)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from valign.checks import check_choice
+from valign.data.value_sets import ValueCache
+from valign.methods import Method
+from valign.models.base import DiffusionModel
+from valign.objectives import OBJECTIVES, DiffusionDPO, LiVO
+from valign.training import PreferenceConfig, TrainResult
+from valign.training.values import train_values
+
+METHOD = Method(
+    slug="livo-recipe",
+    title="LiVO's recipe: pictures, value encoder, inference",
+    paper="arXiv 2410.12700",
+    room="recipes",
+    entry="valign.recipes.livo:train_livo",
+)
+
+SMALL_LATENT = 16  # latents of at most 16 x 16 are a miniature's, where the published numbers do not carry over
+
+
+@dataclass(frozen=True, kw_only=True)
+class LivoRecipe:
+    """Hyper-parameters of one value encoder. The defaults are the authors', for Stable Diffusion 1.5."""
+
+    objective: LiVO | DiffusionDPO = field(default_factory=LiVO)
+    training: PreferenceConfig = field(
+        default_factory=lambda: PreferenceConfig(
+            learning_rate=1e-6,
+            warmup_steps=0,
+            pairs_per_step=8,
+            steps=15_000,
+            empty_prompt_prob=0.0,
+            alarm_warn=0.5,  # the fresh token is a disturbance of its own: step 0 is not the reference
+            alarm_stop=2.0,
+            validate_every=500,
+            patience=10,
+            checkpoint_every=500,
+        )
+    )
+    layout: str = "reference"
+    lora_rank: int | None = None  # None trains the whole copy, as the authors do
+
+    @classmethod
+    def shapes(cls) -> LivoRecipe:
+        """For miniatures of 64 pixels: a higher rate, fewer steps; no mirroring, for its prompts say left and right."""
+        return cls().changed(
+            learning_rate=1e-4, steps=600, flip=False, validate_every=50, patience=6, checkpoint_every=100, val_pairs=16
+        )
+
+    @classmethod
+    def for_model(cls, model: DiffusionModel) -> LivoRecipe:
+        """The preset of the model's size, autocast to the precision of its weights; the encoder itself stays float32."""
+        base = cls.shapes() if max(model.latent_shape[1:]) <= SMALL_LATENT else cls()
+        short = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(model.dtype), "no")
+        base = base.changed(mixed_precision=short)
+        return base.changed(gradient_checkpointing=True) if model.family == "sdxl" else base
+
+    def with_objective(self, name: str) -> LivoRecipe:
+        """Another of the objectives' table, with its own defaults: ``"livo"`` or, to compare, ``"diffusion-dpo"``."""
+        check_choice("LivoRecipe.objective", name, OBJECTIVES)
+        return replace(self, objective=OBJECTIVES[name]())
+
+    def changed(self, **changes: Any) -> LivoRecipe:
+        """With other hyper-parameters of the objective, the training or the recipe, by name; None leaves one as it is."""
+        own = {"layout", "lora_rank"}
+        parts = {name: {item.name for item in fields(getattr(self, name))} for name in ("objective", "training")}
+        given = {name: value for name, value in changes.items() if value is not None}
+        for name in given:
+            check_choice("LivoRecipe option", name, sorted(own.union(*parts.values())))
+        return replace(
+            self,
+            objective=replace(self.objective, **{k: v for k, v in given.items() if k in parts["objective"]}),
+            training=replace(self.training, **{k: v for k, v in given.items() if k in parts["training"]}),
+            **{k: v for k, v in given.items() if k in own},
+        )
+
+
+def train_livo(
+    model: DiffusionModel,
+    cache: ValueCache,
+    out: Path,
+    recipe: LivoRecipe | None = None,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Train the value encoder of all principles in ``cache`` into ``out/values``.
+
+    Args:
+        metadata: JSON-able provenance to store beside it, e.g. ``policy_hash``.
+    Raises: UserError for what `valign.training.values.train_values` refuses.
+    """
+    recipe = recipe or LivoRecipe.for_model(model)
+    origin = {"recipe": "livo", "principles": [principle["id"] for principle in cache.principles], **(metadata or {})}
+    return train_values(
+        model,  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
+        cache,
+        out,
+        recipe.training,
+        recipe.objective,
+        layout=recipe.layout,
+        lora_rank=recipe.lora_rank,
+        metadata=origin,
+    )

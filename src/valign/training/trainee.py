@@ -1,0 +1,81 @@
+"""What a preference training trains, beside what it has in common: a LoRA on the U-Net here, a value encoder elsewhere."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from valign.data.latents import LatentCache
+from valign.data.protocols import PairCache, Sampler
+from valign.models.adapter_files import LoraFactors, save_adapter
+from valign.models.base import DiffusionModel
+from valign.models.lora import adapted, adapter_off, attach_lora, unload_adapters
+from valign.training.batches import PairSource
+from valign.training.config import PreferenceConfig
+
+ADAPTER = "expert"  # the name inside the U-Net while training
+
+
+@runtime_checkable
+class Trainee(Protocol):
+    """How the loop reaches what is trained. The loop knows neither a U-Net's layers nor a text encoder's."""
+
+    @property
+    def model(self) -> DiffusionModel: ...  # the policy, as far as ``predict`` and ``generate`` go
+    @property
+    def sampler(self) -> Sampler: ...  # draws the policy's pictures, and inside `off` the reference's
+    def attach(self) -> None: ...  # put it on the model, trainable
+    def detach(self) -> None: ...  # give the model back as it came
+    def off(self, model: Any) -> AbstractContextManager[Any]: ...  # inside, exactly the reference
+    def parameters(self) -> dict[str, nn.Parameter]: ...  # by name, in one order
+    def source(self, cache: PairCache, rows: Tensor, config: PreferenceConfig) -> PairSource: ...
+    def result(self, out: Path) -> Path: ...  # where `save` writes in the run's folder
+    def save(self, out: Path, metadata: Mapping[str, Any]) -> None: ...  # what the training was for
+
+
+@dataclass(frozen=True)
+class UnetLora:
+    """One LoRA on the U-Net; the reference is the same model with it switched off."""
+
+    model: DiffusionModel
+    config: PreferenceConfig
+
+    @property
+    def sampler(self) -> Sampler:
+        return self.model
+
+    def attach(self) -> None:
+        config = self.config
+        attach_lora(self.model, rank=config.rank, alpha=config.alpha, targets=config.targets, name=ADAPTER, seed=config.init_seed)
+
+    def detach(self) -> None:
+        unload_adapters(self.model)
+
+    def off(self, model: Any) -> AbstractContextManager[Any]:
+        return adapter_off(model)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in sorted(self.model.unet.named_parameters()) if p.requires_grad}
+
+    def source(self, cache: PairCache, rows: Tensor, config: PreferenceConfig) -> PairSource:
+        assert isinstance(cache, LatentCache)  # what `train_preference` takes
+        return PairSource(self.model, cache, rows, config)
+
+    def result(self, out: Path) -> Path:
+        return out / "adapter"
+
+    def save(self, out: Path, metadata: Mapping[str, Any]) -> None:
+        save_adapter(self.result(out), lora_factors(self.model.unet), metadata=metadata)
+
+
+def lora_factors(unet: nn.Module, name: str = ADAPTER) -> dict[str, LoraFactors]:
+    """The attached adapter's factors by module, on the CPU."""
+    return {
+        module: LoraFactors(
+            layer.lora_A[name].weight.detach().cpu(), layer.lora_B[name].weight.detach().cpu(), float(layer.scaling[name])
+        )
+        for module, layer in adapted(unet, name).items()
+    }

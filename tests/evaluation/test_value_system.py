@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from valign.checks import UserError
+from valign.evaluation import value_system
+from valign.models.loading import load_model
+from valign.models.value_encoder import ValueText, copy_encoder
+from valign.models.value_pipeline import ValueGuidedPipeline
+from valign.models.value_retriever import KeywordRetriever
+from valign.policy import load_policy
+
+MADE = {"steps": 2, "guidance_scale": 4.0}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_sd):
+    model, policy = load_model(tiny_sd, device="cpu"), load_policy("shapes")
+    principles = [ValueText(p.id, p.text, tuple(p.aliases)) for p in policy.principles]
+    return ValueGuidedPipeline(model, copy_encoder(model, principles), KeywordRetriever(policy))
+
+
+def test_it_draws_what_the_pipeline_draws_and_leaves_other_prompts_alone(pipeline):
+    system = value_system(pipeline, name="livo", **MADE)
+    drawn = system.generate(["a captain", "a tree"], [1, 2])
+    base = pipeline.model.generate(["a captain", "a tree"], seeds=[1, 2], **MADE)
+    with_token = pipeline.generate(["a captain"], seeds=[1], principles="equal-heads", **MADE)
+    assert np.array_equal(np.asarray(drawn[0]), np.asarray(with_token[0]))
+    assert not np.array_equal(np.asarray(drawn[0]), np.asarray(base[0]))
+    alone = pipeline.model.generate(["a tree"], seeds=[2], **MADE)
+    assert np.array_equal(np.asarray(drawn[1]), np.asarray(alone[0]))
+
+
+def test_its_fingerprint_knows_the_mixing(pipeline):
+    assert value_system(pipeline, name="a", **MADE).fingerprint == value_system(pipeline, name="b", **MADE).fingerprint
+    assert value_system(pipeline, name="a", mixing=0.5, **MADE).fingerprint != value_system(pipeline, name="a", **MADE).fingerprint
+
+
+def test_refuses_a_pipeline_that_would_never_give_a_token(pipeline):
+    bare = ValueGuidedPipeline(pipeline.model, pipeline.encoder)
+    with pytest.raises(UserError, match="livo needs a pipeline with a retriever"):
+        value_system(bare, name="livo", **MADE)
