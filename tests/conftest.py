@@ -4,10 +4,13 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", VALIGN_PROGRESS="0")
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("valign", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("valign")
 
 
 @pytest.fixture(scope="session")
