@@ -10,12 +10,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from valign.adapters import adapter_state, export_lora
 from valign.checks import UserError
 from valign.data.latents import LatentCache
 from valign.models.adapter_files import LoraFactors, save_adapter
-from valign.models.lora import adapted
 from valign.progress import track
 from valign.runs import Run
+from valign.training.adapter_start import start_adapter
 from valign.training.alarm import DisplacementAlarm
 from valign.training.batches import PairBatch, PairSource, split_rows
 from valign.training.checkpoint import Checkpoints
@@ -58,7 +59,8 @@ class PreferenceLoop:
         self.validator = Validator(step, PairSource(model, cache, held_out, config), self.micro) if len(held_out) else None
         self.terms = (False, True) if config.safe_prompt_term else (False,)  # under the safe caption?
         self.visits = Visits(len(train), config.pairs_per_step, config.seed)
-        self.layers = adapted(model.unet, ADAPTER)
+        start_adapter(step, self.source, ADAPTER)
+        self.saved = adapter_state(model.unet, ADAPTER)  # what trains, and constants that a method draws from data
         self.parameters = {name: p for name, p in sorted(model.unet.named_parameters()) if p.requires_grad}
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(list(self.parameters.values()), config))
         self.alarm = DisplacementAlarm(config.alarm_warn, config.alarm_stop, config.alarm_window)
@@ -196,7 +198,7 @@ class PreferenceLoop:
     def _save(self, number: int, stopped: str) -> None:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         state = {"selection": self.selection.state(), "alarm": self.alarm.state(), "stopped": stopped, "scaler": scaler}
-        self.checkpoints.save(number, self.parameters, self.optimizer.optimizer, state)
+        self.checkpoints.save(number, self.saved, self.optimizer.optimizer, state)
         self.checkpoints.prune(self.config.keep_checkpoints, also=self.selection.best_step)
 
     def _resume(self) -> tuple[int, str]:
@@ -206,7 +208,7 @@ class PreferenceLoop:
         on_main(self.accelerator, lambda: self.log.rewind(done))
         if not done:
             return 0, ""
-        state = self.checkpoints.load(done, self.parameters, self.optimizer.optimizer)
+        state = self.checkpoints.load(done, self.saved, self.optimizer.optimizer)
         self.selection.restore(state["selection"])
         self.alarm.restore(state["alarm"])
         if state["scaler"]:
@@ -224,7 +226,7 @@ class PreferenceLoop:
                 f"{self.out} has no step worth keeping: {'winners were displaced' if stopped else 'no validation gave a number'}. "
                 "Lower the learning rate, raise beta, or set sft_weight or winner_safeguard; train into a new folder."
             )
-        self.checkpoints.load(best, self.parameters)
+        self.checkpoints.load(best, self.saved)
         save_adapter(self.out / "adapter", self._factors(), metadata={**metadata, "step": best})
         lines = {int(line["step"]): line for line in self.log.read()}
         metrics = {name: float(value) for name, value in lines[best].items() if name != "step"}
@@ -232,14 +234,8 @@ class PreferenceLoop:
         return TrainResult(self.out / "adapter", steps, best, stopped, metrics)
 
     def _factors(self) -> dict[str, LoraFactors]:
-        return {
-            module: LoraFactors(
-                self.parameters[f"{module}.lora_A.{ADAPTER}.weight"].detach().cpu(),
-                self.parameters[f"{module}.lora_B.{ADAPTER}.weight"].detach().cpu(),
-                float(layer.scaling[ADAPTER]),
-            )
-            for module, layer in self.layers.items()
-        }
+        found = export_lora(self.step.model.unet, ADAPTER)
+        return {module: LoraFactors(lora.down.cpu(), lora.up.cpu(), lora.scale) for module, lora in found.items()}
 
 
 def _name(batch: PairBatch) -> str:
