@@ -34,6 +34,10 @@ class FactorVariant(LoraVariant):
         """The factors of adapter ``name`` as they stand, with gradients to what is trained."""
         return plain(layer, name)
 
+    def exported(self, layer: Any, name: str) -> LoraFactors:
+        """What `export_lora` writes; the same change of weight as `factors`."""
+        return self.factors(layer, name)
+
     def supports_lora_conversion(self) -> bool:
         """False: peft's own conversion would read the bare tensors. `export_lora` converts exactly."""
         return False
@@ -214,7 +218,7 @@ def factors_of(layer: Any, name: str) -> LoraFactors:
     """The exact change of the base weight *as it was before the method*, whatever the method, as plain factors, detached."""
     variant = layer.lora_variant.get(name)
     if isinstance(variant, FactorVariant):
-        lora = variant.factors(layer, name)
+        lora = variant.exported(layer, name)
     elif variant is not None:
         raise ValueError(
             f"export_lora must have plain LoRA or a method of valign, got {type(variant).__name__}. Use peft's own export."
