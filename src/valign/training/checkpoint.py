@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from valign.checks import UserError
 from valign.files import atomic_folder, read_json, write_json
@@ -34,9 +34,7 @@ class Checkpoints:
         names = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.glob("step-*"))
         return sorted(int(name[1]) for name in names if name)
 
-    def save(
-        self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
-    ) -> Path:
+    def save(self, step: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Path:
         """Write everything that the next step depends on. ``state`` is JSON-able; floats survive JSON exactly."""
         tensors, plain = _split_state(optimizer)
         with atomic_folder(self.path(step), force=True) as folder:
@@ -47,9 +45,7 @@ class Checkpoints:
             write_json(folder / "state.json", {"format": FORMAT, "step": step, "optimizer": plain, **state})
         return self.path(step)
 
-    def load(
-        self, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None = None
-    ) -> dict[str, Any]:
+    def load(self, step: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
         """Write the factors (and the optimiser's state) back in place; return ``state``.
 
         Raises: UserError if the checkpoint is of other modules or is damaged.

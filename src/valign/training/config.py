@@ -24,6 +24,7 @@ class PreferenceConfig:
     """One LoRA trained on pairs (caption, winner, loser). Defaults: Stable Diffusion 1.5 as in AlignGuard (arXiv 2412.10493)."""
 
     # adapter
+    adapter: Literal["lora", "ailora", "comp-lora", "lora-sb"] = "lora"  # how the LoRA starts and what of it trains
     rank: int = 4
     alpha: float | None = None  # LoRA scale is alpha / rank; None is rank, so scale 1
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # linears of every attention, self and cross
@@ -88,6 +89,7 @@ class PreferenceConfig:
             check_range(f"PreferenceConfig.{name}", float(getattr(self, name)), low=0.0)
         check_range("PreferenceConfig.empty_prompt_prob", self.empty_prompt_prob, low=0.0, high=1.0)
         check_range("PreferenceConfig.val_fraction", self.val_fraction, low=0.0, high=0.5)
+        check_choice("PreferenceConfig.adapter", self.adapter, ("lora", "ailora", "comp-lora", "lora-sb"))
         check_choice("PreferenceConfig.optimizer", self.optimizer, ("adamw", "adafactor"))
         check_choice("PreferenceConfig.mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         if self.alpha is not None:

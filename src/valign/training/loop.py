@@ -63,7 +63,8 @@ class PreferenceLoop:
         self.validator = Validator(step, trainee.source(cache, held_out, config), self.micro) if len(held_out) else None
         self.terms = (False, True) if config.safe_prompt_term else (False,)  # under the safe caption?
         self.visits = Visits(len(train), config.pairs_per_step, config.seed)
-        self.parameters = trainee.parameters()
+        trainee.start(step, self.source)
+        self.parameters, self.saved = trainee.parameters(), trainee.state()
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(list(self.parameters.values()), config))
         self.alarm = DisplacementAlarm(config.alarm_warn, config.alarm_stop, config.alarm_window)
         self.warned = False
@@ -205,7 +206,7 @@ class PreferenceLoop:
     def _save(self, number: int, stopped: str) -> None:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         state = {"selection": self.selection.state(), "alarm": self.alarm.state(), "stopped": stopped, "scaler": scaler}
-        self.checkpoints.save(number, self.parameters, self.optimizer.optimizer, state)
+        self.checkpoints.save(number, self.saved, self.optimizer.optimizer, state)
         self.checkpoints.prune(self.config.keep_checkpoints, also=self.selection.best_step)
 
     def _resume(self) -> tuple[int, str]:
@@ -215,7 +216,7 @@ class PreferenceLoop:
         on_main(self.accelerator, lambda: self.log.rewind(done))
         if not done:
             return 0, ""
-        state = self.checkpoints.load(done, self.parameters, self.optimizer.optimizer)
+        state = self.checkpoints.load(done, self.saved, self.optimizer.optimizer)
         self.selection.restore(state["selection"])
         self.alarm.restore(state["alarm"])
         if state["scaler"]:
@@ -233,7 +234,7 @@ class PreferenceLoop:
                 f"{self.out} has no step worth keeping: {'winners were displaced' if stopped else 'no validation gave a number'}. "
                 "Lower the learning rate, raise beta, or set sft_weight or winner_safeguard; train into a new folder."
             )
-        self.checkpoints.load(best, self.parameters)
+        self.checkpoints.load(best, self.saved)
         self.trainee.save(self.out, {**metadata, "step": best})
         lines = {int(line["step"]): line for line in self.log.read()}
         metrics = {name: float(value) for name, value in lines[best].items() if name != "step"}

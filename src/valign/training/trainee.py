@@ -8,13 +8,16 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from valign.adapters import adapter_state, export_lora
 from valign.data.latents import LatentCache
 from valign.data.protocols import PairCache, Sampler
 from valign.models.adapter_files import LoraFactors, save_adapter
 from valign.models.base import DiffusionModel
-from valign.models.lora import adapted, adapter_off, attach_lora, unload_adapters
+from valign.models.lora import adapter_off, attach_lora, unload_adapters
+from valign.training.adapter_start import start_adapter
 from valign.training.batches import PairSource
 from valign.training.config import PreferenceConfig
+from valign.training.pair_step import PairStep
 
 ADAPTER = "expert"  # the name inside the U-Net while training
 
@@ -28,9 +31,11 @@ class Trainee(Protocol):
     @property
     def sampler(self) -> Sampler: ...  # draws the policy's pictures, and inside `off` the reference's
     def attach(self) -> None: ...  # put it on the model, trainable
+    def start(self, step: PairStep, source: PairSource) -> None: ...  # where the start depends on data; before `parameters`
     def detach(self) -> None: ...  # give the model back as it came
     def off(self, model: Any) -> AbstractContextManager[Any]: ...  # inside, exactly the reference
     def parameters(self) -> dict[str, nn.Parameter]: ...  # by name, in one order
+    def state(self) -> Mapping[str, Tensor]: ...  # what a checkpoint must hold: the parameters, and constants drawn from data
     def source(self, cache: PairCache, rows: Tensor, config: PreferenceConfig) -> PairSource: ...
     def result(self, out: Path) -> Path: ...  # where `save` writes in the run's folder
     def save(self, out: Path, metadata: Mapping[str, Any]) -> None: ...  # what the training was for
@@ -51,6 +56,9 @@ class UnetLora:
         config = self.config
         attach_lora(self.model, rank=config.rank, alpha=config.alpha, targets=config.targets, name=ADAPTER, seed=config.init_seed)
 
+    def start(self, step: PairStep, source: PairSource) -> None:
+        start_adapter(step, source, ADAPTER)
+
     def detach(self) -> None:
         unload_adapters(self.model)
 
@@ -59,6 +67,9 @@ class UnetLora:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in sorted(self.model.unet.named_parameters()) if p.requires_grad}
+
+    def state(self) -> Mapping[str, Tensor]:
+        return adapter_state(self.model.unet, ADAPTER)
 
     def source(self, cache: PairCache, rows: Tensor, config: PreferenceConfig) -> PairSource:
         assert isinstance(cache, LatentCache)  # what `train_preference` takes
@@ -72,10 +83,5 @@ class UnetLora:
 
 
 def lora_factors(unet: nn.Module, name: str = ADAPTER) -> dict[str, LoraFactors]:
-    """The attached adapter's factors by module, on the CPU."""
-    return {
-        module: LoraFactors(
-            layer.lora_A[name].weight.detach().cpu(), layer.lora_B[name].weight.detach().cpu(), float(layer.scaling[name])
-        )
-        for module, layer in adapted(unet, name).items()
-    }
+    """The attached adapter as plain LoRA by module, on the CPU, however it started."""
+    return {module: LoraFactors(lora.down.cpu(), lora.up.cpu(), lora.scale) for module, lora in export_lora(unet, name).items()}

@@ -27,6 +27,7 @@ from valign.training.batches import PairBatch, PairSource
 from valign.training.config import PreferenceConfig
 from valign.training.draws import PairDraw, generator_for
 from valign.training.loop import TrainResult
+from valign.training.pair_step import PairStep
 from valign.training.preference import run_training
 
 
@@ -107,6 +108,9 @@ class ValueTokens:
         self.encoder.active = True
         self.encoder.to(self.model.device)
 
+    def start(self, step: PairStep, source: PairSource) -> None:
+        """Nothing: the copy starts as the base's own encoder."""
+
     def detach(self) -> None:
         self.encoder.requires_grad_(False)
 
@@ -115,6 +119,9 @@ class ValueTokens:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.encoder.trained()
+
+    def state(self) -> Mapping[str, Tensor]:
+        return self.parameters()
 
     def source(self, cache: PairCache, rows: Tensor, config: PreferenceConfig) -> PairSource:
         assert isinstance(cache, ValueCache)  # what `train_values` takes

@@ -1,0 +1,169 @@
+"""Teach one task after another with as little rank as each needs, merged after every task (CoDyRA, arXiv 2412.01004)."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from valign.adapters.adaptive.gate import Prox, gates, install_gates, shut, surviving, threshold_schedule
+from valign.adapters.lora_factors import factors_of, fresh_linears, lora_layers, only_adapter, weight_of, write_weight
+from valign.checks import UserError, check_choice, check_range
+from valign.methods import Method
+
+METHOD = Method(
+    slug="codyra",
+    title="CoDyRA: rank-selective LoRA for one task after another",
+    paper="arXiv 2412.01004",
+    room="adapters",
+    entry="valign.adapters.adaptive.codyra:CoDyRA",
+)
+
+
+def threshold_trace(steps: int, *, max_threshold: float, levels: int = 50, dense: float = 0.5) -> list[float]:
+    """The threshold at each iteration from 0: 0 while training is dense, then up the ``levels`` from 0 to ``max_threshold``.
+
+    At every iteration ``it >= dense steps`` that is a multiple of ``(steps - dense steps) // levels`` the level goes up by
+    one, to the
+    last. The step is applied where ``it > dense steps``.
+
+    Raises: ValueError for numbers outside their range, or too few steps for the levels.
+    """
+    check_range("threshold_trace.max_threshold", max_threshold, low=0)
+    check_range("threshold_trace.levels", levels, low=1)
+    if not 0 <= dense < 1:
+        raise ValueError(f"threshold_trace.dense must be in [0, 1), got {dense!r}.")
+    start = int(dense * steps)
+    length = (steps - start) // levels
+    if length < 1:
+        raise ValueError(
+            f"threshold_trace.steps must leave a step per level after the dense ones, got {steps - start} for {levels}. "
+            "Train longer, or use fewer levels."
+        )
+    values = threshold_schedule(0.0, max_threshold, levels) if levels > 1 else [0.0]
+    level, trace = 0, []
+    for iteration in range(steps):
+        if iteration >= start and iteration % length == 0:
+            level = min(level + 1, levels - 1)
+        trace.append(values[level] if iteration > start else 0.0)
+    return trace
+
+
+class CoDyRA:
+    """``y = W x + B (g * A x)`` at scale 1; all of A, B, g train, and the proximal step takes ranks away in the second half of
+    a task.
+
+    One object per task. `finish` adds the surviving components to the base weight, in float32, and leaves the adapter a function of
+    zero: delete it and attach a new one for the next task. Nothing of the old task's data or optimiser is kept.
+
+        for task in stream:
+            ...  # attach a new LoRA of rank 16
+            codyra = CoDyRA(model, steps=500, generator=generator)
+            optimizer = AdamW(codyra.parameters(), lr=5e-4, weight_decay=0, betas=(0.9, 0.9999));  codyra.watch(optimizer)
+            ...  # 500 steps
+            codyra.finish()
+
+    Args:
+        steps: Of this task.
+        max_threshold, levels, dense: See `threshold_trace`; 5e-3, 50 and 0.5 as in the authors' script.
+        prox: ``"reference"`` for the released code's three masked updates.
+    Raises: ValueError for tied or half-known weights as `fresh_linears`, and as `threshold_trace`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        steps: int,
+        generator: torch.Generator,
+        max_threshold: float = 5e-3,
+        levels: int = 50,
+        dense: float = 0.5,
+        prox: Prox = "soft",
+        adapter: str | None = None,
+    ) -> None:
+        check_choice("CoDyRA.prox", prox, ("soft", "reference"))
+        self.trace = threshold_trace(steps, max_threshold=max_threshold, levels=levels, dense=dense)
+        self.model, self.adapter, self.prox, self.iteration, self.merged = model, only_adapter(model, adapter), prox, 0, False
+        layers = fresh_linears(model, self.adapter, "CoDyRA", rewrites_base=True)
+        if any(layer.get_base_layer().weight.dtype in (torch.float16, torch.bfloat16) for layer in layers.values()):
+            warnings.warn(
+                "CoDyRA merges into half-precision weights: many tasks add up rounding. Keep them in float32.", stacklevel=2
+            )
+        install_gates(model, self.adapter, "CoDyRA", generator=generator, scaled=False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """A, B and the gate of every module."""
+        layers = lora_layers(self.model, self.adapter).values()
+        parts = [[layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight] for layer in layers]
+        return [parameter for pair in parts for parameter in pair] + list(gates(self.model, self.adapter).values())
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Count the steps of ``optimizer`` and shut gates after each."""
+        optimizer.register_step_post_hook(lambda *_: self.after_step())
+
+    def after_step(self) -> None:
+        """One iteration of the task is over. Raises: UserError beyond the last."""
+        if self.iteration >= len(self.trace):
+            raise UserError(
+                f"CoDyRA.steps must be the steps of the task, got {len(self.trace)} and one more. Give the right number."
+            )
+        shut(gates(self.model, self.adapter), self.trace[self.iteration], self.prox)
+        self.iteration += 1
+
+    def ranks(self) -> dict[str, int]:
+        """Surviving rank of each module."""
+        return surviving(gates(self.model, self.adapter))
+
+    @torch.no_grad()
+    def finish(self) -> dict[str, int]:
+        """Merge what survived into the base weights; return the ranks. Modules without a rank keep their weight bit for bit.
+
+        Raises: UserError the second time.
+        """
+        if self.merged:
+            raise UserError("CoDyRA.finish must run once per task, got a second call. Attach a new LoRA for the next task.")
+        ranks = self.ranks()
+        for name, layer in lora_layers(self.model, self.adapter).items():
+            if ranks[name]:
+                write_weight(layer, weight_of(layer) + factors_of(layer, self.adapter).delta())
+            layer.lora_B[self.adapter].weight.zero_()
+        self.merged = True
+        return ranks
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is not in the adapter's tensors (`adapter_state`)."""
+        return {"iteration": self.iteration, "merged": self.merged, "trace": list(self.trace)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises: UserError for a state of another schedule."""
+        if state["trace"] != self.trace:
+            raise UserError("CoDyRA: the state was saved with another schedule. Use the same steps, levels and thresholds.")
+        self.iteration, self.merged = state["iteration"], state["merged"]
+
+
+class ContinualScores(NamedTuple):
+    """Of a task-by-task table: unseen tasks, all, and all after the last."""
+
+    transfer: float
+    average: float
+    last: float
+
+
+def continual_scores(table: Sequence[Sequence[float]]) -> ContinualScores:
+    """Summarise ``table[i][j]``, the score on task ``j`` after training on task ``i``.
+
+    Transfer is the mean over tasks ``j >= 1`` of the mean over ``i < j`` (before it was learnt); a true 0 counts, unlike in the
+    authors' code. Average is over the whole table, last over its last row.
+
+    Raises: ValueError unless the table is square with two rows or more.
+    """
+    size = len(table)
+    if size < 2 or any(len(row) != size for row in table):
+        raise ValueError(
+            f"continual_scores.table must be square, from 2 x 2 on, got {[len(row) for row in table]}. One row per task."
+        )
+    columns = [sum(table[i][j] for i in range(j)) / j for j in range(1, size)]
+    everything = sum(sum(row) for row in table) / size**2
+    return ContinualScores(sum(columns) / len(columns), everything, sum(table[-1]) / size)

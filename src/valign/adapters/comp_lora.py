@@ -1,0 +1,208 @@
+"""Keep LoRA's change out of each weight's strongest directions (Comp-LoRA, arXiv 2501.15040; a reconstruction)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from valign.adapters.lora_factors import (
+    FactorVariant,
+    LoraFactors,
+    add_buffer,
+    fresh_linears,
+    lora_layers,
+    mark,
+    only_adapter,
+    weight_of,
+)
+from valign.adapters.report import InitReport
+from valign.adapters.spectrum import exact_svd, randomised_svd
+from valign.checks import check_choice, check_range
+from valign.methods import Method
+
+METHOD = Method(
+    slug="comp-lora",
+    title="Comp-LoRA: LoRA in the complement of the strongest directions",
+    paper="arXiv 2501.15040",
+    room="adapters",
+    entry="valign.adapters.comp_lora:CompLoRA",
+)
+
+Side = Literal["left", "right", "both"]
+Mode = Literal["hard", "gradient", "penalty"]
+OVERSAMPLE = 10  # columns of the randomised SVD beyond those that are kept
+OFF_AXIS = 1e-3  # a randomised basis further from orthonormal than this is refused
+
+
+class Protected(NamedTuple):
+    """Orthonormal columns of the directions that a change must leave alone; none if the side is free."""
+
+    left: Float[Tensor, "fan_out kept"]
+    right: Float[Tensor, "fan_in kept"]
+
+
+def outside(matrix: Float[Tensor, "row column"], basis: Float[Tensor, "row kept"]) -> Float[Tensor, "row column"]:
+    """``(I - basis basis^T) matrix``, without forming the projector."""
+    return matrix - basis @ (basis.T @ matrix)
+
+
+def overlap(delta: Float[Tensor, "fan_out fan_in"], left: Float[Tensor, "fan_out kept"]) -> float:
+    """``|U_q^T delta| / |delta|`` (Frobenius), in [0, 1]: the share of a change that lies in protected directions; 0 for no
+    change."""
+    total = delta.norm()
+    return float((left.T @ delta).norm() / total) if total else 0.0
+
+
+def energy_directions(s: Float[Tensor, " rank"], energy: float) -> int:
+    """The smallest q with ``sum_{i <= q} s_i^2 >= energy * sum s_i^2``."""
+    check_range("energy_directions.energy", energy, above=0, high=1)
+    share = s.double().square().cumsum(0)
+    return int((share < energy * share[-1]).sum()) + 1
+
+
+class Complement(FactorVariant):
+    """``s P_U B A P_V``: the factors are projected, not the input, so it costs ``q (o + k) r`` per step, not per token."""
+
+    def factors(self, layer: Any, name: str) -> LoraFactors:
+        down, up, basis = layer.lora_A[name].weight, layer.lora_B[name].weight, protected(layer, name)
+        down, up = outside(down.T, basis.right).T, outside(up, basis.left)
+        return LoraFactors(down, up, float(layer.scaling[name]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompLoRA:
+    """``delta W = s (I - U_q U_q^T) B A (I - V_q V_q^T)`` with the ``q`` strongest singular directions of each weight; A and B
+    train.
+
+    Inputs along the protected directions are answered as before and the main output directions are not written to, so what the
+    model
+    knew is disturbed least. The price: **a task that lives in those directions cannot be learnt**; ``side="left"`` is the mild
+    setting.
+    A is drawn by peft, B is zero, so the function is unchanged at the start. A and B after projection are plain LoRA.
+
+    Reconstructed from the abstract and short reviews: which side, how ``q`` is chosen and whether the constraint is hard are
+    choices.
+    Raises: as `fresh_linears` says; ValueError where the complement is smaller than the rank.
+    """
+
+    side: Side = "both"
+    mode: Mode = "hard"  # "gradient": project gradients (and `reproject` after each step); "penalty": add `penalty` to the loss
+    directions: int | None = None  # q itself
+    fraction: float | None = None  # q as a share of min(fan_out, fan_in), (0, 1)
+    energy: float = (
+        0.9  # if neither: the fewest directions with this share of the squared norm, at most min(fan_out, fan_in) - rank
+    )
+    niter: int | None = None  # None: exact SVD; else rounds of a randomised one, for a fixed number of directions
+    generator: torch.Generator | None = None  # of the randomised SVD
+
+    def __post_init__(self) -> None:
+        check_choice("CompLoRA.side", self.side, ("left", "right", "both"))
+        check_choice("CompLoRA.mode", self.mode, ("hard", "gradient", "penalty"))
+        if self.directions is not None and self.fraction is not None:
+            raise ValueError("CompLoRA must have directions or fraction, got both. Choose one.")
+        if self.directions is not None:
+            check_range("CompLoRA.directions", self.directions, low=0)
+        for name in ("fraction", "energy"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"CompLoRA.{name} must be in (0, 1), got {value!r}.")
+        if self.niter is not None:
+            check_range("CompLoRA.niter", self.niter, low=0)
+            if self.directions is None and self.fraction is None:
+                raise ValueError(
+                    "CompLoRA.niter must come with directions or fraction, got energy, which needs every singular value."
+                )
+            if self.generator is None:
+                raise ValueError("CompLoRA.generator must be given with niter, got None. A randomised SVD draws from it.")
+
+    def __call__(self, model: nn.Module, adapter: str | None = None) -> InitReport:
+        adapter = only_adapter(model, adapter)
+        layers = fresh_linears(model, adapter, "CompLoRA")
+        found = {name: self._protect(name, layer, adapter) for name, layer in layers.items()}
+        for name, basis in found.items():
+            layer = layers[name]
+            down = layer.lora_A[adapter].weight
+            for attribute, value in zip(("lora_protect_left", "lora_protect_right"), basis, strict=True):
+                add_buffer(layer, attribute, adapter, value.to(down.device, down.dtype), saved=False)  # remade from W, not saved
+            mark(layer, adapter, "CompLoRA")
+            if self.mode == "hard":
+                layer.lora_variant[adapter] = Complement()
+            elif self.mode == "gradient":
+                _reproject(layer, adapter)
+                _project_gradients(layer, adapter)
+        return InitReport(
+            method="comp-lora",
+            adapter=adapter,
+            roles={
+                name: f"{self.side}, {max(basis.left.shape[1], basis.right.shape[1])} protected" for name, basis in found.items()
+            },
+            trainable=sum(p.numel() for layer in layers.values() for p in layer.parameters() if p.requires_grad),
+            keeps_function=True,
+            keeps_base=True,
+        )
+
+    def _protect(self, name: str, layer: Any, adapter: str) -> Protected:
+        weight, rank = weight_of(layer), layer.r[adapter]
+        size = min(weight.shape)
+        fixed = self.directions if self.fraction is None else round(self.fraction * size)
+        if fixed is not None and fixed > size - rank:
+            raise ValueError(
+                f"CompLoRA.directions must leave room for the rank in {name}: at most {size} - {rank} = {size - rank}, "
+                f"got {fixed}. Protect fewer directions, or lower the rank."
+            )
+        if self.niter is None:
+            spectrum = exact_svd(weight)
+            kept = fixed if fixed is not None else min(energy_directions(spectrum.s, self.energy), size - rank)
+        else:
+            assert self.generator is not None
+            assert fixed is not None
+            kept = fixed
+            spectrum = randomised_svd(weight, max(1, kept), niter=self.niter, oversample=OVERSAMPLE, generator=self.generator)
+            for basis in (spectrum.u, spectrum.vh.T):
+                error = (basis.T @ basis - torch.eye(basis.shape[1]).to(basis)).abs().max()
+                if not error < OFF_AXIS:
+                    raise ValueError(
+                        f"CompLoRA.niter must give an orthonormal basis, got an error of {error:.1e} in {name}. Use None."
+                    )
+        left, right = (kept if self.side in (side, "both") else 0 for side in ("left", "right"))
+        return Protected(spectrum.u[:, :left].contiguous(), spectrum.vh[:right].T.contiguous())
+
+
+def protected(layer: Any, name: str) -> Protected:
+    """The directions that ``name`` must leave alone in this layer."""
+    return Protected(layer.lora_protect_left[name], layer.lora_protect_right[name])
+
+
+def reproject(model: nn.Module, adapter: str | None = None) -> None:
+    """Put A and B back into the complement; ``mode="gradient"`` needs it after every step of an optimiser other than plain SGD."""
+    adapter = only_adapter(model, adapter)
+    for layer in lora_layers(model, adapter).values():
+        _reproject(layer, adapter)
+
+
+def penalty(model: nn.Module, adapter: str | None = None, *, weight: float = 1.0) -> Float[Tensor, ""]:
+    """``weight * sum over layers of |U_q^T B|^2 + |A V_q|^2`` (squared Frobenius norms), to add to the loss in
+    ``mode="penalty"``."""
+    check_range("penalty.weight", weight, low=0)
+    adapter = only_adapter(model, adapter)
+    terms = []
+    for layer in lora_layers(model, adapter).values():
+        basis = protected(layer, adapter)
+        terms.append((basis.left.T @ layer.lora_B[adapter].weight).square().sum())
+        terms.append((layer.lora_A[adapter].weight @ basis.right).square().sum())
+    return weight * torch.stack(terms).sum()
+
+
+@torch.no_grad()
+def _reproject(layer: Any, name: str) -> None:
+    basis = protected(layer, name)
+    for parameter, side in ((layer.lora_A[name].weight.T, basis.right), (layer.lora_B[name].weight, basis.left)):
+        parameter.copy_(outside(parameter, side))
+
+
+def _project_gradients(layer: Any, name: str) -> None:
+    basis = protected(layer, name)
+    layer.lora_A[name].weight.register_hook(lambda gradient: outside(gradient.T, basis.right).T)
+    layer.lora_B[name].weight.register_hook(lambda gradient: outside(gradient, basis.left))

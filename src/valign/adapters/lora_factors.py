@@ -1,0 +1,264 @@
+"""What the LoRA methods share: their layers, extra tensors beside peft's own, a variant that is its factors, and export.
+
+A method here is peft's LoRA with another reading of its tensors: a `FactorVariant` says which ``down`` and ``up`` they stand
+for now,
+and forward, merging, unmerging and the export to plain LoRA follow from that.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import LoraVariant
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from valign.checks import UserError
+from valign.files import atomic_folder
+from valign.models.adapter_files import PEFT_WEIGHTS, LoraFactors, lora_config
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+START = ("lora_start_A", "lora_start_B")  # factors that were taken out of the base weight, or are taken off in the forward pass
+
+
+class FactorVariant(LoraVariant):
+    """A LoRA whose change of weight is ``scale * up @ down`` of `factors`; `plain` is peft's own reading."""
+
+    def factors(self, layer: Any, name: str) -> LoraFactors:
+        """The factors of adapter ``name`` as they stand, with gradients to what is trained."""
+        return plain(layer, name)
+
+    def exported(self, layer: Any, name: str) -> LoraFactors:
+        """What `export_lora` writes; the same change of weight as `factors`."""
+        return self.factors(layer, name)
+
+    def supports_lora_conversion(self) -> bool:
+        """False: peft's own conversion would read the bare tensors. `export_lora` converts exactly."""
+        return False
+
+    def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+        lora = self.factors(module, active_adapter)
+        return result + linear(linear(module.lora_dropout[active_adapter](x), lora.down), lora.up) * lora.scale
+
+    def merge_safe(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
+        return orig_weight + self._delta(module, active_adapter, orig_weight)
+
+    def merge_unsafe(self, module: Any, active_adapter: str, orig_weight: Tensor) -> None:  # type: ignore[override]
+        orig_weight.data += self._delta(module, active_adapter, orig_weight)
+
+    def unmerge(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
+        return orig_weight.data - self._delta(module, active_adapter, orig_weight)
+
+    @torch.no_grad()
+    def _delta(self, layer: Any, name: str, like: Tensor) -> Tensor:
+        delta = self.factors(layer, name).delta()
+        return (delta.T if layer.fan_in_fan_out else delta).to(like.dtype)
+
+
+def plain(layer: Any, name: str) -> LoraFactors:
+    """``scaling * B @ A``."""
+    return LoraFactors(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
+
+
+def against_start(layer: Any, name: str) -> LoraFactors:
+    """``scaling * (B @ A - B0 @ A0)`` as factors of twice the rank: the exact change on the base weight as it was."""
+    now, (down, up) = plain(layer, name), (getattr(layer, part)[name] for part in START)
+    return LoraFactors(torch.cat([now.down, down]), torch.cat([now.up, -up], dim=1), now.scale)
+
+
+def lora_layers(model: nn.Module, adapter: str) -> dict[str, Any]:
+    """Module name, without peft's prefix -> LoRA layer that has ``adapter``, sorted by name."""
+    found = {
+        name.removeprefix("base_model.model."): layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer) and (adapter in layer.lora_A or adapter in layer.lora_embedding_A)
+    }
+    return dict(sorted(found.items()))
+
+
+def only_adapter(model: nn.Module, adapter: str | None) -> str:
+    """``adapter``, or the name of the one that the model has.
+
+    Raises: UserError if the model has none, several, or not this one.
+    """
+    names = list(getattr(model, "peft_config", {}))
+    if adapter is None and len(names) == 1:
+        return str(names[0])
+    if adapter is None or adapter not in names:
+        has = ", ".join(names) or "none"
+        raise UserError(
+            f"adapter must be the name of a LoRA on the model, got {adapter!r}; the model has {has}. Attach one with peft."
+        )
+    return adapter
+
+
+def fresh_linears(model: nn.Module, adapter: str, method: str, *, rewrites_base: bool = False) -> dict[str, Any]:
+    """The linear layers of a LoRA that nobody has initialised or trained, by name; everything that cannot work is refused.
+
+    Raises: UserError if the adapter has no layer; TypeError for quantised weights; ValueError for another method's adapter (DoRA,
+        PiSSA, this one a second time, a trained one), layers that are not linear, weights that are not finite, ranks above a
+        layer's
+        size, and, if the method ``rewrites_base``, for tied weights.
+    """
+    layers = lora_layers(model, adapter)
+    if not layers:
+        raise UserError(f"{method}.adapter must be a LoRA, got {adapter!r} without a LoRA layer. Check its target_modules.")
+    start = model.peft_config[adapter].init_lora_weights  # type: ignore[union-attr, index]
+    if start is not True:
+        raise ValueError(f"{method} must start from init_lora_weights=True, got {start!r}. Leave the start to one method.")
+    for name, layer in layers.items():
+        _check_layer(name, layer, adapter, method)
+    if rewrites_base:
+        _check_tied(model, layers, method)
+    return layers
+
+
+def _check_layer(name: str, layer: Any, adapter: str, method: str) -> None:
+    base = layer.get_base_layer()
+    if adapter in layer.lora_variant or adapter in getattr(layer, "lora_method", {}):
+        other = getattr(layer, "lora_method", {}).get(adapter, type(layer.lora_variant.get(adapter)).__name__)
+        raise ValueError(f"{method} must start from a plain new LoRA, got {name} which is {other} already. Attach a new adapter.")
+    if adapter not in layer.lora_A or not isinstance(layer.lora_A[adapter], nn.Linear):
+        kind = type(base).__name__
+        raise ValueError(f"{method} must have linear layers only, got {name}, a {kind}. Leave it out of target_modules.")
+    weight = base.weight
+    if weight.dtype not in FLOATS:
+        raise TypeError(f"{method} must read float weights, got {name} in {weight.dtype}. Initialise before quantising.")
+    if weight.is_meta or layer.lora_A[adapter].weight.is_meta:
+        return
+    if not weight.isfinite().all():
+        raise ValueError(f"{method} must have finite weights, got NaN or infinity in {name}. Load the base model again.")
+    if layer.lora_B[adapter].weight.any():
+        raise ValueError(f"{method} must start from a new LoRA, got {name} which is trained. Attach a new adapter.")
+    if layer.r[adapter] > min(layer.in_features, layer.out_features):
+        size = (layer.out_features, layer.in_features)
+        raise ValueError(f"{method}.rank must be in [1, {min(size)}] for {name}, got {layer.r[adapter]}. The weight is {size}.")
+
+
+def _check_tied(model: nn.Module, layers: Mapping[str, Any], method: str) -> None:
+    owners: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), set()).add(id(module))
+    for name, layer in layers.items():
+        if len(owners[id(layer.get_base_layer().weight)]) > 1:
+            raise ValueError(
+                f"{method} must have weights of its own, got {name}, which is tied to another module. Untie them first."
+            )
+
+
+def weight_of(layer: Any) -> Float[Tensor, "fan_out fan_in"]:
+    """The base weight as a linear layer has it, float32 at least (transformers' Conv1D keeps the transpose)."""
+    weight = layer.get_base_layer().weight.detach()
+    weight = weight.T if layer.fan_in_fan_out else weight
+    return weight if weight.dtype == torch.float64 else weight.float()
+
+
+@torch.no_grad()
+def write_weight(layer: Any, weight: Float[Tensor, "fan_out fan_in"]) -> None:
+    """Replace the base weight, in its own dtype and orientation."""
+    layer.get_base_layer().weight.copy_(weight.T if layer.fan_in_fan_out else weight)
+
+
+@torch.no_grad()
+def write_factors(layer: Any, name: str, *, down: Float[Tensor, "rank fan_in"], up: Float[Tensor, "fan_out rank"]) -> None:
+    """Overwrite peft's A and B in place."""
+    layer.lora_A[name].weight.copy_(down)
+    layer.lora_B[name].weight.copy_(up)
+
+
+def mark(layer: Any, name: str, method: str) -> None:
+    """Note that ``method`` owns this adapter, so that no other initialiser takes it; peft forgets it with the adapter."""
+    if not hasattr(layer, "lora_method"):
+        layer.lora_method = {}
+        layer.other_param_names = (*layer.other_param_names, "lora_method")
+    layer.lora_method[name] = method
+
+
+def add_parameter(layer: Any, attribute: str, name: str, value: Tensor) -> nn.Parameter:
+    """A trainable tensor beside A and B that peft then saves, freezes, switches and deletes with them."""
+    if not hasattr(layer, attribute):
+        setattr(layer, attribute, nn.ParameterDict())
+        layer.adapter_layer_names = (*layer.adapter_layer_names, attribute)
+    parameter = nn.Parameter(value)
+    getattr(layer, attribute)[name] = parameter
+    return parameter
+
+
+def add_buffer(layer: Any, attribute: str, name: str, value: Tensor, *, saved: bool = True) -> None:
+    """A constant tensor beside A and B; ``saved`` says whether state dicts hold it."""
+    if not hasattr(layer, attribute):
+        setattr(layer, attribute, BufferDict(persistent=saved))
+        layer.other_param_names = (*layer.other_param_names, attribute)
+    getattr(layer, attribute)[name] = value
+
+
+def adapter_state(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """Every tensor that the adapter holds, trained or not, by its name in the model; no copies, so writing into them restores."""
+    return {
+        f"{module}.{key}": value
+        for module, layer in _sorted_layers(model)
+        for key, value in layer.state_dict(keep_vars=True).items()
+        if not key.startswith("base_layer.") and adapter in key.split(".")
+    }
+
+
+def _sorted_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    return sorted((name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer))
+
+
+@torch.no_grad()
+def factors_of(layer: Any, name: str) -> LoraFactors:
+    """The exact change of the base weight *as it was before the method*, whatever the method, as plain factors, detached."""
+    variant = layer.lora_variant.get(name)
+    if isinstance(variant, FactorVariant):
+        lora = variant.exported(layer, name)
+    elif variant is not None:
+        raise ValueError(
+            f"export_lora must have plain LoRA or a method of valign, got {type(variant).__name__}. Use peft's own export."
+        )
+    elif name in getattr(layer, START[0], {}):
+        lora = against_start(layer, name)
+    else:
+        lora = plain(layer, name)
+    return LoraFactors(lora.down.detach().clone(), lora.up.detach().clone(), lora.scale)
+
+
+def export_lora(model: nn.Module, adapter: str | None = None) -> dict[str, LoraFactors]:
+    """The adapter as plain LoRA on the original base model, exact, by module name; `save_adapter` and `save_peft_lora` write it.
+
+    Modules whose rank fell to 0 are left out. If none is left, one has a single zero component: an adapter that does nothing.
+    Raises: UserError without a LoRA of that name; ValueError for peft's own variants (DoRA), which are no plain LoRA.
+    """
+    adapter = only_adapter(model, adapter)
+    found = {module: factors_of(layer, adapter) for module, layer in lora_layers(model, adapter).items()}
+    kept = {module: lora for module, lora in found.items() if lora.rank}
+    if not kept and found:
+        module, lora = next(iter(found.items()))
+        kept[module] = LoraFactors(lora.down.new_zeros(1, lora.shape[1]), lora.up.new_zeros(lora.shape[0], 1), 1.0)
+    return kept
+
+
+def save_peft_lora(folder: Path, factors: Mapping[str, LoraFactors], *, base: str = "") -> Path:
+    """Write factors as a peft folder of plain LoRA (scale 1, ranks per module), which ``PeftModel.from_pretrained`` reads.
+
+    Raises: UserError if the folder exists.
+    """
+    with atomic_folder(Path(folder)) as temporary:
+        ranks = {module: lora.rank for module, lora in factors.items()}
+        LoraConfig(**lora_config(ranks), base_model_name_or_path=base or None, inference_mode=True).save_pretrained(str(temporary))
+        save_file(dict(_peft_tensors(factors)), temporary / PEFT_WEIGHTS, metadata={"format": "pt"})
+    return Path(folder)
+
+
+def _peft_tensors(factors: Mapping[str, LoraFactors]) -> Iterator[tuple[str, Tensor]]:
+    for module, lora in sorted(factors.items()):
+        folded = lora.folded()
+        yield f"base_model.model.{module}.lora_A.weight", folded.down.cpu().contiguous()
+        yield f"base_model.model.{module}.lora_B.weight", folded.up.cpu().contiguous()

@@ -1,0 +1,94 @@
+"""What the optimisers here share: which parameters are matrices, adam for the rest, checks, and an exact state."""
+
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from valign.checks import check_range
+from valign.optimizers.dct import Side
+
+
+class ExactStateOptimizer(torch.optim.Optimizer):
+    """An optimiser whose state keeps its own dtypes when loaded: torch casts a state to the parameter's, indices and bytes
+    included."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Restore exactly what `state_dict` returned, on the parameters' devices."""
+        super().load_state_dict(dict(state_dict))
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for index, parameter in zip(saved, parameters, strict=True):
+            for key, value in state_dict["state"].get(index, {}).items():
+                self.state[parameter][key] = value.to(parameter.device, copy=True) if isinstance(value, Tensor) else deepcopy(value)
+
+
+def check_numbers(owner: str, **values: float) -> None:
+    """Learning rates and eps above 0, weight decay from 0, betas in [0, 1)."""
+    for name, value in values.items():
+        if name.startswith("beta"):
+            if not 0 <= value < 1:
+                raise ValueError(f"{owner}.{name} must be in [0, 1), got {value!r}.")
+        elif name == "weight_decay":
+            check_range(f"{owner}.{name}", value, low=0)
+        else:
+            check_range(f"{owner}.{name}", value, above=0)
+
+
+def check_parameters(owner: str, group: Mapping[str, Any], rank: int, max_dim: int) -> None:
+    """Refuse integer and complex parameters and ranks above a matrix' size, naming the parameter; warn if there is no matrix."""
+    names = group.get("param_names", [f"parameter {index}" for index in range(len(group["params"]))])
+    for name, parameter in zip(names, group["params"], strict=True):
+        if not parameter.is_floating_point():
+            raise TypeError(f"{owner} must have real float parameters, got {name} in {parameter.dtype}. Freeze it.")
+        if is_matrix(parameter, max_dim):
+            rows, columns = as_matrix(parameter).shape
+            check_range(f"{owner}.rank for {name}", rank, low=1, high=min(rows, columns), hint=f"It is {rows} x {columns}.")
+    if not any(is_matrix(parameter, max_dim) for parameter in group["params"]):
+        warnings.warn(f"{owner} has a parameter group without a matrix: it is plain Adam there.", stacklevel=4)
+
+
+def is_matrix(parameter: Tensor, max_dim: int) -> bool:
+    """Two dimensions or more (a convolution's kernel counts as fan_out x rest), none of them 1 or ``max_dim`` and above."""
+    return parameter.ndim >= 2 and min(as_matrix(parameter).shape) > 1 and max(as_matrix(parameter).shape) < max_dim
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """``[fan_out, rest]``, a view where it can be."""
+    return tensor.reshape(len(tensor), -1)
+
+
+def goes_left(matrix: Tensor, side: Side) -> bool:
+    """Whether the rows are projected: the shorter dimension is, unless a side is named."""
+    return matrix.shape[0] < matrix.shape[1] if side == "auto" else side == "left"
+
+
+def dense_gradient(owner: str, parameter: Tensor) -> Tensor:
+    """The gradient, float32 at least. Raises: TypeError for a sparse one."""
+    assert parameter.grad is not None
+    if parameter.grad.is_sparse:
+        raise TypeError(
+            f"{owner} must have dense gradients, got a sparse one of {tuple(parameter.shape)}. Use torch.optim.SparseAdam."
+        )
+    return parameter.grad if parameter.grad.dtype == torch.float64 else parameter.grad.float()
+
+
+def adam_update(state: dict[str, Any], gradient: Tensor, *, betas: tuple[float, float], eps: float) -> Tensor:
+    """Adam's bias-corrected direction, to be multiplied by the learning rate; moves ``exp_avg``, ``exp_avg_sq``; ``step`` is
+    set before."""
+    first, second, step = *betas, state["step"]
+    if "exp_avg" not in state:
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+    state["exp_avg"].lerp_(gradient, 1 - first)
+    state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+    root = sqrt(1 - second**step)
+    return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + eps * root) * (root / (1 - first**step))
+
+
+def apply(parameter: Tensor, update: Tensor, *, lr: float, decay: float) -> None:
+    """``p <- p (1 - lr decay) - lr update``, in the update's precision."""
+    parameter.copy_(parameter.to(update.dtype) * (1 - lr * decay) - lr * update.view_as(parameter))
