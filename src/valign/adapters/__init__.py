@@ -1,0 +1,1 @@
+"""Parameter-efficient methods: initialisers and peft tuners, one file per method."""
