@@ -68,7 +68,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "max_position_embeddings": options.tokens}
-    model = CLIPTextModel(CLIPTextConfig(vocab_size=1000, num_hidden_layers=options.layers, **sizes)).to(device).train()
+    model = (
+        CLIPTextModel(CLIPTextConfig(vocab_size=1000, bos_token_id=0, eos_token_id=1, num_hidden_layers=options.layers, **sizes))
+        .to(device)
+        .train()
+    )
     slug, extra = VARIANTS[options.variant]
     tables = {"lora": LoraConfig, **TUNERS}
     before = peak(device)
@@ -110,8 +114,8 @@ def report(results: dict[str, list[dict[str, float]]], options: argparse.Namespa
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     print(
-        f"{options.layers} blocks of 768, {options.batch} x {options.tokens} tokens, float32, {options.rounds} x {options.steps} steps; "
-        f"{where}; torch {torch.__version__}, commit {commit}\n"
+        f"{options.layers} blocks of 768, {options.batch} x {options.tokens} tokens, float32, "
+        f"{options.rounds} x {options.steps} steps; {where}; torch {torch.__version__}, commit {commit}\n"
     )
     step, memory = f"step, LoRA = 1 (= {1000 * lora['step']:.0f} ms)", f"memory, LoRA = 1 (= {lora['memory']:.0f} MiB)"
     print(f"| tuner | trained | {step} | {memory} | start, s |")

@@ -1,6 +1,7 @@
 """SG-LoRA: LoRA weights for a new task from its description and a library of experts (arXiv 2509.10535)."""
 
 from valign.adapters.sg_lora.cvae import SemanticCvae
+from valign.adapters.sg_lora.files import load_sg_lora, save_sg_lora
 from valign.adapters.sg_lora.generation import SgLora, SgLoraConfig, fit_sg_lora
 from valign.adapters.sg_lora.library import Condition, Expert, ExpertLibrary, LoraSchema, aggregate, build_library
 
@@ -15,4 +16,6 @@ __all__ = [
     "aggregate",
     "build_library",
     "fit_sg_lora",
+    "load_sg_lora",
+    "save_sg_lora",
 ]

@@ -117,10 +117,12 @@ def fit_sg_lora(library: ExpertLibrary, config: SgLoraConfig | None = None) -> S
 
     Leaving the expert out is our reading, and needed: with itself in the library its weight is nearly 1, and a copy is learnt.
 
-    Raises: ValueError for fewer than two experts.
+    Raises: ValueError for fewer than two experts, or a library without samples.
     """
     config = SgLoraConfig() if config is None else config
     check_range("fit_sg_lora.library", len(library.names), low=2, hint="One expert has nobody to be described by.")
+    if len(library.samples) != len(library.names):
+        raise ValueError("fit_sg_lora.library must have its samples, got those of a loaded generator. Build it from the experts.")
     scales = Scales.of(library)
     count = len(library.names)
     others = {"top_k": min(config.top_k, count - 1), "tau": config.tau}

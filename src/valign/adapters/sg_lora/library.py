@@ -73,7 +73,7 @@ class ExpertLibrary:
     embeddings: Float[Tensor, "expert width"]
     means: Float[Tensor, "expert size"]
     variances: Float[Tensor, "expert size"]  # over checkpoints, of the population (our choice)
-    samples: tuple[Float[Tensor, "checkpoint size"], ...]
+    samples: tuple[Float[Tensor, "checkpoint size"], ...]  # what the generator learns; empty when read from a file
 
 
 @dataclass(frozen=True)
