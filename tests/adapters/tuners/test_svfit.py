@@ -144,6 +144,21 @@ def test_ties_save_the_vectors():
     assert torch.equal(loaded.get_delta_weight("default"), layer.get_delta_weight("default"))
 
 
+def test_saved_vectors_are_read_whatever_the_config_says():
+    """A file with vectors, on a model whose config did not ask for them: the file's are taken, not this machine's."""
+    weight = random(5, 4)
+    model, layer = layer_of(weight, r=2, save_basis=True)
+    turn, _ = torch.linalg.qr(random(5, 2, seed=1))
+    layer.vtune_up["default"] = turn  # as another machine's, to be told apart
+    with torch.no_grad():
+        layer.vtune_values["default"].add_(1)
+    other, loaded = layer_of(weight, r=2)
+    set_peft_model_state_dict(other, get_peft_model_state_dict(model))
+    assert torch.equal(loaded.vtune_up["default"], turn)
+    assert torch.equal(loaded.get_delta_weight("default"), layer.get_delta_weight("default"))
+    assert "base_model.model.lin.vtune_up" in get_peft_model_state_dict(other)
+
+
 def test_signs_of_vector_pairs_do_not_matter():
     _, layer = layer_of(random(5, 4), r=3)
     with torch.no_grad():
