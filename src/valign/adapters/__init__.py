@@ -1,4 +1,4 @@
-"""Parameter-efficient methods on peft: initialisers of LoRA, one file per method."""
+"""Parameter-efficient methods on peft, one file per method: initialisers of LoRA here, tuners and adaptive rank in folders."""
 
 from collections.abc import Callable
 from dataclasses import fields

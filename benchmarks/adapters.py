@@ -1,0 +1,129 @@
+"""What does a training step with each tuner cost, against peft's LoRA? Prints one table of ratios.
+
+    python benchmarks/adapters.py                     # four CLIP text blocks of width 768, random weights
+    python benchmarks/adapters.py --layers 2 --rounds 1
+
+Each variant adapts q_proj and v_proj of the same model, in a process of its own and in turns, so that peaks of memory do not mix
+and drift of the machine hits all alike. The fastest median of a step counts, and LoRA of rank 8 in the same run is 1.00. Start is
+what making the adapter takes, once: factorising weights, drawing bases.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+TARGETS = ["q_proj", "v_proj"]
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # label -> slug, options
+    "LoRA r=8": ("lora", {"r": 8}),
+    "SVFit r=64": ("svfit", {"r": 64}),
+    "SVFit r=768": ("svfit", {}),
+    "CLIP-SVD": ("clip-svd", {}),
+    "LoLDU r=64": ("loldu", {"r": 64}),
+    "NOLA k=64": ("nola", {"r": 8, "num_basis_a": 64, "num_basis_b": 64}),
+    "NOLA k=64, kept": ("nola", {"r": 8, "num_basis_a": 64, "num_basis_b": 64, "materialize": True}),
+    "LoCA K=1000": ("loca", {}),
+    "RandLoRA r=32": ("randlora", {"r": 32}),
+}
+
+
+def main() -> None:
+    """Run every variant in turns and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=77, help="per text")
+    parser.add_argument("--batch", type=int, default=4, help="texts per step")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps per round, after two that are not")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--variant", choices=sorted(VARIANTS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.variant:
+        print(json.dumps(measure(options)))
+        return
+    results: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    for _ in range(options.rounds):
+        for variant in VARIANTS:
+            command = [sys.executable, __file__, "--variant", variant]
+            for name in ("layers", "tokens", "batch", "steps"):
+                command += [f"--{name}", str(getattr(options, name))]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            results[variant].append(json.loads(done.stdout.splitlines()[-1]))
+    report(results, options)
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """Seconds to start, median seconds of a step, peak memory above the loaded model, trained numbers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from valign.adapters.tuners import TUNERS
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "max_position_embeddings": options.tokens}
+    model = (
+        CLIPTextModel(CLIPTextConfig(vocab_size=1000, bos_token_id=0, eos_token_id=1, num_hidden_layers=options.layers, **sizes))
+        .to(device)
+        .train()
+    )
+    slug, extra = VARIANTS[options.variant]
+    tables = {"lora": LoraConfig, **TUNERS}
+    before = peak(device)
+    began = time.perf_counter()
+    model = get_peft_model(model, tables[slug](target_modules=TARGETS, **extra))
+    started = time.perf_counter() - began
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+    ids = torch.randint(1000, (options.batch, options.tokens), generator=torch.Generator().manual_seed(1)).to(device)
+    seconds = []
+    for step in range(options.steps + 2):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        model(ids).last_hidden_state.square().mean().backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if step >= 2:
+            seconds.append(time.perf_counter() - began)
+    trained = sum(parameter.numel() for parameter in parameters)
+    return {"start": started, "step": statistics.median(seconds), "memory": peak(device) - before, "trained": trained}
+
+
+def peak(device: str) -> float:
+    """MiB: of the GPU's allocator, or the process's peak resident set."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def report(results: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> None:
+    """Print the table, and where it was measured."""
+    import torch
+
+    best = {v: {key: min(run[key] for run in runs) for key in runs[0]} for v, runs in results.items()}
+    lora = best["LoRA r=8"]
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    print(
+        f"{options.layers} blocks of 768, {options.batch} x {options.tokens} tokens, float32, "
+        f"{options.rounds} x {options.steps} steps; {where}; torch {torch.__version__}, commit {commit}\n"
+    )
+    step, memory = f"step, LoRA = 1 (= {1000 * lora['step']:.0f} ms)", f"memory, LoRA = 1 (= {lora['memory']:.0f} MiB)"
+    print(f"| tuner | trained | {step} | {memory} | start, s |")
+    print("|---|---:|---:|---:|---:|")
+    for variant, row in best.items():
+        ratios = f"{row['step'] / lora['step']:.2f} | {row['memory'] / lora['memory']:.2f}"
+        print(f"| {variant} | {row['trained']:,.0f} | {ratios} | {row['start']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
