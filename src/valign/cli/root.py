@@ -25,6 +25,10 @@ PANELS = {
         "adapter": ("valign.cli.adapter", "app"),
         "evaluate": ("valign.cli.evaluate", "command"),
     },
+    "At inference": {
+        "guard": ("valign.cli.guard", "app"),
+        "generate": ("valign.cli.generate", "command"),
+    },
     "Evidence": {
         "bench": ("valign.cli.bench", "app"),
         "world": ("valign.cli.world", "app"),

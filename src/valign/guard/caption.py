@@ -1,12 +1,12 @@
-"""A caption in parts: medium ("oil painting of"), scene, place ("in a garden"), details after commas. Enough grammar to keep them."""
+"""A caption in parts: medium ("oil painting of"), scene, place ("in a garden"), details after commas. Just enough grammar."""
 
 import re
 from dataclasses import dataclass
 
 MEDIUM = re.compile(
     r"^\s*(?:(?:please )?(?:generate|create|draw|make|design|show|paint)(?: me)? )?"
-    r"((?:an?|the)?\s*(?:[\w-]+ ){0,3}?(?:photo|photograph|picture|image|painting|drawing|sketch|portrait|illustration|watercolou?r|"
-    r"render|rendering|poster|etching|engraving|sculpture|still|scene|close[- ]up|shot|comic|mural|print)s? of )",
+    r"((?:an?|the)?\s*(?:[\w-]+ ){0,3}?(?:photo|photograph|picture|image|painting|drawing|sketch|portrait|illustration|"
+    r"watercolou?r|render|rendering|poster|etching|engraving|sculpture|still|scene|close[- ]up|shot|comic|mural|print)s? of )",
     re.IGNORECASE,
 )
 PLACE = re.compile(

@@ -6,9 +6,10 @@ answers taken are the ones asked for; anything else counts as no answer, and the
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from valign.guard.records import Intent, Verdict
+from valign.guard.records import Intent, Outcome, Verdict
 from valign.guard.rewriting import Brief
 from valign.models.chat import ChatModel, Message
 from valign.policy import Policy
@@ -60,7 +61,7 @@ class ChatValues:
         message = "a chat model found a broken norm" if word == "HARMFUL" else ""
         return Verdict(stage=self.name, level="value", outcome="fire" if word == "HARMFUL" else "pass", message=message)
 
-    def check_many(self, prompts: list[str]) -> list[Verdict]:
+    def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
         return [self.check(prompt) for prompt in prompts]
 
 
@@ -78,11 +79,11 @@ class ChatIntention:
             "Answer on one line, `GOOD: reason` or `BAD: reason`."
         )
 
-    def judge(self, prompt: str, findings: tuple[Verdict, ...]) -> Verdict:
+    def judge(self, prompt: str, findings: Sequence[Verdict]) -> Verdict:
         data = {"caption": prompt, "found": sorted({one.category or one.rule for one in findings if one.fired})}
         word = read_word(ask(self.chat, self._system, data), ("GOOD", "BAD"))
         intent: Intent = "prohibition" if word == "GOOD" else "harmful"
-        outcome = "fire" if intent == "harmful" else "pass"
+        outcome: Outcome = "fire" if intent == "harmful" else "pass"
         return Verdict(stage=self.name, level="intention", outcome=outcome, rule=intent, message=f"the intent reads as {intent}")
 
 
@@ -97,7 +98,9 @@ class ChatRewriter:
         self._roles = {role.id: role.text for role in policy.rewriters}
         missing = {"harm", "values", "sign"} - set(self._roles)
         if missing:
-            raise ValueError(f"Policy.rewriters must have {', '.join(sorted(missing))} for a chat rewriter, got none. Add the roles.")
+            raise ValueError(
+                f"Policy.rewriters must have {', '.join(sorted(missing))} for a chat rewriter, got none. Add the roles."
+            )
 
     def propose(self, brief: Brief, attempt: int) -> str | None:
         """One answer. A second try asks to keep more. Raises: UnreadableAnswer if it is no JSON with a prompt."""

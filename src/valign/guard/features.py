@@ -1,6 +1,7 @@
 """What the trained head sees beside the sentence vector: hashed character and word n-grams. Same text, same numbers, anywhere."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from zlib import crc32
 
 import torch
@@ -18,12 +19,12 @@ def ngram_ids(text: str, buckets: int) -> list[int]:
     Bucket 0 is kept for the empty text. CRC-32 is used because it is the same on every machine.
     """
     words = fold(text).split()
-    found = set()
+    found: set[str] = set()
     for word in set(words):
         padded = f"<{word}>"
         found.update(padded[i : i + n] for n in CHARACTERS for i in range(len(padded) - n + 1))
         found.add(f"w {word}")
-    found.update(f"p {one} {two}" for one, two in zip(words, words[1:]))
+    found.update(f"p {one} {two}" for one, two in pairwise(words))
     return sorted({1 + crc32(gram.encode()) % (buckets - 1) for gram in found}) or [0]
 
 

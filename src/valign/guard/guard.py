@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL.Image import Image
 
@@ -44,6 +44,7 @@ CONTROLS = frozenset(chr(code) for code in range(32)) - set("\t\n\r")
 TEMPLATES = 8  # proposals of the policy rewriter that are looked at when nothing better was accepted
 
 
+@runtime_checkable
 class Stage(Protocol):
     """A level of the waterfall. Whatever it raises blocks the prompt."""
 
@@ -163,7 +164,8 @@ class Guard:
         """Verdicts per prompt in the order in which stages ran: the block rules, the script, then the stages."""
         traces: list[list[Verdict]] = [[] for _ in prompts]
         alive = list(range(len(prompts)))
-        for stage in (_Rule(self._rule), self._script, *self.stages):
+        every: list[Stage] = [_Rule(self._rule), self._script, *self.stages]
+        for stage in every:
             for i, verdict in zip(alive, _run(stage, [prompts[i] for i in alive])):
                 traces[i].append(verdict)
             if not explain or stage.level == "rule":
@@ -187,7 +189,9 @@ class Guard:
             calls += self.judge.uses_chat
             trace = [*trace, verdict]
             if verdict.outcome == "error":
-                return self._decision(prompt, digest, trace, finding, self.policy.cases.judge_failure, "harmful", calls, verdict.message)
+                return self._decision(
+                    prompt, digest, trace, finding, self.policy.cases.judge_failure, "harmful", calls, verdict.message
+                )
             intent = "prohibition" if verdict.rule == "prohibition" else "education" if verdict.rule == "education" else "harmful"
         if finding is None:
             return self._decision(prompt, digest, trace, None, "allow", "unknown", calls, "")
@@ -196,7 +200,15 @@ class Guard:
         return self._decision(prompt, digest, trace, finding, action, intent, calls, error)
 
     def _decision(
-        self, prompt: str, digest: str, trace: list[Verdict], finding: Verdict | None, action: str, intent: Intent, calls: int, error: str
+        self,
+        prompt: str,
+        digest: str,
+        trace: list[Verdict],
+        finding: Verdict | None,
+        action: str,
+        intent: Intent,
+        calls: int,
+        error: str,
     ) -> GuardDecision:
         secret = finding is not None and finding.stage == self._rule.name
         return GuardDecision(
@@ -233,7 +245,9 @@ class Guard:
             return GuardResult(decision=decision, prompt=None)
         finding = next(one for one in decision.trace if one.stage == decision.stop and one.fired)
         role = role_of(finding, decision.intent)
-        brief = Brief(prompt=prompt, role=role, finding=finding, intent=decision.intent, suspicious=lambda part: not self.passes(part))
+        brief = Brief(
+            prompt=prompt, role=role, finding=finding, intent=decision.intent, suspicious=lambda part: not self.passes(part)
+        )
         attempts: list[Attempt] = []
         calls = decision.chat_calls
         for number in range(self.policy.guard.max_rewrites):
@@ -254,7 +268,7 @@ class Guard:
     def _attempt(self, rewriter: Rewriter, brief: Brief, number: int) -> Attempt | None:
         try:
             text = rewriter.propose(brief, number)
-        except Exception as error:  # noqa: BLE001 - a rewriter that fails gives no rewrite
+        except Exception as error:
             reason = f"failed: {type(error).__name__}"
             return Attempt(role=brief.role, source=rewriter.name, text="", accepted=False, reason=reason)
         if text is None:
@@ -281,7 +295,9 @@ class Guard:
             return ["people standing quietly in a friendly place"]
         return list(self.template.proposals(brief))[:TEMPLATES]
 
-    def generate(self, model: DiffusionModel, prompt: str, *, seed: int = 0, steps: int = 50, guidance_scale: float = 7.5) -> GuardedImage:
+    def generate(
+        self, model: DiffusionModel, prompt: str, *, seed: int = 0, steps: int = 50, guidance_scale: float = 7.5
+    ) -> GuardedImage:
         """Guard the prompt, draw it, check the picture, and draw again in safer styles where it fails.
 
         An allowed prompt gives the picture that the bare model draws at that seed, bit for bit. Raises: as `check`.
@@ -336,7 +352,7 @@ def _run(stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
         verdicts = stage.check_many(list(prompts))
         if len(verdicts) != len(prompts):
             raise RuntimeError("a stage must give a verdict per prompt")
-    except Exception:  # noqa: BLE001 - fail closed, prompt by prompt
+    except Exception:
         verdicts = [_run_one(stage, prompt) for prompt in prompts]
     each = (perf_counter() - start) * 1000 / len(prompts)
     return [replace(verdict, milliseconds=each) for verdict in verdicts]
@@ -345,7 +361,7 @@ def _run(stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
 def _run_one(stage: Stage, prompt: str) -> Verdict:
     try:
         return stage.check(prompt)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return Verdict(stage=stage.name, level=stage.level, outcome="error", message=f"failed: {type(error).__name__}")  # type: ignore[arg-type]
 
 
@@ -353,6 +369,8 @@ def _judge(judge: IntentJudge, prompt: str, trace: Sequence[Verdict]) -> Verdict
     start = perf_counter()
     try:
         verdict = judge.judge(prompt, tuple(trace))
-    except Exception as error:  # noqa: BLE001
-        verdict = Verdict(stage=judge.name, level="intention", outcome="error", message=f"{judge.name} failed: {type(error).__name__}")
+    except Exception as error:
+        verdict = Verdict(
+            stage=judge.name, level="intention", outcome="error", message=f"{judge.name} failed: {type(error).__name__}"
+        )
     return replace(verdict, milliseconds=(perf_counter() - start) * 1000)

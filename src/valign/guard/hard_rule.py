@@ -13,7 +13,10 @@ from valign.guard.text import readings
 from valign.guard.words import WordList
 from valign.policy import BlockRule, Policy
 
-_NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen".split()
+_NUMBERS = (
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
+    "fifteen", "sixteen", "seventeen",
+)  # fmt: skip
 _NUMBER = rf"(?P<n>\d{{1,2}}|{'|'.join(_NUMBERS)})"
 _UNIT = r"(?:years?|yrs?|months?|weeks?|days?)"
 AGES = (

@@ -101,14 +101,18 @@ def save_head(head: Head, path: Path) -> str:
     """Write safetensors in half precision, settings in the header; returns the file's SHA-256."""
     tensors = {name: tensor.half().contiguous() for name, tensor in sorted(head.weights.items())}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": str(FORMAT), "settings": json.dumps(asdict(head.settings), sort_keys=True)})
+        save_file(
+            tensors, temporary, metadata={"format": str(FORMAT), "settings": json.dumps(asdict(head.settings), sort_keys=True)}
+        )
     return hash_file(path)
 
 
 def load_head(path: Path) -> Head:
     """Read what `save_head` wrote, as float32. Raises: UserError if the file is missing, broken or no head."""
     if not path.exists():
-        raise UserError(f"{path} does not exist. Train a head with `valign guard fit`, or leave `learned` out of the policy's stages.")
+        raise UserError(
+            f"{path} does not exist. Train a head with `valign guard fit`, or leave `learned` out of the policy's stages."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

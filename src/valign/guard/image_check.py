@@ -11,15 +11,18 @@ NAME = "image"
 
 def check_image(detector: Detector, image: Image) -> Verdict:
     """A verdict at level "image": score and class of the highest column, the detector's own threshold."""
-    from valign.detectors.base import scores_of  # its package loads diffusers, which checking a prompt does not need
-
+    card = detector.card
     try:
         if not np.asarray(image.convert("L")).any():
-            return Verdict(stage=NAME, level="image", outcome="error", message="an all-black picture: a numerical failure, or already hidden")
-        row = scores_of(detector, [image])[0]
-    except Exception as error:  # noqa: BLE001 - fail closed, whatever a detector raises
-        return Verdict(stage=NAME, level="image", outcome="error", message=f"{detector.card.name} failed: {type(error).__name__}")
-    best, card = int(row.argmax()), detector.card
+            return Verdict(
+                stage=NAME, level="image", outcome="error", message="an all-black picture: a numerical failure, or already hidden"
+            )
+        row = np.asarray(detector.detect([image]), dtype=np.float64).reshape(-1)
+        if len(row) != len(card.classes) or not ((row >= 0) & (row <= 1)).all():
+            raise ValueError("a detector must give one score in [0, 1] per class")
+    except Exception as error:
+        return Verdict(stage=NAME, level="image", outcome="error", message=f"{card.name} failed: {type(error).__name__}")
+    best = int(row.argmax())
     return Verdict(
         stage=NAME,
         level="image",

@@ -7,9 +7,9 @@ adjectives ("official", "educational") stand before it.
 
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from valign.guard.records import Intent, Verdict
+from valign.guard.records import Intent, Outcome, Verdict
 from valign.guard.text import fold
 from valign.guard.words import WordList
 from valign.policy import IntentionWords, Policy
@@ -17,6 +17,7 @@ from valign.policy import IntentionWords, Policy
 QUOTED = re.compile(r"[\"“”«»„]([^\"“”«»„]{3,})[\"“”«»„]|(?<!\w)['‘’]([^'‘’]{3,}(?:['’]\w[^'‘’]*)*)['’](?!\w)")
 
 
+@runtime_checkable
 class IntentJudge(Protocol):
     """Anything that tells what was meant; rules and chat models alike."""
 
@@ -45,11 +46,11 @@ class IntentionRules:
     def judge(self, prompt: str, findings: Sequence[Verdict]) -> Verdict:
         """A verdict at level "intention": it fires unless the intent is good; ``rule`` holds the intent."""
         intent = self.intent(prompt)
-        outcome = "fire" if intent == "harmful" else "pass"
+        outcome: Outcome = "fire" if intent == "harmful" else "pass"
         return Verdict(stage=self.name, level="intention", outcome=outcome, rule=intent, message=f"the intent reads as {intent}")
 
     def intent(self, prompt: str) -> Intent:
-        """``"prohibition"``, ``"education"`` or ``"harmful"``. Words inside quotation marks are what a sign says, not what is asked."""
+        """``"prohibition"``, ``"education"`` or ``"harmful"``. What is quoted is what a sign says, not a wish."""
         quotes = [first or second for first, second in QUOTED.findall(prompt)]
         request, said = fold(QUOTED.sub(" ", prompt)), fold(" ".join(quotes))
         if _holds(self._depiction, request):

@@ -61,6 +61,7 @@ class LexicalStage:
             span=span,
             score=1.0,
             threshold=1.0,
+            ranking=1.0,
             scores={known.category: 1.0},
             message=f"a listed term of {known.concept or known.category}",
         )

@@ -27,6 +27,7 @@ class Verdict:
     span: tuple[int, int] | None = None  # where in the prompt: start, end in characters; where, not what: verdicts are logged
     score: float | None = None
     threshold: float | None = None
+    ranking: float = 0.0  # of prompts by one number, in [0, 1] or a cosine; for ROC curves
     scores: Mapping[str, float] = field(default_factory=dict)  # per category, where the stage has them
     message: str = ""  # what happened, without words of the prompt
     action: Action | None = None  # asked for by the rule itself; None leaves it to the category
@@ -146,4 +147,6 @@ class GuardedImage:
 
     def to_json(self, *, with_prompt: bool = False) -> dict[str, Any]:
         drawings = [asdict(one) for one in self.drawings]
-        return {"blocked": self.blocked, "checked": self.checked, "drawings": drawings} | self.result.to_json(with_prompt=with_prompt)
+        return {"blocked": self.blocked, "checked": self.checked, "drawings": drawings} | self.result.to_json(
+            with_prompt=with_prompt
+        )

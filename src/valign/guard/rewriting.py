@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from valign.guard.caption import Caption, parse_caption, subject_of, with_subject
 from valign.guard.records import Intent, Verdict
@@ -25,6 +25,7 @@ class Brief:
     suspicious: Callable[[str], bool] = field(repr=False, compare=False)  # whether a part of the prompt fails the guard by itself
 
 
+@runtime_checkable
 class Rewriter(Protocol):
     """Anything that proposes captions; the guard checks each of them."""
 

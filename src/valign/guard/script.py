@@ -25,9 +25,7 @@ class ScriptStage:
         if share < SHARE or self._action == "allow":
             return Verdict(stage=self.name, level="rule", score=share, threshold=SHARE)
         message = "letters that this policy cannot read"
-        return Verdict(
-            stage=self.name, level="rule", outcome="fire", score=share, threshold=SHARE, message=message, action="block"
-        )
+        return Verdict(stage=self.name, level="rule", outcome="fire", score=share, threshold=SHARE, message=message, action="block")
 
     def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
         return [self.check(prompt) for prompt in prompts]

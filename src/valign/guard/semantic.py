@@ -83,6 +83,7 @@ class SemanticStage:
             concept=item.concept,
             score=score,
             threshold=self.threshold,
+            ranking=score,
             scores=scores,
             message=f"nearest to {item.concept}",
         )

@@ -18,7 +18,21 @@ _ALIKE = {
     "u": "υսᴜ", "v": "νᴠ", "w": "ԝωᴡ", "x": "хχ", "y": "уγʏ", "z": "зᴢ",
 }  # fmt: skip
 LOOKALIKES = str.maketrans({char: latin for latin, chars in _ALIKE.items() for char in chars})
-LEET = {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "9": "g", "@": "a", "$": "s", "!": "i", "|": "i", "€": "e"}
+LEET = {
+    "0": "o",
+    "1": "i",
+    "3": "e",
+    "4": "a",
+    "5": "s",
+    "7": "t",
+    "8": "b",
+    "9": "g",
+    "@": "a",
+    "$": "s",
+    "!": "i",
+    "|": "i",
+    "€": "e",
+}
 _ASCII_LOWER = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
 _LEET_WORD = re.compile(r"(?=\S*[a-z])(?=\S*[0134578@$!|€])[a-z0-9@$!|€]{3,}")
 _ONE = r"[a-z0-9@$!]"

