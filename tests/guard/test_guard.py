@@ -99,9 +99,9 @@ def test_refuses_a_blank_prompt(guard, bad):
 
 def test_refuses_what_is_no_text(guard):
     with pytest.raises(TypeError, match=r"Guard\.prompt must be text, got bytes"):
-        guard.check(b"a cat")
+        guard.refuse(b"a cat")
     with pytest.raises(TypeError, match="got NoneType"):
-        guard.check_many(["a cat", None])
+        guard.refuse(None)
     with pytest.raises(UserError, match="control characters"):
         guard.check("a cat\x00\x07")
     with pytest.raises(UserError, match="broken Unicode"):

@@ -133,8 +133,8 @@ def _invisible(char: str) -> bool:
 def _mixed_script(word: str) -> bool:
     """A word of Latin and other letters, or of other letters that all look Latin: somebody hides something."""
     letters = [char for char in word if char.isalpha()]
-    foreign = [char for char in letters if not char.isascii()]
-    return bool(foreign) and all(char.isascii() for char in _as_latin("".join(letters)))
+    foreign = [char for char in letters if not unicodedata.normalize("NFKD", char)[0].isascii()]
+    return bool(foreign) and _as_latin("".join(letters)).isascii()
 
 
 def _as_latin(word: str) -> str:
