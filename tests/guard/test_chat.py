@@ -11,7 +11,9 @@ from valign.models.chat import ScriptedChat
 UNSAFE = "a corpse on the beach at dawn, wide shot"
 
 
-def answers(*, values="SAFE: fine", intent="BAD: wants it", rewrite='{"prompt": "a mossy fallen tree on the beach at dawn, wide shot"}'):
+def answers(
+    *, values="SAFE: fine", intent="BAD: wants it", rewrite='{"prompt": "a mossy fallen tree on the beach at dawn, wide shot"}'
+):
     def answer(messages):
         system = messages[0]["content"]
         return values if "HARMFUL" in system else intent if "GOOD" in system else rewrite

@@ -78,7 +78,9 @@ def test_the_same_fit_gives_the_same_weights(policy, minilm):
     one, two = (fit_head(ROWS[:16], policy, minilm, config) for _ in range(2))
     assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
     assert any(name.startswith("upper.encoder.layer.5.") for name in one.weights)
-    assert not torch.equal(one.weights["upper.encoder.layer.5.output.dense.weight"], minilm.weights["encoder.layer.5.output.dense.weight"])
+    assert not torch.equal(
+        one.weights["upper.encoder.layer.5.output.dense.weight"], minilm.weights["encoder.layer.5.output.dense.weight"]
+    )
 
 
 def test_a_head_without_tuning_reads_the_encoders_own_vectors(head, minilm):
@@ -102,11 +104,13 @@ def test_a_file_is_read_as_written(head, minilm, tmp_path):
     sha = save_head(head, tmp_path / "head.safetensors")
     again = load_head(tmp_path / "head.safetensors")
     assert (again.sha256, again.settings) == (sha, head.settings)
-    np.testing.assert_allclose(again.score(minilm, ["a quiet boat"]), head.score(minilm, ["a quiet boat"]), atol=2e-3)  # half precision
+    np.testing.assert_allclose(
+        again.score(minilm, ["a quiet boat"]), head.score(minilm, ["a quiet boat"]), atol=2e-3
+    )  # half precision
 
 
 def test_refuses_a_file_that_is_no_head(tmp_path):
-    with pytest.raises(UserError, match="does not exist. Train a head"):
+    with pytest.raises(UserError, match=r"does not exist\. Train a head"):
         load_head(tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="could not be read as a guard head"):

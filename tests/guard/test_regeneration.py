@@ -95,7 +95,8 @@ def test_a_guarded_pipeline_draws_what_the_guard_allows(guard):
 
 
 @pytest.mark.parametrize(
-    "option", [{"prompt_embeds": 1}, {"prompt_2": "a naked man"}, {"output_type": "latent"}, {"num_images_per_prompt": 2}, {"generator": 1}]
+    "option",
+    [{"prompt_embeds": 1}, {"prompt_2": "a naked man"}, {"output_type": "latent"}, {"num_images_per_prompt": 2}, {"generator": 1}],
 )
 def test_a_guarded_pipeline_refuses_ways_round_the_guard(guard, option):
     with pytest.raises(ValueError, match="GuardedPipeline"):

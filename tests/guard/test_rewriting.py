@@ -28,7 +28,8 @@ def test_parts_make_the_caption_again():
 
 
 @pytest.mark.parametrize(
-    ("scene", "subject"), [("a tall angry woman shouting", "a woman"), ("three soldiers running", "three soldiers"), ("a red vase", "")]
+    ("scene", "subject"),
+    [("a tall angry woman shouting", "a woman"), ("three soldiers running", "three soldiers"), ("a red vase", "")],
 )
 def test_subject(scene, subject):
     assert subject_of(scene) == subject

@@ -3,7 +3,9 @@ import pytest
 from valign.guard.values import ValuesStage
 from valign.policy import Combination, Norm, load_policy
 
-NORM = Norm(id="kites", when=Combination(context=["airport"], behaviour=["flying a kite"], purpose=["for fun"]), text="No kites here.")
+NORM = Norm(
+    id="kites", when=Combination(context=["airport"], behaviour=["flying a kite"], purpose=["for fun"]), text="No kites here."
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,8 @@ def test_refuses_no_norms():
         ValuesStage([])
 
 
-@pytest.mark.parametrize("prompt", ["visitors reading names at a memorial", "a choir singing in a church", "pupils reading in a library"])
+@pytest.mark.parametrize(
+    "prompt", ["visitors reading names at a memorial", "a choir singing in a church", "pupils reading in a library"]
+)
 def test_fitting_behaviour_passes(prompt):
     assert not ValuesStage.from_policy(load_policy("default")).check(prompt).fired

@@ -34,13 +34,13 @@ class LexicalStage:
 
     @classmethod
     def from_policy(cls, policy: Policy) -> "LexicalStage":
-        """Terms of every concept, and the concepts' own names."""
+        """Terms of every concept and category, and the concepts' own names and paraphrases."""
         return cls(
             [
                 Term(text, category.id, concept.id)
                 for category in policy.categories
                 for concept in category.concepts
-                for text in (*concept.terms, concept.name)
+                for text in (*concept.terms, concept.name, *concept.paraphrases)
             ]
             + [Term(text, category.id) for category in policy.categories for text in category.terms]
         )
