@@ -152,25 +152,21 @@ def calibrate(
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
     hard: Annotated[list[str], Option(help="source of deliberately alarming harmless prompts; may be repeated")] = [],  # noqa: B006
     hard_fpr: Annotated[float, Option(help="the share for hard sources")] = 0.08,
+    held_out: Annotated[bool, Option(help="only the tenth of the groups that `fit` never trains on")] = False,
 ) -> None:
     """Set the head's thresholds from harmless prompts (label 0) of your own. Use prompts that it was not trained on."""
-    from dataclasses import replace
-
-    from valign.guard.head import load_head, save_head
+    from valign.guard.head import load_head
     from valign.guard.learned import SHIPPED
-    from valign.guard.rows import read_rows
+    from valign.guard.rows import read_rows, without_repeats
     from valign.models.minilm import MiniLM
-    from valign.recipes.guard_head import calibrated, harmless_scores
+    from valign.recipes.guard_head import TEST_FOLD, calibrate_and_write
 
-    old = load_head(head or SHIPPED)
-    scores = harmless_scores(old, MiniLM(), read_rows(data, _policy(policy)))
-    new = calibrated(old, scores, target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard)
-    notes = dict(old.settings.notes) | {
-        "recalibrated": {"target_fpr": target_fpr, "prompts": {k: len(v) for k, v in scores.items()}}
-    }
-    save_head(replace(new, settings=replace(new.settings, notes=notes)), folder / "head.safetensors")
-    for name, limits in new.settings.thresholds.items():
-        err.print(f"{name}: " + ", ".join(f"{column} {limit:.3f}" for column, limit in limits.items()), soft_wrap=True)
+    rules = _policy(policy)
+    rows = [row for row in without_repeats(read_rows(data, rules)) if not held_out or row.fold == TEST_FOLD]
+    report = calibrate_and_write(
+        load_head(head or SHIPPED), rows, rules, folder, encoder=MiniLM(), target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard
+    )
+    _print_sources(report.sources)
     out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
 
 

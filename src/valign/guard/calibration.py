@@ -21,8 +21,8 @@ def calibrate(
 ) -> Float[np.ndarray, " column"]:
     """The lowest thresholds, one per column, that keep every source at or below its rate.
 
-    All columns are cut at one tail share of the harmless scores, the highest over the sources; bisection finds the largest share
-    for which the union of the columns stays in bounds. Thresholds are in (0, 1]; 1 plus a rounding step never fires.
+    Columns are cut at tail shares of the harmless scores, the highest over the sources: the first column ("any") at one share, the
+    others together at the same. Bisection finds the largest share for which the union of the columns stays in bounds. A threshold above 1 never fires.
 
     Args: target_fpr: In (0, 1), for all sources or by name.
     Raises: UserError without scores, or if a source has too few prompts to show such a rate (fewer than ``1 / rate``).
@@ -32,7 +32,7 @@ def calibrate(
     rates = {name: target_fpr if isinstance(target_fpr, float) else target_fpr[name] for name in scores}
     for name, rate in rates.items():
         check_range(f"calibrate.target_fpr[{name}]", rate, above=0.0, high=0.5)
-        if len(scores[name]) * rate < 1:
+        if len(scores[name]) * rate < 1 - 1e-9:
             raise UserError(
                 f"calibrate.scores[{name}] must hold at least {int(np.ceil(1 / rate))} harmless prompts for a rate of {rate:g}, "
                 f"got {len(scores[name])}. Add prompts, or leave the source out."
@@ -54,10 +54,13 @@ def calibrate(
 
 
 def _cut(scores: Float[np.ndarray, "prompt column"], share: float) -> Float[np.ndarray, " column"]:
-    """Just above the score that ``floor(share * prompts)`` prompts exceed, per column."""
+    """Just above the score that the allowed number of prompts exceed, per column."""
+    count, columns = scores.shape
+    shares = np.full(columns, share / max(columns - 1, 1))
+    shares[0] = share
+    allowed = np.minimum((shares * count).astype(int), count - 1)
     ranked = np.sort(scores, axis=0)[::-1]
-    allowed = min(int(share * len(scores)), len(scores) - 1)
-    return np.nextafter(ranked[allowed].astype(np.float64), 2.0)
+    return np.nextafter(ranked[allowed, np.arange(columns)].astype(np.float64), 2.0)
 
 
 def presets(

@@ -22,6 +22,7 @@ from valign.progress import track
 
 TEST_FOLD = 0  # one tenth of the groups is never trained on
 DILUTED = 0.15  # rows made longer with harmless company, per row
+ENOUGH = 3  # false alarms that a source must be able to show at its rate, to be calibrated by itself
 CHUNK = 256  # prompts guarded at a time
 
 
@@ -51,21 +52,30 @@ def split(
     return capped(trained, limit, seed=seed), tested
 
 
-def harmless_scores(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt], *, least: int = 30) -> dict[str, np.ndarray]:
-    """Scores ``[prompt, column]`` of the safe rows of every source that has ``least`` of them."""
+def harmless_scores(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt]) -> dict[str, np.ndarray]:
+    """Scores ``[prompt, column]`` of the safe rows of every source. Raises: UserError without safe rows."""
+    safe = [row for row in rows if row.label == 0]
+    if not safe:
+        raise UserError("--data must hold harmless prompts (label 0) for calibration, got none. Add some.")
     found = {}
-    for name in track(sorted({row.source for row in rows}), "score harmless prompts"):
-        texts = [clean(row.prompt) for row in rows if row.source == name and row.label == 0]
-        if len(texts) >= least:
-            found[name] = head.score(encoder, texts)
-    if not found:
-        raise UserError(f"--data must hold at least {least} harmless prompts of one source for calibration. Add rows of label 0.")
+    for name in track(sorted({row.source for row in safe}), "score harmless prompts"):
+        found[name] = head.score(encoder, [clean(row.prompt) for row in safe if row.source == name])
     return found
+
+
+def pooled(scores: dict[str, np.ndarray], rates: dict[str, float]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Sources that are large enough for their rate by themselves (`ENOUGH` false alarms), and all of one rate together."""
+    groups = {f"all at {rate:g}": rate for rate in set(rates.values())}
+    together = {
+        name: np.concatenate([scores[one] for one in sorted(scores) if rates[one] == rate]) for name, rate in groups.items()
+    }
+    large = {name: rows for name, rows in scores.items() if len(rows) * rates[name] >= ENOUGH}
+    return large | together, {name: rates[name] for name in large} | groups
 
 
 def calibrated(head: Head, scores: dict[str, np.ndarray], *, target_fpr: float, hard_fpr: float, hard: Sequence[str]) -> Head:
     """The head with thresholds for the three strictnesses. ``hard`` sources (over-refusal sets) have their own rate."""
-    rates = {name: hard_fpr if name in hard else target_fpr for name in scores}
+    scores, rates = pooled(scores, {name: hard_fpr if name in hard else target_fpr for name in scores})
     thresholds = presets(scores, head.settings.columns, target_fpr=rates)
     return replace(head, settings=replace(head.settings, thresholds=thresholds))
 
@@ -88,15 +98,29 @@ def fit_and_write(
     trained, tested = split(rows, leave_out=leave_out, limit=limit, seed=config.seed)
     trained = trained + policy_rows(policy)
     head = fit_head(trained + diluted(trained, share=DILUTED, seed=config.seed), policy, encoder, config)
-    scores = harmless_scores(head, encoder, [row for row in tested if row.source not in leave_out])
-    head = calibrated(head, scores, target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard)
-    measured = measure_head(head, encoder, tested, policy)
     counts = {name: sum(row.source == name for row in trained) for name in sorted({row.source for row in trained})}
-    notes = {
-        "config": asdict(config),
-        "policy": policy.fingerprint(),
-        "trained_on": counts,
-        "left_out": sorted(leave_out),
+    notes = {"config": asdict(config), "policy": policy.fingerprint(), "trained_on": counts, "left_out": sorted(leave_out)}
+    head = replace(head, settings=replace(head.settings, notes=notes))
+    return calibrate_and_write(head, tested, policy, out, encoder=encoder, target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard)
+
+
+def calibrate_and_write(
+    head: Head,
+    rows: Sequence[LabelledPrompt],
+    policy: Policy,
+    out: Path,
+    *,
+    encoder: MiniLM,
+    target_fpr: float,
+    hard_fpr: float,
+    hard: Sequence[str] = (),
+) -> FitReport:
+    """Thresholds from the safe rows (sources left out of the fit aside), figures on all rows, then the three files."""
+    left_out = head.settings.notes.get("left_out", [])
+    own = [row for row in rows if row.source not in left_out]
+    head = calibrated(head, harmless_scores(head, encoder, own), target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard)
+    measured = measure_head(head, encoder, rows, policy)
+    notes = dict(head.settings.notes) | {
         "target_fpr": target_fpr,
         "hard": {"sources": sorted(hard), "fpr": hard_fpr},
         "sources": measured["sources"],
@@ -106,7 +130,7 @@ def fit_and_write(
     sha = save_head(head, out / "head.safetensors")
     write_text(out / "CARD.md", card(head, sha))
     write_json(out / "results.json", measured)
-    return FitReport(sha, len(trained), measured["sources"])
+    return FitReport(sha, sum(notes["trained_on"].values()), measured["sources"])
 
 
 def measure_head(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt], policy: Policy) -> dict[str, Any]:
