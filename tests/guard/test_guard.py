@@ -151,8 +151,7 @@ def test_a_policy_without_a_rewriter_blocks(policy):
 
 
 def test_the_shapes_policy_has_a_guard_of_its_own():
-    shapes = with_guard(load_policy("shapes"), stages=["lexical"])
-    guard = Guard.from_policy(shapes)
+    guard = Guard.from_policy("shapes")
     result = guard.guard("a red spider on the left")
     assert result.rewritten
     assert "star" in result.prompt

@@ -22,7 +22,8 @@ def calibrate(
     """The lowest thresholds, one per column, that keep every source at or below its rate.
 
     Columns are cut at tail shares of the harmless scores, the highest over the sources: the first column ("any") at one share, the
-    others together at the same. Bisection finds the largest share for which the union of the columns stays in bounds. A threshold above 1 never fires.
+    others together at the same. Bisection finds the largest share for which the union of the columns stays in bounds.
+    A threshold above 1 never fires.
 
     Args: target_fpr: In (0, 1), for all sources or by name.
     Raises: UserError without scores, or if a source has too few prompts to show such a rate (fewer than ``1 / rate``).
