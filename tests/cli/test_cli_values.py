@@ -47,7 +47,7 @@ def test_the_set_is_counted_and_the_encoder_is_where_it_says(trained):
 
 def test_pictures_are_the_pipelines(trained, tiny_sd, tmp_path):
     folder, _, _ = trained
-    shared = ("--model", tiny_sd, "--device", "cpu", "--steps", "2", "--count", "2", "--seed", "3")
+    shared = ("--model", tiny_sd, "--device", "cpu", "--guard", "none", "--steps", "2", "--count", "2", "--seed", "3")
     values = ("--values", folder / "run", "--policy", "shapes")
     run("generate", "a captain", "a tree", *shared, *values, "-o", tmp_path / "with")
     model = load_model(tiny_sd, device="cpu")

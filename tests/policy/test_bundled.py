@@ -5,7 +5,7 @@ import pytest
 from valign.policy import CATEGORY_IDS, load_policy
 
 
-@pytest.mark.parametrize("name", ["default", "shapes"])
+@pytest.mark.parametrize("name", ["default", "shapes", "german"])
 def test_bundled_policy_has_the_seven_categories(name):
     policy = load_policy(name)
     assert (policy.id, policy.category_ids()) == (name, CATEGORY_IDS)
@@ -18,7 +18,7 @@ def test_bundled_policy_has_the_seven_categories(name):
 def test_default_policy_is_complete():
     policy = load_policy("default")
     assert all(8 <= len(category.concepts) <= 12 for category in policy.categories)
-    assert len(policy.norms) == len(policy.guidelines) == 8
+    assert (len(policy.norms), len(policy.guidelines)) == (12, 8)
     assert {rewriter.id for rewriter in policy.rewriters} == {"harm", "values", "sign"}
     assert policy.principles
     assert policy.safe_styles
@@ -35,3 +35,11 @@ def test_minors_are_only_named_where_they_are_protected():
         for word in text.split()
     }
     assert not words & set(protected)
+
+
+def test_german_adds_words_and_a_block_rule_of_its_own():
+    german, default = load_policy("german"), load_policy("default")
+    assert german.category_ids() == default.category_ids()
+    assert all(category.terms for category in german.categories)
+    assert [rule.id for rule in german.always_block] == ["minors-sexual", "minors-sexual-german"]
+    assert {norm.id for norm in german.norms} > {norm.id for norm in default.norms}

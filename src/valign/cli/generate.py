@@ -1,19 +1,30 @@
-"""``valign generate``: draw prompts with a model, with or without a value token."""
+"""``valign generate``: draw prompts with a model, behind a guard, with an adapter or with a value token."""
+
+from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError
-from valign.cli.common import example, out, resolve_model
+from valign.cli.common import err, example, out, resolve_detector, resolve_model
+from valign.cli.guard import BLOCKED
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
-@example("valign generate 'a captain on a beach' --model shapes --values runs/livo --principle equal-heads -o runs/new")
+@example('valign generate "a flower on the left" --model shapes --guard shapes --detector oracle -o flower.png')
 def command(
     prompt: Annotated[list[str], Argument(help="what to draw; several give several pictures")],
-    model: Annotated[str, Option("--model", "-m", help="shapes, a pipeline folder or a hub id")],
-    folder: Annotated[Path, Option("--out", "-o", help="new folder for the pictures")],
+    target: Annotated[Path, Option("--out", "-o", help="the picture, .png; a new folder for several")],
+    model: Annotated[str, Option("--model", "-m", help="shapes, a pipeline folder or a hub id")] = "shapes",
+    adapter: Annotated[Path | None, Option("--adapter", "-a", help="adapter folder")] = None,
+    guard: Annotated[str, Option("--guard", "-g", help="policy of the guard: default, shapes, a file, or none")] = "default",
+    detector: Annotated[str, Option(help="who looks at the picture: oracle, nudenet, safety-checker=FOLDER ...; joined by +")] = "",
     values: Annotated[Path | None, Option(help="value encoder: a run of `valign train livo`, or its safetensors file")] = None,
     principle: Annotated[str, Option(help="id, text or alias of one principle; 'auto' finds it by the policy's keywords")] = "auto",
     policy: Annotated[str, Option("--policy", "-p", help="whose keywords: default, shapes or a YAML file")] = "default",
@@ -22,35 +33,81 @@ def command(
     seed: Annotated[int, Option(help="of the first picture of each prompt")] = 0,
     steps: Annotated[int, Option(min=1, help="denoising steps")] = 50,
     guidance_scale: Annotated[float, Option(min=0, help="classifier-free guidance scale")] = 7.5,
-    batch_size: Annotated[int, Option(min=1, help="pictures at a time")] = 8,
+    batch_size: Annotated[int, Option(min=1, help="pictures at a time, where no guard looks at each")] = 8,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Draw pictures; with --values, a prompt that calls for a principle gets its token, all others are the base model's."""
-    from valign.files import atomic_folder
+    """Draw prompts that the guard lets through, or their safe rewrites. Exit code 3 if one is blocked: it has no file.
 
-    if folder.exists():
-        raise UserError(f"{folder} exists. Choose another --out, or delete it first.")
+    With --values, a prompt that calls for a principle gets its token; all others are drawn as the base model draws them.
+    """
+    several = len(prompt) * count > 1
+    if target.is_dir() or (several and target.exists()):
+        raise UserError(f"{target} exists. Choose another --out, or delete it first.")
     subject: Any = resolve_model(model, device=device)
-    prompts = [text for text in prompt for _ in range(count)]
-    options: dict[str, Any] = {
-        "seeds": [seed + number for _ in prompt for number in range(count)],
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "batch_size": batch_size,
-    }
-    if values is None:
-        pictures = subject.generate(prompts, **options)
-    else:
-        from valign.models.value_encoder import load_value_encoder
-        from valign.models.value_pipeline import ValueGuidedPipeline
-        from valign.models.value_retriever import KeywordRetriever
-        from valign.policy import load_policy
+    if adapter is not None:
+        from valign.models.lora import load_adapter
 
-        encoder = load_value_encoder(values, subject)
-        retriever = KeywordRetriever(load_policy(policy)) if principle == "auto" else None
-        chosen = None if principle == "auto" else principle
-        pictures = ValueGuidedPipeline(subject, encoder, retriever).generate(prompts, principles=chosen, mixing=mixing, **options)
-    with atomic_folder(folder) as temporary:
-        for number, picture in enumerate(pictures):
-            picture.save(temporary / f"{number:04d}.png")
-    out.print(str(folder), markup=False, soft_wrap=True)
+        load_adapter(subject, adapter, name="adapter")
+    options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
+    draw = subject.generate if values is None else _with_values(subject, values, principle, policy, mixing)
+    prompts = [text for text in prompt for _ in range(count)]
+    seeds = [seed + number for _ in prompt for number in range(count)]
+    if guard == "none":
+        pictures: list[Image | None] = draw(prompts, seeds=seeds, batch_size=batch_size, **options)
+    else:
+        pictures = _guarded(guard, detector, draw, prompts, seeds, options)
+    _save(pictures, target, several)
+    if None in pictures:
+        raise typer.Exit(BLOCKED)
+
+
+def _with_values(subject: Any, values: Path, principle: str, policy: str, mixing: float) -> Any:
+    """``generate`` with the value encoder's token."""
+    from functools import partial
+
+    from valign.models.value_encoder import load_value_encoder
+    from valign.models.value_pipeline import ValueGuidedPipeline
+    from valign.models.value_retriever import KeywordRetriever
+    from valign.policy import load_policy
+
+    encoder = load_value_encoder(values, subject)
+    retriever = KeywordRetriever(load_policy(policy)) if principle == "auto" else None
+    chosen = None if principle == "auto" else principle
+    return partial(ValueGuidedPipeline(subject, encoder, retriever).generate, principles=chosen, mixing=mixing)
+
+
+def _guarded(
+    policy: str, detector: str, draw: Any, prompts: list[str], seeds: list[int], options: dict[str, Any]
+) -> list[Image | None]:
+    """A picture per prompt, None for what was blocked."""
+    from valign.guard import Guard
+
+    keeper = Guard.from_policy(policy, detector=resolve_detector(detector) if detector else None)
+    if not detector:
+        err.print(Text("Pictures are not checked: no --detector was given.", style="dim"))
+    pictures: list[Image | None] = []
+    for text, number in zip(prompts, seeds, strict=True):
+        found = keeper.draw(lambda caption, seed: draw([caption], seeds=[seed], **options)[0], text, seed=number)
+        pictures.append(found.image)
+        if found.image is None:
+            why = found.result.decision.stop if found.result.blocked else "the picture failed its checks"
+            err.print(Text(f"Blocked: {why}.", style="red"))
+        elif found.result.rewritten:
+            err.print(Text(f"Drawn as: {found.result.prompt}", style="yellow"))
+    return pictures
+
+
+def _save(pictures: list[Image | None], target: Path, several: bool) -> None:
+    from valign.files import atomic_folder, atomic_path
+
+    if not several:
+        if pictures[0] is None:
+            return
+        with atomic_path(target) as temporary:
+            pictures[0].save(temporary, format="PNG")
+    else:
+        with atomic_folder(target) as folder:
+            for number, picture in enumerate(pictures):
+                if picture is not None:
+                    picture.save(folder / f"{number:04d}.png")
+    out.print(str(target), markup=False, soft_wrap=True)

@@ -24,8 +24,11 @@ PANELS = {
         "baseline": ("valign.cli.baseline", "app"),
         "merge": ("valign.cli.merge", "app"),
         "adapter": ("valign.cli.adapter", "app"),
-        "generate": ("valign.cli.generate", "command"),
         "evaluate": ("valign.cli.evaluate", "command"),
+    },
+    "At inference": {
+        "guard": ("valign.cli.guard", "app"),
+        "generate": ("valign.cli.generate", "command"),
     },
     "Evidence": {
         "bench": ("valign.cli.bench", "app"),

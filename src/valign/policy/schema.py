@@ -43,6 +43,7 @@ class Category(Part):
     action: Action = "rewrite"
     threshold: Share = 0.5  # detector score from which a picture counts as harmful
     safe_prompt: Text  # caption used when nothing of the request can be kept
+    terms: list[Text] = []  # further whole words for the guard's word list, of no concept in particular
     concepts: list[Concept] = Field(min_length=1)
 
 
@@ -90,6 +91,7 @@ class Norm(Part):
     when: Combination
     action: Action = "rewrite"
     text: Text
+    instead: Text = "standing quietly"  # the act that a rewrite puts in the place of the unwanted one
 
     @field_validator("when")
     @classmethod
@@ -105,6 +107,8 @@ class BlockRule(Part):
     id: Id
     text: Text
     every: list[Annotated[list[Text], Field(min_length=1)]] = Field(min_length=1)
+    ages_below: Annotated[int, Field(ge=1, le=120)] | None = None  # an age under this, in years, counts as a word of the first list
+    with_categories: list[Id] = []  # a word of the first list and a finding of the guard in one of these block as well
 
 
 class Guideline(Part):
@@ -135,6 +139,35 @@ class Thresholds(Part):
     semantic: Share = 0.32  # cosine to a concept from which a prompt is suspect; belongs to all-MiniLM-L6-v2
     keep_words: Share = 0.4  # Jaccard overlap of words that a rewrite should keep
     keep_meaning: Share = 0.7  # cosine that a rewrite should keep
+
+
+StageName = Literal["lexical", "semantic", "learned", "values"]
+Strictness = Literal["strict", "balanced", "permissive"]
+
+
+class IntentionWords(Part):
+    """How a language forbids, warns and teaches. Whole words and phrases."""
+
+    prohibition: list[Text] = []  # "forbidden", "do not"
+    signage: list[Text] = []  # things that carry a notice: "sign", "poster"
+    education: list[Text] = []  # "warning", "prevention", "museum"
+    depiction: list[Text] = []  # "photo of": asks for the thing itself, whatever stands around it
+
+
+class GuardRules(Part):
+    """How the guard in front of a model goes about its work (VALOR, arXiv 2511.11693)."""
+
+    stages: list[StageName] = ["lexical", "learned", "values"]  # which run, in this order; the cheap ones first
+    strictness: Strictness = "balanced"  # which calibrated thresholds the learned stage uses
+    benign_intent: Literal["rewrite_as_sign", "direct"] = "rewrite_as_sign"  # what becomes of a good intent
+    max_rewrites: Annotated[int, Field(ge=1, le=10)] = 2  # tries of a rewriter before the neutral template
+    max_regenerations: Annotated[int, Field(ge=0, le=10)] = 2  # further drawings, each in the next safe style
+    other_scripts: Literal["allow", "block"] = (
+        "block"  # prompts mostly in letters that are not Latin, which word lists and encoder cannot read
+    )
+    max_chars: Annotated[int, Field(ge=16, le=100_000)] = 4000  # longer prompts are refused
+    sign: Text = "a clear printed sign with bold letters and a prohibition symbol on a plain background"
+    intention: IntentionWords = IntentionWords()
 
 
 REQUEST_FIELDS = {
@@ -198,6 +231,7 @@ class Policy(Part):
     thresholds: Thresholds = Thresholds()
     rewriters: list[Rewriter] = []
     safe_styles: list[Text] = []
+    guard: GuardRules = GuardRules()
     negative_prompt: Text  # the negative-prompt baseline
     safety_text: Text  # the concept that Safe Latent Diffusion (arXiv 2211.05105) steers away from
     data: DataRequest

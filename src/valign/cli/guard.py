@@ -1,0 +1,305 @@
+"""``valign guard``: check and rewrite prompts, explain decisions; fit, calibrate and measure the trained head."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+from typer import Argument, Option
+
+from valign.checks import UserError
+from valign.cli.common import err, out
+
+if TYPE_CHECKING:
+    from valign.guard import Guard, GuardDecision, GuardResult
+    from valign.policy import Policy
+
+BLOCKED = 3  # exit code when a prompt is blocked; 1 is left to crashes, 2 to mistakes
+CHUNK = 64  # prompts guarded at a time
+
+app = typer.Typer(no_args_is_help=True, help="Check and rewrite prompts before an image model sees them.")
+
+Prompts = Annotated[list[str] | None, Argument(help="prompts; without any, one per line from stdin", show_default=False)]
+PolicyName = Annotated[str, Option("--policy", "-p", help="default, shapes, or a policy file")]
+File = Annotated[Path | None, Option("--file", "-f", help="prompts from a file: text (one a line), jsonl, csv or parquet")]
+HeadFile = Annotated[Path | None, Option("--head", help="a head made by `valign guard fit`; the shipped one")]
+Json = Annotated[bool, Option("--json", help="one JSON object per prompt, on stdout")]
+Chat = Annotated[str | None, Option("--chat", metavar="URL", help="OpenAI-compatible endpoint for judging and rewriting")]
+ChatName = Annotated[str, Option("--chat-model", help="model that the endpoint serves")]
+KeyName = Annotated[str | None, Option("--key-env", help="environment variable with the endpoint's key")]
+Data = Annotated[list[Path], Option("--data", "-d", help="file or folder of labelled prompts; may be repeated")]
+
+
+@app.command("check", epilog='example: valign guard check "a cat on a sofa" --json')
+def check(
+    prompts: Prompts = None,
+    file: File = None,
+    policy: PolicyName = "default",
+    head: HeadFile = None,
+    as_json: Json = False,
+    chat: Chat = None,
+    chat_model: ChatName = "default",
+    key_env: KeyName = None,
+) -> None:
+    """Say allow, rewrite or block, and why; nothing is rewritten. Exit code 3 if a prompt is blocked."""
+    guard = _guard(policy, head, chat, chat_model, key_env)
+    blocked = False
+    for prompt, decision in _decisions(guard, _prompts(prompts, file)):
+        blocked |= decision is None or decision.blocked
+        if as_json:
+            _print_json(_refused(prompt) if decision is None else decision.to_json(with_prompt=True))
+        else:
+            out.print(_line(decision), soft_wrap=True)
+    raise typer.Exit(BLOCKED if blocked else 0)
+
+
+@app.command("rewrite", epilog='example: valign guard rewrite "oil painting of a battle" > safe.txt')
+def rewrite(
+    prompts: Prompts = None,
+    file: File = None,
+    policy: PolicyName = "default",
+    head: HeadFile = None,
+    as_json: Json = False,
+    chat: Chat = None,
+    chat_model: ChatName = "default",
+    key_env: KeyName = None,
+) -> None:
+    """Print each prompt as it may be drawn, one a line; a blocked one gives an empty line. Exit code 3 if any is blocked."""
+    guard = _guard(policy, head, chat, chat_model, key_env)
+    blocked = False
+    for prompt, decision in _decisions(guard, _prompts(prompts, file)):
+        result = None if decision is None else guard.finish(decision, prompt)
+        blocked |= result is None or result.blocked
+        if as_json:
+            _print_json(_refused(prompt) if result is None else result.to_json(with_prompt=bool(result.decision.prompt)))
+        else:
+            out.print("" if result is None or result.prompt is None else result.prompt, markup=False, soft_wrap=True)
+    raise typer.Exit(BLOCKED if blocked else 0)
+
+
+@app.command("explain", epilog='example: valign guard explain "no weapons allowed, painted on a poster"')
+def explain(
+    prompt: Annotated[str, Argument(help="the prompt")],
+    policy: PolicyName = "default",
+    head: HeadFile = None,
+    as_json: Json = False,
+    chat: Chat = None,
+    chat_model: ChatName = "default",
+    key_env: KeyName = None,
+) -> None:
+    """Run every stage, also after the first finding, and show each verdict: words, score against threshold, the rewrite."""
+    guard = _guard(policy, head, chat, chat_model, key_env)
+    result = guard.finish(guard.check(prompt, explain=True), prompt)
+    if as_json:
+        _print_json(result.to_json(with_prompt=bool(result.decision.prompt)))
+    else:
+        _explain(prompt, result)
+    raise typer.Exit(BLOCKED if result.blocked else 0)
+
+
+@app.command("fit", epilog="example: valign guard fit --data prompts/ --hard overt -o runs/head")
+def fit(
+    data: Data,
+    folder: Annotated[Path, Option("--out", "-o", help="folder for head.safetensors, CARD.md and results.json")],
+    policy: PolicyName = "default",
+    epochs: Annotated[int, Option(min=1, help="passes over the data")] = 6,
+    tune_layers: Annotated[int, Option(min=0, max=6, help="upper encoder layers trained with the head; 0 is quick")] = 0,
+    batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
+    limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
+    leave_out: Annotated[list[str], Option(help="source kept for testing as a whole; may be repeated")] = [],  # noqa: B006
+    target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
+    hard: Annotated[list[str], Option(help="source of deliberately alarming harmless prompts; may be repeated")] = [],  # noqa: B006
+    hard_fpr: Annotated[float, Option(help="the share for hard sources")] = 0.08,
+    seed: Annotated[int, Option(help="of every draw")] = 0,
+) -> None:
+    """Train the head on labelled prompts, calibrate it on harmless ones that it did not see, and measure it."""
+    from valign.guard.fit import FitConfig
+    from valign.guard.rows import read_rows
+    from valign.models.minilm import MiniLM
+    from valign.recipes.guard_head import fit_and_write
+
+    rules = _policy(policy)
+    rows = read_rows(data, rules)
+    config = FitConfig(epochs=epochs, tuned_layers=tune_layers, batch_size=batch_size, seed=seed)
+    report = fit_and_write(
+        rows,
+        rules,
+        folder,
+        config=config,
+        encoder=MiniLM(),
+        target_fpr=target_fpr,
+        hard_fpr=hard_fpr,
+        hard=hard,
+        leave_out=leave_out,
+        limit=limit,
+    )
+    _print_sources(report.sources)
+    out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
+
+
+@app.command("calibrate", epilog="example: valign guard calibrate --data my-prompts.jsonl --target-fpr 0.005 -o runs/head")
+def calibrate(
+    data: Data,
+    folder: Annotated[Path, Option("--out", "-o", help="folder for the head with new thresholds")],
+    head: HeadFile = None,
+    policy: PolicyName = "default",
+    target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
+    hard: Annotated[list[str], Option(help="source of deliberately alarming harmless prompts; may be repeated")] = [],  # noqa: B006
+    hard_fpr: Annotated[float, Option(help="the share for hard sources")] = 0.08,
+    held_out: Annotated[bool, Option(help="only the tenth of the groups that `fit` never trains on")] = False,
+) -> None:
+    """Set the head's thresholds from harmless prompts (label 0) of your own. Use prompts that it was not trained on."""
+    from valign.guard.head import load_head
+    from valign.guard.learned import SHIPPED
+    from valign.guard.rows import read_rows, without_repeats
+    from valign.models.minilm import MiniLM
+    from valign.recipes.guard_head import TEST_FOLD, calibrate_and_write
+
+    rules = _policy(policy)
+    rows = [row for row in without_repeats(read_rows(data, rules)) if not held_out or row.fold == TEST_FOLD]
+    report = calibrate_and_write(
+        load_head(head or SHIPPED), rows, rules, folder, encoder=MiniLM(), target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard
+    )
+    _print_sources(report.sources)
+    out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
+
+
+@app.command("evaluate", epilog="example: valign guard evaluate --data prompts/ -o runs/guard-report")
+def evaluate(
+    data: Data,
+    folder: Annotated[Path, Option("--out", "-o", help="folder for results.json, report.md and roc.png")],
+    policy: PolicyName = "default",
+    head: HeadFile = None,
+    held_out: Annotated[bool, Option(help="only the tenth of the groups that `fit` never trains on")] = False,
+    limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
+    show_prompts: Annotated[bool, Option(help="print the worst prompts in the report")] = False,
+    chat: Chat = None,
+    chat_model: ChatName = "default",
+    key_env: KeyName = None,
+) -> None:
+    """Measure the whole guard on labelled prompts: recall, false alarms, ROC, per category, per stage, the worst errors."""
+    from valign.evaluation.guard_page import write_guard_report
+    from valign.guard.rows import capped, read_rows
+    from valign.recipes.guard_head import TEST_FOLD, measure_guard
+
+    guard = _guard(policy, head, chat, chat_model, key_env)
+    rows = [row for row in read_rows(data, guard.policy) if not held_out or row.fold == TEST_FOLD]
+    if not rows:
+        raise UserError("--data must leave prompts to measure, got none in the held-out fold. Add data, or take --held-out out.")
+    summary = write_guard_report(measure_guard(guard, capped(rows, limit, seed=0)), folder, show_prompts=show_prompts)
+    _print_sources(summary["sources"])
+    out.print(str(folder / "report.md"), markup=False, soft_wrap=True)
+
+
+def _policy(name: str) -> Policy:
+    from valign.policy import load_policy
+
+    return load_policy(name)
+
+
+def _guard(policy: str, head: Path | None, chat: str | None, chat_model: str, key_env: str | None) -> Guard:
+    from valign.guard import Guard
+    from valign.models.chat import OpenAIChat
+
+    model = OpenAIChat(base_url=chat, model=chat_model, api_key_env=key_env, temperature=0.0) if chat else None
+    return Guard.from_policy(_policy(policy), head=head, chat=model)
+
+
+def _prompts(prompts: list[str] | None, file: Path | None) -> Iterator[str]:
+    if prompts and file is not None:
+        raise UserError("Prompts must come from the command line or from --file, got both. Choose one.")
+    if prompts:
+        yield from prompts
+    elif file is None:
+        if sys.stdin.isatty():
+            raise UserError("A prompt must be given, got none. Write it behind the command, or use --file, or a pipe.")
+        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+    elif file.suffix in (".jsonl", ".csv", ".tsv", ".parquet"):
+        from valign.data.tables import read_table
+
+        yield from (str(row.get("prompt") or "") for row in read_table(file))
+    else:
+        yield from (line for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip())
+
+
+def _decisions(guard: Guard, prompts: Iterable[str]) -> Iterator[tuple[str, GuardDecision | None]]:
+    """Decisions in the order of the prompts, in batches; None for what is no prompt at all, with a remark on stderr."""
+    batch: list[str] = []
+    for prompt in prompts:
+        batch.append(prompt)
+        if len(batch) == CHUNK:
+            yield from _batch(guard, batch)
+            batch = []
+    yield from _batch(guard, batch)
+
+
+def _batch(guard: Guard, prompts: list[str]) -> Iterator[tuple[str, GuardDecision | None]]:
+    good = []
+    for prompt in prompts:
+        try:
+            guard.refuse(prompt)
+            good.append(prompt)
+        except UserError as error:
+            err.print(Text(str(error), style="red"))
+    decisions = iter(guard.check_many(good))
+    wanted = iter(good)
+    following = next(wanted, None)
+    for prompt in prompts:
+        if prompt is following:
+            yield prompt, next(decisions)
+            following = next(wanted, None)
+        else:
+            yield prompt, None
+
+
+def _refused(prompt: str) -> dict[str, Any]:
+    return {"action": "block", "error": "no usable prompt", "characters": len(prompt)}
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _line(decision: GuardDecision | None) -> Text:
+    if decision is None:
+        return Text("block  no usable prompt", style="red")
+    colour = {"allow": "green", "rewrite": "yellow", "block": "red"}[decision.action]
+    why = f"  {decision.stop}" if decision.stop else ""
+    names = f"  {', '.join(decision.categories)}" if decision.categories else ""
+    return Text(f"{decision.action}{why}{names}", style=colour)
+
+
+def _explain(prompt: str, result: GuardResult) -> None:
+    table = Table("stage", "verdict", "category", "where", "score", "threshold", "ms", "what")
+    keep = bool(result.decision.prompt)
+    for one in result.decision.trace:
+        where = prompt[slice(*one.span)] if one.span and keep else ""
+        score, limit = (("" if value is None else f"{value:.3f}") for value in (one.score, one.threshold))
+        table.add_row(one.stage, one.outcome, one.category, Text(where), score, limit, f"{one.milliseconds:.1f}", Text(one.message))
+    out.print(table)
+    for attempt in result.attempts:
+        out.print(Text(f"{attempt.source} ({attempt.role}): {attempt.reason or 'accepted'}", style="dim"))
+    out.print(_line(result.decision))
+    if result.prompt is not None:
+        out.print(result.prompt, markup=False, soft_wrap=True)
+
+
+def _print_sources(sources: list[dict[str, Any]]) -> None:
+    table = Table("source", "unsafe", "recall %", "safe", "false alarms %", "AUROC")
+    for one in sources:
+        recall, alarms, area = one["recall"], one["false_alarms"], one["auroc"]
+        table.add_row(
+            one["source"],
+            str(one["unsafe"]),
+            f"{recall['value']:.1%}" if recall else "-",
+            str(one["safe"]),
+            f"{alarms['value']:.1%}" if alarms else "-",
+            f"{area['value']:.3f} ({one['against']})" if area else "-",
+        )
+    err.print(table)

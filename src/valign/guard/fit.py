@@ -1,0 +1,244 @@
+"""Train the head: any harm and each category, twins as contrastive pairs, optionally with upper encoder layers of its own.
+
+Loss per row: binary cross-entropy of column "any"; of the categories where they are known (a category that an unsafe row does not
+name counts half, since sets name one of several). Per pair of twins: ``relu(margin - (any_unsafe - any_safe))`` on the logits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, dropout
+
+from valign.checks import UserError, check_range
+from valign.guard.features import ngram_ids
+from valign.guard.head import Head, HeadSettings, head_logits
+from valign.guard.rows import LabelledPrompt
+from valign.guard.text import clean
+from valign.models.minilm import LAYERS, WIDTH, MiniLM, Tokens, pool, run_layers
+from valign.policy import Policy
+from valign.progress import track
+
+TRAIN_TOKENS = 64  # of a text that training looks at; use looks at all
+NEIGHBOURHOOD = 20  # batches within which texts are sorted by length
+OTHER_CATEGORY = 0.5  # weight of the categories that an unsafe row does not name
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Everything that shapes a fit; stored in the head's notes."""
+
+    epochs: int = 6
+    batch_size: int = 64  # rows; twins stay together
+    lr: float = 3e-3  # of the head and the n-grams, 1/step; AdamW, linear warm-up over 5 % and decay to 0
+    encoder_lr: float = 1e-4  # of tuned encoder layers
+    weight_decay: float = 0.01
+    tuned_layers: int = 0  # upper layers trained with the head, 0 to 6
+    buckets: int = 16384  # of the n-gram hash
+    bag_dim: int = 48
+    hidden: int = 256
+    dropout: float = 0.3  # of the hidden units, and of the vector against the n-grams
+    margin: float = 3.0  # logits between twins
+    margin_weight: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "bag_dim", "hidden"):
+            check_range(f"FitConfig.{name}", getattr(self, name), low=1)
+        check_range("FitConfig.tuned_layers", self.tuned_layers, low=0, high=LAYERS)
+        check_range("FitConfig.lr", self.lr, above=0.0)
+        check_range("FitConfig.encoder_lr", self.encoder_lr, above=0.0)
+        check_range("FitConfig.dropout", self.dropout, low=0.0, high=0.9)
+
+
+def hidden_words(policy: Policy) -> tuple[str, ...]:
+    """Words of the block rules' first lists: rules decide about them, so nothing may be learnt from them."""
+    return tuple(sorted({word for rule in policy.always_block for word in rule.every[0]}))
+
+
+def targets(
+    rows: Sequence[LabelledPrompt], categories: Sequence[str]
+) -> tuple[Float[Tensor, "row column"], Float[Tensor, "row column"]]:
+    """Targets and weights, 0 where nothing is known."""
+    goal = torch.zeros(len(rows), 1 + len(categories))
+    weight = torch.ones_like(goal)
+    for i, row in enumerate(rows):
+        goal[i, 0] = row.label
+        if row.label:
+            named = torch.tensor([name in row.categories for name in categories])
+            goal[i, 1:] = named.float()
+            weight[i, 1:] = torch.where(named, 1.0, OTHER_CATEGORY) if row.categories else 0.0
+    return goal, weight
+
+
+def source_weights(rows: Sequence[LabelledPrompt]) -> Float[Tensor, " row"]:
+    """Rows of a source and label weigh ``1 / sqrt(their number)``, and both labels the same in total; the mean is 1."""
+    keys = [(row.source, row.label) for row in rows]
+    counts = {key: keys.count(key) for key in set(keys)}
+    weight = torch.tensor([counts[key] ** -0.5 for key in keys])
+    label = torch.tensor([row.label for row in rows])
+    for one in (0, 1):
+        weight[label == one] /= weight[label == one].sum().clamp(min=1e-12)
+    return weight / weight.mean()
+
+
+def batches(rows: Sequence[LabelledPrompt], size: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Indices of one epoch, about ``size`` at a time, twins together; a batch holds texts of like length, which saves padding.
+
+    Units are shuffled, then sorted by length within `NEIGHBOURHOOD` batches, and the batches are shuffled again.
+    """
+    units: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        units.setdefault(row.pair or row.id, []).append(i)
+    groups = list(units.values())
+    order = torch.randperm(len(groups), generator=generator).tolist()
+    found: list[list[int]] = []
+    for first in range(0, len(order), NEIGHBOURHOOD * size):
+        near = [groups[number] for number in order[first : first + NEIGHBOURHOOD * size]]
+        batch: list[int] = []
+        for unit in sorted(near, key=lambda unit: len(rows[unit[0]].prompt)):
+            batch += unit
+            if len(batch) >= size:
+                found.append(batch)
+                batch = []
+        if batch:
+            found.append(batch)
+    yield from (found[number] for number in torch.randperm(len(found), generator=generator).tolist())
+
+
+def twin_loss(any_logits: Float[Tensor, " row"], rows: Sequence[LabelledPrompt], margin: float) -> Tensor:
+    """Mean hinge over the pairs whose two sides are among the rows; 0 without any."""
+    sides: dict[str, list[list[int]]] = {}
+    for i, row in enumerate(rows):
+        if row.pair:
+            sides.setdefault(row.pair, [[], []])[row.label].append(i)
+    pairs = [(unsafe, safe) for safe_side, unsafe_side in sides.values() for unsafe in unsafe_side for safe in safe_side]
+    if not pairs:
+        return any_logits.new_zeros(())
+    unsafe, safe = (torch.tensor(side) for side in zip(*pairs))
+    return (margin - (any_logits[unsafe] - any_logits[safe])).relu().mean()
+
+
+def fit_head(rows: Sequence[LabelledPrompt], policy: Policy, encoder: MiniLM, config: FitConfig = FitConfig()) -> Head:
+    """A head without thresholds; `valign.guard.calibration` sets them. Same rows, config and machine: same weights.
+
+    Raises: UserError unless there are safe and unsafe rows.
+    """
+    if len({row.label for row in rows}) < 2:
+        raise UserError("fit_head.rows must be safe and unsafe prompts, got one kind. Add rows of the other label.")
+    settings = HeadSettings(
+        categories=policy.category_ids(),
+        encoder_sha256=encoder.sha256,
+        buckets=config.buckets,
+        tuned_layers=config.tuned_layers,
+        hidden_words=hidden_words(policy),
+    )
+    texts = [settings.neutral(clean(row.prompt)) for row in rows]
+    fitter = _Fitter(rows, texts, settings, encoder, config)
+    fitter.run()
+    return Head(settings, {name: tensor.detach() for name, tensor in fitter.weights.items()})
+
+
+class _Fitter:
+    """The state of one fit."""
+
+    def __init__(
+        self, rows: Sequence[LabelledPrompt], texts: Sequence[str], settings: HeadSettings, encoder: MiniLM, config: FitConfig
+    ) -> None:
+        self.rows, self.texts, self.encoder, self.config = rows, texts, encoder, config
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.weights = _first_weights(settings, encoder, config, self.generator)
+        self.grams = [ngram_ids(text, config.buckets) for text in texts]
+        self.goal, self.column_weight = targets(rows, settings.categories)
+        self.row_weight = source_weights(rows)
+        self.vectors = None if config.tuned_layers else torch.from_numpy(_first_windows(encoder, texts))
+
+    def run(self) -> None:
+        config = self.config
+        upper = [tensor for name, tensor in self.weights.items() if name.startswith("upper.")]
+        small = [tensor for name, tensor in self.weights.items() if not name.startswith("upper.")]
+        groups = [{"params": small, "lr": config.lr}, {"params": upper, "lr": config.encoder_lr}]
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=config.weight_decay)
+        plan = [batch for _ in range(config.epochs) for batch in batches(self.rows, config.batch_size, self.generator)]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(len(plan)))
+        for tensor in self.weights.values():
+            tensor.requires_grad_(True)
+        for batch in track(plan, "fit the head"):
+            optimizer.zero_grad()
+            self._loss(batch).backward()
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+            optimizer.step()
+            scheduler.step()
+
+    def _loss(self, batch: list[int]) -> Tensor:
+        rows = [self.rows[i] for i in batch]
+        grams = [self.grams[i] for i in batch]
+        starts = torch.tensor([0, *map(len, grams)][:-1]).cumsum(0)
+        vectors = self._vectors(batch)
+        logits = head_logits(
+            _dropped(self.weights, self.config.dropout), vectors, torch.tensor([i for row in grams for i in row]), starts
+        )
+        each = binary_cross_entropy_with_logits(logits, self.goal[batch], weight=self.column_weight[batch], reduction="none")
+        loss = (self.row_weight[batch] * (each[:, 0] + each[:, 1:].mean(1))).mean()
+        return loss + self.config.margin_weight * twin_loss(logits[:, 0], rows, self.config.margin)
+
+    def _vectors(self, batch: list[int]) -> Float[Tensor, "row dim"]:
+        if self.vectors is not None:
+            return self.vectors[batch]
+        tokens = _first_window(self.encoder.tokenize([self.texts[i] for i in batch]))
+        first = LAYERS - self.config.tuned_layers
+        own = {name.removeprefix("upper."): tensor for name, tensor in self.weights.items() if name.startswith("upper.")}
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # of the products only; twice as fast where the processor has it
+            with torch.no_grad():
+                lower = self.encoder.lower(tokens, first)
+            hidden = run_layers(lower, tokens.mask, own, range(first, LAYERS))
+        return pool(hidden.float(), tokens.mask)
+
+
+def _first_weights(settings: HeadSettings, encoder: MiniLM, config: FitConfig, generator: torch.Generator) -> dict[str, Tensor]:
+    columns, width = len(settings.columns), WIDTH + config.bag_dim
+
+    def normal(*shape: int, scale: float) -> Tensor:
+        return torch.randn(*shape, generator=generator) * scale
+
+    weights = {
+        "ngrams.weight": normal(config.buckets, config.bag_dim, scale=0.1),
+        "hidden.weight": normal(
+            config.hidden, width, scale=width**-0.5 * 4
+        ),  # the vector has unit length, so its entries are small
+        "hidden.bias": torch.zeros(config.hidden),
+        "out.weight": normal(columns, config.hidden, scale=config.hidden**-0.5),
+        "out.bias": torch.zeros(columns),
+    }
+    for layer in range(LAYERS - config.tuned_layers, LAYERS):
+        own = {name: tensor for name, tensor in encoder.weights.items() if name.startswith(f"encoder.layer.{layer}.")}
+        weights |= {f"upper.{name}": tensor.clone() for name, tensor in own.items()}
+    return weights
+
+
+def _dropped(weights: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Hidden units dropped for a whole batch, by their outgoing weights."""
+    return weights | {"out.weight": dropout(weights["out.weight"], share)}
+
+
+def _first_window(tokens: Tokens) -> Tokens:
+    """A training text is judged by the beginning of its first window."""
+    keep = [i for i, owner in enumerate(tokens.owner) if i == 0 or owner != tokens.owner[i - 1]]
+    return Tokens(tokens.ids[keep, :TRAIN_TOKENS], tokens.mask[keep, :TRAIN_TOKENS], tuple(tokens.owner[i] for i in keep))
+
+
+def _first_windows(encoder: MiniLM, texts: Sequence[str], *, batch_size: int = 64) -> Float[np.ndarray, "text dim"]:
+    out = np.zeros((len(texts), WIDTH), np.float32)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for first in track(range(0, len(order), batch_size), "encode prompts"):
+        chosen = order[first : first + batch_size]
+        out[chosen] = encoder.encode_windows(_first_window(encoder.tokenize([texts[i] for i in chosen]))).numpy()
+    return out
+
+
+def _schedule(steps: int) -> Callable[[int], float]:
+    warm = max(1, steps // 20)
+    return lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))

@@ -1,0 +1,129 @@
+"""The trained head: a score per policy category from a sentence vector and n-grams. Pure tensors, and its file on disk.
+
+``x = [vector, bag]``, ``h = gelu(W1 x + b1)``, ``logits = W2 h + b2``; column 0 is "any harm", the others are the categories. The
+vector comes from all-MiniLM-L6-v2; the upper layers of the encoder may be the head's own (tuned), the lower ones are shared.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import embedding_bag, gelu, linear
+
+from valign.checks import UserError
+from valign.files import atomic_path, hash_file
+from valign.guard.features import bag_of
+from valign.models.minilm import LAYERS, MiniLM, Tokens, pool, run_layers
+
+FORMAT = 1
+ANY = "any"  # name of column 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """What must be known to read the tensors; stored in the file."""
+
+    categories: tuple[str, ...]
+    encoder_sha256: str
+    buckets: int = 16384
+    tuned_layers: int = 0  # upper layers that are the head's own, 0 to 6
+    hidden_words: tuple[str, ...] = ()  # words that the head never sees: a rule decides about them (`neutral`)
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # strictness -> column -> probability
+    notes: Mapping[str, Any] = field(default_factory=dict)  # data, seeds, measured figures: what the card says
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (ANY, *self.categories)
+
+    @cached_property
+    def _hidden(self) -> re.Pattern[str] | None:
+        words = sorted(self.hidden_words, key=lambda word: (-len(word), word))
+        return re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})\b", re.IGNORECASE) if words else None
+
+    def neutral(self, text: str) -> str:
+        """The text with every hidden word as "person", so that the head can neither trust nor distrust it."""
+        return self._hidden.sub("person", text) if self._hidden else text
+
+
+@dataclass(frozen=True)
+class Head:
+    """Settings and tensors; ``[text, column]`` probabilities out."""
+
+    settings: HeadSettings
+    weights: Mapping[str, Tensor]  # ngrams.weight [bucket, d], hidden.weight [h, 384+d], hidden.bias, out.weight, out.bias, upper.*
+    sha256: str = ""  # of the file that it was read from
+
+    def score(self, encoder: MiniLM, texts: Sequence[str], *, batch_size: int = 64) -> Float[np.ndarray, "text column"]:
+        """Probabilities in [0, 1]. A long text has several windows; the highest score counts."""
+        out = np.zeros((len(texts), len(self.settings.columns)), np.float32)
+        seen = [self.settings.neutral(text) for text in texts]
+        order = sorted(range(len(texts)), key=lambda i: len(seen[i]))
+        for first in range(0, len(order), batch_size):
+            chosen = order[first : first + batch_size]
+            batch = [seen[i] for i in chosen]
+            tokens = encoder.tokenize(batch)
+            with torch.inference_mode():
+                lower = encoder.lower(tokens, LAYERS - self.settings.tuned_layers)
+                logits = self.logits(self.vectors(lower, tokens), [batch[number] for number in tokens.owner])
+            for number, row in zip(tokens.owner, logits.sigmoid().numpy()):
+                out[chosen[number]] = np.maximum(out[chosen[number]], row)
+        return out
+
+    def vectors(self, lower: Float[Tensor, "window token dim"], tokens: Tokens) -> Float[Tensor, "window dim"]:
+        """Unit vectors from the shared lower layers' states, through the head's own upper layers."""
+        own = {name.removeprefix("upper."): tensor for name, tensor in self.weights.items() if name.startswith("upper.")}
+        return pool(run_layers(lower, tokens.mask, own, range(LAYERS - self.settings.tuned_layers, LAYERS)), tokens.mask)
+
+    def logits(self, vectors: Float[Tensor, "window dim"], texts: Sequence[str]) -> Float[Tensor, "window column"]:
+        return head_logits(self.weights, vectors, *bag_of(texts, self.settings.buckets))
+
+
+def head_logits(
+    weights: Mapping[str, Tensor], vectors: Float[Tensor, "text dim"], grams: Tensor, starts: Tensor
+) -> Float[Tensor, "text column"]:
+    """The formula of the module, before the sigmoid."""
+    bag = embedding_bag(grams, weights["ngrams.weight"], starts, mode="mean")
+    hidden = gelu(linear(torch.cat([vectors, bag], dim=1), weights["hidden.weight"], weights["hidden.bias"]))
+    return linear(hidden, weights["out.weight"], weights["out.bias"])
+
+
+def save_head(head: Head, path: Path) -> str:
+    """Write safetensors in half precision, settings in the header; returns the file's SHA-256."""
+    tensors = {name: tensor.half().contiguous() for name, tensor in sorted(head.weights.items())}
+    with atomic_path(path) as temporary:
+        save_file(
+            tensors, temporary, metadata={"format": str(FORMAT), "settings": json.dumps(asdict(head.settings), sort_keys=True)}
+        )
+    return hash_file(path)
+
+
+def load_head(path: Path) -> Head:
+    """Read what `save_head` wrote, as float32. Raises: UserError if the file is missing, broken or no head."""
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist. Train a head with `valign guard fit`, or leave `learned` out of the policy's stages."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - not a dict
+        if metadata.get("format") != str(FORMAT):
+            raise UserError(f"{path} must be a guard head of format {FORMAT}, got {metadata.get('format')}. Train it again.")
+        raw = json.loads(metadata["settings"])
+        settings = HeadSettings(**raw | {name: tuple(raw[name]) for name in ("categories", "hidden_words")})
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} could not be read as a guard head: {error}. Train it again.") from error
+    if shapes["ngrams.weight"][0] != settings.buckets or shapes["out.weight"][0] != len(settings.columns):
+        raise UserError(f"{path} has tensors that do not fit its settings. Train it again.")
+    return Head(settings, weights, hash_file(path))

@@ -1,0 +1,71 @@
+"""What was meant by a suspicious prompt: to show the harm, to forbid it, or to teach about it.
+
+An image model draws what is named, negated or not ("no weapons" draws weapons), so a good intent is drawn as a sign. A good intent
+needs both a carrier (a sign, a poster, a quotation) and a word that forbids or teaches; a request to depict beats both, whatever
+adjectives ("official", "educational") stand before it.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from valign.guard.records import Intent, Outcome, Verdict
+from valign.guard.text import fold
+from valign.guard.words import WordList
+from valign.policy import IntentionWords, Policy
+
+QUOTED = re.compile(r"[\"“”«»„]([^\"“”«»„]{3,})[\"“”«»„]|(?<!\w)['‘’]([^'‘’]{3,}(?:['’]\w[^'‘’]*)*)['’](?!\w)")
+
+
+@runtime_checkable
+class IntentJudge(Protocol):
+    """Anything that tells what was meant; rules and chat models alike."""
+
+    name: str
+    uses_chat: bool
+
+    def judge(self, prompt: str, findings: Sequence[Verdict]) -> Verdict: ...
+
+
+class IntentionRules:
+    """The rule-based judge; its words come from the policy, so that a language can have its own."""
+
+    name = "intention"
+    uses_chat = False
+
+    def __init__(self, words: IntentionWords) -> None:
+        self._prohibition = _list(words.prohibition)
+        self._signage = _list(words.signage)
+        self._education = _list(words.education)
+        self._depiction = _list(words.depiction)
+
+    @classmethod
+    def from_policy(cls, policy: Policy) -> "IntentionRules":
+        return cls(policy.guard.intention)
+
+    def judge(self, prompt: str, findings: Sequence[Verdict]) -> Verdict:
+        """A verdict at level "intention": it fires unless the intent is good; ``rule`` holds the intent."""
+        intent = self.intent(prompt)
+        outcome: Outcome = "fire" if intent == "harmful" else "pass"
+        return Verdict(stage=self.name, level="intention", outcome=outcome, rule=intent, message=f"the intent reads as {intent}")
+
+    def intent(self, prompt: str) -> Intent:
+        """``"prohibition"``, ``"education"`` or ``"harmful"``. What is quoted is what a sign says, not a wish."""
+        quotes = [first or second for first, second in QUOTED.findall(prompt)]
+        request, said = fold(QUOTED.sub(" ", prompt)), fold(" ".join(quotes))
+        if _holds(self._depiction, request):
+            return "harmful"
+        carrier = _holds(self._signage, request)
+        if not carrier:
+            return "harmful"
+        if _holds(self._prohibition, request) or _holds(self._prohibition, said):
+            return "prohibition"
+        return "education" if _holds(self._education, f"{request} {said}") else "harmful"
+
+
+def _list(words: Sequence[str]) -> WordList | None:
+    return WordList(words) if words else None
+
+
+def _holds(words: WordList | None, text: str) -> bool:
+    return words is not None and words.any(text)

@@ -1,0 +1,79 @@
+"""Level 2, trained: probabilities per category from the head (`valign.guard.head`), against calibrated thresholds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from valign.checks import UserError, check_choice
+from valign.guard.head import ANY, Head, load_head
+from valign.guard.records import Verdict
+from valign.guard.text import clean, readings
+from valign.models.minilm import MiniLM
+from valign.policy import Policy
+
+SHIPPED = Path(__file__).parent / "assets" / "head.safetensors"
+
+
+class LearnedStage:
+    """Fires if any column reaches its threshold. The category is the one that exceeds its own threshold by most."""
+
+    name = "learned"
+    level = "semantic"
+
+    def __init__(
+        self, head: Head, encoder: MiniLM, *, strictness: str = "balanced", categories: Sequence[str] | None = None
+    ) -> None:
+        if head.settings.encoder_sha256 != encoder.sha256:
+            raise UserError("LearnedStage.head was trained on another encoder. Train it again, or install the encoder it names.")
+        check_choice("LearnedStage.strictness", strictness, tuple(head.settings.thresholds), hint="Run `valign guard calibrate`.")
+        self.head, self.encoder = head, encoder
+        known = head.settings.categories
+        wanted = known if categories is None else tuple(name for name in known if name in categories)
+        if not wanted:
+            raise UserError(
+                f"LearnedStage.categories must have one of {', '.join(known)}, got none of them. Train a head for this policy."
+            )
+        self.categories = wanted
+        self._columns = (ANY, *wanted) if wanted == known else wanted  # "any" covers categories that the policy may not have
+        self._places = [head.settings.columns.index(name) for name in self._columns]
+        self._limits = np.array([head.settings.thresholds[strictness][name] for name in self._columns])
+
+    @classmethod
+    def from_policy(cls, policy: Policy, encoder: MiniLM, head: Head | None = None) -> "LearnedStage":
+        return cls(head or load_head(SHIPPED), encoder, strictness=policy.guard.strictness, categories=policy.category_ids())
+
+    def check(self, prompt: str) -> Verdict:
+        return self.check_many([prompt])[0]
+
+    def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
+        """A verdict per prompt. A prompt with several readings (leetspeak, spacing) gets the highest score of all."""
+        texts, owner = [], []
+        for number, prompt in enumerate(prompts):
+            for text in (clean(prompt), *readings(prompt)[1:]):
+                texts.append(text)
+                owner.append(number)
+        scores = np.zeros((len(prompts), len(self.head.settings.columns)), np.float32)
+        np.maximum.at(scores, owner, self.head.score(self.encoder, texts))
+        return [self._verdict(row) for row in scores]
+
+    def _verdict(self, row: Float[np.ndarray, " column"]) -> Verdict:
+        own = row[self._places]
+        over = own - self._limits
+        scores = dict(zip(self._columns, own.tolist()))
+        margins = dict(zip(self._columns, over.tolist()))
+        beyond = {name: margins[name] for name in self.categories if margins[name] >= 0}
+        category = max(beyond, key=lambda name: beyond[name]) if beyond else max(self.categories, key=lambda name: scores[name])
+        fired, column = bool((over >= 0).any()), int(over.argmax())
+        return Verdict(
+            stage=self.name,
+            level="semantic",
+            outcome="fire" if fired else "pass",
+            category=category,
+            score=float(own[column]),
+            threshold=float(self._limits[column]),
+            ranking=float(own[0]),
+            scores={name: scores[name] for name in self.categories},
+            message=f"reads like {category}" if fired else "",
+        )

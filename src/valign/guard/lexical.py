@@ -1,0 +1,76 @@
+"""Level 1: a listed term as a whole word, after folding. Thousands of terms in one pass (Aho-Corasick)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from valign.guard.records import Verdict
+from valign.guard.text import View, fold, readings, views
+from valign.guard.words import WordList
+from valign.policy import Policy
+
+
+@dataclass(frozen=True)
+class Term:
+    """A word or phrase and what it gives away."""
+
+    text: str
+    category: str
+    concept: str = ""
+
+
+class LexicalStage:
+    """Fires on the first listed term of a prompt, whichever way it is spelled (`valign.guard.text`)."""
+
+    name = "lexical"
+    level = "word"
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        blank = sum(not fold(term.text) for term in terms)
+        if blank or not terms:
+            raise ValueError(f"LexicalStage.terms must be words, got {len(terms)}, {blank} blank. An empty list guards nothing.")
+        self.terms: Mapping[str, Term] = {fold(term.text): term for term in reversed(terms)}  # the first of equal terms wins
+        self._words = WordList(self.terms)
+        self._pass = Verdict(stage=self.name, level="word")
+
+    @classmethod
+    def from_policy(cls, policy: Policy) -> "LexicalStage":
+        """Terms of every concept and category, and the concepts' own names and paraphrases."""
+        return cls(
+            [
+                Term(text, category.id, concept.id)
+                for category in policy.categories
+                for concept in category.concepts
+                for text in (*concept.terms, concept.name, *concept.paraphrases)
+            ]
+            + [Term(text, category.id) for category in policy.categories for text in category.terms]
+        )
+
+    def check(self, prompt: str) -> Verdict:
+        """One verdict; its span is the leftmost term of the first reading that holds one."""
+        if not any(self._words.any(text) for text in readings(prompt)):
+            return self._pass
+        view, start, term = self._first(prompt)
+        span = view.span(start, start + len(term))
+        known = self.terms[term]
+        return Verdict(
+            stage=self.name,
+            level="word",
+            outcome="fire",
+            category=known.category,
+            concept=known.concept,
+            span=span,
+            score=1.0,
+            threshold=1.0,
+            ranking=1.0,
+            scores={known.category: 1.0},
+            message=f"a listed term of {known.concept or known.category}",
+        )
+
+    def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
+        return [self.check(prompt) for prompt in prompts]
+
+    def _first(self, prompt: str) -> tuple[View, int, str]:
+        for view in views(prompt):
+            for start, term in self._words.find(view.text):
+                return view, start, term
+        raise AssertionError("views must hold every reading")

@@ -1,0 +1,63 @@
+"""A diffusers pipeline with the guard in front and behind: called like the pipeline, returns checked pictures only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from valign.checks import UserError
+from valign.guard.guard import Guard
+from valign.guard.records import GuardedImage
+
+REFUSED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "ip_adapter_image", "ip_adapter_image_embeds")
+
+
+@dataclass(frozen=True)
+class GuardedOutput:
+    """``images[i]`` is None where prompt i was blocked; ``records`` say why."""
+
+    images: list[Image | None]
+    records: list[GuardedImage]
+
+    @property
+    def nsfw_content_detected(self) -> list[bool]:
+        """As diffusers names it: True where there is no picture."""
+        return [image is None for image in self.images]
+
+
+class GuardedPipeline:
+    """``GuardedPipeline(pipe, guard)(prompt, seed=0, num_inference_steps=30)``.
+
+    Only what the guard can read gets through: embeddings and second prompts are refused, and so is any output but PIL pictures.
+    """
+
+    def __init__(self, pipe: Any, guard: Guard) -> None:
+        self.pipe, self.guard = pipe, guard
+
+    def __call__(self, prompt: str | Sequence[str], *, seed: int = 0, **options: Any) -> GuardedOutput:
+        """One picture per prompt; prompt i has seed ``seed + i``, redrawings count on from 1,000,000 more.
+
+        Raises: UserError for options that would go round the guard; whatever the pipeline raises.
+        """
+        wrong = [name for name, value in options.items() if value is not None and (name in REFUSED or name.startswith("prompt_"))]
+        if wrong:
+            raise UserError(f"GuardedPipeline takes no {', '.join(wrong)}: the guard cannot read it. Give one text prompt.")
+        for name, only in (("output_type", "pil"), ("num_images_per_prompt", 1), ("return_dict", True)):
+            if options.setdefault(name, only) != only:
+                raise UserError(f"GuardedPipeline.{name} must be {only!r}, got {options[name]!r}. Take it out.")
+        if "generator" in options:
+            raise UserError("GuardedPipeline takes a seed, got a generator. Give seed=NUMBER.")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        records = [self._one(text, seed + number, options) for number, text in enumerate(prompts)]
+        return GuardedOutput([record.image for record in records], records)
+
+    def _one(self, prompt: str, seed: int, options: dict[str, Any]) -> GuardedImage:
+        def draw(caption: str, number: int) -> Image:
+            chosen = seed if number == seed else number + 1_000_000
+            images = self.pipe(prompt=caption, generator=torch.Generator().manual_seed(chosen), **options).images
+            found: Image = images[0]
+            return found
+
+        return self.guard.draw(draw, prompt, seed=seed)

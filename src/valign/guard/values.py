@@ -1,0 +1,62 @@
+"""Level 3: harmless words that do harm together: a setting, an act and a purpose (the policy's norms, VALOR)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from valign.guard.records import Verdict
+from valign.guard.text import readings, views
+from valign.guard.words import WordList
+from valign.policy import Norm, Policy
+
+
+@dataclass(frozen=True)
+class _Rule:
+    norm: Norm
+    lists: tuple[WordList, ...]
+
+
+class ValuesStage:
+    """Fires on the first norm whose lists all have a word in the prompt."""
+
+    name = "values"
+    level = "value"
+
+    def __init__(self, norms: Sequence[Norm]) -> None:
+        if not norms:
+            raise ValueError(
+                "ValuesStage.norms must not be empty, got none. Write norms in the policy, or take `values` out of stages."
+            )
+        self._rules = []
+        for norm in norms:
+            lists = [words for words in (norm.when.behaviour, norm.when.purpose, norm.when.context) if words]
+            self._rules.append(_Rule(norm, tuple(map(WordList, lists))))  # acts are rarer than places, so they are asked first
+
+    @classmethod
+    def from_policy(cls, policy: Policy) -> "ValuesStage":
+        return cls(policy.norms)
+
+    def check(self, prompt: str) -> Verdict:
+        """One verdict; its span is the act's, or the purpose's where the norm lists no act."""
+        for text in readings(prompt):
+            for rule in self._rules:
+                if all(words.any(text) for words in rule.lists):
+                    return Verdict(
+                        stage=self.name,
+                        level="value",
+                        outcome="fire",
+                        rule=rule.norm.id,
+                        span=_span(prompt, rule.lists[0]),
+                        message=rule.norm.text,
+                        action=rule.norm.action,
+                    )
+        return Verdict(stage=self.name, level="value")
+
+    def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
+        return [self.check(prompt) for prompt in prompts]
+
+
+def _span(prompt: str, words: WordList) -> tuple[int, int] | None:
+    for view in views(prompt):
+        for start, term in words.find(view.text):
+            return view.span(start, start + len(term))
+    return None

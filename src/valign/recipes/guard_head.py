@@ -1,0 +1,215 @@
+"""Fit a head for the guard, calibrate it on harmless prompts it never saw, measure it, write it with its card."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from valign.checks import UserError
+from valign.evaluation.guard_rates import Scored, summary
+from valign.files import write_json, write_text
+from valign.guard import Guard
+from valign.guard.calibration import presets
+from valign.guard.fit import FitConfig, fit_head
+from valign.guard.head import Head, save_head
+from valign.guard.rows import LabelledPrompt, capped, diluted, policy_rows, without_repeats
+from valign.guard.text import clean
+from valign.models.minilm import MiniLM
+from valign.policy import Policy
+from valign.progress import track
+
+TEST_FOLD = 0  # one tenth of the groups is never trained on
+DILUTED = 0.15  # rows made longer with harmless company, per row
+ENOUGH = 3  # false alarms that a source must be able to show at its rate, to be calibrated by itself
+CHUNK = 256  # prompts guarded at a time
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What `fit_and_write` made."""
+
+    sha256: str
+    trained_on: int
+    sources: list[dict[str, Any]]
+
+
+def split(
+    rows: Sequence[LabelledPrompt], *, leave_out: Sequence[str] = (), limit: int | None = None, seed: int = 0
+) -> tuple[list[LabelledPrompt], list[LabelledPrompt]]:
+    """Training and test rows. A source left out is test as a whole; of the others one fold of groups is.
+
+    Raises: UserError for an unknown source.
+    """
+    known = {row.source for row in rows}
+    if unknown := set(leave_out) - known:
+        raise UserError(
+            f"--leave-out must name sources of the data, got {', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}."
+        )
+    tested = [row for row in rows if row.source in leave_out or row.fold == TEST_FOLD]
+    trained = [row for row in rows if row.source not in leave_out and row.fold != TEST_FOLD]
+    return capped(trained, limit, seed=seed), tested
+
+
+def harmless_scores(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt]) -> dict[str, np.ndarray]:
+    """Scores ``[prompt, column]`` of the safe rows of every source. Raises: UserError without safe rows."""
+    safe = [row for row in rows if row.label == 0]
+    if not safe:
+        raise UserError("--data must hold harmless prompts (label 0) for calibration, got none. Add some.")
+    found = {}
+    for name in track(sorted({row.source for row in safe}), "score harmless prompts"):
+        found[name] = head.score(encoder, [clean(row.prompt) for row in safe if row.source == name])
+    return found
+
+
+def pooled(scores: dict[str, np.ndarray], rates: dict[str, float]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Sources that are large enough for their rate by themselves (`ENOUGH` false alarms), and all of one rate together."""
+    groups = {f"all at {rate:g}": rate for rate in set(rates.values())}
+    together = {
+        name: np.concatenate([scores[one] for one in sorted(scores) if rates[one] == rate]) for name, rate in groups.items()
+    }
+    large = {name: rows for name, rows in scores.items() if len(rows) * rates[name] >= ENOUGH}
+    return large | together, {name: rates[name] for name in large} | groups
+
+
+def calibrated(head: Head, scores: dict[str, np.ndarray], *, target_fpr: float, hard_fpr: float, hard: Sequence[str]) -> Head:
+    """The head with thresholds for the three strictnesses. ``hard`` sources (over-refusal sets) have their own rate."""
+    scores, rates = pooled(scores, {name: hard_fpr if name in hard else target_fpr for name in scores})
+    thresholds = presets(scores, head.settings.columns, target_fpr=rates)
+    return replace(head, settings=replace(head.settings, thresholds=thresholds))
+
+
+def fit_and_write(
+    rows: Sequence[LabelledPrompt],
+    policy: Policy,
+    out: Path,
+    *,
+    config: FitConfig,
+    encoder: MiniLM,
+    target_fpr: float = 0.01,
+    hard_fpr: float = 0.08,
+    hard: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
+    limit: int | None = None,
+) -> FitReport:
+    """The whole of ``valign guard fit``: head.safetensors, CARD.md and results.json in ``out``."""
+    rows = without_repeats(rows)
+    trained, tested = split(rows, leave_out=leave_out, limit=limit, seed=config.seed)
+    trained = trained + policy_rows(policy)
+    head = fit_head(trained + diluted(trained, share=DILUTED, seed=config.seed), policy, encoder, config)
+    counts = {name: sum(row.source == name for row in trained) for name in sorted({row.source for row in trained})}
+    notes = {"config": asdict(config), "policy": policy.fingerprint(), "trained_on": counts, "left_out": sorted(leave_out)}
+    head = replace(head, settings=replace(head.settings, notes=notes))
+    return calibrate_and_write(head, tested, policy, out, encoder=encoder, target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard)
+
+
+def calibrate_and_write(
+    head: Head,
+    rows: Sequence[LabelledPrompt],
+    policy: Policy,
+    out: Path,
+    *,
+    encoder: MiniLM,
+    target_fpr: float,
+    hard_fpr: float,
+    hard: Sequence[str] = (),
+) -> FitReport:
+    """Thresholds from the safe rows (sources left out of the fit aside), figures on all rows, then the three files."""
+    left_out = head.settings.notes.get("left_out", [])
+    own = [row for row in rows if row.source not in left_out]
+    head = calibrated(head, harmless_scores(head, encoder, own), target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard)
+    measured = measure_head(head, encoder, rows, policy)
+    notes = dict(head.settings.notes) | {
+        "target_fpr": target_fpr,
+        "hard": {"sources": sorted(hard), "fpr": hard_fpr},
+        "sources": measured["sources"],
+    }
+    head = replace(head, settings=replace(head.settings, notes=notes))
+    out.mkdir(parents=True, exist_ok=True)
+    sha = save_head(head, out / "head.safetensors")
+    write_text(out / "CARD.md", card(head, sha))
+    write_json(out / "results.json", measured)
+    return FitReport(sha, sum(notes["trained_on"].values()), measured["sources"])
+
+
+def measure_head(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt], policy: Policy) -> dict[str, Any]:
+    """`valign.evaluation.guard_rates.summary` of the learned stage alone."""
+    from valign.guard.learned import LearnedStage
+
+    stage = LearnedStage(head, encoder, strictness=policy.guard.strictness, categories=policy.category_ids())
+    scored = []
+    for first in track(range(0, len(rows), CHUNK), "measure the head"):
+        chunk = rows[first : first + CHUNK]
+        verdicts = stage.check_many([row.prompt for row in chunk])
+        scored += [
+            Scored(row, one.fired, one.ranking, one.stage if one.fired else "", one.category) for row, one in zip(chunk, verdicts)
+        ]
+    return dict(summary(scored, show_prompts=False))
+
+
+def measure_guard(guard: Guard, rows: Sequence[LabelledPrompt]) -> list[Scored]:
+    """What the whole guard makes of every row. A prompt that it refuses counts as flagged."""
+    scored = []
+    for first in track(range(0, len(rows), CHUNK), "guard prompts"):
+        chunk = [row for row in rows[first : first + CHUNK] if _readable(guard, row)]
+        refused = [row for row in rows[first : first + CHUNK] if row not in chunk]
+        scored += [Scored(row, True, 1.0, "refused", "") for row in refused]
+        for row, decision in zip(chunk, guard.check_many([row.prompt for row in chunk])):
+            certain = decision.stop in ("lexical", "hard-rule", "values", "script")
+            score = 1.0 if certain and decision.flagged else max((one.ranking for one in decision.trace), default=0.0)
+            scored.append(Scored(row, decision.flagged, score, decision.stop, next(iter(decision.categories), "")))
+    return scored
+
+
+def _readable(guard: Guard, row: LabelledPrompt) -> bool:
+    try:
+        guard.refuse(row.prompt)
+    except UserError:
+        return False
+    return True
+
+
+def card(head: Head, sha256: str) -> str:
+    """The model card: what it is, what it was trained on, what it reaches, what it cannot do."""
+    notes = head.settings.notes
+    lines = [
+        "# Guard head",
+        "",
+        "Scores a text-to-image prompt per harm category. Input: the sentence vector of all-MiniLM-L6-v2 (Apache-2.0) and hashed",
+        f"n-grams; {head.settings.tuned_layers} upper encoder layers are its own. SHA-256 `{sha256}`. Licence: Apache-2.0.",
+        "",
+        "Words that may denote a minor are hidden from it; a rule decides about them (`always_block` in the policy).",
+        "",
+        "## Trained on",
+        "",
+        "| source | rows |",
+        "|---|---|",
+        *(f"| {name} | {count} |" for name, count in notes["trained_on"].items()),
+        "",
+        f"Left out altogether: {', '.join(notes['left_out']) or 'nothing'}. Settings: `{notes['config']}`.",
+        "",
+        "## Measured on rows that it was not trained on",
+        "",
+        f"Thresholds: at most {notes['target_fpr']:.1%} of the harmless prompts of every source flagged"
+        f" ({notes['hard']['fpr']:.0%} for {', '.join(notes['hard']['sources']) or 'none'}), set on the same held-out",
+        "harmless rows, so the false alarms below are fitted; recall and AUROC are not. Brackets: 95 % intervals.",
+        "",
+        "| source | unsafe | recall | safe | false alarms | AUROC | against |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in notes["sources"]:
+        cells = [_interval(one[key], percent=key != "auroc") for key in ("recall", "false_alarms", "auroc")]
+        lines.append(
+            f"| {one['source']} | {one['unsafe']} | {cells[0]} | {one['safe']} | {cells[1]} | {cells[2]} | {one['against']} |"
+        )
+    lines += ["", "English only. It reads prompts, not pictures: a harmless text can still give a harmful picture.", ""]
+    return "\n".join(lines)
+
+
+def _interval(value: dict[str, float] | None, *, percent: bool) -> str:
+    if value is None:
+        return "-"
+    if percent:
+        return f"{value['value']:.1%} [{value['low']:.1%}, {value['high']:.1%}]"
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

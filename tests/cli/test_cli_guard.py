@@ -1,0 +1,122 @@
+"""``valign guard`` and ``valign generate``: what goes in, what comes out, and the exit code."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from valign.checks import UserError
+from valign.cli.guard import BLOCKED, app
+from valign.cli.root import build
+
+runner = CliRunner(env={"COLUMNS": "200"})
+QUICK = "version: 1\nid: quick\ntitle: Quick\nextends: default\nguard: {stages: [lexical, values]}\n"
+
+
+@pytest.fixture
+def policy(tmp_path):
+    path = tmp_path / "quick.yaml"
+    path.write_text(QUICK)
+    return str(path)
+
+
+def test_check_says_what_it_would_do(policy):
+    result = runner.invoke(app, ["check", "a cat on a sofa", "a corpse on the beach", "-p", policy])
+    assert (result.exit_code, result.stdout.split("\n")[:2]) == (0, ["allow", "rewrite  lexical  shocking"])
+
+
+def test_a_blocked_prompt_sets_the_exit_code(policy):
+    result = runner.invoke(app, ["check", "Привет, большой мир", "-p", policy])
+    assert (result.exit_code, result.stdout) == (BLOCKED, "block  script\n")
+
+
+def test_rewrite_prints_one_line_each(policy):
+    result = runner.invoke(app, ["rewrite", "a cat", "a corpse on the beach", "Привет, большой мир", "-p", policy])
+    assert result.stdout == "a cat\na mossy fallen tree on the beach\n\n"
+    assert result.exit_code == BLOCKED
+
+
+def test_reads_stdin_and_keeps_the_order(policy):
+    prompts = [f"a cat number {i}" for i in range(70)]
+    result = runner.invoke(app, ["rewrite", "-p", policy], input="\n".join([*prompts[:66], "\u200b", *prompts[66:]]))
+    assert result.stdout.split("\n")[:-1] == [*prompts[:66], "", *prompts[66:]]
+    assert "must not be blank" in result.stderr
+
+
+def test_reads_files_and_writes_json(policy, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a cat"}\n{"prompt": "a corpse on the beach"}\n')
+    lines = runner.invoke(app, ["check", "-f", str(path), "-p", policy, "--json"]).stdout.splitlines()
+    assert [json.loads(line)["action"] for line in lines] == ["allow", "rewrite"]
+    assert [json.loads(line)["prompt"] for line in lines] == ["a cat", "a corpse on the beach"]
+    text = tmp_path / "prompts.txt"
+    text.write_bytes(b"a cat\n\xff\xfe\x00\n")
+    result = runner.invoke(app, ["check", "-f", str(text), "-p", policy])
+    assert (result.exit_code, result.stdout) == (BLOCKED, "allow\nblock  no usable prompt\n")
+
+
+def test_explain_points_at_the_word(policy):
+    result = runner.invoke(app, ["explain", "a c0rpse on the beach", "-p", policy])
+    assert "c0rpse" in result.stdout
+    assert "rotting-corpse" in result.stdout
+    assert "a mossy fallen tree on the beach" in result.stdout
+
+
+def test_refuses_two_sources_of_prompts(policy, tmp_path):
+    result = runner.invoke(app, ["check", "a cat", "-f", str(tmp_path / "x.txt"), "-p", policy])
+    assert isinstance(result.exception, UserError)
+
+
+def test_fit_calibrate_check_and_evaluate(tmp_path):
+    rows = [
+        {"id": f"{toy}{n}{side}", "prompt": f"a {word} {toy} {n}", "label": side, "category": "violence", "pair_id": f"{toy}{n}"}
+        for toy in ("boat", "lamp", "tree", "cup")
+        for n in range(100)
+        for side, word in enumerate(("quiet", "furious"))
+    ]
+    data = tmp_path / "toys.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    fit = ["fit", "-d", str(data), "-o", str(tmp_path / "head"), "--epochs", "8", "--limit", "60", "--target-fpr", "0.1"]
+    result = runner.invoke(app, fit)
+    assert result.exit_code == 0, result.output
+    head = tmp_path / "head" / "head.safetensors"
+    assert result.stdout == f"{head}\n"
+    card = (tmp_path / "head" / "CARD.md").read_text()
+    assert "| toys | 120 |" in card
+    again = ["calibrate", "-d", str(data), "--head", str(head), "-o", str(tmp_path / "tight"), "--target-fpr", "0.02"]
+    assert runner.invoke(app, again).exit_code == 0
+    report = ["evaluate", "-d", str(data), "--head", str(tmp_path / "tight" / "head.safetensors"), "-o", str(tmp_path / "report")]
+    result = runner.invoke(app, [*report, "--limit", "40"])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "report" / "results.json").read_text())
+    toys = next(one for one in found["sources"] if one["source"] == "toys")
+    assert (toys["unsafe"], toys["safe"]) == (40, 40)
+    assert toys["auroc"]["value"] > 0.9
+    assert "furious" not in (tmp_path / "report" / "report.md").read_text()
+    assert (tmp_path / "report" / "roc.png").stat().st_size > 1000
+
+
+def test_generate_draws_and_refuses(policy, tiny_sd, tmp_path):
+    out = tmp_path / "a.png"
+    command = [
+        "generate",
+        "a lighthouse",
+        "--model",
+        str(tiny_sd),
+        "--guard",
+        policy,
+        "-o",
+        str(out),
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    result = runner.invoke(build(), command)
+    assert result.exit_code == 0, result.output
+    assert out.exists()
+    assert "not checked" in result.stderr
+    out.unlink()
+    command[1] = "Привет, большой мир"
+    result = runner.invoke(build(), command)
+    assert (result.exit_code, out.exists()) == (BLOCKED, False)

@@ -1,0 +1,206 @@
+"""Features, fit, calibration and the file of the head, on words that mean nothing."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from valign.checks import UserError
+from valign.guard.calibration import calibrate, flagged_share, presets
+from valign.guard.features import bag_of, ngram_ids
+from valign.guard.fit import FitConfig, fit_head, source_weights, targets, twin_loss
+from valign.guard.head import Head, HeadSettings, load_head, save_head
+from valign.guard.learned import LearnedStage
+from valign.guard.rows import LabelledPrompt, capped, diluted, policy_rows, read_rows, without_repeats
+
+
+def row(number, prompt, label, categories=(), source="toy", pair=""):
+    return LabelledPrompt(f"{source}:{number}", prompt, label, categories, source, pair or f"{source}:{number}", pair)
+
+
+TOYS = ["boat", "lamp", "tree", "cup", "road", "bird", "wall", "door"]
+ROWS = [
+    row(2 * i + side, f"a {'quiet' if not side else 'furious'} {toy} number {n}", side, ("violence",) if side else (), pair=f"p{i}")
+    for i, (toy, n) in enumerate((toy, n) for toy in TOYS for n in range(4))
+    for side in (0, 1)
+]
+
+
+def test_ngrams_are_the_same_everywhere():
+    assert ngram_ids("ab", 1000) == [375, 761, 942, 978]  # 1 + crc32 % 999 of "<ab", "ab>", "<ab>" and "w ab"
+    assert ngram_ids("A  b!", 64) == ngram_ids("a b", 64)
+    assert ngram_ids("", 64) == ngram_ids("...", 64) == [0]
+    assert all(1 <= i < 64 for i in ngram_ids("a longer text with words", 64))
+
+
+def test_a_bag_begins_where_the_text_before_ends():
+    ids, starts = bag_of(["ab", "", "cd e"], 512)
+    lengths = [len(ngram_ids(text, 512)) for text in ("ab", "", "cd e")]
+    assert starts.tolist() == [0, lengths[0], lengths[0] + lengths[1]]
+    assert len(ids) == sum(lengths)
+    assert bag_of([], 512)[1].tolist() == []
+
+
+def test_targets_know_what_is_not_known():
+    goal, weight = targets([row(0, "a", 0), row(1, "b", 1, ("hate",)), row(2, "c", 1)], ["hate", "violence"])
+    assert goal.tolist() == [[0, 0, 0], [1, 1, 0], [1, 0, 0]]
+    assert weight.tolist() == [[1, 1, 1], [1, 1, 0.5], [1, 0, 0]]
+
+
+def test_both_labels_weigh_the_same():
+    rows = [row(i, "a", 0) for i in range(9)] + [row(9, "b", 1), row(10, "c", 1, source="other")]
+    weight = source_weights(rows)
+    assert weight[:9].sum() == pytest.approx(weight[9:].sum())
+    assert weight.mean() == pytest.approx(1.0)
+
+
+def test_twin_loss_by_hand():  # margins 3 - (2 - 0) = 1 and 3 - (5 - 1) < 0: mean 0.5
+    rows = [row(0, "a", 0, pair="p"), row(1, "b", 1, pair="p"), row(2, "c", 0, pair="q"), row(3, "d", 1, pair="q")]
+    assert twin_loss(torch.tensor([0.0, 2.0, 1.0, 5.0]), rows, 3.0).item() == pytest.approx(0.5)
+    assert twin_loss(torch.tensor([1.0]), [row(0, "a", 0)], 3.0).item() == 0
+
+
+@pytest.fixture(scope="module")
+def head(policy, minilm):
+    return fit_head(ROWS, policy, minilm, FitConfig(epochs=8, batch_size=16, buckets=512, bag_dim=8, hidden=16))
+
+
+def test_a_fit_separates_words_it_did_not_see_together(head, minilm):
+    scores = head.score(minilm, ["a furious kettle", "a quiet kettle"])
+    violence = head.settings.columns.index("violence")
+    assert scores[0, 0] > scores[1, 0] + 0.2
+    assert scores[0, violence] > scores[1, violence]
+
+
+def test_the_same_fit_gives_the_same_weights(policy, minilm):
+    config = FitConfig(epochs=1, batch_size=16, buckets=64, bag_dim=4, hidden=8, tuned_layers=1)
+    one, two = (fit_head(ROWS[:16], policy, minilm, config) for _ in range(2))
+    assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
+    assert any(name.startswith("upper.encoder.layer.5.") for name in one.weights)
+    assert not torch.equal(
+        one.weights["upper.encoder.layer.5.output.dense.weight"], minilm.weights["encoder.layer.5.output.dense.weight"]
+    )
+
+
+def test_a_head_without_tuning_reads_the_encoders_own_vectors(head, minilm):
+    tokens = minilm.tokenize(["a quiet lamp"])
+    assert torch.equal(head.vectors(minilm.lower(tokens, 6), tokens), minilm.encode_windows(tokens))
+
+
+def test_words_left_to_rules_change_nothing(head, minilm):
+    word = head.settings.hidden_words[0]
+    first, second = (head.score(minilm, [text]) for text in (f"a quiet {word} here", "a quiet person here"))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_end_of_a_long_prompt_counts(head, minilm):
+    plain = "a quiet lamp on a quiet table, " * 60
+    harmful = plain + "a furious bird, a furious road, a furious door, " * 6
+    assert head.score(minilm, [harmful])[0, 0] > head.score(minilm, [plain])[0, 0] + 0.1
+
+
+def test_a_file_is_read_as_written(head, minilm, tmp_path):
+    sha = save_head(head, tmp_path / "head.safetensors")
+    again = load_head(tmp_path / "head.safetensors")
+    assert (again.sha256, again.settings) == (sha, head.settings)
+    np.testing.assert_allclose(
+        again.score(minilm, ["a quiet boat"]), head.score(minilm, ["a quiet boat"]), atol=2e-3
+    )  # half precision
+
+
+def test_refuses_a_file_that_is_no_head(tmp_path):
+    with pytest.raises(UserError, match=r"does not exist\. Train a head"):
+        load_head(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="could not be read as a guard head"):
+        load_head(tmp_path / "bad.safetensors")
+
+
+def test_refuses_one_kind_of_rows(policy, minilm):
+    with pytest.raises(UserError, match="must be safe and unsafe prompts"):
+        fit_head([row(0, "a", 0)], policy, minilm)
+
+
+def test_a_stage_fires_at_its_threshold(head, minilm):
+    from dataclasses import replace
+
+    level = float(head.score(minilm, ["a furious boat number 1"])[0, 0])
+    for limit, fires in ((level, True), (float(np.nextafter(level, 2)), False)):
+        thresholds = {"balanced": dict.fromkeys(head.settings.columns, 2.0) | {"any": limit}}
+        settings_ = replace(head.settings, thresholds=thresholds)
+        verdict = LearnedStage(Head(settings_, head.weights), minilm).check("a furious boat number 1")
+        assert verdict.fired == fires
+
+
+def test_a_stage_needs_its_encoder_and_thresholds(head, minilm):
+    with pytest.raises(ValueError, match=r"LearnedStage\.strictness must be one of"):
+        LearnedStage(head, minilm)
+    other = HeadSettings(categories=("hate",), encoder_sha256="0" * 64, thresholds={"balanced": {}})
+    with pytest.raises(UserError, match="trained on another encoder"):
+        LearnedStage(Head(other, head.weights), minilm)
+
+
+scores = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).random((100, 3)).astype(np.float32))
+
+
+@settings(max_examples=25, deadline=None)
+@given(scores, scores, st.sampled_from([0.01, 0.02, 0.1]))
+def test_calibration_keeps_every_source_in_bounds(one, two, rate):
+    limits = calibrate({"one": one, "two": two}, target_fpr=rate)
+    assert flagged_share(one, limits) <= rate
+    assert flagged_share(two, limits) <= rate
+
+
+def test_calibration_spends_what_it_is_given():  # one column: exactly the asked share may be flagged
+    values = np.linspace(0, 1, 1000, dtype=np.float32)[:, None]
+    assert flagged_share(values, calibrate({"one": values}, target_fpr=0.05)) == pytest.approx(0.05, abs=0.002)
+
+
+def test_presets_are_ordered():
+    rows = np.random.default_rng(0).random((600, 2)).astype(np.float32)
+    found = presets({"one": rows}, ("any", "hate"), target_fpr=0.03)
+    assert found["strict"]["any"] < found["balanced"]["any"] < found["permissive"]["any"]
+
+
+def test_refuses_to_calibrate_on_too_few():
+    with pytest.raises(UserError, match="at least 100 harmless prompts"):
+        calibrate({"one": np.zeros((50, 1), np.float32)}, target_fpr=0.01)
+
+
+def test_rows_of_files(tmp_path, policy):
+    (tmp_path / "one.jsonl").write_text(
+        '{"id": "a", "prompt": "a furious lamp", "label": 1, "category": "Violence--Weapons; nonsense", "pair_id": "7"}\n'
+        '{"id": "b", "prompt": "a quiet lamp", "label": 0, "category": "Violence", "pair_id": "7"}\n'
+        '{"id": "c", "prompt": "a logo", "label": 1, "category": "Copyright_Infringement--LOGO"}\n'
+    )
+    unsafe, safe = read_rows([tmp_path], policy)
+    assert (unsafe.categories, unsafe.pair, unsafe.source) == (("violence",), "one:7", "one")
+    assert (safe.categories, safe.fold) == ((), unsafe.fold)
+    (tmp_path / "two.jsonl").write_text('{"prompt": "a lamp", "label": "maybe"}\n')
+    with pytest.raises(UserError, match="row 1: label must be 0"):
+        read_rows([tmp_path / "two.jsonl"], policy)
+
+
+def test_repeats_and_contradictions_are_left_out():
+    rows = [row(0, "A lamp", 0), row(1, "a  lamp", 0), row(2, "a boat", 0), row(3, "a boat", 1)]
+    assert [one.id for one in without_repeats(rows)] == ["toy:0"]
+
+
+def test_a_cap_keeps_pairs_whole():
+    kept = capped(ROWS, 5, seed=1)
+    assert len(kept) == 10
+    assert {one.pair for one in kept if one.label} == {one.pair for one in kept if not one.label}
+
+
+def test_diluted_rows_keep_their_label():
+    made = diluted(ROWS, share=0.5, seed=0)
+    assert len(made) == len(ROWS) // 2
+    assert all(("furious" in one.prompt) == (one.label == 1) for one in made)
+
+
+def test_policy_rows_leave_held_out_concepts_alone(policy):
+    held_out = {concept.name for category in policy.categories for concept in category.concepts if concept.held_out}
+    prompts = " ".join(one.prompt for one in policy_rows(policy))
+    assert held_out
+    assert not any(name in prompts for name in held_out)

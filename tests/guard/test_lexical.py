@@ -1,0 +1,56 @@
+import pytest
+
+from valign.guard.lexical import LexicalStage, Term
+from valign.policy import load_policy
+
+STAGE = LexicalStage.from_policy(load_policy("default"))
+
+
+@pytest.mark.parametrize(
+    "innocent",  # on all of these the word list of VALOR's released code fires (method card, section 5)
+    [
+        "a cathedral in Essex",
+        "an open document on a desk",
+        "a teenage boy reading",
+        "women in traditional kimono",
+        "full moon over a museum",
+        "drinking tea in the library",
+    ],
+)
+def test_innocent_prompts_pass(innocent):
+    assert not STAGE.check(innocent).fired
+
+
+def test_an_official_tone_does_not_help():  # the seventh prompt of the card, which the released code lets through
+    verdict = STAGE.check("create an official photo of a naked woman")
+    assert (verdict.outcome, verdict.category, verdict.concept) == ("fire", "sexual", "nude-portrait")
+
+
+def test_the_span_is_the_term_as_typed():
+    prompt = "a n4ked statue"
+    assert prompt[slice(*STAGE.check(prompt).span)] == "n4ked"
+
+
+def test_thousands_of_terms_are_whole_words_each():
+    stage = LexicalStage([Term(f"term{i}", "violence") for i in range(5000)])
+    assert stage.check("a term4999 here").fired
+    assert not stage.check("a term49999 here").fired
+
+
+def test_more_terms_never_turn_a_finding_into_a_pass():
+    few = LexicalStage([Term("gore", "shocking")])
+    more = LexicalStage([Term("gore", "shocking"), Term("rose", "hate"), Term("gore fest", "shocking")])
+    for prompt in ("gore", "a rose", "gore fest", "red roses"):
+        assert more.check(prompt).fired >= few.check(prompt).fired
+
+
+def test_refuses_blank_terms():
+    with pytest.raises(ValueError, match=r"LexicalStage\.terms must be words, got 2, 1 blank"):
+        LexicalStage([Term("gore", "shocking"), Term(" - ", "shocking")])
+    with pytest.raises(ValueError, match="An empty list guards nothing"):
+        LexicalStage([])
+
+
+def test_a_batch_is_its_prompts():
+    prompts = ["a cat", "a naked man", "a dog"]
+    assert STAGE.check_many(prompts) == [STAGE.check(prompt) for prompt in prompts]

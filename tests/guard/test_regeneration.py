@@ -1,0 +1,112 @@
+"""Draw, look, draw again: counts, order of styles, seeds, and never a flagged picture."""
+
+import numpy as np
+import pytest
+from guard_stand_ins import Watcher
+from PIL import Image
+
+from valign.guard import Guard, GuardedPipeline
+from valign.guard.image_check import check_image
+
+RED = Image.new("RGB", (4, 4), "red")
+
+
+def drawer():
+    asked = []
+
+    def draw(caption, seed):
+        asked.append((caption, seed))
+        return RED
+
+    return draw, asked
+
+
+@pytest.mark.parametrize(("flags", "tries"), [((), 1), ((0,), 2), ((0, 1), 3)])
+def test_walks_the_styles_until_a_picture_passes(policy, flags, tries):
+    draw, asked = drawer()
+    image = Guard.from_policy(policy, detector=Watcher(flags)).draw(draw, "a lighthouse", seed=5)
+    captions = ["a lighthouse", *(f"a lighthouse, {style}" for style in policy.safe_styles)]
+    assert asked == [(caption, 5 + i) for i, caption in enumerate(captions[:tries])]
+    assert image.image is RED
+    assert image.checked
+
+
+def test_a_flagged_picture_is_never_returned(policy):
+    draw, asked = drawer()
+    image = Guard.from_policy(policy, detector=Watcher(range(9))).draw(draw, "a lighthouse")
+    assert (image.image, image.blocked, len(asked)) == (None, True, 1 + policy.guard.max_regenerations)
+    assert all(one.verdict.fired for one in image.drawings)
+
+
+def test_a_failing_detector_returns_no_picture(policy):
+    draw, _ = drawer()
+    assert Guard.from_policy(policy, detector=Watcher(fails=True)).draw(draw, "a lighthouse").blocked
+
+
+def test_a_policy_may_refuse_instead_of_drawing_again(policy):
+    rules = policy.model_copy(update={"cases": policy.cases.model_copy(update={"unsafe_image": "block"})})
+    draw, asked = drawer()
+    assert Guard.from_policy(rules, detector=Watcher((0,))).draw(draw, "a lighthouse").blocked
+    assert len(asked) == 1
+
+
+def test_a_blocked_prompt_is_never_drawn(policy):
+    draw, asked = drawer()
+    assert Guard.from_policy(policy).draw(draw, "Привет, большой мир").blocked
+    assert asked == []
+
+
+def test_without_a_detector_the_picture_is_marked_unchecked(policy):
+    draw, _ = drawer()
+    image = Guard.from_policy(policy).draw(draw, "a lighthouse")
+    assert (image.image, image.checked) == (RED, False)
+
+
+def test_a_black_picture_is_a_failure():
+    assert check_image(Watcher(), Image.new("RGB", (4, 4))).outcome == "error"
+    assert check_image(Watcher(), RED).outcome == "pass"
+
+
+def test_a_score_out_of_range_is_a_failure():
+    class Wild(Watcher):
+        def detect(self, images):
+            return np.array([[1.5]])
+
+    assert check_image(Wild(), RED).outcome == "error"
+
+
+class Pipe:
+    """Looks like a diffusers pipeline."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, *, prompt, generator, **options):
+        self.calls.append((prompt, generator.initial_seed()))
+        return type("Output", (), {"images": [RED]})()
+
+
+def test_a_guarded_pipeline_draws_what_the_guard_allows(guard):
+    pipe = Pipe()
+    output = GuardedPipeline(pipe, guard)(["a lighthouse", "a naked man", "Привет, большой мир"], seed=3)
+    assert [image is None for image in output.images] == [False, False, True]
+    assert output.nsfw_content_detected == [False, False, True]
+    assert pipe.calls == [("a lighthouse", 3), (output.records[1].result.prompt, 4)]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"prompt_embeds": 1}, {"prompt_2": "a naked man"}, {"output_type": "latent"}, {"num_images_per_prompt": 2}, {"generator": 1}],
+)
+def test_a_guarded_pipeline_refuses_ways_round_the_guard(guard, option):
+    with pytest.raises(ValueError, match="GuardedPipeline"):
+        GuardedPipeline(Pipe(), guard)("a lighthouse", **option)
+
+
+def test_an_allowed_prompt_is_drawn_as_by_the_bare_model(policy, tiny_sd):
+    from valign.models.loading import load_model
+
+    model = load_model(tiny_sd, device="cpu")
+    bare = model.generate(["a lighthouse"], seeds=[7], steps=2)[0]
+    guarded = Guard.from_policy(policy).generate(model, "a lighthouse", seed=7, steps=2)
+    assert guarded.image.tobytes() == bare.tobytes()

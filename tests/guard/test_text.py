@@ -1,0 +1,72 @@
+"""Folding: the same word however it is dressed, and every character knows where it came from."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from valign.guard.text import View, clean, fold, readings, views
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "WEAPON",
+        "ｗｅａｐｏｎ",  # full width
+        "wea\u200bpon",  # zero-width space
+        "we\u00adapon",  # soft hyphen
+        "wёаpоn".replace("ё", "e"),  # Cyrillic a and o
+        "w̶e̶a̶p̶o̶n̶",  # struck through with combining marks
+        "w3ap0n",
+        "we@p0n",
+        "w e a p o n",
+        "w.e.a.p.o.n",
+        "w - e - a - p - o - n",
+        "a w e a p o n",  # the article is no letter of the word
+        "wea-pon",
+        "weeeapon",
+        "ᴡᴇᴀᴘᴏɴ",  # small capitals
+    ],
+)
+def test_a_hidden_word_is_read(hidden):
+    assert any("weapon" in text.split() for text in readings(hidden)), readings(hidden)
+
+
+@pytest.mark.parametrize(
+    "plain", ["1950 sci-fi robots", "a b-movie from 1984", "route 66 at night", "a 4k photo, f/1.8", "I am a cat"]
+)
+def test_ordinary_writing_keeps_its_plain_reading(plain):
+    assert readings(plain)[0] == fold(plain)
+
+
+@given(st.text(max_size=60))
+def test_the_quick_way_for_ascii_reads_as_the_slow_way(text):
+    assert fold(text) == next(iter(views(text))).text.strip()
+    assert readings(text)[0] == fold(text)
+    if text.isascii():  # a quick reading must not hide a variant
+        assert set(readings(text)) == {view.text.strip() for view in views(text)}
+
+
+@given(st.text(max_size=60))
+def test_every_character_points_into_the_prompt(text):
+    for view in views(text):
+        assert len(view.text) == len(view.origin)
+        assert all(0 <= place < max(len(text), 1) for place in view.origin)
+        assert list(view.origin) == sorted(view.origin)
+
+
+def test_a_span_covers_the_word_as_typed():
+    prompt = "oil painting of a w3ap0n"
+    view = next(view for view in views(prompt) if " weapon " in view.text)
+    start = view.text.index("weapon")
+    assert prompt[slice(*view.span(start, start + 6))] == "w3ap0n"
+
+
+def test_an_empty_view_is_a_space():
+    assert next(iter(views(""))) == View(" ", (0,))
+
+
+@pytest.mark.parametrize(
+    ("typed", "seen"), [("a  cat\n", "a cat"), ("wea\u200bpon", "weapon"), ("caf\u00e9", "café"), ("mоon", "moon")]
+)
+def test_clean_keeps_what_an_encoder_should_see(typed, seen):
+    assert clean(typed) == seen

@@ -1,0 +1,46 @@
+import pytest
+
+from valign.guard.values import ValuesStage
+from valign.policy import Combination, Norm, load_policy
+
+NORM = Norm(
+    id="kites", when=Combination(context=["airport"], behaviour=["flying a kite"], purpose=["for fun"]), text="No kites here."
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fires"),
+    [
+        ("flying a kite at the airport for fun", True),
+        ("For fun: FLYING A KITE, airport", True),
+        ("flying a kite at the airport", False),  # the purpose is missing
+        ("flying a kite for fun", False),
+        ("airports for fun", False),
+    ],
+)
+def test_every_list_must_have_a_word(prompt, fires):
+    verdict = ValuesStage([NORM]).check(prompt)
+    assert verdict.fired == fires
+    assert verdict.rule == ("kites" if fires else "")
+
+
+def test_the_span_is_the_act():
+    prompt = "at the airport, flying a kite for fun"
+    assert prompt[slice(*ValuesStage([NORM]).check(prompt).span)] == "flying a kite"
+
+
+def test_the_norms_action_stands_in_the_verdict():
+    norm = NORM.model_copy(update={"action": "block"})
+    assert ValuesStage([norm]).check("flying a kite at the airport for fun").action == "block"
+
+
+def test_refuses_no_norms():
+    with pytest.raises(ValueError, match=r"ValuesStage\.norms must not be empty"):
+        ValuesStage([])
+
+
+@pytest.mark.parametrize(
+    "prompt", ["visitors reading names at a memorial", "a choir singing in a church", "pupils reading in a library"]
+)
+def test_fitting_behaviour_passes(prompt):
+    assert not ValuesStage.from_policy(load_policy("default")).check(prompt).fired

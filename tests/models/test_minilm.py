@@ -1,0 +1,48 @@
+"""The plain-tensor encoder against transformers' BertModel, and its windows."""
+
+import numpy as np
+import pytest
+import torch
+
+from valign.checks import UserError
+from valign.models.minilm import MAX_TOKENS, MiniLM, minilm_folder
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return MiniLM()
+
+
+def test_agrees_with_transformers(encoder):
+    from transformers import BertModel
+
+    bert = BertModel.from_pretrained(minilm_folder(), use_safetensors=True, local_files_only=True).eval()
+    tokens = encoder.tokenize(["a cat", "two dogs running in a wide green field"])
+    with torch.no_grad():
+        theirs = bert(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state
+    ours = encoder.lower(tokens, 6)
+    torch.testing.assert_close(ours[tokens.mask], theirs[tokens.mask], rtol=1e-4, atol=2e-5)
+
+
+def test_vectors_have_unit_length_and_know_what_is_alike(encoder):
+    cat, kitten, bridge = encoder.encode(["a cat on a sofa", "a kitten lying on a couch", "a steel bridge"])
+    assert float(cat @ cat) == pytest.approx(1.0, abs=1e-5)
+    assert cat @ kitten > 0.6 > cat @ bridge
+
+
+def test_a_batch_gives_what_each_text_gives(encoder):
+    texts = ["a cat", "a very long sentence about nothing in particular, told slowly", "b"]
+    np.testing.assert_allclose(encoder.encode(texts), np.concatenate([encoder.encode([text]) for text in texts]), atol=1e-5)
+    assert encoder.encode([]).shape == (0, 384)
+
+
+def test_a_long_text_has_overlapping_windows(encoder):
+    tokens = encoder.tokenize(["short", "word " * 300])
+    assert tokens.owner[:2] == (0, 1)
+    assert len(tokens.owner) == 5  # 300 words in windows of 126 that share 32: starts 0, 94, 188, 282
+    assert tokens.ids.shape[1] == MAX_TOKENS
+
+
+def test_refuses_a_folder_without_weights(tmp_path):
+    with pytest.raises(UserError, match=r"must hold model\.safetensors"):
+        MiniLM(tmp_path)
