@@ -71,6 +71,33 @@ def test_the_strongest_columns_lose_least(rank, rows, seed):
     assert loss(chosen.tolist()) <= (1 - rank / 6) * matrix.square().sum().item() + 1e-9
 
 
+def relative_errors(matrix, rank):
+    """What is lost by the best rank (SVD), by the best cosines, and by the best of a random basis."""
+    n = matrix.shape[1]
+    basis = torch.linalg.qr(random(n, n, seed=99)).Q
+    best = torch.linalg.svdvals(matrix)[rank:].square().sum()
+    losses = [best]
+    for q in (vectors(n, "dct2", matrix), basis):
+        found = matrix @ q
+        losses.append(matrix.square().sum() - found[:, select(found, rank)].square().sum())
+    return [float((loss / matrix.square().sum()).sqrt()) for loss in losses]
+
+
+def test_cosines_come_near_an_svd_only_where_neighbouring_columns_are_alike():
+    """The card's experiment: n = 64, r = 16; columns correlated as AR(1) with 0.95, and a generic rank-4 matrix with noise."""
+    noise = random(64, 64, seed=1)
+    alike = [noise[:, 0]]
+    for j in range(1, 64):
+        alike.append(0.95 * alike[-1] + (1 - 0.95**2) ** 0.5 * noise[:, j])
+    svd, cosines, other = relative_errors(torch.stack(alike, 1), 16)
+    assert svd < cosines < 1.25 * svd
+    assert cosines < 0.4 * other
+    generic = random(64, 4, seed=2) @ random(4, 64, seed=3) + 0.05 * random(64, 64, seed=4)
+    svd, cosines, other = relative_errors(generic, 16)
+    assert svd < 0.1
+    assert cosines > 0.9 * other  # no better than a random basis
+
+
 def test_equal_columns_are_taken_in_order():
     assert select(torch.ones(2, 5), 3).tolist() == [0, 1, 2]
     assert select(torch.tensor([[3.0, 2.5], [0.0, 2.5]]), 1, norm=1).tolist() == [1]

@@ -95,6 +95,7 @@ class GGPO(Perturbation):
         self.base_norms = {name: self._base_norm(name, row_norms, generator) for name in self.layers}
         self.seed = int(torch.randint(2**40, (), generator=generator))
         self.std: dict[str, Tensor] = {}
+        self._places = {name: place for place, name in enumerate(self.layers)}
         self.calls = dict.fromkeys(self.layers, 0)
         self._open: dict[str, list[int]] = {name: [] for name in self.layers}
         self._attach()
@@ -141,8 +142,7 @@ class GGPO(Perturbation):
             call = self.calls[name]
             self.calls[name] += 1
             self._open[name].append(call)
-        place = sorted(self.layers).index(name)
-        return torch.Generator(device).manual_seed((self.seed + 1_000_003 * place + 7_919 * len(self.layers) * call * 131) % 2**63)
+        return torch.Generator(device).manual_seed(self.seed + call * len(self.layers) + self._places[name])
 
     @torch.no_grad()
     def _base_norm(self, name: str, how: str, generator: torch.Generator) -> float:

@@ -95,6 +95,16 @@ def test_no_surviving_rank_leaves_the_weight_bit_for_bit():
     assert all(torch.equal(layer.base_layer.weight, before[n]) for n, layer in lora_layers(model, "default").items())
 
 
+def test_a_higher_threshold_keeps_no_more():
+    kept = []
+    for largest in (0.0, 0.1, 0.3, 50.0):
+        model, codyra, optimizer = start(max_threshold=largest)
+        train(model, optimizer, 12)
+        kept.append(sum(codyra.ranks().values()))
+    assert kept == sorted(kept, reverse=True)
+    assert (kept[0], kept[-1]) == (9, 0)
+
+
 def test_tasks_follow_each_other():
     model, codyra, optimizer = start()
     train(model, optimizer, 12)
