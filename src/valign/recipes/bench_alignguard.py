@@ -26,6 +26,8 @@ from valign.runs import Run
 from valign.worlds.shapes import Grammar, reference_pictures, suite
 
 SLD = ("weak", "medium", "strong", "max")
+AT_ONE = ("mean", "sum", "best-single")  # merges that leave every expert whole; the others share out neurons or entries
+JOINT_STRENGTH = 1.5  # by trial on the prompts of another seed, as Co-Merge's
 SCORING = 16  # training prompts per category that choose the best single expert
 
 
@@ -48,9 +50,10 @@ def bench_alignguard(
     joint = train_expert(
         model, cache, None, out / JOINT, config.experts.changed(steps=config.experts.training.steps * len(categories))
     )
-    experts = [Expert(name, open_adapter(result.adapter), config.strength) for name, result in trained.items()]
+    experts = [Expert(name, open_adapter(result.adapter)) for name, result in trained.items()]
+    strong = [replace(expert, weight=config.strength) for expert in experts]
     adapters = {
-        "co-merge": merge_experts(model, experts, pairs, out / "merged" / "co-merge", per_category=config.calibration, seed=seed),
+        "co-merge": merge_experts(model, strong, pairs, out / "merged" / "co-merge", per_category=config.calibration, seed=seed),
         JOINT: joint.adapter,
         **_other_merges(model, experts, pairs, oracle, out, config),
     }
@@ -72,9 +75,12 @@ def bench_alignguard(
 
 
 def _system(model: DiffusionModel, name: str, folder: Path, config: AlignConfig) -> System:
-    described = f"one LoRA on all categories, at weight {config.strength:g}" if name == JOINT else f"seven experts, {name}"
+    strength = 1.0 if name in AT_ONE else config.strength
+    described = f"seven experts at weight {strength:g}, {name}"
+    if name == JOINT:
+        described = f"one LoRA on all categories at weight {JOINT_STRENGTH:g}"
     made: dict[str, Any] = {"steps": config.steps, "guidance_scale": config.guidance_scale, "batch_size": config.batch_size}
-    return adapter_system(model, folder, name=name, description=described, weight=config.strength if name == JOINT else 1.0, **made)
+    return adapter_system(model, folder, name=name, description=described, weight=JOINT_STRENGTH if name == JOINT else 1.0, **made)
 
 
 def _other_merges(
@@ -92,7 +98,8 @@ def _other_merges(
         folder = out / "merged" / name
         made[name] = folder / "adapter"
         inputs = {expert.name: expert.file.fingerprint() for expert in experts}
-        run = Run.open(folder, step=name, recipe={"strength": config.strength}, inputs=inputs, seed=config.seed)
+        chosen = experts if name in AT_ONE else [replace(expert, weight=config.strength) for expert in experts]
+        run = Run.open(folder, step=name, recipe={"strength": chosen[0].weight}, inputs=inputs, seed=config.seed)
         if run.done:
             continue
         shutil.rmtree(folder / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
@@ -103,9 +110,9 @@ def _other_merges(
             options["seed"] = config.seed
         run.finish(
             **write_merge(
-                merge(experts, **options),  # type: ignore[operator]
+                merge(chosen, **options),  # type: ignore[operator]
                 folder / "adapter",
-                merge_metadata(name, experts, options),
+                merge_metadata(name, chosen, options),
             )
         )
     return made

@@ -19,8 +19,8 @@ Budget = Literal["small", "quick", "full"]
 BUDGETS = ("small", "quick", "full")
 PAIRS = {"small": 24, "quick": 80, "full": 120}  # per category
 STEPS = {"small": 20, "quick": 150, "full": 150}  # of training, at most; validation may stop earlier
-STRENGTH = 2.0  # of the experts in the merge: selection leaves each a share of the neurons, and held-out concepts need a push
-PER_CONCEPT = {"small": 1, "quick": 6, "full": 10}  # explicit test prompts; see `valign.worlds.shapes.suite`
+STRENGTH = {"small": 2.0, "quick": 2.0, "full": 2.5}  # of the experts in Co-Merge: the more there are, the less is left of each
+PER_CONCEPT = {"small": 1, "quick": 6, "full": 8}  # explicit test prompts; see `valign.worlds.shapes.suite`
 RETAINED = 300  # benign prompts on which the experts are held to the base model
 QUICK_CATEGORIES = ("hate", "violence", "shocking")
 
@@ -39,7 +39,7 @@ def shapes_config(budget: Budget, *, categories: tuple[str, ...] | None = None, 
             batch_size=40,
         ),
         experts=AlignGuardRecipe.shapes(steps=STEPS[budget], seed=seed),
-        strength=STRENGTH,
+        strength=STRENGTH[budget],
         sld=("medium",),
         steps=20,
         batch_size=40,
