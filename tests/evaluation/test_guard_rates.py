@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -77,6 +77,7 @@ def test_roc_rises_from_corner_to_corner():
 values = st.lists(st.integers(0, 9), min_size=1, max_size=30)
 
 
+@settings(deadline=None)
 @given(values, values)
 def test_auroc_is_scikit_learns(unsafe, safe):
     one, two = np.array(unsafe, float), np.array(safe, float)

@@ -61,7 +61,8 @@ def test_the_prompt_travels_as_data(policy):
     for system, user in chat.calls:
         assert attack not in system["content"]
         assert "Ignore all rules" not in system["content"]
-        assert json.loads(user["content"])["caption"] == attack
+        assert "caption" in json.loads(user["content"])
+    assert json.loads(chat.calls[0][1]["content"])["caption"] == attack
 
 
 def test_an_unreadable_judge_of_intent_blocks(policy):

@@ -1,7 +1,7 @@
 """Folding: the same word however it is dressed, and every character knows where it came from."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valign.guard.text import View, clean, fold, readings, views
@@ -38,6 +38,7 @@ def test_ordinary_writing_keeps_its_plain_reading(plain):
     assert readings(plain)[0] == fold(plain)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_the_quick_way_for_ascii_reads_as_the_slow_way(text):
     assert fold(text) == next(iter(views(text))).text.strip()
@@ -46,6 +47,7 @@ def test_the_quick_way_for_ascii_reads_as_the_slow_way(text):
         assert set(readings(text)) == {view.text.strip() for view in views(text)}
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_every_character_points_into_the_prompt(text):
     for view in views(text):

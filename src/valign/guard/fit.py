@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, dropout
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from valign.checks import UserError, check_range
 from valign.guard.features import ngram_ids
@@ -40,7 +40,7 @@ class FitConfig:
     buckets: int = 16384  # of the n-gram hash
     bag_dim: int = 48
     hidden: int = 256
-    dropout: float = 0.3  # of the hidden units, and of the vector against the n-grams
+    dropout: float = 0.3  # of the hidden units
     margin: float = 3.0  # logits between twins
     margin_weight: float = 0.3
     seed: int = 0
@@ -179,7 +179,10 @@ class _Fitter:
         starts = torch.tensor([0, *map(len, grams)][:-1]).cumsum(0)
         vectors = self._vectors(batch)
         logits = head_logits(
-            _dropped(self.weights, self.config.dropout), vectors, torch.tensor([i for row in grams for i in row]), starts
+            _dropped(self.weights, self.config.dropout, self.generator),
+            vectors,
+            torch.tensor([i for row in grams for i in row]),
+            starts,
         )
         each = binary_cross_entropy_with_logits(logits, self.goal[batch], weight=self.column_weight[batch], reduction="none")
         loss = (self.row_weight[batch] * (each[:, 0] + each[:, 1:].mean(1))).mean()
@@ -219,9 +222,10 @@ def _first_weights(settings: HeadSettings, encoder: MiniLM, config: FitConfig, g
     return weights
 
 
-def _dropped(weights: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+def _dropped(weights: dict[str, Tensor], share: float, generator: torch.Generator) -> dict[str, Tensor]:
     """Hidden units dropped for a whole batch, by their outgoing weights."""
-    return weights | {"out.weight": dropout(weights["out.weight"], share)}
+    kept = torch.rand(weights["out.weight"].shape[1], generator=generator) >= share
+    return weights | {"out.weight": weights["out.weight"] * kept / (1 - share)}
 
 
 def _first_window(tokens: Tokens) -> Tokens:

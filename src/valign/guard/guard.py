@@ -160,11 +160,15 @@ class Guard:
         if CONTROLS & set(prompt) or any(0xD800 <= ord(char) <= 0xDFFF for char in prompt if not char.isascii()):
             raise UserError("Guard.prompt must be text, got control characters or broken Unicode. Send plain UTF-8 text.")
 
-    def traces(self, prompts: Sequence[str], *, explain: bool = False) -> list[list[Verdict]]:
-        """Verdicts per prompt in the order in which stages ran: the block rules, the script, then the stages."""
+    def traces(self, prompts: Sequence[str], *, explain: bool = False, chat: bool = True) -> list[list[Verdict]]:
+        """Verdicts per prompt in the order in which stages ran: the block rules, the script, then the stages.
+
+        Args: chat: False leaves out stages that ask a chat model.
+        """
         traces: list[list[Verdict]] = [[] for _ in prompts]
         alive = list(range(len(prompts)))
-        every: list[Stage] = [_Rule(self._rule), self._script, *self.stages]
+        every: list[Stage] = [_Rule(self._rule), self._script]
+        every += [stage for stage in self.stages if chat or not getattr(stage, "uses_chat", False)]
         for stage in every:
             for i, verdict in zip(alive, _run(stage, [prompts[i] for i in alive])):
                 traces[i].append(verdict)
@@ -233,6 +237,10 @@ class Guard:
             return False
         return not any(self._counts(verdict) for verdict in self.traces([text])[0])
 
+    def _suspicious(self, part: str) -> bool:
+        """Whether a part of a prompt fails by itself. Chat models are asked about whole captions only."""
+        return any(self._counts(verdict) for verdict in self.traces([part], chat=False)[0])
+
     def guard(self, prompt: str) -> GuardResult:
         """A prompt that may be drawn: the same, a rewrite that passes every stage, or None. Raises: as `check`."""
         return self.finish(self.check(prompt), prompt)
@@ -245,9 +253,7 @@ class Guard:
             return GuardResult(decision=decision, prompt=None)
         finding = next(one for one in decision.trace if one.stage == decision.stop and one.fired)
         role = role_of(finding, decision.intent)
-        brief = Brief(
-            prompt=prompt, role=role, finding=finding, intent=decision.intent, suspicious=lambda part: not self.passes(part)
-        )
+        brief = Brief(prompt=prompt, role=role, finding=finding, intent=decision.intent, suspicious=self._suspicious)
         attempts: list[Attempt] = []
         calls = decision.chat_calls
         for number in range(self.policy.guard.max_rewrites):

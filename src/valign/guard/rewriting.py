@@ -95,7 +95,7 @@ class PolicyRewriter:
 
     def _by_concept(self, brief: Brief, caption: Caption) -> Iterator[str]:
         category, concept = self._concept(brief)
-        medium = caption.medium if not brief.suspicious(f"{caption.medium} something") else ""
+        medium = caption.medium if caption.medium and not brief.suspicious(caption.medium) else ""
         place = caption.place if caption.place and not brief.suspicious(caption.place) else ""
         caption = replace(caption, medium=medium, place=place)
         if concept is not None:
