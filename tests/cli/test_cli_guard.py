@@ -55,7 +55,8 @@ def test_reads_files_and_writes_json(policy, tmp_path):
     assert (result.exit_code, result.stdout) == (BLOCKED, "allow\nblock  no usable prompt\n")
 
 
-def test_explain_points_at_the_word(policy):
+def test_explain_points_at_the_word(policy, monkeypatch):
+    monkeypatch.setattr("valign.cli.guard.out.width", 200)  # the console took its width from whoever imported it first
     result = runner.invoke(app, ["explain", "a c0rpse on the beach", "-p", policy])
     assert "c0rpse" in result.stdout
     assert "rotting-corpse" in result.stdout

@@ -81,7 +81,7 @@ def test_a_fresh_adapter_is_the_reference_bit_for_bit(make):
 def test_retention_is_zero_at_the_base(make, sd, cache):
     step, _ = make(noise=0.0, retain_weight=50.0)
     images = PairSource(sd, cache, cache.rows(), step.config).retained(PLACES)
-    assert not step.retain(images, share=1 / 4).any()
+    assert step.retain(images, share=1 / 4).max() < 1e-9  # two forward passes may differ in the last bit
 
 
 def test_retention_has_the_gradient_of_the_squared_move(make, sd, cache):
@@ -95,7 +95,7 @@ def test_retention_has_the_gradient_of_the_squared_move(make, sd, cache):
     moved = (sd.predict(images.noisy, images.timesteps, images.conditioning) - base).square().mean()
     (50 * moved).backward()
     same(named, {name: p.grad for name, p in sd.unet.named_parameters() if p.grad is not None})
-    assert_close(sums["retention"] / 4, float(moved), rtol=1e-4, atol=0)
+    assert_close(sums["retention"] / 4, float(moved.detach()), rtol=1e-4, atol=0)
     assert_close(sums["loss"], 50 * sums["retention"], rtol=1e-5, atol=0)
 
 

@@ -107,7 +107,7 @@ def build(
     asked = config.categories or rules.category_ids()
     _print_counts({name: made.get(name, {"pairs": 0, "kept": 0}) for name in asked})
     err.print(f"[dim]contact sheet: {folder / 'images' / 'contact_sheet.png'}[/dim]")
-    out.print(f"{folder}: {len(cache)} pairs ready for training")
+    out.print(f"{folder}: {len(cache)} pairs ready for training", soft_wrap=True)
 
 
 @app.command(
@@ -162,7 +162,7 @@ def build_values_(
     for name, counts in found.items():
         table.add_row(name, *(str(counts.get(column, 0)) for column in ("scenes", "aligned", "violating", *reasons)))
     out.print(table)
-    out.print(f"{folder}: {len(cache)} pictures ready for training")
+    out.print(f"{folder}: {len(cache)} pictures ready for training", soft_wrap=True)
 
 
 def pick_source(
