@@ -140,7 +140,7 @@ class ChatRetriever:
         return [{"role": "system", "content": system}, {"role": "user", "content": json.dumps(prompt, ensure_ascii=False)}]
 
     def retrieve(self, prompt: str) -> str | None:
-        answer = self.chat.complete(self.messages(prompt))
+        answer = self.chat.complete(self.messages(prompt), schema=self.schema)
         name = _answered(answer)
         if name not in self.schema["properties"]["principle"]["enum"]:
             self.unreadable.append(answer[:200])
