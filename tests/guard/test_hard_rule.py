@@ -5,8 +5,9 @@ import hashlib
 import pytest
 
 from valign.guard import Guard
-from valign.guard.hard_rule import HardRule, youngest
+from valign.guard.hard_rule import HardRule
 from valign.policy import BlockRule, load_policy
+from valign.policy.block_rules import youngest
 
 RULE = BlockRule(
     id="stand-in",

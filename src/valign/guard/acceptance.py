@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from valign.checks import check_range
-from valign.guard.text import clean, fold
+from valign.text import clean, fold
 from valign.models.minilm import SentenceEncoder
 from valign.policy import Policy
 

@@ -17,7 +17,7 @@ from valign.checks import UserError, check_range
 from valign.guard.features import ngram_ids
 from valign.guard.head import Head, HeadSettings, head_logits
 from valign.guard.rows import LabelledPrompt
-from valign.guard.text import clean
+from valign.text import clean
 from valign.models.minilm import LAYERS, WIDTH, MiniLM, Tokens, pool, run_layers
 from valign.policy import Policy
 from valign.progress import track

@@ -24,7 +24,7 @@ from valign.guard.regeneration import Draw, draw_checked
 from valign.guard.rewriting import Brief, PolicyRewriter, Rewriter, role_of
 from valign.guard.script import ScriptStage
 from valign.guard.semantic import References, SemanticStage, references
-from valign.guard.text import clean
+from valign.text import clean
 from valign.guard.values import ValuesStage
 from valign.methods import Method
 from valign.models.base import DiffusionModel

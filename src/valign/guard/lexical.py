@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from valign.guard.records import Verdict
-from valign.guard.text import View, fold, readings, views
-from valign.guard.words import WordList
+from valign.text import View, WordList, fold, readings, views
 from valign.policy import Policy
 
 
@@ -19,7 +18,7 @@ class Term:
 
 
 class LexicalStage:
-    """Fires on the first listed term of a prompt, whichever way it is spelled (`valign.guard.text`)."""
+    """Fires on the first listed term of a prompt, whichever way it is spelled (`valign.text`)."""
 
     name = "lexical"
     level = "word"
@@ -49,8 +48,8 @@ class LexicalStage:
         """One verdict; its span is the leftmost term of the first reading that holds one."""
         if not any(self._words.any(text) for text in readings(prompt)):
             return self._pass
-        view, start, term = self._first(prompt)
-        span = view.span(start, start + len(term))
+        view, start, end, term = self._first(prompt)
+        span = view.span(start, end)
         known = self.terms[term]
         return Verdict(
             stage=self.name,
@@ -69,8 +68,8 @@ class LexicalStage:
     def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
         return [self.check(prompt) for prompt in prompts]
 
-    def _first(self, prompt: str) -> tuple[View, int, str]:
+    def _first(self, prompt: str) -> tuple[View, int, int, str]:
         for view in views(prompt):
-            for start, term in self._words.find(view.text):
-                return view, start, term
+            for start, end, term in self._words.find(view.text):
+                return view, start, end, term
         raise AssertionError("views must hold every reading")

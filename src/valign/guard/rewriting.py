@@ -8,7 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 from valign.guard.caption import Caption, parse_caption, subject_of, with_subject
 from valign.guard.records import Intent, Verdict
 from valign.guard.semantic import References
-from valign.guard.text import clean, fold
+from valign.text import clean, fold
 from valign.policy import Category, Concept, Policy
 
 Role = Literal["harm", "values", "sign"]  # VALOR's NSFW, VALUE and INTENT

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from valign.guard.records import Verdict
-from valign.guard.text import fold
+from valign.text import fold
 from valign.policy import Policy
 
 SHARE = 0.3  # of a prompt's letters, from which it counts as written in another script

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from valign.checks import check_range
 from valign.guard.records import Verdict
-from valign.guard.text import clean
+from valign.text import clean
 from valign.models.minilm import SentenceEncoder
 from valign.policy import Policy
 

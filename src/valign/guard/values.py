@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from valign.guard.records import Verdict
-from valign.guard.text import readings, views
-from valign.guard.words import WordList
+from valign.text import WordList, readings, views
 from valign.policy import Norm, Policy
 
 
@@ -57,6 +56,6 @@ class ValuesStage:
 
 def _span(prompt: str, words: WordList) -> tuple[int, int] | None:
     for view in views(prompt):
-        for start, term in words.find(view.text):
-            return view.span(start, start + len(term))
+        for start, end, _ in words.find(view.text):
+            return view.span(start, end)
     return None

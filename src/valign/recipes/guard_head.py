@@ -15,7 +15,7 @@ from valign.guard.calibration import presets
 from valign.guard.fit import FitConfig, fit_head
 from valign.guard.head import Head, save_head
 from valign.guard.rows import LabelledPrompt, capped, diluted, policy_rows, without_repeats
-from valign.guard.text import clean
+from valign.text import clean
 from valign.models.minilm import MiniLM
 from valign.policy import Policy
 from valign.progress import track
