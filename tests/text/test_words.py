@@ -30,7 +30,19 @@ def test_found(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["weapons", "bombard", "a x e s", "t a x e s", "c o m b o m b s", "standthere", "stand by there", "wea pon", "we apon", "b omb", ""],
+    [
+        "weapons",
+        "bombard",
+        "a x e s",
+        "t a x e s",
+        "c o m b o m b s",
+        "standthere",
+        "stand by there",
+        "wea pon",
+        "we apon",
+        "b omb",
+        "",
+    ],
 )
 def test_not_found(text):
     assert not WORDS.any(text)

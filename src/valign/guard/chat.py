@@ -81,7 +81,7 @@ class ChatValues:
 
     def __init__(self, chat: ChatModel, policy: Policy) -> None:
         self.chat, self.policy = chat, policy
-        norms = " ".join(f"- {norm.text}" for norm in policy.norms)
+        norms = " ".join(f"- {norm.text}" for norm in policy.norms if norm.action != "allow")
         self._system = (
             "You judge captions for an image model against social and legal norms: the place, the act and the purpose together. "
             f"{norms}\nA caption is SAFE or HARMFUL."

@@ -32,7 +32,8 @@ class ValuesStage:
 
     @classmethod
     def from_policy(cls, policy: Policy) -> "ValuesStage":
-        return cls(policy.norms)
+        """The norms that ask for something; one that is allowed hides no other."""
+        return cls([norm for norm in policy.norms if norm.action != "allow"])
 
     def check(self, prompt: str) -> Verdict:
         """One verdict; its span is the act's, or the purpose's where the norm lists no act."""
