@@ -24,13 +24,13 @@ from valign.guard.regeneration import Draw, draw_checked
 from valign.guard.rewriting import Brief, PolicyRewriter, Rewriter, role_of
 from valign.guard.script import ScriptStage
 from valign.guard.semantic import References, SemanticStage, references
-from valign.text import clean
 from valign.guard.values import ValuesStage
 from valign.methods import Method
 from valign.models.base import DiffusionModel
 from valign.models.chat import ChatModel
 from valign.models.minilm import MiniLM
 from valign.policy import Policy, load_policy
+from valign.text import clean
 
 METHOD = Method(
     slug="valor",

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from valign.checks import UserError, check_choice
 from valign.guard.head import ANY, Head, load_head
 from valign.guard.records import Verdict
-from valign.text import clean, readings
 from valign.models.minilm import MiniLM
 from valign.policy import Policy
+from valign.text import clean, readings
 
 SHIPPED = Path(__file__).parent / "assets" / "head.safetensors"
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from valign.guard.records import Verdict
-from valign.text import WordList, fold, readings, views
 from valign.policy import Policy
+from valign.text import WordList, fold, readings, views
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from jaxtyping import Float
 
 from valign.checks import check_range
 from valign.guard.records import Verdict
-from valign.text import clean
 from valign.models.minilm import SentenceEncoder
 from valign.policy import Policy
+from valign.text import clean
 
 
 @dataclass(frozen=True)

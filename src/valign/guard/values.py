@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from valign.guard.records import Verdict
-from valign.text import WordList, readings, views
 from valign.policy import Norm, Policy
+from valign.text import WordList, readings, views
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Retriever(Protocol):
 
 @dataclass(frozen=True)
 class KeywordRetriever:
-    """The first principle, in the policy's order, of which the prompt holds a keyword as whole words, after folding (`valign.text`)."""
+    """The first principle, in the policy's order, of which the prompt holds a keyword as whole words, after `fold`."""
 
     policy: Policy
 

@@ -61,7 +61,7 @@ def fold(text: str) -> str:
 
 
 def readings(prompt: str) -> list[str]:
-    """The plain reading (`fold`) first, then those that differ: leetspeak as letters, spaced-out, split and drawn-out words mended."""
+    """The plain reading (`fold`), then those that differ: leetspeak as letters, spaced-out, split and drawn-out words mended."""
     text, plain = _lower(prompt), fold(prompt)
     if not (_ODD.search(text) or _ODD_END.search(text[::-1]) or _THRICE.search(text) or _SINGLES.search(plain)):
         return [plain]  # nothing in it that a rule could change: most prompts, so it must be quick
