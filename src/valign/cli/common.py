@@ -13,6 +13,7 @@ from valign.checks import UserError
 if TYPE_CHECKING:
     from valign.detectors import Detector
     from valign.models.base import DiffusionModel
+    from valign.models.chat import ChatModel
     from valign.policy import Policy
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -80,6 +81,18 @@ def _detector(name: str) -> Detector:
         f"detector must be oracle, nudenet, safety-checker=FOLDER or clip-probe=FOLDER, joined by + if several; got {name!r}."
         " FOLDER holds a safety checker, or a CLIP model and its probe.safetensors."
     )
+
+
+def resolve_chat(place: str, *, model: str, key_env: str | None = None) -> ChatModel:
+    """A chat model that judges: an endpoint's address, with a circuit breaker before it, or a folder with a local model."""
+    if not place.startswith(("http://", "https://")):
+        from valign.models.chat_local import LocalChat
+
+        return LocalChat(place)
+    from valign.models.chat import OpenAIChat
+    from valign.models.chat_breaker import CircuitBreaker
+
+    return CircuitBreaker(OpenAIChat(base_url=place, model=model, api_key_env=key_env, temperature=0.0, retries=1))
 
 
 def resolve_fidelity(name: str | None) -> Any:

@@ -208,7 +208,7 @@ def write_latents(
         _write_index(pairs, texts, out / "index.parquet")
         _write_retained(list(dict.fromkeys(retain)), texts, out / "retained.parquet")
         (out / "progress.json").unlink(missing_ok=True)
-        run.finish(pairs=len(pairs), texts=len(texts))
+        run.finish(pairs=len(pairs), texts=len(texts), retained=len(set(retain)))
     return LatentCache(out)
 
 

@@ -17,12 +17,11 @@ from jaxtyping import Bool, Float
 from PIL.Image import Image
 
 from valign.checks import UserError, check_choice
-from valign.data.blocked import always_blocked
 from valign.data.images import pair_seed
 from valign.data.journal import Journal
 from valign.data.protocols import Detector, Sampler
 from valign.files import atomic_path, hash_file, hash_value
-from valign.policy import Policy, Principle
+from valign.policy import BlockRules, Policy, Principle
 from valign.progress import track
 
 SIDES = ("aligned", "violating")
@@ -64,12 +63,12 @@ def plan_pictures(policy: Policy, principles: Sequence[str], pictures: int, seed
 
     Raises: UserError for an unknown principle, or one without scenes.
     """
-    rows = []
+    rows, rules = [], BlockRules(policy.always_block)
     for principle in [policy.principle(name) for name in principles]:
         scenes = [
             scene
             for scene in policy.principle_scenes(principle)
-            if not any(always_blocked(policy, text) for text in (scene.prompt, *scene.aligned, *scene.violating))
+            if not any(rules.match(text) for text in (scene.prompt, *scene.aligned, *scene.violating))
         ]
         if not scenes:
             raise UserError(

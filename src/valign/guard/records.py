@@ -23,6 +23,7 @@ class Verdict:
     outcome: Outcome = "pass"
     category: str = ""  # policy category of the finding
     concept: str = ""  # policy concept of the finding
+    also: tuple[str, ...] = ()  # further categories that the stage found, the most certain first
     rule: str = ""  # id of the norm or block rule
     span: tuple[int, int] | None = None  # where in the prompt: start, end in characters; where, not what: verdicts are logged
     score: float | None = None
