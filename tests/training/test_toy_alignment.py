@@ -83,7 +83,7 @@ def world(tiny_sd, tmp_path_factory):
             grey = np.clip(127.5 * (noisy + 1), 0, 255).astype("uint8")
             Image.fromarray(grey).convert("RGB").save(folder / "images" / f"{pair.id}_{name}.png")
     pq.write_table(pa.table({"id": [pair.id for pair in pairs]}), folder / "images" / "images.parquet")
-    return model, write_latents(model, pairs, folder / "images", folder / "latents", flip=False, batch_size=32)
+    return model, write_latents(model, pairs, folder / "images", folder / "latents", retain=["painting"], flip=False, batch_size=32)
 
 
 def distances(model, prompt):
