@@ -28,6 +28,7 @@ PANELS = {
     },
     "Fine-tuning": {
         "finetune": ("valign.cli.finetune", "command"),
+        "compare": ("valign.cli.compare", "app"),
     },
     "At inference": {
         "guard": ("valign.cli.guard", "app"),

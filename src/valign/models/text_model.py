@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from valign.checks import UserError, check_choice
 from valign.data.text_tasks import Kind, TextData, TextRow
@@ -188,6 +189,7 @@ def load_text_model(
         raise UserError("minilm must be used for classification or regression, got causal-lm. Name a causal language model.")
     folder = str(minilm_folder()) if name == "minilm" else name
     loader = AutoModelForCausalLM if causal else AutoModel
+    logging.disable_progress_bar()
     try:
         network = loader.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
