@@ -26,6 +26,10 @@ PANELS = {
         "adapter": ("valign.cli.adapter", "app"),
         "evaluate": ("valign.cli.evaluate", "command"),
     },
+    "Fine-tuning": {
+        "finetune": ("valign.cli.finetune", "command"),
+        "compare": ("valign.cli.compare", "app"),
+    },
     "At inference": {
         "guard": ("valign.cli.guard", "app"),
         "generate": ("valign.cli.generate", "command"),
