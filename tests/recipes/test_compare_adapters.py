@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from text_data import glue_folder, tiny_bert
 from typer.testing import CliRunner
 
+from text_data import glue_folder, tiny_bert
 from valign.checks import UserError
 from valign.cli.root import build
 from valign.recipes import compare_adapters as module
