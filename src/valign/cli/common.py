@@ -32,6 +32,16 @@ def example(text: str) -> Callable[[Function], Function]:
     return mark
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """``name=value``; the value is read as YAML, so 1.0e-4 is a number, true a truth value and null leaves the preset's."""
+    import yaml
+
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise UserError(f"--set must be NAME=VALUE, got {text!r}. Example: --set rank=8")
+    return name, yaml.safe_load(value)
+
+
 def resolve_model(name: str, **options: Any) -> DiffusionModel:
     """``"shapes"`` is the bundled world model; anything else a pipeline folder or a hub id."""
     from valign.models.loading import load_model

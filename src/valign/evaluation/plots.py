@@ -53,34 +53,58 @@ def trade_offs(systems: Sequence[Mapping[str, Any]]) -> list[Plot]:
     return plots
 
 
-def scatter(points: Sequence[Point], x_title: str, y_title: str, y_range: tuple[float, float]) -> str:
-    """Points with 95 % bars on both axes and their names beside them; x runs from 0 to 100."""
-    bottom, top = y_range
+def scatter(
+    points: Sequence[Point],
+    x_title: str,
+    y_title: str,
+    y_range: tuple[float, float],
+    *,
+    x_range: tuple[float, float] = (0.0, 100.0),
+    x_log: bool = False,
+    front: Sequence[int] = (),
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+) -> str:
+    """Points with 95 % bars on both axes and their names beside them.
+
+    ``x_log`` puts a tick at every power of ten of ``x_range``, whose ends are such powers; ``front`` are points joined by a line.
+    """
+    (bottom, top), (first, last), (width, height) = y_range, x_range, size
+    ticks = [first + (last - first) * quarter / 4 for quarter in range(5)]
+    if x_log:
+        ticks = [10.0**power for power in range(round(log10(first)), round(log10(last)) + 1)]
 
     def across(value: float) -> float:
-        return LEFT + value / 100 * (WIDTH - LEFT - RIGHT)
+        share = log10(max(value, first) / first) / log10(last / first) if x_log else (value - first) / (last - first)
+        return LEFT + share * (width - LEFT - RIGHT)
 
     def up(value: float) -> float:
-        return HEIGHT - BOTTOM - (value - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
+        return height - BOTTOM - (value - bottom) / (top - bottom) * (height - TOP - BOTTOM)
 
     about = f"{escape(y_title)} against {escape(x_title.lower())}"
-    parts = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{about}">']
+    parts = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{about}">']
+    for tick in ticks:
+        x, shown = across(tick), f"{tick:,.0f}" if x_log else f"{tick:.4g}"
+        parts += [
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>',
+            f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 15}" text-anchor="middle">{shown}</text>',
+        ]
     for quarter in range(5):
-        x, share = across(25 * quarter), bottom + (top - bottom) * quarter / 4
+        share = bottom + (top - bottom) * quarter / 4
         y = up(share)
         parts += [
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{25 * quarter}</text>',
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
+            f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
             f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{share:.4g}</text>',
         ]
-    middle = (TOP + HEIGHT - BOTTOM) / 2
+    middle = (TOP + height - BOTTOM) / 2
     parts += [
-        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>',
+        f'<text class="axis" x="{(LEFT + width - RIGHT) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_title)}</text>',
         f'<text class="axis" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(y_title)}</text>',
     ]
     centres = [(across(point.x[1]), up(point.y[1])) for point in points]
-    labels = place_labels([point.name for point in points], centres)
+    if front:
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in sorted(centres[place] for place in front))
+        parts.append(f'<polyline class="front" points="{joined}"/>')
+    labels = place_labels([point.name for point in points], centres, size)
     for number, (point, (x, y), (label_x, label_y, anchor)) in enumerate(zip(points, centres, labels)):
         parts += [
             f'<g class="s{number % 8}"><title>{escape(point.name)}</title>',
@@ -92,12 +116,24 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, y_range: tuple[
     return "\n".join([*parts, "</svg>"])
 
 
-def place_labels(names: Sequence[str], centres: Sequence[tuple[float, float]]) -> list[tuple[float, float, str]]:
+def pareto(points: Sequence[Point]) -> list[int]:
+    """Places of the points that no other beats, by an x that is no larger and a y that is no smaller, one of them strictly."""
+
+    def beaten(x: float, y: float) -> bool:
+        return any(p.x[1] <= x and p.y[1] >= y and (p.x[1], p.y[1]) != (x, y) for p in points)
+
+    return [place for place, point in enumerate(points) if not beaten(point.x[1], point.y[1])]
+
+
+def place_labels(
+    names: Sequence[str], centres: Sequence[tuple[float, float]], size: tuple[int, int] = (WIDTH, HEIGHT)
+) -> list[tuple[float, float, str]]:
     """``x, y, anchor`` of each name: on the side with room, at the nearest height where nothing is in the way."""
+    width_of_all, height_of_all = size
     taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in centres]
     placed = []
     for name, (x, y) in zip(names, centres):
-        width, right = 6.6 * len(name), x < WIDTH * 0.55
+        width, right = 6.6 * len(name), x < width_of_all * 0.55
         left_edge = x + 9 if right else x - 9 - width
 
         def free(base: float, left: float = left_edge, wide: float = width) -> bool:
@@ -105,7 +141,7 @@ def place_labels(names: Sequence[str], centres: Sequence[tuple[float, float]]) -
             return all(box[1] < other[0] or box[0] > other[1] or box[3] < other[2] or box[2] > other[3] for other in taken)
 
         steps = [sign * LABEL * step for step in range(12) for sign in (1, -1)]
-        heights = [y + 4 + step for step in steps if TOP <= y + 4 + step <= HEIGHT - BOTTOM - 2]
+        heights = [y + 4 + step for step in steps if TOP <= y + 4 + step <= height_of_all - BOTTOM - 2]
         base = next((height for height in heights if free(height)), y + 4)
         taken.append((left_edge, left_edge + width, base - 9, base + 3))
         placed.append((x + 9 if right else x - 9, base, "start" if right else "end"))

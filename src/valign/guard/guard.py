@@ -319,7 +319,10 @@ class Guard:
 
     def draw(self, draw: Draw, prompt: str, *, seed: int = 0) -> GuardedImage:
         """`generate` with any function ``(caption, seed) -> picture``."""
-        result = self.guard(prompt)
+        return self.illustrate(draw, self.guard(prompt), seed=seed)
+
+    def illustrate(self, draw: Draw, result: GuardResult, *, seed: int = 0) -> GuardedImage:
+        """The drawing half of `draw`, for a result of `guard` or `finish`: draw, check, and draw again where it fails."""
         if result.prompt is None:
             return GuardedImage(result=result, image=None)
         again = self.policy.cases.unsafe_image == "rewrite"
@@ -336,7 +339,7 @@ class Guard:
 
     def warm_up(self) -> None:
         """Run every stage once, so that the first request is not the slow one."""
-        self.check_many(["a red apple on a wooden table"], explain=True)
+        self.check_many(["a red apple"], explain=True)
 
 
 class _Rule:
