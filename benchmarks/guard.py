@@ -1,11 +1,11 @@
-"""What does the guard cost per prompt and what does it find, stage by stage and as a whole, beside word filters on the same prompts?
+"""What does the guard cost per prompt and what does it find, stage by stage and whole, beside word filters on the same prompts?
 
     python benchmarks/guard.py [--data PATH ...] [--count 256] [--rounds 5] [--threads 2] [--json FILE]
 
-Prints one table. For single prompts: p50, p95, p99 in milliseconds. In batches of 64: prompts per second (the median of the rounds),
-and that as a multiple of the whole guard's, which says more on a busy machine. ``cpu ms`` is processor time per prompt in batches.
-Then recall on unsafe and false alarms on safe prompts. ``--data`` takes files or folders of labelled prompts (as `valign guard
-evaluate`); without it captions are made from word lists, every second one with a listed term, so its recall shows nothing.
+Prints one table. For single prompts: p50, p95, p99 in milliseconds. In batches of 64: prompts per second (median of the rounds), and
+that as a multiple of the whole guard's, which says more on a busy machine. ``cpu ms`` is processor time per prompt in batches. Then
+recall on unsafe and false alarms on safe prompts. ``--data`` takes files or folders of labelled prompts (as `valign guard evaluate`);
+without it captions are made from word lists, every second one with a listed term, so its recall shows nothing.
 
 The word filters are measured if they are installed: ``pip install alt-profanity-check better-profanity``.
 """
@@ -137,12 +137,10 @@ def main() -> None:
     rows = read(options.data, policy, options.count) if options.data else made_rows(policy, options.count)
     found = {name: measure(flags, rows, options.rounds) for name, flags in (word_filters(policy) | guards(policy)).items()}
     unsafe = sum(row.label for row in rows)
-    print(
-        f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, {unsafe} unsafe and {len(rows) - unsafe} safe prompts"
-    )
-    print(
-        f"{'':22}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'prompts/s':>11}{'x guard':>9}{'cpu ms':>9}{'recall':>9}{'false alarms':>14}"
-    )
+    print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}")
+    print(f"{unsafe} unsafe and {len(rows) - unsafe} safe prompts")
+    heads = f"{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'prompts/s':>11}{'x guard':>9}{'cpu ms':>9}{'recall':>9}{'false alarms':>14}"
+    print(f"{'':22}{heads}")
     guard = found["whole guard, check"].rate
     for name, one in found.items():
         print(

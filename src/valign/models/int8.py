@@ -1,7 +1,7 @@
 """Matrix products in 8 bits on the CPU: a quarter of the memory and some three times the speed of float32.
 
-Weights have one scale per output, activations one per row, computed on the spot; both are symmetric. Products are exact integers, so
-a row's result does not depend on the rows beside it.
+Weights have one scale per output, activations one per row, computed on the spot; both are symmetric. Products are exact integers,
+so a row's result does not depend on the rows beside it.
 """
 
 from dataclasses import dataclass
