@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol, runtime_checkable
@@ -255,7 +256,7 @@ class Guard:
             return GuardResult(decision=decision, prompt=None)
         finding = enforced(self.policy, next(one for one in decision.trace if one.stage == decision.stop and one.fired))
         role = role_of(finding, decision.intent)
-        brief = Brief(prompt=prompt, role=role, finding=finding, intent=decision.intent, suspicious=self._suspicious)
+        brief = Brief(prompt=prompt, role=role, finding=finding, intent=decision.intent, suspicious=cache(self._suspicious))
         attempts: list[Attempt] = []
         calls = decision.chat_calls
         for number in range(self.policy.guard.max_rewrites):

@@ -1,6 +1,6 @@
 """Level 2, trained: probabilities per category from the head (`valign.guard.head`), against calibrated thresholds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +51,20 @@ class LearnedStage:
         """A verdict per prompt. A prompt with several readings (leetspeak, spacing) gets the highest score of all."""
         texts, owner = [], []
         for number, prompt in enumerate(prompts):
-            for text in (clean(prompt), *readings(prompt)[1:]):
+            for text in (clean(prompt), *self._telling(prompt)):
                 texts.append(text)
                 owner.append(number)
         scores = np.zeros((len(prompts), len(self.head.settings.columns)), np.float32)
         np.maximum.at(scores, owner, self.head.score(self.encoder, texts))
         return [self._verdict(row) for row in scores]
+
+    def _telling(self, prompt: str) -> Iterator[str]:
+        """Readings but the plain one that have a word which it has not, or which it has letter by letter."""
+        plain, *others = readings(prompt)
+        for text in others:
+            new = set(text.split()) - set(plain.split())
+            if any(word in self.encoder.words or (len(word) > 4 and " ".join(word) in plain) for word in new):
+                yield text
 
     def _verdict(self, row: Float[np.ndarray, " column"]) -> Verdict:
         own = row[self._places]

@@ -23,7 +23,7 @@ _WORDS = {code: char if char is None or char.isalnum() else " " for code, char i
 _TOKEN = re.compile(r"\S+")
 _NO_LETTER = re.compile(r"[\W_]+")
 _LEET_WORD = re.compile(r"(?=\S*[a-z])(?=\S*[0134578@$!|€])[a-z0-9@$!|€]{3,}")  # "n4k3d" but not "1950"
-_SPLIT = re.compile(r"(?<=[a-z])[.*_\-/|+~'’]+(?=[a-z])")
+_SPLIT = re.compile(r"(?<=[a-z])(?:[.*_\-/|+~]+|['’](?!s\b))(?=[a-z])")  # wea-pon, but not the weapon's
 # What a rule needs to have anything to do: these are quick, the rules are not.
 _ODD = re.compile(r"[0134578@$!|€.*_\-/+~'’]\S*[a-z]")
 _ODD_END = re.compile(r"[0134578@$!|€]\S*[a-z]")  # of the text read backwards
