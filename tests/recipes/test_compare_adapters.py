@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from text_data import glue_folder, tiny_bert
 from typer.testing import CliRunner
 
+from text_data import glue_folder, tiny_bert
 from valign.checks import UserError
 from valign.cli.root import build
 from valign.recipes import compare_adapters as module
@@ -129,7 +129,9 @@ def test_every_method_of_the_default_list_can_be_named():
     assert len(METHODS) == len({parse_tuning(method).name for method in METHODS})
 
 
-@pytest.mark.parametrize(("values", "count", "expected"), [([1.0, 3.0, 5.0], 20, [1.0, 3.0, 5.0]), ([1.0, 3.0, 5.0, 7.0], 2, [2.0, 6.0])])
+@pytest.mark.parametrize(
+    ("values", "count", "expected"), [([1.0, 3.0, 5.0], 20, [1.0, 3.0, 5.0]), ([1.0, 3.0, 5.0, 7.0], 2, [2.0, 6.0])]
+)
 def test_stretches_are_means_of_equal_parts(values, count, expected):
     assert stretches(values, count) == expected
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from valign.data.text_tasks import GLUE, TextData, TextRow, named_task, read_data
-from valign.evaluation.retention import Probe
+from valign.evaluation.retention import Encode, Probe
 from valign.evaluation.weight_change import linears, mean_rank, sharpness, weights_of
 from valign.files import hash_value
 from valign.models.text_model import Target, TextModel, load_text_model
@@ -74,7 +74,7 @@ class Place:
     def probe(self, model: TextModel) -> Probe:
         """Held-out pairs of another task, and the untrained model's vectors of them."""
         rows, ranks = _probe_rows(self.data, PROBES.get(self.task, "stsb"), self.budget.probes)
-        return Probe.of(model, rows, ranks)
+        return Probe.of(encoding(model), rows, ranks)
 
     def describe(self) -> dict[str, Any]:
         """JSON-able, without the folder's path."""
@@ -123,7 +123,7 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
     return {
         "score": scores[data.task.score],
         "scores": scores,
-        **asdict(probe.measure(model)),
+        **asdict(probe.measure(encoding(model))),
         "trained": loop.attached.numbers(),
         "adapter_bytes": size,
         "optimizer_bytes": optimizer_bytes(loop.optimizer),
@@ -135,6 +135,11 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
         "start_seconds": started - began,
         "train_seconds": ended - started,
     }
+
+
+def encoding(model: TextModel) -> Encode:
+    """The model's text vectors as it is when they are asked for."""
+    return lambda texts: model.encode(texts).numpy()
 
 
 def stretches(values: list[float], count: int) -> list[float]:
