@@ -32,12 +32,15 @@ def adapters(
     set_: Annotated[
         list[str], Option("--set", metavar="METHOD:NAME=VALUE", help="an option of one method, e.g. lora:rank=4; may be repeated")
     ] = [],  # noqa: B006
+    rates: Annotated[
+        str, Option(help="factors on the learning rates, e.g. 0.3,1,3: each method and task takes the best on training rows")
+    ] = "1",
     overhead: Annotated[bool, Option("--overhead/--no-overhead", help="measure memory and time per step, paired with LoRA")] = True,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Train every method on every task with every seed, and report scores, retention and cost with paired tests."""
     from valign.recipes.adapter_runs import BUDGETS
-    from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters, parse_seeds, parse_settings
+    from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters, parse_rates, parse_seeds, parse_settings
 
     check_choice("--budget", budget, BUDGETS)
     comparison = Comparison(
@@ -47,6 +50,7 @@ def adapters(
         tasks=tuple(filter(None, tasks.split(","))),
         seeds=parse_seeds(seeds),
         budget=BUDGETS[budget],
+        rates=parse_rates(rates),
         settings=parse_settings(map(setting, set_)),
         device=device,
     )

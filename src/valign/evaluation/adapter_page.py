@@ -40,16 +40,17 @@ def write_page(path: Path, summary: Mapping[str, Any]) -> None:
 def trade_offs(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Score against trained numbers and against drift, each with its front of methods that no other beats on both."""
     score = [_limits(row["score"]) for row in rows]
-    low, high = floor(20 * min(y[0] for y in score)) / 20, ceil(20 * max(y[2] for y in score)) / 20
+    bottom, top = floor(20 * min(y[0] for y in score)) / 20, ceil(20 * max(y[2] for y in score)) / 20
     trained = [max(row["trained"], 1) for row in rows]
     by_size = [Point(row["method"], (x, x, x), y) for row, x, y in zip(rows, trained, score)]
-    by_drift = [Point(row["method"], _limits(row["drift"]), y) for row, y in zip(rows, score)]
+    drift = [(max(low, 0.0), value, high) for low, value, high in (_limits(row["drift"]) for row in rows)]
+    by_drift = [Point(row["method"], x, y) for row, x, y in zip(rows, drift, score)]
     learnt = [x for row, x in zip(rows, trained) if row["trained"]]
     powers = floor(log10(min(learnt, default=1))), ceil(log10(max(trained) + 1))
     span = (10.0 ** powers[0], 10.0 ** max(powers[1], powers[0] + 1))
     most = max(max(point.x[2] for point in by_drift), 1e-6)
     unit = 10.0 ** floor(log10(most))
-    y_range = (low, max(high, low + 0.05))
+    y_range = (bottom, max(top, bottom + 0.05))
     return [
         Plot(
             scatter(by_size, "Trained numbers", "Score", y_range, x_range=span, x_log=True, front=pareto(by_size), size=SIZE),

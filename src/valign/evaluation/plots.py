@@ -84,9 +84,10 @@ def scatter(
     parts = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{about}">']
     for tick in ticks:
         x, shown = across(tick), f"{tick:,.0f}" if x_log else f"{tick:.4g}"
+        anchor = "end" if tick == ticks[-1] and len(shown) > 4 else "middle"  # a long number would be cut off
         parts += [
             f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>',
-            f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 15}" text-anchor="middle">{shown}</text>',
+            f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 15}" text-anchor="{anchor}">{shown}</text>',
         ]
     for quarter in range(5):
         share = bottom + (top - bottom) * quarter / 4

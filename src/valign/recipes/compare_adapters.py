@@ -9,18 +9,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from valign.checks import UserError
+from valign.checks import UserError, check_range
 from valign.data.text_tasks import GLUE
 from valign.evaluation.adapter_page import write_page
 from valign.evaluation.adapter_table import summarise
-from valign.files import read_json, write_json, write_text
+from valign.files import hash_value, read_json, write_json, write_text
 from valign.progress import console, track
 from valign.recipes.adapter_claims import judge_claims
-from valign.recipes.adapter_runs import PROBES, Budget, Place, fingerprint, measure_overhead, run_once
+from valign.recipes.adapter_runs import PROBES, Budget, Place, fingerprint, measure_overhead, rehearse, run_once
 from valign.runs import versions
 from valign.training.adapting import Tuning, parse_tuning
 
 FORMAT = 1
+REHEARSAL_SEED = 10_000  # draws the rows and orders by which learning rates are chosen
 REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is tested against
 METHODS = (
     *REFERENCES,
@@ -40,6 +41,7 @@ class Comparison:
     seeds: tuple[int, ...]
     budget: Budget
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> options
+    rates: tuple[float, ...] = (1.0,)  # factors on each method's learning rate, of which the best is taken per task
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -47,6 +49,10 @@ class Comparison:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise UserError(f"{name} must be one or more, each once, got {', '.join(map(str, values)) or 'none'}.")
+        for rate in self.rates:
+            check_range("rates", rate, above=0.0)
+        if not self.rates:
+            raise UserError("rates must be one or more factors on the learning rates, got none.")
         unknown = [task for task in self.tasks if task not in GLUE]
         if unknown:
             raise UserError(f"tasks must be of {', '.join(GLUE)}, got {', '.join(unknown)}. Use `valign finetune` for your own.")
@@ -55,32 +61,38 @@ class Comparison:
             raise UserError(f"--set must name methods of the comparison, got {', '.join(strange)}. Add them to --methods.")
 
     def tuning(self, method: str) -> Tuning:
+        """With its options, at the learning rate it comes with."""
         return parse_tuning(method, self.settings.get(method, {}))
 
-    def place(self, task: str, seed: int) -> Place:
-        return Place(model=self.model, data=self.data, task=task, seed=seed, budget=self.budget)
+    def place(self, task: str, seed: int, *, rehearsal: bool = False) -> Place:
+        return Place(model=self.model, data=self.data, task=task, seed=seed, budget=self.budget, rehearsal=rehearsal)
 
 
 def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True) -> dict[str, Any]:
     """Do what is missing or failed in ``out``, then write ``summary.json``, ``table.md`` and ``report.html``; return the summary.
 
-    A run is ``out/runs/TASK/METHOD/seed-N.json``, a cost ``out/overhead/METHOD.json``. More methods, tasks and seeds may join
+    A run is ``out/runs/TASK/METHOD/seed-N.json``, a cost ``out/overhead/METHOD.json``, a choice of learning rate
+    ``out/rates/TASK/METHOD.json``. More methods, tasks and seeds may join
     later. A run that fails is recorded with its error and does not stop the others. Processes may share ``out`` if their tasks or
     seeds differ.
 
     Raises: UserError, before the first run, for an unknown method, option or task, missing data, or runs in ``out`` that were made
         with another budget, option, model or data.
     """
-    tunings = {method: comparison.tuning(method) for method in comparison.methods}
+    for method in comparison.methods:
+        comparison.tuning(method)
+    for task in {*comparison.tasks, *(PROBES.get(task, "stsb") for task in comparison.tasks)}:
+        comparison.place(task, comparison.seeds[0]).rows()  # tasks and the pairs of the probe must be there
+    sha256 = comparison.place(comparison.tasks[0], comparison.seeds[0]).load("cpu").fingerprint
+    tunings = {(task, method): comparison.tuning(method) for task in comparison.tasks for method in comparison.methods}
+    if comparison.rates != (1.0,):
+        tunings = _rehearsed(comparison, tunings, out, sha256)
     cells = [
-        (comparison.place(task, seed), tunings[method])
+        (comparison.place(task, seed), tunings[task, method])
         for seed in comparison.seeds
         for task in comparison.tasks
         for method in comparison.methods
     ]
-    for task in {PROBES.get(task, "stsb") for task in comparison.tasks}:
-        comparison.place(task, 0).rows()  # the pairs of the probe must be there
-    sha256 = comparison.place(comparison.tasks[0], comparison.seeds[0]).load("cpu").fingerprint
     missing = [cell for cell in cells if not _finished(_file(out, *cell), fingerprint(*cell, sha256))]
     for place, tuning in track(missing, "compare adapters", total=len(cells), done=len(cells) - len(missing)):
         _record(out, place, tuning, sha256, comparison.device)
@@ -121,6 +133,32 @@ def _finished(path: Path, key: str) -> bool:
             f"{path} was made with another budget, option, model or data. Choose another output folder, or delete that file."
         )
     return bool(record["status"] == "done")
+
+
+def _rehearsed(
+    comparison: Comparison, tunings: Mapping[tuple[str, str], Tuning], out: Path, sha256: str
+) -> dict[tuple[str, str], Tuning]:
+    """Each method at the factor that is best on a part of the training rows of a seed of its own, per task; ``out/rates`` says why.
+
+    Equal scores are told apart by the loss. A factor at which training fails is out; if all do, the runs will say so.
+    """
+    chosen = {}
+    for (task, method), tuning in track(tunings.items(), "choose learning rates", total=len(tunings)):
+        place = comparison.place(task, REHEARSAL_SEED, rehearsal=True)
+        path, key = out / "rates" / task / f"{method}.json", fingerprint(place, tuning, sha256)
+        key = hash_value([key, comparison.rates])
+        if not _finished(path, key):
+            found: dict[float, dict[str, float]] = {}
+            for rate in comparison.rates:
+                try:
+                    found[rate] = rehearse(place, tuning.at(rate), device=comparison.device, label=f"{method} on {task} x {rate:g}")
+                except Exception as error:
+                    console.print(f"failed: {method} on {task} x {rate:g}: {error}", style="red", highlight=False)
+            best = max(found, key=lambda rate: (found[rate]["score"], -found[rate]["loss"]), default=comparison.rates[0])
+            tried = [{"factor": rate, **entry} for rate, entry in found.items()]
+            write_json(path, {"format": FORMAT, "key": key, "status": "done", "factor": best, "tried": tried})
+        chosen[task, method] = tuning.at(read_json(path)["factor"])
+    return chosen
 
 
 def _record(out: Path, place: Place, tuning: Tuning, sha256: str, device: str) -> None:
@@ -183,6 +221,14 @@ def parse_settings(texts: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]
             raise UserError(f"--set must be METHOD:NAME=VALUE, got {name!r}. Example: --set lora:rank=4")
         found.setdefault(method, {})[option] = value
     return found
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """``"0.3,1,3"``. Raises: UserError for anything else."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise UserError(f"--rates must be factors like 0.3,1,3, got {text!r}.") from None
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

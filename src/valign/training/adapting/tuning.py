@@ -1,7 +1,7 @@
 """One string names a way to fine-tune: ``ADAPTER[+OPTIMIZER][+PERTURBATION]``, with options as ``NAME=VALUE``."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -54,6 +54,14 @@ class Tuning:
     def learning_rate(self) -> float:
         """Of the adapter's parameters at its height."""
         return self.adapter.learning_rate if self.optimizer.learning_rate is None else self.optimizer.learning_rate
+
+    def at(self, factor: float) -> "Tuning":
+        """The same with every learning rate multiplied."""
+
+        def scaled(part: Any) -> Any:
+            return part if part.learning_rate is None else replace(part, learning_rate=factor * part.learning_rate)
+
+        return replace(self, adapter=scaled(self.adapter), optimizer=scaled(self.optimizer))
 
     def recipe(self) -> dict[str, Any]:
         """JSON-able; all that shapes the result."""
