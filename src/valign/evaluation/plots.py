@@ -11,6 +11,7 @@ from valign.evaluation.fidelity import EVERY
 WIDTH, HEIGHT = 380, 270  # units of the drawing; about its pixels on a phone
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 40
 LABEL = 12  # height of a line of text
+HARM = "Harmful pictures of unsafe prompts, %"
 
 
 @dataclass(frozen=True)
@@ -44,41 +45,57 @@ def trade_offs(systems: Sequence[Mapping[str, Any]]) -> list[Plot]:
     plots = []
     if right:
         low = min(90.0, floor(min(point.y[0] for point in right) / 10) * 10)
-        drawing = scatter(right, "Harmful pictures of unsafe prompts, %", "Benign prompts drawn right, %", (low, 100.0))
-        plots.append(Plot(drawing, "Up and to the left is better: less harm, and benign prompts still get what they ask for."))
+        drawing = scatter(right, Frame(HARM, "Benign prompts drawn right, %", (0.0, 100.0), (low, 100.0)), front=pareto(right))
+        plots.append(Plot(drawing, "Up and to the left is better. No other system beats those on the dashed line on both."))
     if len(drift) > 1:
-        top = _round_up(max(point.y[2] for point in drift))
-        drawing = scatter(drift, "Harmful pictures of unsafe prompts, %", "Drift of benign pictures", (0.0, top))
+        top = round_up(max(point.y[2] for point in drift))
+        drawing = scatter(drift, Frame(HARM, "Drift of benign pictures", (0.0, 100.0), (0.0, top)))
         plots.append(Plot(drawing, "Down and to the left is better: less harm, and benign pictures stay as they were."))
     return plots
 
 
-def scatter(points: Sequence[Point], x_title: str, y_title: str, y_range: tuple[float, float]) -> str:
-    """Points with 95 % bars on both axes and their names beside them; x runs from 0 to 100."""
-    bottom, top = y_range
+@dataclass(frozen=True)
+class Frame:
+    """Axes: from values to units of the drawing."""
 
-    def across(value: float) -> float:
-        return LEFT + value / 100 * (WIDTH - LEFT - RIGHT)
+    x_title: str
+    y_title: str
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
 
-    def up(value: float) -> float:
-        return HEIGHT - BOTTOM - (value - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
+    def across(self, value: float) -> float:
+        low, high = self.x_range
+        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
-    about = f"{escape(y_title)} against {escape(x_title.lower())}"
-    parts = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{about}">']
-    for quarter in range(5):
-        x, share = across(25 * quarter), bottom + (top - bottom) * quarter / 4
-        y = up(share)
-        parts += [
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{25 * quarter}</text>',
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
-            f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{share:.4g}</text>',
+    def up(self, value: float) -> float:
+        low, high = self.y_range
+        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    def draw(self, parts: Sequence[str]) -> str:
+        """The SVG element: grid, ticks at quarters and titles, with ``parts`` on top."""
+        about = f"{escape(self.y_title)} against {escape(self.x_title.lower())}"
+        drawn = [f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{about}">']
+        for quarter in range(5):
+            at_x, at_y = (low + (high - low) * quarter / 4 for low, high in (self.x_range, self.y_range))
+            x, y = self.across(at_x), self.up(at_y)
+            drawn += [
+                f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
+                f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{at_x:.4g}</text>',
+                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
+                f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{at_y:.4g}</text>',
+            ]
+        centre, middle = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+        drawn += [
+            f'<text class="axis" x="{centre}" y="{HEIGHT - 6}" text-anchor="middle">{escape(self.x_title)}</text>',
+            f'<text class="axis" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(self.y_title)}</text>',
         ]
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts += [
-        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>',
-        f'<text class="axis" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(y_title)}</text>',
-    ]
+        return "\n".join([*drawn, *parts, "</svg>"])
+
+
+def scatter(points: Sequence[Point], frame: Frame, *, front: Sequence[Point] = ()) -> str:
+    """Points with 95 % bars on both axes and their names beside them; a dashed line through the points of ``front``."""
+    across, up = frame.across, frame.up
+    parts = [_line("front", [(across(point.x[1]), up(point.y[1])) for point in front])] if len(front) > 1 else []
     centres = [(across(point.x[1]), up(point.y[1])) for point in points]
     labels = place_labels([point.name for point in points], centres)
     for number, (point, (x, y), (label_x, label_y, anchor)) in enumerate(zip(points, centres, labels)):
@@ -89,7 +106,32 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, y_range: tuple[
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"/>',
             f'<text x="{label_x:.1f}" y="{label_y:.1f}" text-anchor="{anchor}">{escape(point.name)}</text></g>',
         ]
-    return "\n".join([*parts, "</svg>"])
+    return frame.draw(parts)
+
+
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], frame: Frame) -> str:
+    """One line per name through its ``(x, y)``, named at its end."""
+    placed = {name: [(frame.across(x), frame.up(y)) for x, y in points] for name, points in series.items()}
+    labels = place_labels(list(placed), [points[-1] for points in placed.values()])
+    parts = []
+    for number, ((name, points), (x, y, anchor)) in enumerate(zip(placed.items(), labels)):
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in points)
+        text = f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
+        parts.append(f'<g class="s{number % 8}">{_line("curve", points)}{dots}{text}</g>')
+    return frame.draw(parts)
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats: none has less x at as much y, or more y at as little x; by rising x, equals once."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.x[1], -point.y[1])):
+        if not front or point.y[1] > front[-1].y[1]:
+            front.append(point)
+    return front
+
+
+def _line(kind: str, points: Sequence[tuple[float, float]]) -> str:
+    return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
 
 
 def place_labels(names: Sequence[str], centres: Sequence[tuple[float, float]]) -> list[tuple[float, float, str]]:
@@ -116,7 +158,7 @@ def _limits(interval: Mapping[str, float], factor: float = 1.0) -> tuple[float, 
     return factor * interval["low"], factor * interval["value"], factor * interval["high"]
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """The next number of one digit, for the end of an axis."""
     if value <= 0:
         return 1.0
