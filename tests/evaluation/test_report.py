@@ -73,7 +73,7 @@ def test_curves_run_through_their_points_and_bear_their_names():
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
 def test_the_front_holds_what_nobody_beats(pairs):
     points = [PlotPoint(str(n), (x, float(x), x), (y, float(y), y)) for n, (x, y) in enumerate(pairs)]
-    front = [(point.x[1], point.y[1]) for point in pareto(points)]
+    front = sorted({pairs[place] for place in pareto(points)})
     unbeaten = {(x, y) for x, y in pairs if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in pairs)}
     assert front == sorted(unbeaten)  # the slow, obvious version
 

@@ -2,7 +2,7 @@ from collections import Counter
 
 from valign.data.value_pictures import Contrast
 from valign.detectors.base import DetectorCard
-from valign.detectors.oracle import SceneReading
+from valign.detectors.oracle import OracleDetector, SceneReading
 from valign.worlds.shapes import heads, roles
 from valign.worlds.shapes.contrast import HeadContrast
 from valign.worlds.shapes.vocabulary import HEADS, ROLES
@@ -29,8 +29,9 @@ def test_a_head_is_read_from_its_figure():
 
 
 def test_the_oracle_judges_heads_and_nothing_else():
-    class Oracle:
-        card = DetectorCard("o", ("hate",), 0.5, "ab" * 32)
+    class Oracle(OracleDetector):
+        def __init__(self):
+            self.card = DetectorCard("o", ("hate",), 0.5, "ab" * 32)
 
         def read(self, images):
             return [SceneReading((("left", glyph, "red"),), "paper", "flat") for glyph in images]

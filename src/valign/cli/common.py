@@ -13,6 +13,7 @@ from valign.checks import UserError
 if TYPE_CHECKING:
     from valign.detectors import Detector
     from valign.models.base import DiffusionModel
+    from valign.models.chat import ChatModel
     from valign.policy import Policy
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -29,6 +30,16 @@ def example(text: str) -> Callable[[Function], Function]:
         return function
 
     return mark
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``name=value``; the value is read as YAML, so 1.0e-4 is a number, true a truth value and null leaves the preset's."""
+    import yaml
+
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise UserError(f"--set must be NAME=VALUE, got {text!r}. Example: --set rank=8")
+    return name, yaml.safe_load(value)
 
 
 def resolve_model(name: str, **options: Any) -> DiffusionModel:
@@ -80,6 +91,18 @@ def _detector(name: str) -> Detector:
         f"detector must be oracle, nudenet, safety-checker=FOLDER or clip-probe=FOLDER, joined by + if several; got {name!r}."
         " FOLDER holds a safety checker, or a CLIP model and its probe.safetensors."
     )
+
+
+def resolve_chat(place: str, *, model: str, key_env: str | None = None) -> ChatModel:
+    """A chat model that judges: an endpoint's address, with a circuit breaker before it, or a folder with a local model."""
+    if not place.startswith(("http://", "https://")):
+        from valign.models.chat_local import LocalChat
+
+        return LocalChat(place)
+    from valign.models.chat import OpenAIChat
+    from valign.models.chat_breaker import CircuitBreaker
+
+    return CircuitBreaker(OpenAIChat(base_url=place, model=model, api_key_env=key_env, temperature=0.0, retries=1))
 
 
 def resolve_fidelity(name: str | None) -> Any:

@@ -26,9 +26,16 @@ PANELS = {
         "adapter": ("valign.cli.adapter", "app"),
         "evaluate": ("valign.cli.evaluate", "command"),
     },
+    "Fine-tuning": {
+        "finetune": ("valign.cli.finetune", "command"),
+        "compare": ("valign.cli.compare", "app"),
+    },
     "At inference": {
         "guard": ("valign.cli.guard", "app"),
         "generate": ("valign.cli.generate", "command"),
+        "serve": ("valign.cli.serve", "command"),
+        "api-key": ("valign.cli.serve", "api_key"),
+        "audit-log": ("valign.cli.audit_log", "app"),
     },
     "Evidence": {
         "bench": ("valign.cli.bench", "app"),

@@ -7,7 +7,7 @@ from rich.table import Table
 from typer import Option, Typer
 
 from valign.checks import UserError, check_choice
-from valign.cli.common import err, out, resolve_model
+from valign.cli.common import err, out, resolve_model, setting
 
 if TYPE_CHECKING:
     from valign.models.base import DiffusionModel
@@ -88,7 +88,7 @@ def alignguard(
         "checkpoint_every": checkpoint_every,
         "trackers": tuple(tracker) or None,
         "seed": seed,
-        **dict(map(_setting, set_)),
+        **dict(map(setting, set_)),
     }
     recipe = _preset(preset, subject).changed(**changes)
     chosen = normalise_category(category) if category else None
@@ -158,7 +158,7 @@ def livo(
         "checkpoint_every": checkpoint_every,
         "trackers": tuple(tracker) or None,
         "seed": seed,
-        **dict(map(_setting, set_)),
+        **dict(map(setting, set_)),
     }
     recipe = recipe.changed(**changes)
     if recipe.training.sample_every and not recipe.training.sample_prompts:
@@ -177,16 +177,6 @@ def _preset(name: str, model: "DiffusionModel") -> "AlignGuardRecipe":
     }
     check_choice("--preset", name, makers)
     return makers[name]()
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """``name=value``; the value is read as YAML, so 1.0e-4 is a number, true a truth value and null leaves the preset's."""
-    import yaml
-
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise UserError(f"--set must be NAME=VALUE, got {text!r}. Example: --set val_fraction=0.2")
-    return name, yaml.safe_load(value)
 
 
 def _prompts(data: Path, category: str | None) -> tuple[str, ...]:

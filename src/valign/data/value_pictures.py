@@ -17,13 +17,12 @@ from jaxtyping import Bool, Float
 from PIL.Image import Image
 
 from valign.checks import UserError, check_choice
-from valign.data.blocked import always_blocked
 from valign.data.images import pair_seed
 from valign.data.journal import Journal
 from valign.data.pairs import PromptPair
 from valign.data.protocols import Detector, Sampler
 from valign.files import atomic_path, hash_file, hash_value
-from valign.policy import Policy, Principle, ValueScene
+from valign.policy import BlockRules, Policy, Principle, ValueScene
 from valign.progress import track
 
 SIDES = ("aligned", "violating")
@@ -75,13 +74,13 @@ def plan_pictures(
 
     Raises: UserError for an unknown principle, or one without scenes.
     """
-    rows = []
+    rows, rules = [], BlockRules(policy.always_block)
     for principle in [policy.principle(name) for name in principles]:
         twins = twin_scenes(principle, pairs)
         scenes = [
             scene
             for scene in twins or policy.principle_scenes(principle)
-            if not any(always_blocked(policy, text) for text in (scene.prompt, *scene.aligned, *scene.violating))
+            if not any(rules.match(text) for text in (scene.prompt, *scene.aligned, *scene.violating))
         ]
         if not scenes:
             raise UserError(

@@ -16,9 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from valign.checks import UserError, check_choice, check_range
-from valign.data.latents import _load as load_picture
-from valign.data.latents import _write_rows as write_rows
-from valign.data.latents import _write_text as write_text
+from valign.data.latents import load_pixels, write_prompts, write_rows
 from valign.data.pairs import PromptPair
 from valign.data.protocols import Detector, Encoder, Model
 from valign.data.row_store import RowReader
@@ -220,14 +218,14 @@ def write_values(
         texts = list(dict.fromkeys(row.prompt for row in rows))
 
         def encode(chunk: slice) -> dict[str, Tensor]:
-            pixels = torch.stack([load_picture(images / f"{row.id}.png", size) for row in rows[chunk]])
+            pixels = torch.stack([load_pixels(images / f"{row.id}.png", size) for row in rows[chunk]])
             block: dict[str, Tensor] = {}
             for state, seen in (("", pixels), ("flip.", pixels.flip(-1)))[: 2 if config.flip else 1]:
                 made = model.encode_images(seen)
                 block |= {f"{state}mean": made.mean.float(), f"{state}std": made.std.float()}
             return block
 
-        write_text(model, texts, out, config.batch_size)
+        write_prompts(model, texts, out, config.batch_size)
         write_rows(out / "latents.safetensors", len(rows), config.batch_size, "encode images", encode)
         _write_index(rows, texts, out / "index.parquet")
         (out / "progress.json").unlink(missing_ok=True)

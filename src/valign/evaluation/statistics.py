@@ -1,15 +1,18 @@
 """Rates with intervals, paired tests, and rates corrected for the detector's own error. Pure NumPy and SciPy, float64."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from scipy.stats import binom, norm
+from scipy.stats import t as student
 
 from valign.checks import check_range
 
 LEVEL = 0.95  # of every interval in a report
+EXACT_PAIRS = 14  # up to here `sign_flip_test` tries every pattern of signs
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,44 @@ def mean_interval(
 ) -> Interval:
     """Mean with a bootstrap interval over prompts."""
     return paired_bootstrap(np.zeros(len(values)), values, clusters, samples=samples, seed=seed)
+
+
+def t_interval(values: Float[np.ndarray, " value"], *, level: float = LEVEL) -> Interval:
+    """Mean with Student's interval; of one value, or of equal ones, the limits are the mean itself."""
+    check_range("t_interval.values", float(len(values)), low=1.0, hint="There is nothing to average.")
+    check_range("level", level, above=0.0, high=1 - 1e-12)
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, mean, mean)
+    half = float(student.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def sign_flip_test(differences: Float[np.ndarray, " pair"], *, samples: int = 20_000, seed: int = 0) -> float:
+    """Two-sided p-value of paired differences: how often is the mean as far from 0 when every sign is a coin's?
+
+    Exact for up to 14 pairs, so never below ``2 ** (1 - pairs)``; beyond that from ``samples`` draws (Phipson and Smyth 2010, never
+    0). No difference at all gives 1.
+    """
+    check_range("sign_flip_test.differences", float(len(differences)), low=1.0, hint="There is nothing to compare.")
+    values = np.asarray(differences, dtype=np.float64)
+    if len(values) <= EXACT_PAIRS:
+        signs = 1 - 2.0 * ((np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1)
+    else:
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(samples, len(values)))
+    limit = abs(values.sum()) * (1 - 1e-12)
+    reached = int((np.abs(signs @ values) >= limit).sum())
+    return reached / len(signs) if len(values) <= EXACT_PAIRS else (reached + 1) / (len(signs) + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979), in the order given."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    adjusted, worst = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = worst
+    return adjusted
 
 
 def rogan_gladen(

@@ -13,7 +13,7 @@ from valign.checks import UserError
 from valign.data.protocols import Detector
 from valign.guard.acceptance import Acceptor
 from valign.guard.chat import ChatIntention, ChatRewriter, ChatValues
-from valign.guard.decision import GOOD, action_for, categories_of, ignored
+from valign.guard.decision import GOOD, action_for, categories_of, enforced, ignored
 from valign.guard.hard_rule import HardRule
 from valign.guard.head import load_head
 from valign.guard.intention import IntentionRules, IntentJudge
@@ -24,7 +24,6 @@ from valign.guard.regeneration import Draw, draw_checked
 from valign.guard.rewriting import Brief, PolicyRewriter, Rewriter, role_of
 from valign.guard.script import ScriptStage
 from valign.guard.semantic import References, SemanticStage, references
-from valign.guard.text import clean
 from valign.guard.value_token import ValueToken
 from valign.guard.values import ValuesStage
 from valign.methods import Method
@@ -32,6 +31,7 @@ from valign.models.base import DiffusionModel
 from valign.models.chat import ChatModel
 from valign.models.minilm import MiniLM
 from valign.policy import Policy, load_policy
+from valign.text import clean
 
 METHOD = Method(
     slug="valor",
@@ -186,10 +186,11 @@ class Guard:
 
     def _decide(self, prompt: str, trace: list[Verdict]) -> GuardDecision:
         calls = sum(getattr(stage, "uses_chat", False) and any(one.stage == stage.name for one in trace) for stage in self.stages)
-        finding = next((one for one in trace if self._counts(one)), None)
+        finding = next((enforced(self.policy, one) for one in trace if self._counts(one)), None)
         digest = hashlib.sha256(prompt.encode()).hexdigest()
-        if finding is not None and finding.level != "rule":
-            rule = self._rule.check(prompt, categories_of(trace))
+        if any(one.fired and one.level != "rule" for one in trace) and self._rule.concerns(prompt):
+            every = self.traces([prompt], explain=True, chat=False)[0]  # of all stages: the first that fired is not all there is
+            rule = self._rule.check(prompt, categories_of([*trace, *every]))
             if rule.fired:
                 trace, finding = [*trace, rule], rule
         intent: Intent = "unknown"
@@ -240,7 +241,8 @@ class Guard:
             self.refuse(text)
         except UserError:
             return False
-        return not any(self._counts(verdict) for verdict in self.traces([text])[0])
+        trace = self.traces([text])[0]
+        return not any(self._counts(verdict) for verdict in trace) and not self._rule.check(text, categories_of(trace)).fired
 
     def _suspicious(self, part: str) -> bool:
         """Whether a part of a prompt fails by itself. Chat models are asked about whole captions only."""
@@ -256,7 +258,7 @@ class Guard:
             return GuardResult(decision=decision, prompt=prompt)
         if decision.action == "block" or self.rewriter is None:
             return GuardResult(decision=decision, prompt=None)
-        finding = next(one for one in decision.trace if one.stage == decision.stop and one.fired)
+        finding = enforced(self.policy, next(one for one in decision.trace if one.stage == decision.stop and one.fired))
         role = role_of(finding, decision.intent)
         brief = Brief(prompt=prompt, role=role, finding=finding, intent=decision.intent, suspicious=self._suspicious)
         attempts: list[Attempt] = []
@@ -325,7 +327,10 @@ class Guard:
 
     def draw(self, draw: Draw, prompt: str, *, seed: int = 0) -> GuardedImage:
         """`generate` with any function ``(caption, seed) -> picture``. With a ``token``, giving it is the function's work."""
-        result = self.guard(prompt)
+        return self.illustrate(draw, self.guard(prompt), seed=seed)
+
+    def illustrate(self, draw: Draw, result: GuardResult, *, seed: int = 0) -> GuardedImage:
+        """The drawing half of `draw`, for a result of `guard` or `finish`: draw, check, and draw again where it fails."""
         if result.prompt is None:
             return GuardedImage(result=result, image=None)
         again = self.policy.cases.unsafe_image == "rewrite"
@@ -343,7 +348,7 @@ class Guard:
 
     def warm_up(self) -> None:
         """Run every stage once, so that the first request is not the slow one."""
-        self.check_many(["a red apple on a wooden table"], explain=True)
+        self.check_many(["a red apple"], explain=True)
 
 
 class _Rule:

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from valign.checks import UserError, check_choice
 from valign.guard.head import ANY, Head, load_head
 from valign.guard.records import Verdict
-from valign.guard.text import clean, readings
 from valign.models.minilm import MiniLM
 from valign.policy import Policy
+from valign.text import clean, readings
 
 SHIPPED = Path(__file__).parent / "assets" / "head.safetensors"
 
@@ -63,14 +63,15 @@ class LearnedStage:
         over = own - self._limits
         scores = dict(zip(self._columns, own.tolist()))
         margins = dict(zip(self._columns, over.tolist()))
-        beyond = {name: margins[name] for name in self.categories if margins[name] >= 0}
-        category = max(beyond, key=lambda name: beyond[name]) if beyond else max(self.categories, key=lambda name: scores[name])
+        beyond = sorted((name for name in self.categories if margins[name] >= 0), key=lambda name: -margins[name])
+        category = beyond[0] if beyond else max(self.categories, key=lambda name: scores[name])
         fired, column = bool((over >= 0).any()), int(over.argmax())
         return Verdict(
             stage=self.name,
             level="semantic",
             outcome="fire" if fired else "pass",
             category=category,
+            also=tuple(beyond[1:]),
             score=float(own[column]),
             threshold=float(self._limits[column]),
             ranking=float(own[0]),

@@ -23,6 +23,7 @@ class Verdict:
     outcome: Outcome = "pass"
     category: str = ""  # policy category of the finding
     concept: str = ""  # policy concept of the finding
+    also: tuple[str, ...] = ()  # further categories that the stage found, the most certain first
     rule: str = ""  # id of the norm or block rule
     span: tuple[int, int] | None = None  # where in the prompt: start, end in characters; where, not what: verdicts are logged
     score: float | None = None
@@ -70,8 +71,8 @@ class GuardDecision:
 
     def to_json(self, *, with_prompt: bool = False) -> dict[str, Any]:
         """Plain values, the same keys every time. The prompt only on demand; its hash always."""
-        data = {"schema": SCHEMA, **asdict(self), "scores": self.scores, "prompt": self.prompt if with_prompt else None}
-        data["trace"] = [asdict(verdict) | {"scores": dict(verdict.scores)} for verdict in self.trace]
+        data = {"schema": SCHEMA, **vars(self), "scores": self.scores, "prompt": self.prompt if with_prompt else None}
+        data["trace"] = [{**vars(verdict), "scores": dict(verdict.scores)} for verdict in self.trace]  # asdict is five times slower
         return data
 
 

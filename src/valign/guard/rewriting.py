@@ -8,8 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 from valign.guard.caption import Caption, parse_caption, subject_of, with_subject
 from valign.guard.records import Intent, Verdict
 from valign.guard.semantic import References
-from valign.guard.text import clean, fold
 from valign.policy import Category, Concept, Policy
+from valign.text import clean, fold
 
 Role = Literal["harm", "values", "sign"]  # VALOR's NSFW, VALUE and INTENT
 

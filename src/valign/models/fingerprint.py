@@ -1,6 +1,11 @@
-"""One hash for a model folder: its configurations, tokenizer files and safetensors, by name and content."""
+"""One hash for a model folder: its configurations, tokenizer files and safetensors, by name and content; or for tensors."""
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from valign.files import hash_file, hash_value
 
@@ -17,3 +22,12 @@ def model_files(folder: Path) -> list[Path]:
 def fingerprint_folder(folder: Path) -> str:
     """SHA-256 over the hashes of `model_files`, hex. Files are streamed."""
     return hash_value({file.relative_to(folder).as_posix(): hash_file(file) for file in model_files(folder)})
+
+
+def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, hex; the order of the names does not count."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

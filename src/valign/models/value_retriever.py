@@ -6,7 +6,6 @@ what the model cannot place is fed to the encoder all the same; here keywords ar
 
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from valign.checks import UserError, check_range
 from valign.files import hash_value
 from valign.models.chat import ChatModel, Message
 from valign.policy import Policy, Principle
+from valign.text import WordList, fold
 
 Embed = Callable[[Sequence[str]], Float[np.ndarray, "text dim"]]  # texts -> one row each, of any length
 NONE = "not-applicable"
@@ -34,7 +34,7 @@ class Retriever(Protocol):
 
 @dataclass(frozen=True)
 class KeywordRetriever:
-    """The first principle, in the policy's order, of which the prompt holds a keyword as whole words; case does not matter."""
+    """The first principle, in the policy's order, of which the prompt holds a keyword as whole words, after `fold`."""
 
     policy: Policy
 
@@ -44,19 +44,15 @@ class KeywordRetriever:
 
     def retrieve(self, prompt: str) -> str | None:
         text = fold(prompt)
-        return next((name for name, pattern in self._patterns if pattern.search(text)), None)
+        return next((name for name, words in self._keywords if words.any(text)), None)
 
     def fingerprint(self) -> str:
         return hash_value(["keywords", self.policy.fingerprint()])
 
     @cached_property
-    def _patterns(self) -> list[tuple[str, re.Pattern[str]]]:
+    def _keywords(self) -> list[tuple[str, WordList]]:
         found = [(principle.id, self.policy.principle_keywords(principle)) for principle in self.policy.principles]
-        return [
-            (name, re.compile(rf"(?<!\w)(?:{'|'.join(re.escape(fold(word)) for word in words)})(?!\w)"))
-            for name, words in found
-            if words
-        ]
+        return [(name, WordList(words)) for name, words in found if words]
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ class ChatRetriever:
         return [{"role": "system", "content": system}, {"role": "user", "content": json.dumps(prompt, ensure_ascii=False)}]
 
     def retrieve(self, prompt: str) -> str | None:
-        answer = self.chat.complete(self.messages(prompt))
+        answer = self.chat.complete(self.messages(prompt), schema=self.schema)
         name = _answered(answer)
         if name not in self.schema["properties"]["principle"]["enum"]:
             self.unreadable.append(answer[:200])
@@ -179,11 +175,6 @@ class FirstOf:
 
     def fingerprint(self) -> str:
         return hash_value([retriever.fingerprint() for retriever in self.retrievers])
-
-
-def fold(text: str) -> str:
-    """Case, compatibility forms (full-width letters) and runs of spaces folded away."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _parts(prompt: str, window: int | None) -> list[str]:

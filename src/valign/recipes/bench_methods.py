@@ -32,7 +32,7 @@ from valign.models.value_retriever import EmbeddingRetriever, FirstOf, KeywordRe
 from valign.policy import Policy
 from valign.recipes.align import baselines
 from valign.recipes.alignguard import JOINT
-from valign.recipes.bench_alignguard import JOINT_STRENGTH
+from valign.recipes.bench_alignguard import WEIGHTS
 from valign.recipes.methods_bias import bias_section, role_bias
 from valign.recipes.methods_curves import CurvePoint, convergence, curves_section, mean_curve
 from valign.recipes.methods_trained import LIVO, Made, MethodsConfig, train_methods
@@ -41,11 +41,12 @@ from valign.training.values import ValueTokens
 from valign.worlds.shapes import reference_pictures, roles
 from valign.worlds.shapes import suite as shapes_suite
 
+JOINT_WEIGHT = WEIGHTS[JOINT]
 DESCRIBED = {
     "uce": "each concept's keys and values moved to its safe counterpart's (closed form)",
     "esd-x": "LoRA in cross-attention, trained away from all concepts",
     "esd-u": "LoRA outside cross-attention, trained away from all concepts",
-    "dpo": f"one LoRA on all pairs at weight {JOINT_STRENGTH:g}",
+    "dpo": f"one LoRA on all pairs at weight {JOINT_WEIGHT:g}",
     "alignguard": "an expert per category, Co-Merge",
     LIVO: "a value token where a principle is found; half of the time for bias",
 }
@@ -128,7 +129,7 @@ def _systems(
                     run[name].folder,
                     name=name,
                     description=DESCRIBED[name],
-                    weight=JOINT_STRENGTH if name == "dpo" else 1.0,
+                    weight=JOINT_WEIGHT if name == "dpo" else 1.0,
                     **drawing,
                 )
                 for run in made
@@ -177,7 +178,7 @@ def _curves(
         seen: dict[str, Any] = {"suite": shown, "detector": oracle, "drawing": config.drawing, "seed": config.align.seed}
 
         def with_adapter(adapter: Path, config: MethodsConfig = config) -> System:
-            return adapter_system(model, adapter, name="dpo", weight=JOINT_STRENGTH, **config.drawing)
+            return adapter_system(model, adapter, name="dpo", weight=JOINT_WEIGHT, **config.drawing)
 
         def with_values(values: Path, config: MethodsConfig = config) -> System:
             encoder = load_value_encoder(values, model)  # type: ignore[arg-type]  # every model that is loaded is a pipeline's

@@ -17,10 +17,11 @@ from valign.merging import Expert
 from valign.models.adapter_files import open_adapter
 from valign.models.base import DiffusionModel
 from valign.policy import Policy
-from valign.recipes.align import AlignConfig, merge_experts
+from valign.recipes.align import AlignConfig
 from valign.recipes.alignguard import JOINT, AlignGuardRecipe, train_expert, train_experts
 from valign.recipes.baselines import concept_edit, make_uce, policy_concepts
 from valign.recipes.livo import LivoRecipe, train_livo
+from valign.recipes.merged import merge_experts
 from valign.recipes.shapes_budgets import LIVO_STEPS, PER_CONCEPT, Budget, shapes_config
 from valign.training.erasing import ErasingConfig, train_erasing
 from valign.worlds.shapes import Grammar

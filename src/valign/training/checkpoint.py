@@ -34,8 +34,19 @@ class Checkpoints:
         names = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.glob("step-*"))
         return sorted(int(name[1]) for name in names if name)
 
-    def save(self, step: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Path:
-        """Write everything that the next step depends on. ``state`` is JSON-able; floats survive JSON exactly."""
+    def save(
+        self,
+        step: int,
+        parameters: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        state: Mapping[str, Any],
+        *,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write everything that the next step depends on.
+
+        ``state`` is JSON-able; floats survive JSON exactly. ``extra`` is nested and may hold tensors; `extra` reads it again.
+        """
         tensors, plain = _split_state(optimizer)
         with atomic_folder(self.path(step), force=True) as folder:
             save_file(
@@ -43,7 +54,15 @@ class Checkpoints:
             )
             save_file(tensors, folder / "optimizer.safetensors")
             write_json(folder / "state.json", {"format": FORMAT, "step": step, "optimizer": plain, **state})
+            if extra is not None:
+                parts: dict[str, Tensor] = {}
+                write_json(folder / "extra.json", _without_tensors(extra, parts))
+                save_file(parts, folder / "extra.safetensors")
         return self.path(step)
+
+    def extra(self, step: int) -> Any:
+        """What `save` got as ``extra``, tensors on the CPU."""
+        return _with_tensors(read_json(self.path(step) / "extra.json"), _read(self.path(step) / "extra.safetensors"))
 
     def load(self, step: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
         """Write the factors (and the optimiser's state) back in place; return ``state``.
@@ -89,6 +108,25 @@ def _restore_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _without_tensors(value: Any, parts: dict[str, Tensor]) -> Any:
+    """``value`` with each tensor moved to ``parts`` and named in its place."""
+    if isinstance(value, Tensor):
+        name = str(len(parts))
+        parts[name] = value.detach().cpu().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {name: _without_tensors(entry, parts) for name, entry in value.items()}
+    return [_without_tensors(entry, parts) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _with_tensors(value: Any, parts: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"tensor"}:
+            return parts[value["tensor"]]
+        return {name: _with_tensors(entry, parts) for name, entry in value.items()}
+    return [_with_tensors(entry, parts) for entry in value] if isinstance(value, list) else value
 
 
 def _read(path: Path) -> dict[str, Tensor]:

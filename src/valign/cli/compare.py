@@ -1,0 +1,66 @@
+"""``valign compare``: many methods, tasks and seeds under one budget."""
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.table import Table
+from typer import Option, Typer
+
+from valign.checks import check_choice
+from valign.cli.common import err, out, setting
+
+app = Typer(no_args_is_help=True, help="Compare methods fairly: seeds, intervals, paired tests, retention, cost.")
+
+
+@app.callback()
+def compare() -> None:
+    """Compare methods fairly: seeds, intervals, paired tests, retention, cost."""
+
+
+@app.command(
+    epilog="example: valign compare adapters --methods lora,ailora --tasks sst2,mrpc --seeds 0-2 --data glue -o runs/adapters "
+    "  all of them: valign compare adapters --data glue -o runs/adapters"
+)
+def adapters(
+    data: Annotated[Path, Option("--data", "-d", help="folder with glue_cola, glue_sst2, ... as in the documentation")],
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; only what is missing or failed is done")],
+    methods: Annotated[str, Option(help="names joined by commas, as in valign finetune; empty is all")] = "",
+    tasks: Annotated[str, Option(help="of cola, sst2, mrpc, rte, stsb, joined by commas")] = "cola,sst2,mrpc,rte,stsb",
+    seeds: Annotated[str, Option(help="numbers joined by commas, or a span such as 0-4")] = "0-2",
+    budget: Annotated[str, Option(help="tiny (tries the path, proves nothing), quick or full")] = "quick",
+    model: Annotated[str, Option("--model", "-m", help="minilm, or a folder or hub id of a transformers encoder")] = "minilm",
+    set_: Annotated[
+        list[str], Option("--set", metavar="METHOD:NAME=VALUE", help="an option of one method, e.g. lora:rank=4; may be repeated")
+    ] = [],  # noqa: B006
+    overhead: Annotated[bool, Option("--overhead/--no-overhead", help="measure memory and time per step, paired with LoRA")] = True,
+    device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Train every method on every task with every seed, and report scores, retention and cost with paired tests."""
+    from valign.recipes.adapter_runs import BUDGETS
+    from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters, parse_seeds, parse_settings
+
+    check_choice("--budget", budget, BUDGETS)
+    comparison = Comparison(
+        model=model,
+        data=data,
+        methods=tuple(filter(None, methods.split(","))) or METHODS,
+        tasks=tuple(filter(None, tasks.split(","))),
+        seeds=parse_seeds(seeds),
+        budget=BUDGETS[budget],
+        settings=parse_settings(map(setting, set_)),
+        device=device,
+    )
+    summary = compare_adapters(comparison, folder, overhead=overhead)
+    table = Table("method", "mean score", "against LoRA", "drift", "trained", "step", box=None, header_style="bold")
+    for row in sorted(summary["rows"], key=lambda row: -row["score"]["value"]):
+        test, score = row["against"].get("lora"), row["score"]
+        table.add_row(
+            row["method"],
+            f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]",
+            f"{test['difference']['value']:+.3f}, p = {test['p']:.2g}" if test else "-",
+            f"{row['drift']['value']:.4f}",
+            f"{row['trained']:,}",
+            f"{row['cost']['step_ratio']:.2f}" if row["cost"] else "-",
+        )
+    err.print(table)
+    out.print(str(folder / "report.html"), markup=False, soft_wrap=True)

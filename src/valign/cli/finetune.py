@@ -1,0 +1,90 @@
+"""``valign finetune``: one model, one task, one method."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Option
+
+from valign.checks import UserError, check_choice
+from valign.cli.common import example, out, setting
+
+
+@example(
+    "valign finetune --model minilm --task sst2 --data glue --adapter ailora --set rank=4 --out runs/sst2   "
+    "own data: valign finetune --model FOLDER --task classification --data train.csv --text review --target stars "
+    "--adapter lora --out runs/stars   "
+    "a language model: valign finetune --model FOLDER --task causal-lm --data pairs.jsonl --text ask --text answer --adapter pissa "
+    "--out runs/lm"
+)
+def command(
+    model: Annotated[str, Option("--model", "-m", help="minilm, or a folder or hub id of a transformers model in safetensors")],
+    task: Annotated[str, Option("--task", "-t", help="cola, sst2, mrpc, rte, stsb, classification, regression or causal-lm")],
+    data: Annotated[Path, Option("--data", "-d", help="table (csv, tsv, jsonl, parquet) or folder with train and dev in it")],
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")],
+    adapter: Annotated[
+        str, Option("--adapter", "-a", help="ADAPTER[+OPTIMIZER][+PERTURBATION], e.g. lora, full+dct-adamw or lora+mgpo")
+    ] = "lora",
+    held_out: Annotated[Path | None, Option(help="table to judge by; without one, a tenth of the data")] = None,
+    text: Annotated[list[str], Option(help="column of the text; twice for pairs, or for prompt and answer")] = [],  # noqa: B006
+    target: Annotated[str, Option(help="column of the class or the number")] = "label",
+    score: Annotated[str, Option(help="what chooses the best step: accuracy, matthews, f1, spearman or pearson")] = "",
+    set_: Annotated[
+        list[str], Option("--set", metavar="NAME=VALUE", help="an option of the method, e.g. rank=4 or learning_rate=1.0e-3")
+    ] = [],  # noqa: B006
+    targets: Annotated[
+        list[str], Option(help="ending of linear modules to adapt, e.g. query; repeatable; default by architecture")
+    ] = [],  # noqa: B006
+    steps: Annotated[int, Option(min=1, help="optimiser steps at most")] = 300,
+    batch_size: Annotated[int, Option(min=1, help="rows per step")] = 16,
+    accumulation: Annotated[int, Option(min=1, help="micro-batches per step, to save memory")] = 1,
+    max_tokens: Annotated[int, Option(min=4, help="texts are cut here")] = 128,
+    pairs: Annotated[str | None, Option(help="read pairs of texts together or apart; default by model")] = None,
+    train_rows: Annotated[int | None, Option(min=1, help="use only so many training rows, drawn by the seed")] = None,
+    validate_every: Annotated[int, Option(min=0, help="steps; the best validated step is kept; 0 is off")] = 50,
+    patience: Annotated[int, Option(min=1, help="validations without a better one before it stops")] = 10,
+    checkpoint_every: Annotated[int, Option(min=0, help="steps; 0 is off")] = 100,
+    mixed_precision: Annotated[str, Option(help="no or bf16")] = "no",
+    tracker: Annotated[list[str], Option(help="tensorboard, wandb, ... as accelerate names them; may be repeated")] = [],  # noqa: B006
+    seed: Annotated[int, Option(help="of every draw")] = 0,
+    device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Fine-tune a transformers model on labelled texts with any adapter of the house or its peers. The same command resumes."""
+    from dataclasses import asdict
+
+    from valign.data.text_tasks import GLUE, SCORES, TextTask, named_task, read_data
+    from valign.models.text_model import Target, load_text_model
+    from valign.training.adapting import parse_tuning
+    from valign.training.supervised import SupervisedConfig, finetune
+
+    check_choice("--task", task, (*GLUE, *SCORES))
+    check_choice("--pairs", pairs, ("together", "apart", None))
+    tuning = parse_tuning(adapter, dict(map(setting, set_)))
+    config = SupervisedConfig(
+        steps=steps,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        validate_every=validate_every,
+        patience=patience,
+        checkpoint_every=checkpoint_every,
+        mixed_precision=mixed_precision,  # type: ignore[arg-type]
+        trackers=tuple(tracker),
+        seed=seed,
+    )
+    if task in GLUE:
+        if text:
+            raise UserError(f"--text must not be given for {task}, which names its columns itself. Use --task classification.")
+        chosen, place = named_task(task, data)
+    else:
+        columns: dict[str, Any] = {"texts": tuple(text) or ("text",), "target": "" if task == "causal-lm" else target}
+        chosen, place = TextTask(name=task, kind=task, score=score, **columns), data  # type: ignore[arg-type]
+    found = read_data(chosen, place, held_out, train_rows=train_rows, seed=seed)
+    subject = load_text_model(
+        model,
+        Target.of(found),
+        pairs=pairs,  # type: ignore[arg-type]
+        max_tokens=max_tokens,
+        seed=seed,
+        device=device,
+    )
+    result = finetune(subject, found, folder, tuning, config, targets=tuple(targets), label=f"{tuning.name} on {task}")
+    out.print_json(data=asdict(result))

@@ -1,0 +1,84 @@
+"""The page of the comparison of adapters: one HTML file that needs nothing else."""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from math import ceil, floor, log10
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from valign.evaluation.plots import Frame, Plot, Point, pareto, scatter
+from valign.evaluation.report import p_value, signed
+from valign.files import write_text
+
+SIZE = (760, 430)  # of a plot, for two dozen names
+WORDS = {"lora": "LoRA", "pissa": "PiSSA", "milora": "MiLoRA", "dora": "DoRA"}
+
+
+def write_page(path: Path, summary: Mapping[str, Any]) -> None:
+    """Render what `valign.evaluation.adapter_table.summarise` gave, with ``claims``."""
+    environment = Environment(
+        loader=PackageLoader("valign.evaluation", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(p_value=p_value, signed=signed, number=number, size=size)
+    rows = sorted(summary["rows"], key=lambda row: -row["score"]["value"])
+    page = environment.get_template("adapters.html").render(
+        summary=summary,
+        rows=rows,
+        words=WORDS,
+        plots=trade_offs(rows),
+        style=files("valign.evaluation").joinpath("page/style.css").read_text(encoding="utf-8"),
+    )
+    write_text(path, page)
+
+
+def trade_offs(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """Score against trained numbers and against drift, each with its front of methods that no other beats on both."""
+    score = [_limits(row["score"]) for row in rows]
+    low, high = floor(20 * min(y[0] for y in score)) / 20, ceil(20 * max(y[2] for y in score)) / 20
+    trained = [max(row["trained"], 1) for row in rows]
+    by_size = [Point(row["method"], (x, x, x), y) for row, x, y in zip(rows, trained, score)]
+    by_drift = [Point(row["method"], _limits(row["drift"]), y) for row, y in zip(rows, score)]
+    learnt = [x for row, x in zip(rows, trained) if row["trained"]]
+    powers = floor(log10(min(learnt, default=1))), ceil(log10(max(trained) + 1))
+    span = (10.0 ** powers[0], 10.0 ** max(powers[1], powers[0] + 1))
+    most = max(max(point.x[2] for point in by_drift), 1e-6)
+    unit = 10.0 ** floor(log10(most))
+    y_range = (low, max(high, low + 0.05))
+    return [
+        Plot(
+            scatter(by_size, Frame("Trained numbers", "Score", span, y_range, x_log=True, size=SIZE), front=pareto(by_size)),
+            "Up and to the left is better: a higher score with fewer numbers. No method beats those on the line on both; the head "
+            "alone, which trains none, stands at the left edge.",
+        ),
+        Plot(
+            scatter(
+                by_drift,
+                Frame("Drift of text vectors", "Score", (0.0, ceil(most / unit) * unit), y_range, size=SIZE),
+                front=pareto(by_drift),
+            ),
+            "Up and to the left is better: a higher score, and the vectors of unrelated texts stay where they were.",
+        ),
+    ]
+
+
+def number(value: float) -> str:
+    """``73728`` -> ``73.7 k``; three figures."""
+    for limit, word in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g} {word}"
+    return f"{value:.3g}"
+
+
+def size(value: float) -> str:
+    """Bytes as KiB or MiB."""
+    return f"{value / 2**20:.1f} MiB" if value >= 2**20 else f"{value / 2**10:.1f} KiB"
+
+
+def _limits(interval: Mapping[str, float]) -> tuple[float, float, float]:
+    return interval["low"], interval["value"], interval["high"]

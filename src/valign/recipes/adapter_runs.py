@@ -1,0 +1,222 @@
+"""One measurement of the comparison of adapters: a training with all that is asked of it, and what a method costs per step."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+
+from valign.data.text_tasks import GLUE, TextData, TextRow, named_task, read_data
+from valign.evaluation.retention import Probe
+from valign.evaluation.weight_change import linears, mean_rank, sharpness, weights_of
+from valign.files import hash_value
+from valign.models.text_model import Target, TextModel, load_text_model
+from valign.training.adapting import Tuning, adapter_bytes, default_targets, parse_tuning
+from valign.training.processes import start_processes
+from valign.training.supervised import SupervisedConfig, SupervisedLoop, judge
+
+Size = Literal["tiny", "quick", "full"]
+PROBES = {"stsb": "mrpc"}  # task -> the task whose held-out pairs show what was kept; stsb for all others
+NOISE, DRAWS = 0.1, 4  # of the sharpness: share of a row's root mean square, and how often it is drawn
+STATUS = Path("/proc/self/status")
+CURVE = 20  # points of a training curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The same for every method. ``quick`` takes about a minute per run on one core of a laptop."""
+
+    steps: int
+    batch_size: int
+    train_rows: int
+    held_out_rows: int
+    max_tokens: int
+    probes: int  # pairs for retention
+    timed: int  # steps of the paired timing
+
+    def config(self, seed: int) -> SupervisedConfig:
+        """No validation: every method is judged at its last step, on rows that chose nothing."""
+        return SupervisedConfig(steps=self.steps, batch_size=self.batch_size, seed=seed, validate_every=0, checkpoint_every=0)
+
+
+BUDGETS: dict[str, Budget] = {
+    "tiny": Budget(steps=10, batch_size=4, train_rows=64, held_out_rows=40, max_tokens=16, probes=20, timed=3),
+    "quick": Budget(steps=150, batch_size=8, train_rows=400, held_out_rows=500, max_tokens=32, probes=150, timed=15),
+    "full": Budget(steps=1000, batch_size=16, train_rows=4000, held_out_rows=1000, max_tokens=64, probes=500, timed=25),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run takes place: the same for all methods at one task and seed."""
+
+    model: str
+    data: Path
+    task: str
+    seed: int
+    budget: Budget
+
+    def rows(self) -> TextData:
+        return _rows(self.data, self.task, self.seed, self.budget)
+
+    def load(self, device: str) -> TextModel:
+        data = self.rows()
+        return load_text_model(self.model, Target.of(data), max_tokens=self.budget.max_tokens, seed=self.seed, device=device)
+
+    def probe(self, model: TextModel) -> Probe:
+        """Held-out pairs of another task, and the untrained model's vectors of them."""
+        rows, ranks = _probe_rows(self.data, PROBES.get(self.task, "stsb"), self.budget.probes)
+        return Probe.of(model, rows, ranks)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able, without the folder's path."""
+        return {"task": self.task, "seed": self.seed, "budget": asdict(self.budget)}
+
+
+@cache
+def _rows(folder: Path, task: str, seed: int, budget: Budget) -> TextData:
+    return read_data(*named_task(task, folder), train_rows=budget.train_rows, held_out_rows=budget.held_out_rows, seed=seed)
+
+
+@cache
+def _probe_rows(folder: Path, task: str, count: int) -> tuple[tuple[TextRow, ...], tuple[str, ...]]:
+    """Pairs, and the classes from unlike to alike where they have some."""
+    found = read_data(*named_task(task, folder), held_out_rows=count)
+    return found.held_out, found.labels if GLUE[task].kind == "classification" else ()
+
+
+def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, Any]:
+    """Train once and measure; JSON-able.
+
+    ``score`` and ``scores`` on held-out rows; ``drift``, ``skill``, ``skill_before`` as `Retention`; ``trained`` numbers,
+    ``adapter_bytes``, ``optimizer_bytes``; ``change_rank`` and ``sharpness`` of queries and values (the default targets); seconds;
+    ``curve``: training loss, mean over each of up to 20 equal stretches; ``mean_loss`` over all steps.
+    """
+    data, budget = place.rows(), place.budget
+    model = place.load(device)
+    probe = place.probe(model)
+    names = linears(model.network, default_targets(model.network))
+    before = weights_of(model.network, names)
+    accelerator = start_processes(cpu=model.device.type == "cpu")
+    began = time.perf_counter()
+    loop = SupervisedLoop(model, data, tuning, budget.config(place.seed), accelerator, label=label)
+    started = time.perf_counter()
+    loop.run()
+    ended = time.perf_counter()
+    losses = [record["loss"] for record in loop.records]
+    scores = judge(model, data.held_out, batch_size=64)
+    with TemporaryDirectory() as folder:
+        loop.attached.save(Path(folder) / "adapter")
+        size = adapter_bytes(Path(folder) / "adapter")
+
+    def loss() -> float:
+        return judge(model, data.train[: 8 * budget.batch_size], batch_size=64)["loss"]
+
+    return {
+        "score": scores[data.task.score],
+        "scores": scores,
+        **asdict(probe.measure(model)),
+        "trained": loop.attached.numbers(),
+        "adapter_bytes": size,
+        "optimizer_bytes": optimizer_bytes(loop.optimizer),
+        "change_rank": mean_rank(before, weights_of(model.network, names)),
+        "sharpness": sharpness(model.network, before, loss, ratio=NOISE, draws=DRAWS, seed=place.seed),
+        "mean_loss": statistics.fmean(losses),
+        "curve": stretches(losses, CURVE),
+        "steps": len(losses),
+        "start_seconds": started - began,
+        "train_seconds": ended - started,
+    }
+
+
+def stretches(values: list[float], count: int) -> list[float]:
+    """Means over ``count`` equal stretches, or the values themselves where they are fewer."""
+    count = min(count, len(values))
+    cuts = [round(part * len(values) / count) for part in range(count + 1)]
+    return [statistics.fmean(values[low:high]) for low, high in pairwise(cuts)]
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What its state holds, in bytes."""
+    states = (value for entry in optimizer.state.values() for value in entry.values())
+    return sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
+
+
+def measure_overhead(place: Place, name: str, settings: dict[str, Any], *, device: str = "auto") -> dict[str, Any]:
+    """Time of a step against LoRA's, step by step in turns in this process, and the peak of memory above the loaded model.
+
+    Run it in a process of its own: what another training left in the heap hides a peak. LoRA comes second, when it is taken.
+    """
+    ours, base, peak = _stepper(place, parse_tuning(name, settings), device, measure=True)
+    lora, _, _ = _stepper(place, parse_tuning("lora"), device, measure=False)
+    ratios, own = [], []
+    for number in range(place.budget.timed):
+        pair = [(ours, 0), (lora, 1)] if number % 2 else [(lora, 1), (ours, 0)]
+        seconds = [0.0, 0.0]
+        for step, which in pair:
+            seconds[which] = step()
+        ratios.append(seconds[0] / seconds[1])
+        own.append(seconds[0])
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return {
+        "step_ratio": middle,
+        "step_ratio_quartiles": [low, high],
+        "step_seconds": statistics.median(own),
+        "peak_bytes": max(0, peak - base),
+        "timed": len(ratios),
+    }
+
+
+def _stepper(place: Place, tuning: Tuning, device: str, *, measure: bool) -> tuple[Callable[[], float], int, int]:
+    """A function that takes one step and says how long it took; with ``measure``, memory before and at the peak of three steps."""
+    model = place.load(device)
+    accelerator = start_processes(cpu=model.device.type == "cpu")
+    where = model.device
+    base = peak_memory(where, anew=True) if measure else 0
+    loop = SupervisedLoop(model, place.rows(), tuning, place.budget.config(place.seed), accelerator)
+    counter = iter(range(10**9))
+
+    def step() -> float:
+        _wait(where)
+        began = time.perf_counter()
+        loop.train_step(next(counter) % place.budget.steps)
+        _wait(where)
+        return time.perf_counter() - began
+
+    for _ in range(3):
+        step()
+    return step, base, peak_memory(where) if measure else 0
+
+
+def peak_memory(device: torch.device, *, anew: bool = False) -> int:
+    """The peak so far, in bytes: of the GPU's allocator, or of the process's resident set; ``anew`` forgets it first, on Linux."""
+    if device.type == "cuda":
+        if anew:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)
+    if not STATUS.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if anew:
+        STATUS.with_name("clear_refs").write_text("5")
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def fingerprint(place: Place, tuning: Tuning, model_sha256: str) -> str:
+    """Of all that decides about a run's numbers, but for the versions."""
+    return hash_value(
+        {"method": tuning.recipe(), "place": place.describe(), "model": model_sha256, "data": place.rows().fingerprint()}
+    )

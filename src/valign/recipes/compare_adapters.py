@@ -1,0 +1,212 @@
+"""Many ways to fine-tune x tasks x seeds under one budget: one JSON per run, resumable, a table with tests, a page."""
+
+import multiprocessing
+import re
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from valign.checks import UserError
+from valign.data.text_tasks import GLUE
+from valign.evaluation.adapter_page import write_page
+from valign.evaluation.adapter_table import summarise
+from valign.files import read_json, write_json, write_text
+from valign.progress import console, track
+from valign.recipes.adapter_claims import judge_claims
+from valign.recipes.adapter_runs import PROBES, Budget, Place, fingerprint, measure_overhead, run_once
+from valign.runs import versions
+from valign.training.adapting import Tuning, parse_tuning
+
+FORMAT = 1
+REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is tested against
+METHODS = (
+    *REFERENCES,
+    *("adalora", "fourierft", "ailora", "lora-sb", "comp-lora", "svfit", "loldu", "randlora", "nola", "loca", "clip-svd"),
+    *("sora", "increlora", "diffora", "codyra", "lora+ggpo", "lora+mgpo", "full", "full+dct-adamw", "full+trion", "head"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared, and on what."""
+
+    model: str
+    data: Path
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    budget: Budget
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> options
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("methods", "tasks", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise UserError(f"{name} must be one or more, each once, got {', '.join(map(str, values)) or 'none'}.")
+        unknown = [task for task in self.tasks if task not in GLUE]
+        if unknown:
+            raise UserError(f"tasks must be of {', '.join(GLUE)}, got {', '.join(unknown)}. Use `valign finetune` for your own.")
+        strange = sorted(set(self.settings) - set(self.methods))
+        if strange:
+            raise UserError(f"--set must name methods of the comparison, got {', '.join(strange)}. Add them to --methods.")
+
+    def tuning(self, method: str) -> Tuning:
+        return parse_tuning(method, self.settings.get(method, {}))
+
+    def place(self, task: str, seed: int) -> Place:
+        return Place(model=self.model, data=self.data, task=task, seed=seed, budget=self.budget)
+
+
+def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True) -> dict[str, Any]:
+    """Do what is missing or failed in ``out``, then write ``summary.json``, ``table.md`` and ``report.html``; return the summary.
+
+    A run is ``out/runs/TASK/METHOD/seed-N.json``, a cost ``out/overhead/METHOD.json``. More methods, tasks and seeds may join
+    later. A run that fails is recorded with its error and does not stop the others. Processes may share ``out`` if their tasks or
+    seeds differ.
+
+    Raises: UserError, before the first run, for an unknown method, option or task, missing data, or runs in ``out`` that were made
+        with another budget, option, model or data.
+    """
+    tunings = {method: comparison.tuning(method) for method in comparison.methods}
+    cells = [
+        (comparison.place(task, seed), tunings[method])
+        for seed in comparison.seeds
+        for task in comparison.tasks
+        for method in comparison.methods
+    ]
+    for task in {PROBES.get(task, "stsb") for task in comparison.tasks}:
+        comparison.place(task, 0).rows()  # the pairs of the probe must be there
+    sha256 = comparison.place(comparison.tasks[0], comparison.seeds[0]).load("cpu").fingerprint
+    missing = [cell for cell in cells if not _finished(_file(out, *cell), fingerprint(*cell, sha256))]
+    for place, tuning in track(missing, "compare adapters", total=len(cells), done=len(cells) - len(missing)):
+        _record(out, place, tuning, sha256, comparison.device)
+    if overhead:
+        _overheads(comparison, out, sha256)
+    return report(out)
+
+
+def report(out: Path) -> dict[str, Any]:
+    """Tables and page from whatever runs ``out`` holds.
+
+    Raises: UserError if none is finished.
+    """
+    records = [read_json(path) for path in sorted(out.glob("runs/*/*/seed-*.json"))]
+    costs = {record["method"]: record for record in map(read_json, sorted(out.glob("overhead/*.json")))}
+    if not any(record["status"] == "done" for record in records):
+        raise UserError(f"{out} must hold a finished run, got none of {len(records)}. Look at the errors in {out}/runs.")
+    order = [method for method in METHODS if any(record["method"] == method for record in records)]
+    summary = summarise(records, costs, references=REFERENCES, order=order)
+    summary["claims"] = [asdict(verdict) for verdict in judge_claims(records, costs)]
+    write_json(out / "summary.json", summary)
+    write_text(out / "table.md", _markdown(summary))
+    write_page(out / "report.html", summary)
+    return summary
+
+
+def _file(out: Path, place: Place, tuning: Tuning) -> Path:
+    return out / "runs" / place.task / tuning.name / f"seed-{place.seed}.json"
+
+
+def _finished(path: Path, key: str) -> bool:
+    """Whether this run is done. Raises: UserError if the file is of another run."""
+    if not path.exists():
+        return False
+    record = read_json(path)
+    if record["key"] != key:
+        raise UserError(
+            f"{path} was made with another budget, option, model or data. Choose another output folder, or delete that file."
+        )
+    return bool(record["status"] == "done")
+
+
+def _record(out: Path, place: Place, tuning: Tuning, sha256: str, device: str) -> None:
+    path = _file(out, place, tuning)
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "key": fingerprint(place, tuning, sha256),
+        "method": tuning.name,
+        "recipe": tuning.recipe(),
+        **place.describe(),
+        "score_name": place.rows().task.score,
+        "model_sha256": sha256,
+        "data_sha256": place.rows().fingerprint(),
+        "versions": versions(),
+    }
+    try:
+        measured = run_once(place, tuning, device=device, label=f"{tuning.name} on {place.task}, seed {place.seed}")
+        write_json(path, {**record, "status": "done", "measured": measured})
+    except Exception as error:  # one method's failure must not take the others' results
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        console.print(f"failed: {tuning.name} on {place.task}, seed {place.seed}: {said}", style="red", highlight=False)
+        write_json(path, {**record, "status": "failed", "error": said})
+
+
+def _overheads(comparison: Comparison, out: Path, sha256: str) -> None:
+    """Costs per step, each in a process of its own, on the first task and seed."""
+    todo = []
+    for method in comparison.methods:
+        path = out / "overhead" / f"{method}.json"
+        known = read_json(path) if path.exists() else {"task": comparison.tasks[0], "seed": comparison.seeds[0]}
+        place = comparison.place(known["task"], known["seed"])
+        key = fingerprint(place, comparison.tuning(method), sha256)
+        if not _finished(path, key):
+            todo.append((method, path, place, key))
+    context = multiprocessing.get_context("spawn")
+    for method, path, place, key in track(
+        todo, "cost per step", total=len(comparison.methods), done=len(comparison.methods) - len(todo)
+    ):
+        record = {"format": FORMAT, "key": key, "method": method, **place.describe(), "versions": versions()}
+        settings = dict(comparison.settings.get(method, {}))
+        try:
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                found = pool.submit(measure_overhead, place, method, settings, device=comparison.device).result()
+            write_json(path, {**record, "status": "done", "measured": found})
+        except Exception as error:
+            console.print(f"failed: cost of {method}: {error}", style="red", highlight=False)
+            write_json(path, {**record, "status": "failed", "error": f"{type(error).__name__}: {error}"})
+
+
+def parse_settings(texts: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
+    """``("lora:rank", 4)`` -> ``{"lora": {"rank": 4}}``.
+
+    Raises: UserError for a name without a method.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in texts:
+        method, separator, option = name.partition(":")
+        if not (method and separator and option):
+            raise UserError(f"--set must be METHOD:NAME=VALUE, got {name!r}. Example: --set lora:rank=4")
+        found.setdefault(method, {})[option] = value
+    return found
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """``"0,1,2"`` or ``"0-4"``. Raises: UserError for anything else."""
+    span = re.fullmatch(r"(\d+)-(\d+)", text)
+    if span and int(span[1]) <= int(span[2]):
+        return tuple(range(int(span[1]), int(span[2]) + 1))
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"--seeds must be numbers like 0,1,2 or a span like 0-4, got {text!r}.")
+    return tuple(map(int, text.split(",")))
+
+
+def _markdown(summary: Mapping[str, Any]) -> str:
+    """The table as Markdown, for documentation."""
+    tasks: Sequence[str] = summary["tasks"]
+    head = ["method", *tasks, "mean [95 %]", "against LoRA (p)", "drift", "skill kept", "trained", "file", "memory", "step"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in summary["rows"]:
+        cells = [f"{row['tasks'][task]['value']:.3f}" if task in row["tasks"] else "-" for task in tasks]
+        mean, test, cost = row["score"], row["against"].get("lora"), row["cost"]
+        lora = f"{test['difference']['value']:+.3f} ({test['p']:.2g})" if test else "-"
+        kept = f"{row['skill']['value']:+.3f}"
+        costs = [f"{cost['peak_bytes'] / 2**20:.0f} MiB", f"{cost['step_ratio']:.2f}"] if cost else ["-", "-"]
+        cells += [f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]", lora, f"{row['drift']['value']:.4f}", kept]
+        cells += [f"{row['trained']:,}", f"{row['adapter_bytes'] / 1024:,.0f} KiB", *costs]
+        lines.append("| " + " | ".join([row["method"], *cells]) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,158 @@
+"""What every way to fine-tune has in common: options that attach it to a network, and the attached thing that trains."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from valign.adapters import export_lora, save_peft_lora
+from valign.checks import UserError
+from valign.files import atomic_folder
+from valign.training.draws import generator_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What a method may know when it is attached.
+
+    ``loss(number, half)`` is the mean loss, with gradients, of batch ``number`` of the training rows, the same at every call.
+    ``half`` 0 and 1 are disjoint halves of the rows, None is all of them.
+    """
+
+    network: nn.Module
+    head: tuple[nn.Parameter, ...]  # trains beside the network; none for a language model
+    targets: tuple[str, ...]  # endings of the names of linear modules
+    steps: int  # of the whole training
+    batch_size: int  # rows of a step
+    first_rate: float  # share of the learning rate at the first step, (0, 1]
+    seed: int
+    loss: Callable[[int, int | None], Tensor]
+
+    def generator(self, word: str) -> torch.Generator:
+        """A generator of its own for each use."""
+        return generator_for(word, self.seed)
+
+
+class Attached:
+    """A method on its network while it trains; plain adapters need no more than this.
+
+    Order in a step: forward, ``loss + penalty``, backward, clipping, the optimiser's step, `after_step`.
+    """
+
+    def __init__(self, network: nn.Module, *, spent: int = 0) -> None:
+        self.network = network
+        self.spent = spent  # steps of the budget that the start has used
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser; ``rate`` is a factor on the learning rate."""
+        return [{"params": [p for p in self.network.parameters() if p.requires_grad], "rate": 1.0}]
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follow the optimiser; nothing by default."""
+
+    def penalty(self) -> Float[Tensor, ""] | None:
+        """Added to the mean loss of a step."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """Step ``step`` (from 0) is over; gradients are still there."""
+
+    def extra(self) -> dict[str, Any]:
+        """What is not in the network's tensors: nested, JSON-able but for tensors."""
+        return {}
+
+    def restore(self, extra: Mapping[str, Any]) -> None:
+        """Undo `extra`, before the tensors are written back."""
+
+    def numbers(self) -> int:
+        """How many numbers the finished method has learnt."""
+        return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+
+    def save(self, folder: Path) -> None:
+        """Write it as the folder that peft (or transformers, for a whole network) loads."""
+        with atomic_folder(folder) as temporary:
+            self.network.save_pretrained(str(temporary))  # type: ignore[operator]
+            (temporary / "README.md").unlink(missing_ok=True)  # peft's empty form
+
+
+class AttachedLora(Attached):
+    """Any LoRA of `valign.adapters`: saved as plain LoRA for the base weights as they were."""
+
+    network: PeftModel
+
+    def save(self, folder: Path) -> None:
+        base = self.network.peft_config[self.network.active_adapter].base_model_name_or_path or ""  # type: ignore[index]
+        save_peft_lora(folder, export_lora(self.network), base=base)
+
+
+@runtime_checkable
+class Adapting(Protocol):
+    """The options of a method, a frozen dataclass whose defaults are its own; `attach` puts it on a network."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    def attach(self, ground: Ground) -> Attached: ...
+
+
+def adapter_bytes(folder: Path) -> int:
+    """Size of the weight files that `Attached.save` wrote, in bytes."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix == ".safetensors")
+
+
+@contextmanager
+def seeded(ground: Ground, word: str = "adapter") -> Iterator[None]:
+    """peft draws its start values from torch's global generator: seed it for this block only."""
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(ground.generator(word).initial_seed())
+        yield
+
+
+def linear_endings(network: nn.Module) -> list[str]:
+    """Last names of the linear modules, sorted, each once."""
+    return sorted({name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)})
+
+
+def layer_linears(network: nn.Module) -> tuple[str, ...]:
+    """Endings of all linear modules inside numbered layers: attention and MLP, neither heads nor projections of the input."""
+    found = {
+        name.rpartition(".")[2]
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and any(part.isdigit() for part in name.split("."))
+    }
+    return tuple(sorted(found))
+
+
+def default_targets(network: nn.Module, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """``wanted``, checked; without any, peft's default for the architecture, mostly queries and values.
+
+    Raises: UserError if one matches nothing (available endings are listed), or there is no default.
+    """
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    kind = getattr(getattr(network, "config", None), "model_type", "")
+    targets = tuple(wanted) or tuple(KNOWN.get(kind, ()))
+    have = ", ".join(linear_endings(network))
+    if not targets:
+        raise UserError(f"--targets must be given for a model of type {kind!r}, got none. Its linear modules: {have}.")
+    names = [f".{name}" for name, _ in network.named_modules()]
+    for target in targets:
+        if not any(name.endswith(f".{target}") for name in names):
+            raise UserError(f"--targets must name modules of the model, got {target!r}. Its linear modules: {have}.")
+    return targets
+
+
+def adapted_layers(network: nn.Module) -> dict[str, BaseTunerLayer]:
+    """Every layer that carries an adapter, by its name in the bare network."""
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in network.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }

@@ -1,0 +1,114 @@
+"""One string names a way to fine-tune: ``ADAPTER[+OPTIMIZER][+PERTURBATION]``, with options as ``NAME=VALUE``."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from valign.checks import UserError
+from valign.training.adapting.adaptive import AdaLora, Codyra, Diffora, Increlora, Sora
+from valign.training.adapting.base import Adapting
+from valign.training.adapting.low_rank import Ailora, CompLora, Dora, Lora, LoraSB, Milora, Pissa
+from valign.training.adapting.stepping import AdamW, DctAdamW, Ggpo, Mgpo, Optimizing, Perturbing, TrionSteps
+from valign.training.adapting.tuned import ClipSvd, FourierFt, Loca, Loldu, Nola, RandLora, Svfit
+from valign.training.adapting.whole import Full, HeadOnly
+
+ADAPTERS: dict[str, type[Any]] = {
+    "lora": Lora,
+    "pissa": Pissa,
+    "milora": Milora,
+    "dora": Dora,
+    "adalora": AdaLora,
+    "fourierft": FourierFt,
+    "ailora": Ailora,
+    "lora-sb": LoraSB,
+    "comp-lora": CompLora,
+    "svfit": Svfit,
+    "loldu": Loldu,
+    "randlora": RandLora,
+    "nola": Nola,
+    "loca": Loca,
+    "clip-svd": ClipSvd,
+    "sora": Sora,
+    "increlora": Increlora,
+    "diffora": Diffora,
+    "codyra": Codyra,
+    "full": Full,
+    "head": HeadOnly,
+}
+OPTIMIZERS: dict[str, type[Any]] = {"adamw": AdamW, "dct-adamw": DctAdamW, "trion": TrionSteps}
+PERTURBATIONS: dict[str, type[Any]] = {"ggpo": Ggpo, "mgpo": Mgpo}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """An adapter, the optimiser that trains it, and what perturbs it meanwhile."""
+
+    name: str
+    adapter: Adapting
+    optimizer: Optimizing
+    perturbation: Perturbing | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the adapter's parameters at its height."""
+        return self.adapter.learning_rate if self.optimizer.learning_rate is None else self.optimizer.learning_rate
+
+    def recipe(self) -> dict[str, Any]:
+        """JSON-able; all that shapes the result."""
+        parts = {"adapter": self.adapter, "optimizer": self.optimizer, "perturbation": self.perturbation}
+        return {"name": self.name, **{key: part and asdict(part) for key, part in parts.items()}}  # type: ignore[call-overload]
+
+
+def parse_tuning(text: str, settings: Mapping[str, Any] | None = None) -> Tuning:
+    """``"lora"``, ``"full+dct-adamw"``, ``"lora+mgpo"``; ``settings`` are fields of the parts by name.
+
+    A name that several parts have is the first one's; ``"dct-adamw.rank"`` is that part's.
+    Raises: UserError for an unknown part (with all known ones), two of one kind, an unknown option, or a value of the wrong type or
+        range.
+    """
+    names = text.split("+")
+    kinds = (ADAPTERS, OPTIMIZERS, PERTURBATIONS)
+    found: dict[int, str] = {}
+    for place, name in enumerate(names):
+        kind = next((number for number, table in enumerate(kinds) if name in table), None)
+        if kind is None or kind in found or (place == 0) != (kind == 0):
+            raise UserError(
+                f"method must be ADAPTER[+OPTIMIZER][+PERTURBATION], got {text!r}. Adapters: {', '.join(ADAPTERS)}; "
+                f"optimizers: {', '.join(OPTIMIZERS)}; perturbations: {', '.join(PERTURBATIONS)}."
+            )
+        found[kind] = name
+    found.setdefault(1, "adamw")
+    parts = {found[kind]: kinds[kind][found[kind]] for kind in sorted(found)}
+    options = _sorted_out(parts, settings or {})
+    made = {name: _make(name, part, options[name]) for name, part in parts.items()}
+    return Tuning(
+        name=text,
+        adapter=made[found[0]],
+        optimizer=made[found[1]],
+        perturbation=made[found[2]] if 2 in found else None,
+    )
+
+
+def _sorted_out(parts: Mapping[str, type[Any]], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of each part."""
+    known = {name: [field.name for field in fields(part)] for name, part in parts.items()}
+    found: dict[str, dict[str, Any]] = {name: {} for name in parts}
+    for key, value in settings.items():
+        part, _, option = key.rpartition(".")
+        owners = [name for name in parts if option in known[name] and part in ("", name)]
+        if not owners:
+            listed = "; ".join(f"{name}: {', '.join(options)}" for name, options in known.items())
+            raise UserError(f"--set must name an option of the method, got {key!r}. Known: {listed}.")
+        found[owners[0]][option] = value
+    return found
+
+
+def _make(name: str, part: type[Any], options: Mapping[str, Any]) -> Any:
+    try:
+        return TypeAdapter(part).validate_python(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([name, *map(str, first["loc"])])
+        raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}. Change --set.") from error

@@ -1,0 +1,36 @@
+"""The model's answers to held-out rows, and how good they are."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from valign.data.text_tasks import SCORES, TextRow
+from valign.models.text_model import TextModel
+from valign.training.supervised.scores import scores
+
+
+@torch.no_grad()
+def judge(model: TextModel, rows: Sequence[TextRow], *, batch_size: int) -> dict[str, float]:
+    """``loss`` (mean per row, or per token of a language model) and every score of the task's kind; in evaluation mode.
+
+    Rows of like length are read together, so the order of ``rows`` changes nothing but rounding.
+    """
+    was = model.training
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda place: sum(map(len, rows[place].texts)))
+    loss, weight, answers = 0.0, 0, np.zeros(len(rows))
+    kind = model.target.kind
+    for first in range(0, len(rows), batch_size):
+        places = order[first : first + batch_size]
+        batch = model.batch([rows[place] for place in places])
+        found = model(batch).float()
+        loss, weight = loss + float(model.summed(found, batch)), weight + batch.weight
+        if kind != "causal-lm":
+            answers[places] = (found.argmax(1) if kind == "classification" else found[:, 0]).cpu().numpy()
+    model.train(was)
+    mean = {"loss": loss / max(weight, 1)}
+    if kind == "causal-lm":
+        return mean
+    truth = model.target.tensor(rows).numpy()
+    return mean | scores(SCORES[kind], truth, answers.astype(truth.dtype))
