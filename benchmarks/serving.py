@@ -61,6 +61,7 @@ def serve_full(folder: Path, port: int) -> None:
 
     from valign.guard import Guard, Verdict
     from valign.policy import load_policy
+    from valign.serving.app import create_app
     from valign.serving.audit_store import AuditStore
     from valign.serving.keys import Keys
     from valign.serving.server import serve
@@ -88,7 +89,7 @@ def serve_full(folder: Path, port: int) -> None:
     rules = Rules(Guard(load_policy("default"), [Pass()]), Keys.load(environment=KEY))
     settings = Settings(names=("ready",), batch_wait=0.0)
     store = AuditStore(str(folder / "audit.db"), create=True)
-    serve(Service(Ready, lambda: rules, store, secret=b"benchmark", settings=settings), port=port)
+    serve(create_app(Service(Ready, lambda: rules, store, secret=b"benchmark", settings=settings)), port=port)
 
 
 async def client(
@@ -195,7 +196,7 @@ def main() -> None:
     parser.add_argument("--full", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory() as name:
         if options.bare:
             serve_bare(options.bare)
             return
