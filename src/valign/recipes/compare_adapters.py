@@ -189,7 +189,7 @@ def _overheads(comparison: Comparison, out: Path, sha256: str) -> None:
     todo = []
     for method in comparison.methods:
         path = out / "overhead" / f"{method}.json"
-        known = read_json(path) if path.exists() else {"task": comparison.tasks[0], "seed": comparison.seeds[0]}
+        known: Any = read_json(path) if path.exists() else {"task": comparison.tasks[0], "seed": comparison.seeds[0]}
         place = comparison.place(known["task"], known["seed"])
         key = fingerprint(place, comparison.tuning(method), sha256)
         if not _finished(path, key):
