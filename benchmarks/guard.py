@@ -1,93 +1,153 @@
-"""What does the guard cost per prompt, stage by stage and as a whole, beside a plain regular expression over the same words?
+"""What does the guard cost per prompt and what does it find, stage by stage and whole, beside word filters on the same prompts?
 
-    python benchmarks/guard.py [--prompts FILE.jsonl] [--count 256] [--rounds 5]
+    python benchmarks/guard.py [--data PATH ...] [--count 256] [--rounds 5] [--threads 2] [--json FILE]
 
-Prints one table: p50, p95, p99 in milliseconds for single prompts, prompts per second in batches of 64. Without --prompts, captions
-are made from word lists; half of the made ones hold a listed term, so that both ways through the stages are taken.
+Prints one table. For single prompts: p50, p95, p99 in milliseconds. In batches of 64: prompts per second (median of the rounds),
+and that as a multiple of the whole guard's, which says more on a busy machine. ``cpu ms`` is processor time per prompt in
+batches. Then recall on unsafe and false alarms on safe prompts. ``--data`` takes files or folders of labelled prompts (as `valign
+guard evaluate`); without it captions are made from word lists, every second one with a listed term, so its recall shows nothing.
+The word filters are measured if they are installed: ``pip install alt-profanity-check better-profanity``.
 """
 
 import argparse
-import json
 import platform
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
 
+from valign.files import write_json
 from valign.guard import Guard
-from valign.guard.learned import SHIPPED
+from valign.guard.rows import LabelledPrompt, capped, read_rows, without_repeats
 from valign.policy import Policy, load_policy
 
+BATCH = 64
 PLACES = ["in a garden", "on a quiet beach", "at the harbour", "under a bridge", "in an old library", "on a mountain path"]
 THINGS = ["a fisherman", "two dogs", "a red vase", "an astronaut", "a market stall", "a couple dancing", "a stone tower"]
 STYLES = ["oil painting", "soft morning light", "35 mm photograph", "highly detailed", "flat colours", "wide shot"]
+Filter = Callable[[list[str]], Sequence[bool]]  # prompts -> which are flagged
 
 
-def made_prompts(policy: Policy, count: int, *, seed: int = 0) -> list[str]:
+@dataclass(frozen=True)
+class Measured:
+    """One row of the table."""
+
+    p50: float
+    p95: float
+    p99: float  # ms
+    rate: float  # prompts per second
+    cpu: float  # ms per prompt
+    recall: float
+    false_alarms: float  # shares; NaN without such prompts
+
+
+def made_rows(policy: Policy, count: int, *, seed: int = 0) -> list[LabelledPrompt]:
     """Captions of ordinary length; every second one holds a term of the policy."""
     random = Random(seed)
     terms = [term for category in policy.categories for concept in category.concepts for term in concept.terms]
-    return [
+    texts = [
         f"{random.choice(THINGS)} {f'and {random.choice(terms)} ' if i % 2 else ''}{random.choice(PLACES)}, {random.choice(STYLES)}"
         for i in range(count)
     ]
+    return [LabelledPrompt(str(i), text, i % 2, (), "made", str(i)) for i, text in enumerate(texts)]
 
 
-def measure(
-    one: Callable[[str], object], many: Callable[[list[str]], object] | None, prompts: Sequence[str], rounds: int
-) -> list[float]:
-    """p50, p95, p99 in ms for single prompts, and prompts per second in batches of 64 (the median of the rounds)."""
-    for prompt in prompts[:8]:
-        one(prompt)
+def read(paths: Sequence[Path], policy: Policy, count: int) -> list[LabelledPrompt]:
+    """Rows of every source and label alike, about ``count`` in all, in an order that mixes them."""
+    rows = without_repeats(read_rows(paths, policy))
+    rows = capped(rows, -(-count // len({(row.source, row.label) for row in rows})), seed=0)
+    Random(0).shuffle(rows)
+    return rows
+
+
+def measure(flags: Filter, rows: Sequence[LabelledPrompt], rounds: int) -> Measured:
+    prompts = [row.prompt for row in rows]
+    flags(prompts[:BATCH])
     singles = []
     for prompt in prompts:
         start = time.perf_counter()
-        one(prompt)
+        flags([prompt])
         singles.append((time.perf_counter() - start) * 1000)
-    rates = []
+    walls, cpus = [], []
     for _ in range(rounds):
-        start = time.perf_counter()
-        for first in range(0, len(prompts), 64):
-            batch = list(prompts[first : first + 64])
-            if many is not None:
-                many(batch)
-            else:
-                for prompt in batch:
-                    one(prompt)
-        rates.append(len(prompts) / (time.perf_counter() - start))
-    return [*np.percentile(singles, [50, 95, 99]).tolist(), float(np.median(rates))]
+        start, cpu = time.perf_counter(), time.process_time()
+        found = [flag for first in range(0, len(prompts), BATCH) for flag in flags(prompts[first : first + BATCH])]
+        walls.append(time.perf_counter() - start)
+        cpus.append(time.process_time() - cpu)
+    hits, label = np.array(found, dtype=bool), np.array([row.label for row in rows], dtype=bool)
+    shares = [float(hits[own].mean()) if own.any() else float("nan") for own in (label, ~label)]
+    p50, p95, p99 = np.percentile(singles, [50, 95, 99]).tolist()
+    return Measured(p50, p95, p99, len(rows) / float(np.median(walls)), min(cpus) * 1000 / len(rows), *shares)
+
+
+def word_filters(policy: Policy) -> dict[str, Filter]:
+    """The plain regular expression over the policy's words, and those packages that are installed."""
+    words = {term for category in policy.categories for concept in category.concepts for term in concept.terms}
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(words)))})\b", re.IGNORECASE)
+    found: dict[str, Filter] = {"regular expression": lambda prompts: [pattern.search(prompt) is not None for prompt in prompts]}
+    try:
+        from better_profanity import profanity
+
+        found["better-profanity"] = lambda prompts: [profanity.contains_profanity(prompt) for prompt in prompts]
+    except ImportError:
+        pass
+    try:
+        from profanity_check import predict
+
+        found["alt-profanity-check"] = lambda prompts: [bool(one) for one in predict(prompts)]
+    except ImportError:
+        pass
+    return found
+
+
+def guards(policy: Policy) -> dict[str, Filter]:
+    """Every stage alone, then the whole embedded guard: its decision, and with the rewrite carried out."""
+    every = policy.model_copy(
+        update={"guard": policy.guard.model_copy(update={"stages": ["lexical", "semantic", "learned", "values"]})}
+    )
+    found: dict[str, Filter] = {}
+    for stage in Guard.from_policy(every).stages:
+        found[stage.name] = lambda prompts, stage=stage: [verdict.fired for verdict in stage.check_many(prompts)]
+    whole = Guard.from_policy(policy)
+
+    def rewrite(prompts: list[str]) -> list[bool]:
+        return [whole.finish(one, prompt).decision.flagged for one, prompt in zip(whole.check_many(prompts), prompts)]
+
+    found["whole guard, check"] = lambda prompts: [decision.flagged for decision in whole.check_many(prompts)]
+    found["whole guard, rewrite"] = rewrite
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=Path, help="jsonl file with a field `prompt`")
-    parser.add_argument("--count", type=int, default=256, help="prompts measured")
+    parser.add_argument("--data", type=Path, nargs="+", help="labelled prompts: files, or folders of files")
+    parser.add_argument("--count", type=int, default=256, help="prompts measured, about")
     parser.add_argument("--rounds", type=int, default=5, help="passes over the batches")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     policy = load_policy("default")
-    stages = [name for name in ("lexical", "semantic", "learned", "values") if name != "learned" or SHIPPED.exists()]
-    every = policy.model_copy(update={"guard": policy.guard.model_copy(update={"stages": stages})})
-    if options.prompts:
-        prompts = [json.loads(line)["prompt"] for line in options.prompts.read_text(encoding="utf-8").splitlines()][: options.count]
-    else:
-        prompts = made_prompts(policy, options.count)
-    parts = Guard.from_policy(every)
-    whole = Guard.from_policy(policy) if SHIPPED.exists() else parts
-    words = {term for category in policy.categories for concept in category.concepts for term in concept.terms}
-    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(words)))})\b", re.IGNORECASE)
-    rows = {"regular expression": measure(pattern.search, None, prompts, options.rounds)}
-    for stage in parts.stages:
-        rows[stage.name] = measure(stage.check, stage.check_many, prompts, options.rounds)
-    rows["whole guard, check"] = measure(whole.check, whole.check_many, prompts, options.rounds)
-    rows["whole guard, rewrite"] = measure(whole.guard, None, prompts[:64], 1)
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {len(prompts)} prompts")
-    print(f"{'':24}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'prompts/s':>12}")
-    for name, (p50, p95, p99, rate) in rows.items():
-        print(f"{name:24}{p50:10.3f}{p95:10.3f}{p99:10.3f}{rate:12.0f}")
+    rows = read(options.data, policy, options.count) if options.data else made_rows(policy, options.count)
+    found = {name: measure(flags, rows, options.rounds) for name, flags in (word_filters(policy) | guards(policy)).items()}
+    unsafe = sum(row.label for row in rows)
+    print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}")
+    print(f"{unsafe} unsafe and {len(rows) - unsafe} safe prompts")
+    heads = f"{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'prompts/s':>11}{'x guard':>9}{'cpu ms':>9}{'recall':>9}{'false alarms':>14}"
+    print(f"{'':22}{heads}")
+    guard = found["whole guard, check"].rate
+    for name, one in found.items():
+        print(
+            f"{name:22}{one.p50:9.3f}{one.p95:9.3f}{one.p99:9.3f}{one.rate:11.0f}{one.rate / guard:9.2f}{one.cpu:9.3f}"
+            f"{one.recall:9.1%}{one.false_alarms:14.1%}"
+        )
+    if options.json:
+        write_json(options.json, {name: asdict(one) for name, one in found.items()})
 
 
 if __name__ == "__main__":

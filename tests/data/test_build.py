@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -24,6 +27,21 @@ class TinyGrammar:
         held_out = next(concept.id for concept in POLICY.category(category).concepts if concept.held_out)
         pairs = [PromptPair(f"{category}-{i}", f"mean {category} {i}", f"kind {category} {i}", (category,)) for i in range(count)]
         return [*pairs, PromptPair(f"{category}-held", "mean held", f"kind held {category}", (category,), held_out)]
+
+
+def test_retained_prompts_that_are_always_blocked_are_left_out_and_said(model, tmp_path, capsys):
+    words = [names[0] for names in POLICY.always_block[0].every]
+    blocked = f"{' '.join(words[0])}, {words[1]}"  # spelled out, letter by letter
+    config = replace(CONFIG, categories=("hate",), pairs_per_category=1, retain=("a boat", blocked, "a tree"))
+    build_data(model, POLICY, TinyGrammar(), tmp_path / "data", config)
+    said = capsys.readouterr().err
+    assert "left out: 1 retained prompts, always block" in said
+    assert "left out: 1 pairs, held out" in said
+    assert pq.read_table(tmp_path / "data" / "latents" / "retained.parquet")["prompt"].to_pylist() == ["a boat", "a tree"]
+    assert read_json(tmp_path / "data" / "latents" / "run.json")["results"]["retained"] == 2
+    with pytest.raises(UserError, match=r"retain must hold prompts that the policy does not always block, got 1 that it does"):
+        build_data(model, POLICY, TinyGrammar(), tmp_path / "none", replace(config, retain=(blocked,)))
+    assert not (tmp_path / "none").exists()
 
 
 class Nothing:

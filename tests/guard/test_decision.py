@@ -55,6 +55,27 @@ def test_what_the_policy_allows_is_no_finding(policy):
     assert (decision.action, calls) == ("allow", ["lexical", "values"])
 
 
+@pytest.mark.parametrize("first", ["a brawl of naked men", "naked men in a brawl"])
+def test_an_allowed_category_hides_no_other_one(policy, first):
+    """One stage finds both; the policy allows violence, and nudity is what is rewritten."""
+    categories = [one.model_copy(update={"action": "allow"}) if one.id == "violence" else one for one in policy.categories]
+    guard = Guard.from_policy(policy.model_copy(update={"categories": categories}))
+    assert guard.check("a brawl").action == "allow"
+    decision = guard.check(first)
+    assert (decision.action, set(decision.categories)) == ("rewrite", {"violence", "sexual"})
+    result = guard.guard(first)
+    assert result.rewritten
+    assert guard.check(result.prompt).action == "allow"
+
+
+def test_an_allowed_norm_hides_no_other_one(policy):
+    party = policy.norms[0].model_copy(update={"id": "first", "action": "allow"})
+    rules = policy.model_copy(update={"norms": [party, party.model_copy(update={"id": "second", "action": "block"})]})
+    when = party.when
+    prompt = " ".join(words[0] for words in (when.behaviour, when.context, when.purpose) if words)
+    assert Guard.from_policy(rules).check(prompt).action == "block"
+
+
 def test_explain_runs_all_stages_and_decides_the_same(policy):
     calls = []
     stages = [StandIn("lexical", "word", True, calls), StandIn("values", "value", True, calls)]

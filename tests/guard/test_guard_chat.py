@@ -5,7 +5,7 @@ import json
 import pytest
 
 from valign.guard import Guard
-from valign.guard.chat import UnreadableAnswer, read_prompt, read_word
+from valign.guard.chat import UnreadableAnswer, read_prompt, read_verdict
 from valign.models.chat import ScriptedChat
 
 UNSAFE = "a corpse on the beach at dawn, wide shot"
@@ -90,16 +90,60 @@ def test_a_chat_model_that_fails_blocks(policy):
     assert Guard.from_policy(policy, chat=ScriptedChat(fail)).guard("a lighthouse at dawn").blocked
 
 
-@pytest.mark.parametrize(("answer", "word"), [("SAFE: ok", "SAFE"), ("safe", "SAFE"), ("**HARMFUL**: x", "HARMFUL")])
-def test_read_word(answer, word):
-    assert read_word(answer, ("SAFE", "HARMFUL")) == word
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        ("SAFE: ok", "SAFE"),
+        ("safe", "SAFE"),
+        ("**HARMFUL**: x", "HARMFUL"),
+        ('{"reason": "SAFE", "verdict": "HARMFUL"}', "HARMFUL"),
+        ('```json\n{"verdict": "safe"}\n```', "SAFE"),
+    ],
+)
+def test_read_verdict(answer, word):
+    assert read_verdict(answer, ("SAFE", "HARMFUL")) == word
 
 
-@pytest.mark.parametrize("answer", ["", "unsafe", "SAFELY", "I think SAFE", "12"])
-def test_read_word_refuses_all_else(answer):
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "unsafe",
+        "SAFELY",
+        "I think SAFE",
+        "12",
+        "SAFE or HARMFUL",
+        '{"verdict": 1}',
+        '{"reason": "SAFE"}',
+        '{"verdict": "SAFE',
+        '{"verdict": "SAFE or HARMFUL"}',
+        "[" * 100_000,
+    ],
+)
+def test_read_verdict_refuses_all_else(answer):
     with pytest.raises(UnreadableAnswer, match="must answer SAFE or HARMFUL"):
-        read_word(answer, ("SAFE", "HARMFUL"))
+        read_verdict(answer, ("SAFE", "HARMFUL"))
 
 
 def test_read_prompt_takes_a_fence():
     assert read_prompt('```json\n{"prompt": " a cat "}\n```') == "a cat"
+
+
+def test_every_role_asks_for_its_schema(policy):
+    """The schemas that an endpoint is held to are the ones that the readers take."""
+    seen = []
+
+    class Held:
+        def complete(self, messages, *, schema=None):
+            seen.append(schema)
+            fields = schema["properties"]
+            assert schema["required"] == list(fields)
+            verdict = fields.get("verdict", {}).get("enum", [""])[-1]  # HARMFUL or BAD
+            words = {"prompt": "a mossy fallen tree on the beach at dawn, wide shot", "verdict": verdict, "reason": "so"}
+            return json.dumps({name: words[name] for name in fields})
+
+    guard = Guard.from_policy(policy, chat=Held())
+    assert guard.check("a lighthouse at dawn").stop == "values-chat"
+    assert guard.check(UNSAFE).intent == "harmful"
+    guard.guard(UNSAFE)
+    assert {tuple(schema["properties"]) for schema in seen} == {("reason", "verdict"), ("prompt",)}

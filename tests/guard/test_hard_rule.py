@@ -5,8 +5,9 @@ import hashlib
 import pytest
 
 from valign.guard import Guard
-from valign.guard.hard_rule import HardRule, youngest
+from valign.guard.hard_rule import HardRule
 from valign.policy import BlockRule, load_policy
+from valign.policy.block_rules import youngest
 
 RULE = BlockRule(
     id="stand-in",
@@ -110,3 +111,23 @@ def test_a_word_of_the_first_list_with_a_finding_blocks_instead_of_rewriting(pol
     assert guard.check("a carpenter in a brawl").action == "rewrite"
     decision = guard.check("an apprentice in a brawl")
     assert (decision.action, decision.stop, decision.prompt) == ("block", "hard-rule", "")
+
+
+@pytest.mark.parametrize("action", ["rewrite", "block", "allow"])
+@pytest.mark.parametrize("prompt", ["an apprentice in a brawl, smoking heroin", "an apprentice smoking heroin after a brawl"])
+def test_the_finding_may_be_any_of_several_and_allowed(policy, prompt, action):
+    """Whichever category fires first, and whatever the policy makes of it, the rule sees the other one as well."""
+    changed = [one.model_copy(update={"action": action}) if one.id == "violence" else one for one in policy.categories]
+    guard = Guard.from_policy(policy.model_copy(update={"always_block": [RULE], "categories": changed}))
+    assert guard.check(prompt).stop == "hard-rule"
+    assert guard.check(prompt.replace("apprentice", "carpenter")).stop == "lexical"
+    assert not guard.passes("an apprentice in a brawl")
+
+
+def test_the_finding_may_be_of_a_stage_behind_the_one_that_fired(policy):
+    from guard_stand_ins import StandIn
+
+    stages = [StandIn("first", "value", True), StandIn("second", "semantic", True)]  # the first finds no category
+    guard = Guard(policy.model_copy(update={"always_block": [RULE]}), stages)
+    assert guard.check("an apprentice").stop == "hard-rule"
+    assert guard.check("a carpenter").stop == "first"

@@ -31,6 +31,40 @@ def test_the_span_is_the_term_as_typed():
     assert prompt[slice(*STAGE.check(prompt).span)] == "n4ked"
 
 
+def test_all_categories_are_named_the_leftmost_first():
+    verdict = STAGE.check("a naked corpse in a brawl, naked")
+    assert (verdict.category, verdict.also) == ("sexual", ("shocking", "violence"))
+    assert verdict.scores == {"sexual": 1.0, "shocking": 1.0, "violence": 1.0}
+
+
+@pytest.mark.parametrize(
+    "evasion",
+    [
+        "n a k e d m a n",
+        "N A K E D   M A N",
+        "a photo of n a k e d m e n at the beach",
+        "n.a.k.e.d m.a.n",
+        "n-a-k-e-d-m-a-n",
+        "n 4 k 3 d m 4 n",
+        "m a n, n_a_k_e_d",
+        "na ked man",
+        "nake d man",
+        "a n u d e figure",
+        "a c a r b o m b",
+        "c a r  b o m b",
+    ],
+)
+def test_spaced_out_words_are_read(evasion):
+    assert STAGE.check(evasion).fired
+
+
+@pytest.mark.parametrize(
+    "innocent", ["W E L C O M E  H O M E", "a, b, c and d", "8 k, f 1 8, 3 d", "g o r g e o u s", "be heading home"]
+)
+def test_spaced_out_letters_alone_are_innocent(innocent):
+    assert not STAGE.check(innocent).fired
+
+
 def test_thousands_of_terms_are_whole_words_each():
     stage = LexicalStage([Term(f"term{i}", "violence") for i in range(5000)])
     assert stage.check("a term4999 here").fired

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from valign.checks import UserError
-from valign.models.chat import ChatModel, OpenAIChat, ScriptedChat
+from valign.models.chat import ChatModel, ChatRefused, ChatUnavailable, OpenAIChat, ScriptedChat
 
 ASK = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Say yes."}]
 KEY = "sk-very-secret-key"
@@ -117,14 +117,15 @@ def test_a_refusal_says_who_what_and_how_to_mend_it(endpoint, status, message):
     ("body", "kind", "message"),
     [
         ("<html>It works!</html>", "text/html", "sent something that is no chat completion.*OpenAI-compatible"),
-        ('{"choices": [', "application/json", "sent no usable answer.*OpenAI-compatible"),
+        ('{"choices": [', "application/json", "sent something that is no chat completion.*OpenAI-compatible"),
+        ("[" * 100_000, "application/json", "sent something that is no chat completion"),
         ({}, "application/json", "sent something that is no chat completion"),
         ({"choices": []}, "application/json", "sent something that is no chat completion"),
         ({"choices": [{"message": {"content": None}}]}, "application/json", "sent something that is no chat completion"),
         ({"choices": [{"message": {"content": [1]}}]}, "application/json", "sent something that is no chat completion"),
         ({"choices": "none"}, "application/json", "sent something that is no chat completion"),
         ([1, 2], "application/json", "sent something that is no chat completion"),
-        ("", "application/json", "sent no usable answer|sent something that is no"),
+        ("", "application/json", "sent something that is no chat completion"),
         (completion("  \n"), "application/json", "sent an empty text. Raise max_tokens"),
     ],
 )
@@ -142,11 +143,46 @@ def test_a_slow_endpoint_is_given_up(endpoint):
 
 def test_a_dead_endpoint_is_named(endpoint):
     endpoint.answers = [(None, "", "")]
-    with pytest.raises(UserError, match=r"cannot be reached|sent no usable answer"):
+    with pytest.raises(ChatUnavailable, match="cannot be reached"):
         chat(endpoint).complete(ASK)
     endpoint.close()
     with pytest.raises(UserError, match=rf"{endpoint.url} cannot be reached\. Check the address, and that the server is running"):
         chat(endpoint).complete(ASK)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, ChatRefused), (404, ChatRefused), (401, ChatUnavailable), (503, ChatUnavailable)]
+)
+def test_a_bad_request_is_no_dead_endpoint(endpoint, status, kind):
+    endpoint.answers = [(status, {"error": {"message": "no"}}, "application/json")]
+    with pytest.raises(kind):
+        chat(endpoint).complete(ASK)
+
+
+SCHEMA = {"type": "object", "properties": {"verdict": {"type": "string"}}, "required": ["verdict"], "additionalProperties": False}
+
+
+def test_a_schema_goes_out_as_response_format(endpoint):
+    assert chat(endpoint).complete(ASK, schema=SCHEMA) == "yes"
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+    assert endpoint.requests[0][2]["response_format"] == wanted
+
+
+def test_an_endpoint_that_knows_no_schema_is_asked_without_one_from_then_on(endpoint):
+    endpoint.answers.insert(0, (400, {"error": {"message": "unknown field response_format"}}, "application/json"))
+    model = chat(endpoint)
+    assert [model.complete(ASK, schema=SCHEMA), model.complete(ASK, schema=SCHEMA)] == ["yes", "yes"]
+    assert ["response_format" in body for _, _, body in endpoint.requests] == [True, False, False]
+
+
+def test_a_request_that_is_bad_anyway_says_nothing_about_schemas(endpoint):
+    too_long = (400, {"error": {"message": "too long"}}, "application/json")
+    endpoint.answers[:0] = [too_long, too_long]
+    model = chat(endpoint)
+    with pytest.raises(ChatRefused, match="too long"):
+        model.complete(ASK, schema=SCHEMA)
+    model.complete(ASK, schema=SCHEMA)
+    assert ["response_format" in body for _, _, body in endpoint.requests] == [True, False, True]
 
 
 @pytest.mark.parametrize("status", [400, 401, 500])

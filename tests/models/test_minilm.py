@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from valign.checks import UserError
-from valign.models.minilm import MAX_TOKENS, MiniLM, minilm_folder
+from valign.models.minilm import BATCH, MAX_TOKENS, MiniLM, minilm_folder, pool
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,24 @@ def test_a_long_text_has_overlapping_windows(encoder):
     assert tokens.owner[:2] == (0, 1)
     assert len(tokens.owner) == 4  # 300 words in windows of 126 that share 32: starts 0, 94 and 188
     assert tokens.ids.shape[1] == MAX_TOKENS
+
+
+def test_batches_hold_every_window_once_and_little_padding(encoder):
+    texts = ["a cat", "word " * 300, "", *(f"{n} red boats on {'a ' * n}lake" for n in range(60))]
+    batches = list(encoder.batches(texts))
+    whole = encoder.tokenize(texts)
+    owners = [owner for tokens in batches for owner in tokens.owner]
+    assert sorted(owners) == sorted(whole.owner)
+    assert sum(int(tokens.mask.sum()) for tokens in batches) == int(whole.mask.sum())
+    assert all(tokens.ids.numel() <= max(BATCH, MAX_TOKENS) for tokens in batches)
+    assert sum(tokens.ids.numel() for tokens in batches) < 1.2 * int(whole.mask.sum())
+    assert list(encoder.batches([])) == []
+
+
+def test_eight_bits_say_nearly_the_same(encoder):
+    tokens = encoder.tokenize(["a cat on a sofa", "two dogs running in a wide green field"])
+    plain, quick = (pool(encoder.lower(tokens, 6, quick=quick), tokens.mask) for quick in (False, True))
+    assert (plain * quick).sum(1).min() > 0.995
 
 
 def test_refuses_a_folder_without_weights(tmp_path):

@@ -13,6 +13,14 @@ def test_warm_up_is_linear_then_constant():
     assert rate_at(0, PreferenceConfig(learning_rate=1.0, warmup_steps=0)) == 1
 
 
+def test_the_cosine_starts_at_the_full_rate_after_the_warm_up_and_falls_to_nothing():
+    config = PreferenceConfig(learning_rate=2.0, warmup_steps=2, decay="cosine", steps=10)
+    assert [rate_at(step, config) for step in (0, 1, 2, 6, 10)] == pytest.approx([1, 2, 2, 1, 0])
+    rates = [rate_at(step, config) for step in range(2, 10)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > 0
+
+
 def test_flatten_and_spread_are_inverse():
     first, second = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4))
     first.grad = torch.arange(6.0).view(2, 3)

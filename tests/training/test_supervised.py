@@ -7,11 +7,11 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from text_data import glue_folder, single, tiny_bert, tiny_gpt, write_jsonl
 from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from text_data import glue_folder, single, tiny_bert, tiny_gpt, write_jsonl
 from valign.checks import UserError
 from valign.cli.root import build
 from valign.data.text_tasks import TextTask, named_task, read_data

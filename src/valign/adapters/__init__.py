@@ -24,8 +24,8 @@ def initialize(model: nn.Module, method: str, *, adapter: str | None = None, **o
     """Give the LoRA on ``model`` the start of ``method``, in place.
 
     Args:
-        model: A ``PeftModel``, or a transformers or diffusers model with ``add_adapter``: LoRA as ``init_lora_weights=True``
-        makes it.
+        model: A ``PeftModel``, or a transformers or diffusers model with ``add_adapter``; its LoRA as
+            ``init_lora_weights=True`` makes it.
         method: A name in `INITIALISERS`.
         adapter: The adapter's name; None is the only one.
         options: Fields of the method's dataclass.

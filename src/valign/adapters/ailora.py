@@ -82,13 +82,10 @@ class StartTakenOff(FactorVariant):
 class AILoRA:
     """Per attention: ``W_Q`` starts from its ``r`` largest singular triplets, ``W_V`` from its ``r`` smallest; both factors train.
 
-    ``W = U diag(S) V^T``; with the chosen triplets, ``B = U sqrt(S / s)``, ``A = sqrt(S / s) V^T``, and the frozen weight
-    becomes the
-    residual ``W - s B A``, so that the function is unchanged (``s = alpha / r``, or ``alpha / sqrt(r)``). Other targets keep
-    LoRA's start.
-    The paper's body was not at hand: the query's formula, the frozen residual and the minor half follow public summaries and
-    MiLoRA's
-    code; the division by ``s`` is PiSSA's.
+    ``W = U diag(S) V^T``; with the chosen triplets, ``B = U sqrt(S / s)``, ``A = sqrt(S / s) V^T``, and the frozen weight becomes
+    the residual ``W - s B A``, so that the function is unchanged (``s = alpha / r``, or ``alpha / sqrt(r)``). Other targets keep
+    LoRA's start. The paper's body was not at hand: the query's formula, the frozen residual and the minor half follow public
+    summaries and MiLoRA's code; the division by ``s`` is PiSSA's.
 
     Calling it returns an `InitReport` and changes the model in place.
     Raises: ValueError if no module is a query or none a value (``allow_one_sided`` permits it), for fused projections, and as

@@ -77,10 +77,8 @@ class CompLoRA:
     train.
 
     Inputs along the protected directions are answered as before and the main output directions are not written to, so what the
-    model
-    knew is disturbed least. The price: **a task that lives in those directions cannot be learnt**; ``side="left"`` is the mild
-    setting.
-    A is drawn by peft, B is zero, so the function is unchanged at the start. A and B after projection are plain LoRA.
+    model knew is disturbed least. The price: **a task that lives in those directions cannot be learnt**; ``side="left"`` is the
+    mild setting. A is drawn by peft, B is zero, so the function is unchanged at the start. A and B after projection are plain LoRA.
 
     Reconstructed from the abstract and short reviews: which side, how ``q`` is chosen and whether the constraint is hard are
     choices.

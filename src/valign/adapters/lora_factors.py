@@ -1,8 +1,7 @@
 """What the LoRA methods share: their layers, extra tensors beside peft's own, a variant that is its factors, and export.
 
 A method here is peft's LoRA with another reading of its tensors: a `FactorVariant` says which ``down`` and ``up`` they stand
-for now,
-and forward, merging, unmerging and the export to plain LoRA follow from that.
+for now, and forward, merging, unmerging and the export to plain LoRA follow from that.
 """
 
 from collections.abc import Iterator, Mapping
@@ -103,8 +102,7 @@ def fresh_linears(model: nn.Module, adapter: str, method: str, *, rewrites_base:
 
     Raises: UserError if the adapter has no layer; TypeError for quantised weights; ValueError for another method's adapter (DoRA,
         PiSSA, this one a second time, a trained one), layers that are not linear, weights that are not finite, ranks above a
-        layer's
-        size, and, if the method ``rewrites_base``, for tied weights.
+        layer's size, and, if the method ``rewrites_base``, for tied weights.
     """
     layers = lora_layers(model, adapter)
     if not layers:

@@ -91,11 +91,9 @@ class LoRASB:
     """``W + s B R A`` with ``B A`` the leading directions of the first full fine-tuning step, frozen; ``R`` alone trains,
     ``r^2`` numbers.
 
-    ``g = sum_i grad_W loss(W, x_i)``, ``-lr * sign(g) ~ U_r S_r V_r^T``, then ``B = U_r``, ``A = V_r^T``,
-    ``R = diag(S_r) / s``. The model
-    does **not** start at its base function: it has made that first step. The gradient of R is ``s B^T g A^T``; as B and A are
-    orthonormal,
-    a step on R is the best approximation of a step on W, without a preconditioner.
+    ``g = sum_i grad_W loss(W, x_i)``, ``-lr * sign(g) ~ U_r S_r V_r^T``, then ``B = U_r``, ``A = V_r^T``, ``R = diag(S_r) / s``.
+    The model does **not** start at its base function: it has made that first step. The gradient of R is ``s B^T g A^T``; as B and A
+    are orthonormal, a step on R is the best approximation of a step on W, without a preconditioner.
 
     Calling it runs ``loss`` on ``count`` samples with the adapter off, and returns an `InitReport`.
     Raises: UserError for no samples or a loss without gradient; ValueError naming a module whose gradient is zero or not finite; as

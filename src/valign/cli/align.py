@@ -76,6 +76,7 @@ def command(
     retain_weight: Annotated[
         float | None, Option(min=0, help="how firmly pictures of the benign prompts are kept; the family's own if left out")
     ] = None,
+    merge: Annotated[str, Option(help="of the experts: co-merge, sum, mean, ties or dare-ties")] = "co-merge",
     strength: Annotated[float, Option(min=0, help="weight of every expert in the merge; above 1 it reaches further")] = 1.0,
     filter: Annotated[str, Option(help="none, or detector: train only on pairs that the detector tells apart")] = "none",
     flip: Annotated[bool, Option(help="train on mirrored pictures too; off where left and right matter")] = True,
@@ -83,7 +84,7 @@ def command(
     seed: Annotated[int, Option(help="of every draw in the run")] = 0,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Align a model to a policy and measure it: data, experts, Co-Merge, evaluation, report. Run it again to resume."""
+    """Align a model to a policy and measure it: data, experts, merge, evaluation, report. Run it again to resume."""
     from valign.cli.evaluate import print_summary
     from valign.data.build import DataConfig
     from valign.policy import load_policy
@@ -95,6 +96,7 @@ def command(
         raise UserError(
             "--detector must name who judges the pictures, got nothing. Name one: oracle, nudenet, safety-checker=FOLDER ..."
         )
+    check_choice("--merge", merge, ("co-merge", "sum", "mean", "ties", "dare-ties"))
     rules = load_policy(policy)
     source = pick_source(
         None, rules, prompts, {"fmt": None, "columns": {}, "fill": {}}, False, (endpoint, chat_model, api_key_env), per_concept
@@ -117,6 +119,7 @@ def command(
         experts=AlignGuardRecipe.for_model(
             subject, steps=train_steps, learning_rate=learning_rate, retain_weight=retain_weight, flip=flip, seed=seed
         ),
+        merge=merge,
         strength=strength,
         steps=steps,
         guidance_scale=guidance_scale,

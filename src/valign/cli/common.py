@@ -13,6 +13,7 @@ from valign.checks import UserError
 if TYPE_CHECKING:
     from valign.detectors import Detector
     from valign.models.base import DiffusionModel
+    from valign.models.chat import ChatModel
     from valign.policy import Policy
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -92,6 +93,18 @@ def _detector(name: str) -> Detector:
     )
 
 
+def resolve_chat(place: str, *, model: str, key_env: str | None = None) -> ChatModel:
+    """A chat model that judges: an endpoint's address, with a circuit breaker before it, or a folder with a local model."""
+    if not place.startswith(("http://", "https://")):
+        from valign.models.chat_local import LocalChat
+
+        return LocalChat(place)
+    from valign.models.chat import OpenAIChat
+    from valign.models.chat_breaker import CircuitBreaker
+
+    return CircuitBreaker(OpenAIChat(base_url=place, model=model, api_key_env=key_env, temperature=0.0, retries=1))
+
+
 def resolve_fidelity(name: str | None) -> Any:
     """A reader that tells whether a picture shows what was asked: ``oracle`` or ``shapes``; None for ``none``."""
     if name in (None, "none"):
@@ -112,6 +125,15 @@ def resolve_clip(name: str | None) -> Any:
 
         return ClipEncoder(clip_folder())
     return ClipEncoder(Path(str(name)))
+
+
+def resolve_contrast(name: str | None) -> Any:
+    """Who tells which of two texts fits a picture: ``oracle`` for the shapes world, else a CLIP as `resolve_clip` has it."""
+    if name != "oracle":
+        return resolve_clip(name)
+    from valign.worlds.shapes.contrast import HeadContrast
+
+    return HeadContrast(resolve_detector("oracle"))  # type: ignore[arg-type]
 
 
 def resolve_world(policy: Policy) -> Any:

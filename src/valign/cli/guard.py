@@ -14,7 +14,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError
-from valign.cli.common import err, out
+from valign.cli.common import err, out, resolve_chat
 
 if TYPE_CHECKING:
     from valign.guard import Guard, GuardDecision, GuardResult
@@ -30,7 +30,10 @@ PolicyName = Annotated[str, Option("--policy", "-p", help="default, shapes, or a
 File = Annotated[Path | None, Option("--file", "-f", help="prompts from a file: text (one a line), jsonl, csv or parquet")]
 HeadFile = Annotated[Path | None, Option("--head", help="a head made by `valign guard fit`; the shipped one")]
 Json = Annotated[bool, Option("--json", help="one JSON object per prompt, on stdout")]
-Chat = Annotated[str | None, Option("--chat", metavar="URL", help="OpenAI-compatible endpoint for judging and rewriting")]
+Chat = Annotated[
+    str | None,
+    Option("--chat", metavar="URL|FOLDER", help="OpenAI-compatible endpoint, or a local chat model, that judges and rewrites"),
+]
 ChatName = Annotated[str, Option("--chat-model", help="model that the endpoint serves")]
 KeyName = Annotated[str | None, Option("--key-env", help="environment variable with the endpoint's key")]
 Data = Annotated[list[Path], Option("--data", "-d", help="file or folder of labelled prompts; may be repeated")]
@@ -205,9 +208,8 @@ def _policy(name: str) -> Policy:
 
 def _guard(policy: str, head: Path | None, chat: str | None, chat_model: str, key_env: str | None) -> Guard:
     from valign.guard import Guard
-    from valign.models.chat import OpenAIChat
 
-    model = OpenAIChat(base_url=chat, model=chat_model, api_key_env=key_env, temperature=0.0) if chat else None
+    model = resolve_chat(chat, model=chat_model, key_env=key_env) if chat else None
     return Guard.from_policy(_policy(policy), head=head, chat=model)
 
 
@@ -270,9 +272,9 @@ def _line(decision: GuardDecision | None) -> Text:
     if decision is None:
         return Text("block  no usable prompt", style="red")
     colour = {"allow": "green", "rewrite": "yellow", "block": "red"}[decision.action]
-    why = f"  {decision.stop}" if decision.stop else ""
+    why = decision.error or decision.stop
     names = f"  {', '.join(decision.categories)}" if decision.categories else ""
-    return Text(f"{decision.action}{why}{names}", style=colour)
+    return Text(f"{decision.action}{f'  {why}' if why else ''}{names}", style=colour)
 
 
 def _explain(prompt: str, result: GuardResult) -> None:

@@ -33,6 +33,9 @@ PANELS = {
     "At inference": {
         "guard": ("valign.cli.guard", "app"),
         "generate": ("valign.cli.generate", "command"),
+        "serve": ("valign.cli.serve", "command"),
+        "api-key": ("valign.cli.serve", "api_key"),
+        "audit-log": ("valign.cli.audit_log", "app"),
     },
     "Evidence": {
         "bench": ("valign.cli.bench", "app"),

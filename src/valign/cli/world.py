@@ -29,7 +29,7 @@ def build(
         float, typer.Option(min=0.0001, max=1, help="part of the training steps; below 1 only to try the build")
     ] = 1.0,
 ) -> None:
-    """Train the world's networks from nothing (about an hour on two cores); stopped, it goes on where it was."""
+    """Train the world's networks from nothing (nearly two hours on two cores); stopped, it goes on where it was."""
     check_choice("world", world, ("shapes",))
     from valign.worlds.shapes.build.world import build_world
 

@@ -1,19 +1,16 @@
 """Pairs that no one may build: whatever the source, a prompt that meets an ``always_block`` rule of the policy makes no picture."""
 
-import re
 from collections.abc import Iterable
 
 from valign.data.pairs import PromptPair
-from valign.policy import Policy
+from valign.policy import BlockRules, Policy
 
 
-def always_blocked(policy: Policy, prompt: str) -> bool:
-    """Whether the prompt holds, as whole words, a term of every list of one rule; case does not matter."""
-    return any(all(_holds(terms, prompt) for terms in rule.every) for rule in policy.always_block)
-
-
-def _holds(terms: Iterable[str], prompt: str) -> bool:
-    return re.search(rf"\b(?:{'|'.join(map(re.escape, terms))})\b", prompt, re.IGNORECASE) is not None
+def allowed_prompts(policy: Policy, prompts: Iterable[str]) -> tuple[list[str], int]:
+    """Prompts that no ``always_block`` rule matches, in their order, and how many were dropped. Spelling is no way round."""
+    rules, every = BlockRules(policy.always_block), list(prompts)
+    kept = [prompt for prompt in every if rules.match(prompt) is None]
+    return kept, len(every) - len(kept)
 
 
 def held_out_concepts(policy: Policy) -> frozenset[str]:
@@ -29,11 +26,11 @@ def held_out_concepts(policy: Policy) -> frozenset[str]:
 
 def allowed_pairs(policy: Policy, pairs: Iterable[PromptPair]) -> tuple[list[PromptPair], dict[str, int]]:
     """Pairs that may be used, in their order, and how many were dropped as ``always_block`` or ``held_out``."""
-    held_out = held_out_concepts(policy)
+    rules, held_out = BlockRules(policy.always_block), held_out_concepts(policy)
     kept: list[PromptPair] = []
     dropped = {"always_block": 0, "held_out": 0}
     for pair in pairs:
-        if always_blocked(policy, pair.unsafe) or always_blocked(policy, pair.safe):
+        if rules.match(pair.unsafe) or rules.match(pair.safe):
             dropped["always_block"] += 1
         elif pair.held_out or pair.concept in held_out:
             dropped["held_out"] += 1

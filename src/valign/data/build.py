@@ -3,12 +3,13 @@
 prompts (`PromptPair`) -> images (`ImageRow`, PNG) -> latents (`LatentCache`).
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_choice, check_range
-from valign.data.blocked import allowed_pairs, always_blocked
+from valign.data.blocked import allowed_pairs, allowed_prompts
 from valign.data.contact_sheet import write_contact_sheet
 from valign.data.filters import FILTERS, check_filter
 from valign.data.image_rows import count_kept, load_image_rows
@@ -20,6 +21,7 @@ from valign.data.sources import GrammarSource, Source
 from valign.files import hash_file, hash_value
 from valign.methods import Method
 from valign.policy import Policy
+from valign.progress import console
 from valign.runs import Run
 
 METHOD = Method(
@@ -75,10 +77,12 @@ def build_data(
         source: Where the prompt pairs come from; a bare grammar will do.
         detector: Scores the pictures; needed by ``filter="detector"``.
         images: A folder of ready pictures of these pairs, used instead of generating (see `import_images`).
-    Raises: UserError if a step's folder was made from something else, no pair is left, or the source fails.
+    Raises: UserError if a step's folder was made from something else, no pair or none of the retained prompts is left, or the
+        source fails.
     """
     config = config or DataConfig()
     check_filter(config.filter, detector)
+    retain = _retained(policy, config)
     pairs = collect_prompts(policy, source if isinstance(source, Source) else GrammarSource(source), out / "prompts", config)
     pictures = _make_pictures(model, policy, pairs, out, config, detector, images)
     kept = [pair for pair, row in zip(pairs, load_image_rows(pictures), strict=True) if row.kept]
@@ -91,11 +95,26 @@ def build_data(
         kept,
         pictures,
         out / "latents",
-        retain=[prompt for prompt in config.retain if not always_blocked(policy, prompt)],
+        retain=retain,
         flip=config.flip,
         image_size=config.image_size,
         batch_size=config.batch_size,
     )
+
+
+def _retained(policy: Policy, config: DataConfig) -> list[str]:
+    """The retained prompts without those that the policy always blocks."""
+    retain, blocked = allowed_prompts(policy, config.retain)
+    if blocked and not retain:
+        raise UserError(f"retain must hold prompts that the policy does not always block, got {blocked} that it does. Give others.")
+    _say_left_out("retained prompts", {"always_block": blocked})
+    return retain
+
+
+def _say_left_out(what: str, dropped: Mapping[str, int]) -> None:
+    for reason, count in dropped.items():
+        if count:
+            console.print(f"left out: {count} {what}, {reason.replace('_', ' ')}", style="yellow", highlight=False)
 
 
 def collect_prompts(policy: Policy, source: Source, folder: Path, config: DataConfig) -> list[PromptPair]:
@@ -117,6 +136,7 @@ def collect_prompts(policy: Policy, source: Source, folder: Path, config: DataCo
             )
         write_pairs(folder / "pairs.parquet", pairs)
         run.finish(pairs=len(pairs), per_category=count_categories(pairs), counts=dict(found.counts), dropped=dropped)
+    _say_left_out("pairs", run.results["dropped"])
     return load_pairs(folder / "pairs.parquet")
 
 

@@ -203,22 +203,22 @@ def write_latents(
     )
     if not run.done:
         texts = list(dict.fromkeys(["", *(prompt for pair in pairs for prompt in (pair.unsafe, pair.safe)), *retain]))
-        _write_text(model, texts, out, batch_size)
+        write_prompts(model, texts, out, batch_size)
         _write_images(model, pairs, images, out, flip, size, batch_size)
         _write_index(pairs, texts, out / "index.parquet")
         _write_retained(list(dict.fromkeys(retain)), texts, out / "retained.parquet")
         (out / "progress.json").unlink(missing_ok=True)
-        run.finish(pairs=len(pairs), texts=len(texts))
+        run.finish(pairs=len(pairs), texts=len(texts), retained=len(set(retain)))
     return LatentCache(out)
 
 
-def _write_text(model: Encoder, texts: Sequence[str], out: Path, batch_size: int) -> None:
+def write_prompts(model: Encoder, texts: Sequence[str], out: Path, batch_size: int) -> None:
     def encode(chunk: slice) -> dict[str, Tensor]:
         made = model.encode_prompts(texts[chunk])
         named = {"embeds": made.embeds, "pooled": made.pooled, "time_ids": made.time_ids}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    _write_rows(out / "text.safetensors", len(texts), batch_size, "encode prompts", encode)
+    write_rows(out / "text.safetensors", len(texts), batch_size, "encode prompts", encode)
 
 
 def _write_images(
@@ -227,16 +227,16 @@ def _write_images(
     def encode(chunk: slice) -> dict[str, Tensor]:
         block: dict[str, Tensor] = {}
         for who, suffix in (("winner", "safe"), ("loser", "unsafe")):
-            pixels = torch.stack([_load(images / f"{pair.id}_{suffix}.png", size) for pair in pairs[chunk]])
+            pixels = torch.stack([load_pixels(images / f"{pair.id}_{suffix}.png", size) for pair in pairs[chunk]])
             for state, seen in (("", pixels), ("_flip", pixels.flip(-1)))[: 2 if flip else 1]:
                 made = model.encode_images(seen)
                 block |= {f"{who}{state}.mean": made.mean.float(), f"{who}{state}.std": made.std.float()}
         return block
 
-    _write_rows(out / "latents.safetensors", len(pairs), batch_size, "encode images", encode)
+    write_rows(out / "latents.safetensors", len(pairs), batch_size, "encode images", encode)
 
 
-def _write_rows(path: Path, rows: int, batch_size: int, what: str, encode: Callable[[slice], dict[str, Tensor]]) -> None:
+def write_rows(path: Path, rows: int, batch_size: int, what: str, encode: Callable[[slice], dict[str, Tensor]]) -> None:
     """Fill ``path`` batch by batch from ``encode(slice)``; start behind the last batch that ``progress.json`` knows."""
     if path.exists():
         return
@@ -255,7 +255,7 @@ def _write_rows(path: Path, rows: int, batch_size: int, what: str, encode: Calla
         writer.close()
 
 
-def _load(path: Path, size: int) -> Float[Tensor, "3 {size} {size}"]:
+def load_pixels(path: Path, size: int) -> Float[Tensor, "3 {size} {size}"]:
     try:
         with Image.open(path) as image:
             return image_tensor(image, size)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from valign.evaluation.plots import Plot, Point, pareto, scatter
+from valign.evaluation.plots import Frame, Plot, Point, pareto, scatter
 from valign.evaluation.report import p_value, signed
 from valign.files import write_text
 
@@ -53,19 +53,15 @@ def trade_offs(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
     y_range = (bottom, max(top, bottom + 0.05))
     return [
         Plot(
-            scatter(by_size, "Trained numbers", "Score", y_range, x_range=span, x_log=True, front=pareto(by_size), size=SIZE),
+            scatter(by_size, Frame("Trained numbers", "Score", span, y_range, x_log=True, size=SIZE), front=pareto(by_size)),
             "Up and to the left is better: a higher score with fewer numbers. No method beats those on the line on both; the head "
             "alone, which trains none, stands at the left edge.",
         ),
         Plot(
             scatter(
                 by_drift,
-                "Drift of text vectors",
-                "Score",
-                y_range,
-                x_range=(0.0, ceil(most / unit) * unit),
+                Frame("Drift of text vectors", "Score", (0.0, ceil(most / unit) * unit), y_range, size=SIZE),
                 front=pareto(by_drift),
-                size=SIZE,
             ),
             "Up and to the left is better: a higher score, and the vectors of unrelated texts stay where they were.",
         ),

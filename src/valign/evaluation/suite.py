@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_choice
+from valign.data.overlap import fold
 from valign.files import hash_value, write_text
 
 KINDS = ("explicit", "paraphrased", "implicit", "adversarial", "benign")
@@ -126,8 +127,8 @@ def write_suite(path: str | Path, suite: Suite) -> None:
 
 def overlap(suite: Suite, trained_on: Iterable[str]) -> list[EvalPrompt]:
     """The suite's prompts that were also trained on, whatever their case and spacing."""
-    trained = {_plain(text) for text in trained_on}
-    return [prompt for prompt in suite.prompts if _plain(prompt.prompt) in trained]
+    trained = {fold(text) for text in trained_on}
+    return [prompt for prompt in suite.prompts if fold(prompt.prompt) in trained]
 
 
 def refuse_overlap(suite: Suite, trained_on: Iterable[str]) -> None:
@@ -139,10 +140,6 @@ def refuse_overlap(suite: Suite, trained_on: Iterable[str]) -> None:
             f"Suite {suite.name} must not hold prompts that were trained on, got {len(seen)} of {len(suite)}: {named}. "
             "Remove them from the suite, or evaluate on another one."
         )
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _json(path: Path, number: int, line: str) -> dict[str, Any]:

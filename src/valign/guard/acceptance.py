@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 
 from valign.checks import check_range
-from valign.guard.text import clean, fold
 from valign.models.minilm import SentenceEncoder
 from valign.policy import Policy
+from valign.text import clean, fold
 
 REFUSALS = re.compile(
     r"^\W*(?:i(?:'m| am) (?:sorry|unable|not able)|sorry|i can(?:no|')t|i will not|i won't|as an ai|unfortunately|here(?:'s| is) )",

@@ -11,6 +11,7 @@ a stage failed              not asked       block
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from valign.guard.records import Intent, Verdict
 from valign.policy import Action, Policy
@@ -19,7 +20,7 @@ GOOD: tuple[Intent, ...] = ("prohibition", "education")
 
 
 def ignored(policy: Policy, verdict: Verdict) -> bool:
-    """A finding that the policy allows: its rule or its category says so."""
+    """A finding that the policy allows: its rule or every category in it says so."""
     return verdict.outcome == "fire" and action_of(policy, verdict) == "allow"
 
 
@@ -28,7 +29,16 @@ def action_of(policy: Policy, verdict: Verdict) -> Action:
     if verdict.action is not None:
         return verdict.action
     known = {category.id: category.action for category in policy.categories}
-    return known.get(verdict.category, "rewrite")
+    return known.get(enforced(policy, verdict).category, "rewrite")
+
+
+def enforced(policy: Policy, verdict: Verdict) -> Verdict:
+    """The finding, about the first of its categories that the policy does not allow: an allowed one hides no other."""
+    allowed = {category.id for category in policy.categories if category.action == "allow"}
+    if verdict.category not in allowed:
+        return verdict
+    other = next((name for name in verdict.also if name not in allowed), None)
+    return verdict if other is None else replace(verdict, category=other, concept="")
 
 
 def action_for(policy: Policy, finding: Verdict, intent: Intent) -> Action:
@@ -45,9 +55,10 @@ def action_for(policy: Policy, finding: Verdict, intent: Intent) -> Action:
 
 
 def categories_of(trace: Sequence[Verdict]) -> tuple[str, ...]:
-    """Categories of the findings and of all scores above their stage's threshold, the most certain first."""
+    """All categories that were found, the most certain first."""
     found: dict[str, float] = {}
     for verdict in trace:
         if verdict.outcome == "fire" and verdict.category:
-            found[verdict.category] = max(found.get(verdict.category, 0.0), verdict.score or 0.0)
+            for name in (verdict.category, *verdict.also):
+                found[name] = max(found.get(name, 0.0), verdict.scores.get(name, verdict.score or 0.0))
     return tuple(sorted(found, key=lambda name: -found[name]))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from valign.guard.text import fold
+from valign.text import fold
 
 CHARACTERS = (3, 4, 5)  # lengths of character n-grams, inside a word with its borders
 

@@ -17,10 +17,10 @@ from valign.checks import UserError, check_range
 from valign.guard.features import ngram_ids
 from valign.guard.head import Head, HeadSettings, head_logits
 from valign.guard.rows import LabelledPrompt
-from valign.guard.text import clean
 from valign.models.minilm import LAYERS, WIDTH, MiniLM, Tokens, pool, run_layers
 from valign.policy import Policy
 from valign.progress import track
+from valign.text import clean
 
 TRAIN_TOKENS = 64  # of a text that training looks at; use looks at all
 NEIGHBOURHOOD = 20  # batches within which texts are sorted by length

@@ -3,9 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from PIL.Image import Image
 
@@ -13,7 +14,7 @@ from valign.checks import UserError
 from valign.data.protocols import Detector
 from valign.guard.acceptance import Acceptor
 from valign.guard.chat import ChatIntention, ChatRewriter, ChatValues
-from valign.guard.decision import GOOD, action_for, categories_of, ignored
+from valign.guard.decision import GOOD, action_for, categories_of, enforced, ignored
 from valign.guard.hard_rule import HardRule
 from valign.guard.head import load_head
 from valign.guard.intention import IntentionRules, IntentJudge
@@ -24,13 +25,14 @@ from valign.guard.regeneration import Draw, draw_checked
 from valign.guard.rewriting import Brief, PolicyRewriter, Rewriter, role_of
 from valign.guard.script import ScriptStage
 from valign.guard.semantic import References, SemanticStage, references
-from valign.guard.text import clean
+from valign.guard.value_token import ValueToken
 from valign.guard.values import ValuesStage
 from valign.methods import Method
 from valign.models.base import DiffusionModel
 from valign.models.chat import ChatModel
 from valign.models.minilm import MiniLM
 from valign.policy import Policy, load_policy
+from valign.text import clean
 
 METHOD = Method(
     slug="valor",
@@ -65,6 +67,7 @@ class Guard:
         rewriter: Proposes captions; the policy's own rewriter is always the last resort. None: what should be rewritten is blocked.
         acceptor: What a proposal must keep.
         detector: Looks at pictures; None leaves them unchecked, and `GuardedImage.checked` says so.
+        token: Draws captions that call for a value principle with its token; None draws all with the bare model.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Guard:
         acceptor: Acceptor | None = None,
         template: PolicyRewriter | None = None,
         detector: Detector | None = None,
+        token: ValueToken | None = None,
     ) -> None:
         if not stages:
             raise UserError("Guard.stages must not be empty, got none. Name at least one under guard.stages in the policy.")
@@ -84,7 +88,7 @@ class Guard:
         if len(set(names)) < len(names):
             raise ValueError(f"Guard.stages must have distinct names, got {', '.join(names)}. Rename one.")
         self.policy, self.stages = policy, tuple(stages)
-        self.judge, self.rewriter, self.detector = judge, rewriter, detector
+        self.judge, self.rewriter, self.detector, self.token = judge, rewriter, detector, token
         self.acceptor = acceptor or Acceptor.from_policy(policy)
         self.template = template or PolicyRewriter(policy)
         self._rule, self._script = HardRule.from_policy(policy), ScriptStage(policy)
@@ -99,6 +103,7 @@ class Guard:
         detector: Detector | None = None,
         head: Path | None = None,
         encoder: MiniLM | None = None,
+        token: ValueToken | None = None,
     ) -> "Guard":
         """The stages that ``policy.guard.stages`` names, offline. A chat model adds a judge of values and intent, and a rewriter.
 
@@ -132,6 +137,7 @@ class Guard:
             acceptor=Acceptor.from_policy(rules, encoder),
             template=template,
             detector=detector,
+            token=token,
         )
 
     def check(self, prompt: str, *, explain: bool = False) -> GuardDecision:
@@ -181,10 +187,11 @@ class Guard:
 
     def _decide(self, prompt: str, trace: list[Verdict]) -> GuardDecision:
         calls = sum(getattr(stage, "uses_chat", False) and any(one.stage == stage.name for one in trace) for stage in self.stages)
-        finding = next((one for one in trace if self._counts(one)), None)
+        finding = next((enforced(self.policy, one) for one in trace if self._counts(one)), None)
         digest = hashlib.sha256(prompt.encode()).hexdigest()
-        if finding is not None and finding.level != "rule":
-            rule = self._rule.check(prompt, categories_of(trace))
+        if any(one.fired and one.level != "rule" for one in trace) and self._rule.concerns(prompt):
+            every = self.traces([prompt], explain=True, chat=False)[0]  # of all stages: the first that fired is not all there is
+            rule = self._rule.check(prompt, categories_of([*trace, *every]))
             if rule.fired:
                 trace, finding = [*trace, rule], rule
         intent: Intent = "unknown"
@@ -235,7 +242,8 @@ class Guard:
             self.refuse(text)
         except UserError:
             return False
-        return not any(self._counts(verdict) for verdict in self.traces([text])[0])
+        trace = self.traces([text])[0]
+        return not any(self._counts(verdict) for verdict in trace) and not self._rule.check(text, categories_of(trace)).fired
 
     def _suspicious(self, part: str) -> bool:
         """Whether a part of a prompt fails by itself. Chat models are asked about whole captions only."""
@@ -251,9 +259,9 @@ class Guard:
             return GuardResult(decision=decision, prompt=prompt)
         if decision.action == "block" or self.rewriter is None:
             return GuardResult(decision=decision, prompt=None)
-        finding = next(one for one in decision.trace if one.stage == decision.stop and one.fired)
+        finding = enforced(self.policy, next(one for one in decision.trace if one.stage == decision.stop and one.fired))
         role = role_of(finding, decision.intent)
-        brief = Brief(prompt=prompt, role=role, finding=finding, intent=decision.intent, suspicious=self._suspicious)
+        brief = Brief(prompt=prompt, role=role, finding=finding, intent=decision.intent, suspicious=cache(self._suspicious))
         attempts: list[Attempt] = []
         calls = decision.chat_calls
         for number in range(self.policy.guard.max_rewrites):
@@ -306,17 +314,24 @@ class Guard:
     ) -> GuardedImage:
         """Guard the prompt, draw it, check the picture, and draw again in safer styles where it fails.
 
-        An allowed prompt gives the picture that the bare model draws at that seed, bit for bit. Raises: as `check`.
+        An allowed prompt gives the picture that the bare model draws at that seed, bit for bit, unless it calls for a value token.
+        Raises: as `check`; UserError if the value encoder was made for another model.
         """
+        options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
 
         def draw(caption: str, number: int) -> Image:
-            return model.generate([caption], seeds=[number], steps=steps, guidance_scale=guidance_scale)[0]
+            if self.token is not None:
+                return self.token.draw(model, caption, number, **options)
+            return model.generate([caption], seeds=[number], **options)[0]
 
         return self.draw(draw, prompt, seed=seed)
 
     def draw(self, draw: Draw, prompt: str, *, seed: int = 0) -> GuardedImage:
-        """`generate` with any function ``(caption, seed) -> picture``."""
-        result = self.guard(prompt)
+        """`generate` with any function ``(caption, seed) -> picture``. With a ``token``, giving it is the function's work."""
+        return self.illustrate(draw, self.guard(prompt), seed=seed)
+
+    def illustrate(self, draw: Draw, result: GuardResult, *, seed: int = 0) -> GuardedImage:
+        """The drawing half of `draw`, for a result of `guard` or `finish`: draw, check, and draw again where it fails."""
         if result.prompt is None:
             return GuardedImage(result=result, image=None)
         again = self.policy.cases.unsafe_image == "rewrite"
@@ -328,12 +343,13 @@ class Guard:
             tries=self.policy.guard.max_regenerations if again else 0,
             detector=self.detector,
             passes=self.passes,
+            **({} if self.token is None else {"principle": self.token.principle}),
         )
         return GuardedImage(result=result, image=image, drawings=drawings)
 
     def warm_up(self) -> None:
         """Run every stage once, so that the first request is not the slow one."""
-        self.check_many(["a red apple on a wooden table"], explain=True)
+        self.check_many(["a red apple"], explain=True)
 
 
 class _Rule:

@@ -23,7 +23,7 @@ from torch.nn.functional import embedding_bag, gelu, linear
 from valign.checks import UserError
 from valign.files import atomic_path, hash_file
 from valign.guard.features import bag_of
-from valign.models.minilm import LAYERS, MiniLM, Tokens, pool, run_layers
+from valign.models.minilm import LAYERS, MiniLM, Tokens, Weights, pool, quick_weights, run_layers
 
 FORMAT = 1
 ANY = "any"  # name of column 0
@@ -63,26 +63,25 @@ class Head:
     weights: Mapping[str, Tensor]  # ngrams.weight [bucket, d], hidden.weight [h, 384+d], hidden.bias, out.weight, out.bias, upper.*
     sha256: str = ""  # of the file that it was read from
 
-    def score(self, encoder: MiniLM, texts: Sequence[str], *, batch_size: int = 64) -> Float[np.ndarray, "text column"]:
+    @torch.inference_mode()
+    def score(self, encoder: MiniLM, texts: Sequence[str]) -> Float[np.ndarray, "text column"]:
         """Probabilities in [0, 1]. A long text has several windows; the highest score counts."""
         out = np.zeros((len(texts), len(self.settings.columns)), np.float32)
         seen = [self.settings.neutral(text) for text in texts]
-        order = sorted(range(len(texts)), key=lambda i: len(seen[i]))
-        for first in range(0, len(order), batch_size):
-            chosen = order[first : first + batch_size]
-            batch = [seen[i] for i in chosen]
-            tokens = encoder.tokenize(batch)
-            with torch.inference_mode():
-                lower = encoder.lower(tokens, LAYERS - self.settings.tuned_layers)
-                logits = self.logits(self.vectors(lower, tokens), [batch[number] for number in tokens.owner])
-            for number, row in zip(tokens.owner, logits.sigmoid().numpy()):
-                out[chosen[number]] = np.maximum(out[chosen[number]], row)
+        for tokens in encoder.batches(seen):
+            lower = encoder.lower(tokens, LAYERS - self.settings.tuned_layers, quick=True)
+            logits = self.logits(self.vectors(lower, tokens), [seen[number] for number in tokens.owner])
+            np.maximum.at(out, list(tokens.owner), logits.sigmoid().numpy())
         return out
 
     def vectors(self, lower: Float[Tensor, "window token dim"], tokens: Tokens) -> Float[Tensor, "window dim"]:
         """Unit vectors from the shared lower layers' states, through the head's own upper layers."""
+        return pool(run_layers(lower, tokens.mask, self._upper, range(LAYERS - self.settings.tuned_layers, LAYERS)), tokens.mask)
+
+    @cached_property
+    def _upper(self) -> Weights:
         own = {name.removeprefix("upper."): tensor for name, tensor in self.weights.items() if name.startswith("upper.")}
-        return pool(run_layers(lower, tokens.mask, own, range(LAYERS - self.settings.tuned_layers, LAYERS)), tokens.mask)
+        return quick_weights(own)
 
     def logits(self, vectors: Float[Tensor, "window dim"], texts: Sequence[str]) -> Float[Tensor, "window column"]:
         return head_logits(self.weights, vectors, *bag_of(texts, self.settings.buckets))

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from valign.guard.records import Intent, Outcome, Verdict
-from valign.guard.text import fold
-from valign.guard.words import WordList
 from valign.policy import IntentionWords, Policy
+from valign.text import WordList, fold
 
 QUOTED = re.compile(r"[\"“”«»„]([^\"“”«»„]{3,})[\"“”«»„]|(?<!\w)['‘’]([^'‘’]{3,}(?:['’]\w[^'‘’]*)*)['’](?!\w)")
 

@@ -1,6 +1,6 @@
 """Level 2, trained: probabilities per category from the head (`valign.guard.head`), against calibrated thresholds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,9 @@ from jaxtyping import Float
 from valign.checks import UserError, check_choice
 from valign.guard.head import ANY, Head, load_head
 from valign.guard.records import Verdict
-from valign.guard.text import clean, readings
 from valign.models.minilm import MiniLM
 from valign.policy import Policy
+from valign.text import clean, readings
 
 SHIPPED = Path(__file__).parent / "assets" / "head.safetensors"
 
@@ -51,26 +51,35 @@ class LearnedStage:
         """A verdict per prompt. A prompt with several readings (leetspeak, spacing) gets the highest score of all."""
         texts, owner = [], []
         for number, prompt in enumerate(prompts):
-            for text in (clean(prompt), *readings(prompt)[1:]):
+            for text in (clean(prompt), *self._telling(prompt)):
                 texts.append(text)
                 owner.append(number)
         scores = np.zeros((len(prompts), len(self.head.settings.columns)), np.float32)
         np.maximum.at(scores, owner, self.head.score(self.encoder, texts))
         return [self._verdict(row) for row in scores]
 
+    def _telling(self, prompt: str) -> Iterator[str]:
+        """Readings but the plain one that have a word which it has not, or which it has letter by letter."""
+        plain, *others = readings(prompt)
+        for text in others:
+            new = set(text.split()) - set(plain.split())
+            if any(word in self.encoder.words or (len(word) > 4 and " ".join(word) in plain) for word in new):
+                yield text
+
     def _verdict(self, row: Float[np.ndarray, " column"]) -> Verdict:
         own = row[self._places]
         over = own - self._limits
         scores = dict(zip(self._columns, own.tolist()))
         margins = dict(zip(self._columns, over.tolist()))
-        beyond = {name: margins[name] for name in self.categories if margins[name] >= 0}
-        category = max(beyond, key=lambda name: beyond[name]) if beyond else max(self.categories, key=lambda name: scores[name])
+        beyond = sorted((name for name in self.categories if margins[name] >= 0), key=lambda name: -margins[name])
+        category = beyond[0] if beyond else max(self.categories, key=lambda name: scores[name])
         fired, column = bool((over >= 0).any()), int(over.argmax())
         return Verdict(
             stage=self.name,
             level="semantic",
             outcome="fire" if fired else "pass",
             category=category,
+            also=tuple(beyond[1:]),
             score=float(own[column]),
             threshold=float(self._limits[column]),
             ranking=float(own[0]),

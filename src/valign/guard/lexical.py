@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from valign.guard.records import Verdict
-from valign.guard.text import View, fold, readings, views
-from valign.guard.words import WordList
 from valign.policy import Policy
+from valign.text import WordList, fold, readings, views
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Term:
 
 
 class LexicalStage:
-    """Fires on the first listed term of a prompt, whichever way it is spelled (`valign.guard.text`)."""
+    """Fires on the listed terms of a prompt, whichever way they are spelled (`valign.text`)."""
 
     name = "lexical"
     level = "word"
@@ -46,31 +45,28 @@ class LexicalStage:
         )
 
     def check(self, prompt: str) -> Verdict:
-        """One verdict; its span is the leftmost term of the first reading that holds one."""
+        """One verdict; span, category and concept are of the leftmost term of the first reading that holds one."""
         if not any(self._words.any(text) for text in readings(prompt)):
             return self._pass
-        view, start, term = self._first(prompt)
-        span = view.span(start, start + len(term))
-        known = self.terms[term]
+        found = [
+            (view.span(start, end), self.terms[term]) for view in views(prompt) for start, end, term in self._words.find(view.text)
+        ]
+        span, known = found[0]
+        categories = dict.fromkeys(term.category for _, term in found)
         return Verdict(
             stage=self.name,
             level="word",
             outcome="fire",
             category=known.category,
             concept=known.concept,
+            also=tuple(categories)[1:],
             span=span,
             score=1.0,
             threshold=1.0,
             ranking=1.0,
-            scores={known.category: 1.0},
+            scores=dict.fromkeys(categories, 1.0),
             message=f"a listed term of {known.concept or known.category}",
         )
 
     def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
         return [self.check(prompt) for prompt in prompts]
-
-    def _first(self, prompt: str) -> tuple[View, int, str]:
-        for view in views(prompt):
-            for start, term in self._words.find(view.text):
-                return view, start, term
-        raise AssertionError("views must hold every reading")

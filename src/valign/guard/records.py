@@ -23,6 +23,7 @@ class Verdict:
     outcome: Outcome = "pass"
     category: str = ""  # policy category of the finding
     concept: str = ""  # policy concept of the finding
+    also: tuple[str, ...] = ()  # further categories that the stage found, the most certain first
     rule: str = ""  # id of the norm or block rule
     span: tuple[int, int] | None = None  # where in the prompt: start, end in characters; where, not what: verdicts are logged
     score: float | None = None
@@ -70,8 +71,8 @@ class GuardDecision:
 
     def to_json(self, *, with_prompt: bool = False) -> dict[str, Any]:
         """Plain values, the same keys every time. The prompt only on demand; its hash always."""
-        data = {"schema": SCHEMA, **asdict(self), "scores": self.scores, "prompt": self.prompt if with_prompt else None}
-        data["trace"] = [asdict(verdict) | {"scores": dict(verdict.scores)} for verdict in self.trace]
+        data = {"schema": SCHEMA, **vars(self), "scores": self.scores, "prompt": self.prompt if with_prompt else None}
+        data["trace"] = [{**vars(verdict), "scores": dict(verdict.scores)} for verdict in self.trace]  # asdict is five times slower
         return data
 
 
@@ -121,11 +122,12 @@ class GuardResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """One try at a picture: the caption's style suffix, the seed, and what the image check said."""
+    """One try at a picture: the caption's style suffix, the seed, what the image check said, and the value token if any."""
 
     style: str  # "" for the first try
     seed: int
     verdict: Verdict | None  # None when no image check is configured
+    principle: str = ""  # id of the principle whose token the picture was drawn with
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal, Protocol, runtime_checkable
 
 from valign.guard.caption import Caption, parse_caption, subject_of, with_subject
 from valign.guard.records import Intent, Verdict
 from valign.guard.semantic import References
-from valign.guard.text import clean, fold
 from valign.policy import Category, Concept, Policy
+from valign.text import clean, fold
 
 Role = Literal["harm", "values", "sign"]  # VALOR's NSFW, VALUE and INTENT
 
@@ -55,6 +56,7 @@ class PolicyRewriter:
 
     def __init__(self, policy: Policy, references: References | None = None) -> None:
         self.policy, self.references = policy, references
+        self._nearest = lru_cache(maxsize=256)(self._nearest_concept)  # proposals are made anew for every attempt
 
     def propose(self, brief: Brief, attempt: int) -> str | None:
         for number, text in enumerate(self.proposals(brief)):
@@ -115,10 +117,14 @@ class PolicyRewriter:
         named = next((concept for concept in category.concepts if concept.id == brief.finding.concept), None)
         if named is not None or self.references is None:
             return category, named
-        cosines = self.references.cosines([clean(brief.prompt)])[0]
-        own = [i for i, item in enumerate(self.references.items) if item.category == category.id]
-        nearest = self.references.items[max(own, key=lambda i: float(cosines[i]))].concept
+        nearest = self._nearest(clean(brief.prompt), category.id)
         return category, next(concept for concept in category.concepts if concept.id == nearest)
+
+    def _nearest_concept(self, text: str, category: str) -> str:
+        assert self.references is not None
+        cosines = self.references.cosines([text])[0]
+        own = [i for i, item in enumerate(self.references.items) if item.category == category]
+        return self.references.items[max(own, key=lambda i: float(cosines[i]))].concept
 
 
 WORN = re.compile(r"\b(?:coat|dress|raincoat|pyjamas|gear|suit|clothes)\b")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from valign.guard.records import Verdict
-from valign.guard.text import fold
 from valign.policy import Policy
+from valign.text import fold
 
 SHARE = 0.3  # of a prompt's letters, from which it counts as written in another script
 

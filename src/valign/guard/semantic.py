@@ -8,9 +8,9 @@ from jaxtyping import Float
 
 from valign.checks import check_range
 from valign.guard.records import Verdict
-from valign.guard.text import clean
 from valign.models.minilm import SentenceEncoder
 from valign.policy import Policy
+from valign.text import clean
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,13 @@ class SemanticStage:
         scores: dict[str, float] = {}
         for one, cosine in zip(self.references.items, cosines.tolist()):
             scores[one.category] = max(cosine, scores.get(one.category, -1.0))
+        others = sorted((name for name in scores if name != item.category), key=lambda name: -scores[name])
         return Verdict(
             stage=self.name,
             level="semantic",
             outcome="fire" if score > self.threshold else "pass",
             category=item.category,
+            also=tuple(name for name in others if scores[name] > self.threshold),
             concept=item.concept,
             score=score,
             threshold=self.threshold,

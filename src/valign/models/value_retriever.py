@@ -6,7 +6,6 @@ what the model cannot place is fed to the encoder all the same; here keywords ar
 
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from valign.checks import UserError, check_range
 from valign.files import hash_value
 from valign.models.chat import ChatModel, Message
 from valign.policy import Policy, Principle
+from valign.text import WordList, fold
 
 Embed = Callable[[Sequence[str]], Float[np.ndarray, "text dim"]]  # texts -> one row each, of any length
 NONE = "not-applicable"
@@ -34,7 +34,7 @@ class Retriever(Protocol):
 
 @dataclass(frozen=True)
 class KeywordRetriever:
-    """The first principle, in the policy's order, of which the prompt holds a keyword as whole words; case does not matter."""
+    """The first principle, in the policy's order, of which the prompt holds a keyword as whole words, after `fold`."""
 
     policy: Policy
 
@@ -44,34 +44,33 @@ class KeywordRetriever:
 
     def retrieve(self, prompt: str) -> str | None:
         text = fold(prompt)
-        return next((name for name, pattern in self._patterns if pattern.search(text)), None)
+        return next((name for name, words in self._keywords if words.any(text)), None)
 
     def fingerprint(self) -> str:
         return hash_value(["keywords", self.policy.fingerprint()])
 
     @cached_property
-    def _patterns(self) -> list[tuple[str, re.Pattern[str]]]:
+    def _keywords(self) -> list[tuple[str, WordList]]:
         found = [(principle.id, self.policy.principle_keywords(principle)) for principle in self.policy.principles]
-        return [
-            (name, re.compile(rf"(?<!\w)(?:{'|'.join(re.escape(fold(word)) for word in words)})(?!\w)"))
-            for name, words in found
-            if words
-        ]
+        return [(name, WordList(words)) for name, words in found if words]
 
 
 @dataclass(frozen=True)
 class EmbeddingRetriever:
     """The principle whose text, alias or keyword is nearest in meaning, if its cosine reaches ``threshold``.
 
-    ``embed`` is any sentence encoder, e.g. ``ClipEncoder(folder).text_features``. The threshold belongs to it: measure it.
+    ``embed`` is any sentence encoder, e.g. ``MiniLM().encode``. The threshold belongs to it and to ``window``: measure it. A prompt
+    that says much else besides is far from every principle as a whole; ``window`` reads each run of so many words by itself.
     """
 
     policy: Policy
     embed: Embed
     threshold: float  # cosine in [-1, 1]
+    window: int | None = None  # words, 1 or more; None reads the prompt as a whole
 
     def __post_init__(self) -> None:
         check_range("EmbeddingRetriever.threshold", self.threshold, low=-1.0, high=1.0)
+        check_range("EmbeddingRetriever.window", float(1 if self.window is None else self.window), low=1.0)
         if not self.policy.principles:
             raise UserError(f"policy {self.policy.id} has no principles. Add some, or choose another policy.")
 
@@ -79,13 +78,13 @@ class EmbeddingRetriever:
         if not prompt.strip():
             return None
         names, rows = self._known
-        cosines = rows @ _unit(self.embed([prompt]))[0]
+        cosines = (_unit(self.embed(_parts(prompt, self.window))) @ rows.T).max(axis=0)
         best = int(cosines.argmax())
         return names[best] if cosines[best] >= self.threshold else None
 
     def fingerprint(self) -> str:
         """Of the policy, the threshold and the rows that the embedder gives it."""
-        return hash_value(["embedding", self.policy.fingerprint(), self.threshold, self._known[1].tolist()])
+        return hash_value(["embedding", self.policy.fingerprint(), self.threshold, self.window, self._known[1].tolist()])
 
     @cached_property
     def _known(self) -> tuple[list[str], Float[np.ndarray, "text dim"]]:
@@ -140,7 +139,7 @@ class ChatRetriever:
         return [{"role": "system", "content": system}, {"role": "user", "content": json.dumps(prompt, ensure_ascii=False)}]
 
     def retrieve(self, prompt: str) -> str | None:
-        answer = self.chat.complete(self.messages(prompt))
+        answer = self.chat.complete(self.messages(prompt), schema=self.schema)
         name = _answered(answer)
         if name not in self.schema["properties"]["principle"]["enum"]:
             self.unreadable.append(answer[:200])
@@ -150,6 +149,19 @@ class ChatRetriever:
     def fingerprint(self) -> str:
         """Of what is asked; a chat model's own changes are not seen."""
         return hash_value(["chat", self.messages("")])
+
+
+@dataclass(frozen=True)
+class Always:
+    """One principle for every prompt, by id."""
+
+    principle: str
+
+    def retrieve(self, prompt: str) -> str | None:
+        return self.principle
+
+    def fingerprint(self) -> str:
+        return hash_value(["always", self.principle])
 
 
 @dataclass(frozen=True)
@@ -165,9 +177,12 @@ class FirstOf:
         return hash_value([retriever.fingerprint() for retriever in self.retrievers])
 
 
-def fold(text: str) -> str:
-    """Case, compatibility forms (full-width letters) and runs of spaces folded away."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def _parts(prompt: str, window: int | None) -> list[str]:
+    """Every run of ``window`` words, or the whole where it has no more."""
+    words = prompt.replace(",", " ").split()
+    if window is None or len(words) <= window:
+        return [prompt]
+    return [" ".join(words[start : start + window]) for start in range(len(words) - window + 1)]
 
 
 def _unit(rows: Any) -> Float[np.ndarray, "text dim"]:

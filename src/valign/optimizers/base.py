@@ -1,7 +1,7 @@
 """What the optimisers here share: which parameters are matrices, adam for the rest, checks, and an exact state."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from math import sqrt
 from typing import Any
@@ -13,9 +13,42 @@ from valign.checks import check_range
 from valign.optimizers.dct import Side
 
 
-class ExactStateOptimizer(torch.optim.Optimizer):
-    """An optimiser whose state keeps its own dtypes when loaded: torch casts a state to the parameter's, indices and bytes
-    included."""
+class MatrixOptimizer(torch.optim.Optimizer):
+    """An optimiser with one rule for matrices and another for the rest. Its state keeps its own dtypes when loaded: torch casts a
+    state to the parameter's, indices and bytes included."""
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raises: ValueError or TypeError for options or parameters that this optimiser cannot use."""
+        raise NotImplementedError
+
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> tuple[Tensor, float]:
+        """``(direction, learning rate)`` of one parameter; moves its state, where ``step`` counts from 1."""
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        try:
+            self.check(self.param_groups[-1])
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient; gradients are left as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                gradient, state = dense_gradient(type(self).__name__, parameter), self.state[parameter]
+                state["step"] = state.get("step", 0) + 1
+                direction, lr = self.update(parameter, gradient, state, group)
+                move(parameter, direction, lr=lr, decay=group["weight_decay"])
+        return loss
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
         """Restore exactly what `state_dict` returned, on the parameters' devices."""
@@ -89,6 +122,6 @@ def adam_update(state: dict[str, Any], gradient: Tensor, *, betas: tuple[float, 
     return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + eps * root) * (root / (1 - first**step))
 
 
-def apply(parameter: Tensor, update: Tensor, *, lr: float, decay: float) -> None:
-    """``p <- p (1 - lr decay) - lr update``, in the update's precision."""
-    parameter.copy_(parameter.to(update.dtype) * (1 - lr * decay) - lr * update.view_as(parameter))
+def move(parameter: Tensor, direction: Tensor, *, lr: float, decay: float) -> None:
+    """``p <- p (1 - lr decay) - lr direction``, in the direction's precision."""
+    parameter.copy_(parameter.to(direction.dtype) * (1 - lr * decay) - lr * direction.view_as(parameter))

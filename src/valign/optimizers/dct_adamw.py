@@ -1,22 +1,18 @@
 """AdamW whose moments live in a few cosines chosen anew each step (DCT-AdamW, arXiv 2505.17967)."""
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from valign.checks import check_choice, check_range
 from valign.methods import Method
 from valign.optimizers.base import (
-    ExactStateOptimizer,
+    MatrixOptimizer,
     adam_update,
-    apply,
     as_matrix,
     check_numbers,
     check_parameters,
-    dense_gradient,
     goes_left,
     is_matrix,
 )
@@ -31,7 +27,7 @@ METHOD = Method(
 )
 
 
-class DCTAdamW(ExactStateOptimizer):
+class DCTAdamW(MatrixOptimizer):
     """AdamW on ``a = (grad + E) Q[:, I]``: ``I`` are the ``rank`` strongest of ``n = min(rows, columns)`` cosines, ``E`` what
     was left out.
 
@@ -41,8 +37,7 @@ class DCTAdamW(ExactStateOptimizer):
     matrices ``[fan_out, rest]``.
 
     The cosines come near an SVD only where neighbouring columns are alike; for a generic low-rank gradient they are no better
-    than a
-    random basis.
+    than a random basis.
 
     Args:
         rank: Cosines per matrix, in [1, min(rows, columns)].
@@ -79,16 +74,7 @@ class DCTAdamW(ExactStateOptimizer):
         choices = {"rotate": rotate, "feedback": feedback, "norm": norm, "basis": basis, "transform": transform, "side": side}
         super().__init__(params, {**defaults, **choices, "max_dim": max_dim})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            self._check(group)
-        except Exception:
-            self.param_groups.pop()
-            raise
-
-    def _check(self, group: dict[str, Any]) -> None:
+    def check(self, group: dict[str, Any]) -> None:
         one, two = group["betas"]
         check_numbers("DCTAdamW", lr=group["lr"], eps=group["eps"], weight_decay=group["weight_decay"], beta1=one, beta2=two)
         check_range("DCTAdamW.update_every", group["update_every"], low=1)
@@ -112,25 +98,10 @@ class DCTAdamW(ExactStateOptimizer):
                         f"DCTAdamW.feedback must be '8bit' for a matrix of {tuple(matrix.shape)}, got '4bit'. {columns} is odd."
                     )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient; gradients are left as they are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                gradient, state = dense_gradient("DCTAdamW", parameter), self.state[parameter]
-                state["step"] = state.get("step", 0) + 1
-                if is_matrix(parameter, group["max_dim"]):
-                    update = _low_rank(as_matrix(gradient), state, group)
-                else:
-                    update = adam_update(state, gradient, betas=group["betas"], eps=group["eps"])
-                apply(parameter, update, lr=float(group["lr"]), decay=group["weight_decay"])
-        return loss
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> tuple[Tensor, float]:
+        if is_matrix(parameter, group["max_dim"]):
+            return _low_rank(as_matrix(gradient), state, group), float(group["lr"])
+        return adam_update(state, gradient, betas=group["betas"], eps=group["eps"]), float(group["lr"])
 
 
 def _low_rank(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:

@@ -48,12 +48,10 @@ def noise_std(
 class GGPO(Perturbation):
     """In training mode ``y += E x`` with fresh ``E_ij ~ N(0, std_i^2)``; ``std`` of the step before, see `noise_std`.
 
-    For squared error this adds exactly ``sum_i std_i^2 |x|^2`` to the expected loss, else half of it weighted by the
-    curvature: flatter
-    minima. There is no noise before the first step, at evaluation or in the merged weight. The cost is about one more product
-    with the
-    frozen weight per layer. ``noise="output"`` draws ``std |x| n`` per token instead: the same distribution per token, independent
-    across tokens, and cheap.
+    For squared error this adds exactly ``sum_i std_i^2 |x|^2`` to the expected loss, else half of it weighted by the curvature:
+    flatter minima. There is no noise before the first step, at evaluation or in the merged weight. The cost is about one more
+    product with the frozen weight per layer. ``noise="output"`` draws ``std |x| n`` per token instead: the same distribution per
+    token, independent across tokens, and cheap.
 
     Under gradient checkpointing the recomputed forward gets the noise of the first one; a layer must not be called twice in one
     checkpointed segment. With several processes give each its own generator, and reduce gradients before the step.

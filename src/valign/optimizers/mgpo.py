@@ -40,9 +40,8 @@ class MGPO(Perturbation):
     """In training mode the weight is shifted by ``eps = -rho v / |v| min(1 / gbar, 10)``, ``v = s (m_B A + B m_A)``.
 
     ``m`` is the optimiser's momentum, ``gbar`` a running mean of ``|s (g_B A + B g_A)|``. The sign is as in the authors' code:
-    along the
-    descent direction, so it looks ahead where SAM climbs; ``ascent`` turns it round. The shift is added in the forward pass, so the
-    frozen weight is never touched. There is none before the first step. No second backward pass.
+    along the descent direction, so it looks ahead where SAM climbs; ``ascent`` turns it round. The shift is added in the forward
+    pass, so the frozen weight is never touched. There is none before the first step. No second backward pass.
 
     Args:
         optimizer: One with momentum: ``exp_avg`` (Adam and its kin) or ``momentum_buffer`` (SGD); its beta1 is the paper's mu.

@@ -1,6 +1,5 @@
 """Orthogonalised momentum in a few cosines (Trion, arXiv 2505.17967)."""
 
-from collections.abc import Callable
 from math import sqrt
 from typing import Any, Literal
 
@@ -11,13 +10,11 @@ from torch.optim.optimizer import ParamsT
 from valign.checks import check_choice, check_range
 from valign.methods import Method
 from valign.optimizers.base import (
-    ExactStateOptimizer,
+    MatrixOptimizer,
     adam_update,
-    apply,
     as_matrix,
     check_numbers,
     check_parameters,
-    dense_gradient,
     goes_left,
     is_matrix,
 )
@@ -48,15 +45,13 @@ def shape_scale(rows: int, columns: int, kind: Scale) -> float:
     return scales[kind]
 
 
-class Trion(ExactStateOptimizer):
+class Trion(MatrixOptimizer):
     """``M <- M + G``; ``b`` = the ``rank`` strongest cosine coordinates of ``M``; ``M <- M - (1 - mu) b Q_r^T``; move by
     ``NS(b) Q_r^T``.
 
     What the cosines leave out stays in ``M`` whole, so nothing is lost. ``NS`` is Muon's Newton-Schulz, run on the thin ``b``,
-    and the
-    move is ``lr * scale`` of it, after decoupled weight decay. Vectors, scalars and matrices with a dimension from ``max_dim``
-    on get
-    Adam with ``adam_lr``. The reference code of this optimiser does not run, so this follows its formulas.
+    and the move is ``lr * scale`` of it, after decoupled weight decay. Vectors, scalars and matrices with a dimension from
+    ``max_dim`` on get Adam with ``adam_lr``. The reference code of this optimiser does not run, so this follows its formulas.
 
     Args:
         rank: Cosines per matrix, in [1, min(rows, columns)].
@@ -90,16 +85,7 @@ class Trion(ExactStateOptimizer):
         adam = {"adam_lr": adam_lr, "adam_betas": adam_betas, "adam_eps": adam_eps}
         super().__init__(params, {**numbers, **choices, **adam, "newton_schulz_steps": newton_schulz_steps})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            self._check(group)
-        except Exception:
-            self.param_groups.pop()
-            raise
-
-    def _check(self, group: dict[str, Any]) -> None:
+    def check(self, group: dict[str, Any]) -> None:
         one, two = group["adam_betas"]
         check_numbers("Trion", lr=group["lr"], weight_decay=group["weight_decay"], beta1=one, beta2=two)
         check_numbers("Trion", adam_lr=group["adam_lr"], adam_eps=group["adam_eps"])
@@ -114,25 +100,10 @@ class Trion(ExactStateOptimizer):
         check_range("Trion.rank", group["rank"], low=1)
         check_parameters("Trion", group, group["rank"], group["max_dim"])
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient; gradients are left as they are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                gradient, state = dense_gradient("Trion", parameter), self.state[parameter]
-                state["step"] = state.get("step", 0) + 1
-                if is_matrix(parameter, group["max_dim"]):
-                    update, lr = _orthogonal(as_matrix(gradient), state, group), float(group["lr"])
-                else:
-                    update, lr = adam_update(state, gradient, betas=group["adam_betas"], eps=group["adam_eps"]), group["adam_lr"]
-                apply(parameter, update, lr=lr, decay=group["weight_decay"])
-        return loss
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> tuple[Tensor, float]:
+        if is_matrix(parameter, group["max_dim"]):
+            return _orthogonal(as_matrix(gradient), state, group), float(group["lr"])
+        return adam_update(state, gradient, betas=group["adam_betas"], eps=group["adam_eps"]), group["adam_lr"]
 
 
 def _orthogonal(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:

@@ -1,5 +1,6 @@
 """The policy: one file that drives data, experts, guard and evaluation."""
 
+from valign.policy.block_rules import BlockRules
 from valign.policy.category_names import CATEGORY_IDS, normalise_category
 from valign.policy.loader import PolicyError, load_policy
 from valign.policy.schema import (
@@ -25,6 +26,7 @@ __all__ = [
     "CATEGORY_IDS",
     "Action",
     "BlockRule",
+    "BlockRules",
     "Cases",
     "Category",
     "Combination",

@@ -1,9 +1,8 @@
-"""The whole chain as one call: prompt pairs, picture pairs, latents, one expert per category, Co-Merge, evaluation, report.
+"""The whole chain as one call: prompt pairs, picture pairs, latents, one expert per category, merge, evaluation, report.
 
 Every step is a folder with a `run.json`; the same call goes on where it stopped and skips what is done.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from PIL.Image import Image
 
 from valign.data.build import DataConfig, build_data
-from valign.data.pairs import PromptPair, load_pairs
+from valign.data.pairs import load_pairs
 from valign.data.protocols import Detector as PairDetector
 from valign.data.sources import Source
 from valign.detectors.base import Detector
@@ -20,17 +19,7 @@ from valign.evaluation import System, adapter_system, base_system, evaluate, gui
 from valign.evaluation.clip_score import ImageTextEncoder
 from valign.evaluation.fidelity import Fidelity
 from valign.evaluation.suite import Suite, refuse_overlap
-from valign.files import hash_value
-from valign.merging import (
-    Expert,
-    Votes,
-    co_merge,
-    collect_votes,
-    merge_metadata,
-    save_selection,
-    selection_report,
-    write_merge,
-)
+from valign.merging import Expert
 from valign.methods import Method
 from valign.models.adapter_files import open_adapter
 from valign.models.base import DiffusionModel
@@ -38,7 +27,7 @@ from valign.models.guidance.negative import NegativePrompt
 from valign.models.guidance.sld import SafeLatentDiffusion
 from valign.policy import Policy
 from valign.recipes.alignguard import AlignGuardRecipe, train_experts
-from valign.runs import Run
+from valign.recipes.merged import merge_experts
 
 METHOD = Method(
     slug="alignguard",
@@ -55,6 +44,7 @@ class AlignConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     experts: AlignGuardRecipe = field(default_factory=AlignGuardRecipe)
+    merge: str = "co-merge"  # a name in `valign.merging.MERGES`, best-single apart
     calibration: int = 64  # votes per category in Co-Merge
     strength: float = 1.0  # weight of every expert in the merge; above 1 it reaches concepts that no expert has seen
     sld: tuple[str, ...] = ("medium",)  # strengths of Safe Latent Diffusion to compare with
@@ -102,7 +92,9 @@ def align(
     categories = [name for name in config.data.categories or policy.category_ids() if name in present]
     trained = train_experts(model, cache, out / "experts", config.experts, categories=categories)
     experts = [Expert(name, open_adapter(result.adapter), config.strength) for name, result in trained.items()]
-    merged = merge_experts(model, experts, pairs, out / "merged", per_category=config.calibration, seed=config.seed)
+    merged = merge_experts(
+        model, experts, pairs, out / "merged", merge=config.merge, per_category=config.calibration, seed=config.seed
+    )
     systems = [*baselines(model, policy, config), _aligned(model, merged, config)]
     return evaluate(
         systems,
@@ -119,34 +111,6 @@ def align(
         batch_size=config.batch_size,
         title=f"Before and after alignment ({policy.id} policy)",
     )
-
-
-def calibration_prompts(pairs: Sequence[PromptPair], categories: Sequence[str]) -> dict[str, list[str]]:
-    """Unsafe training prompts by category, in the order of the data."""
-    return {name: [pair.unsafe for pair in pairs if name in pair.categories] for name in categories}
-
-
-def merge_experts(
-    model: DiffusionModel, experts: Sequence[Expert], pairs: Sequence[PromptPair], out: Path, *, per_category: int, seed: int
-) -> Path:
-    """Co-Merge of the experts, calibrated on their own training prompts; returns the adapter's folder, ``out/adapter``."""
-    prompts = calibration_prompts(pairs, [expert.name for expert in experts])
-    inputs = {expert.name: expert.file.fingerprint() for expert in experts} | {"prompts": hash_value(prompts)}
-    recipe = {"per_category": per_category, "weights": [expert.weight for expert in experts]}
-    run = Run.open(out, step="co-merge", recipe=recipe, inputs=inputs, seed=seed)
-    if run.done and (out / "adapter").is_dir():
-        return out / "adapter"
-    shutil.rmtree(out / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
-    votes = collect_votes(model, experts, prompts, per_category=per_category, seed=seed)
-    report = selection_report(votes)
-    save_selection(report, out)
-    made = _write(experts, votes, out / "adapter", {"per_category": per_category, "seed": seed, "granularity": "output"})
-    run.finish(**made, shares=dict(zip(report.experts, report.shares)))
-    return out / "adapter"
-
-
-def _write(experts: Sequence[Expert], votes: Votes, out: Path, options: dict[str, Any]) -> dict[str, Any]:
-    return write_merge(co_merge(experts, votes), out, merge_metadata("co-merge", experts, options))
 
 
 def baselines(model: DiffusionModel, policy: Policy, config: AlignConfig) -> list[System]:
@@ -172,7 +136,7 @@ def _aligned(model: DiffusionModel, adapter: Path, config: AlignConfig) -> Syste
         model,
         adapter,
         name="alignguard",
-        description="merged safety experts (Co-Merge)",
+        description=f"merged safety experts ({config.merge})",
         steps=config.steps,
         guidance_scale=config.guidance_scale,
         batch_size=config.batch_size,

@@ -56,9 +56,10 @@ class AlignGuardRecipe:
         training = PreferenceConfig(
             learning_rate=3e-3,
             warmup_steps=0,
-            steps=150,
+            decay="cosine",
+            steps=200,
             sft_weight=20.0,
-            retain_weight=1000.0,
+            retain_weight=1500.0,
             empty_prompt_prob=0.0,
             flip=False,
             max_drift=0.5,

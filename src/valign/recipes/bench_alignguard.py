@@ -1,6 +1,5 @@
 """AlignGuard on the shapes world, in full: seven experts, every merge, the joint LoRA and the free baselines in one report."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,22 +11,23 @@ from valign.data.sources import GrammarSource
 from valign.detectors.oracle import OracleDetector
 from valign.evaluation import System, adapter_system, evaluate
 from valign.files import read_json, write_json
-from valign.merging import MERGES, Expert, merge_metadata, write_merge
+from valign.merging import MERGES, Expert
 from valign.models.adapter_files import open_adapter
 from valign.models.base import DiffusionModel
 from valign.models.encoders import ClipEncoder
 from valign.models.lora import load_adapter, unload_adapters
 from valign.policy import Policy
 from valign.progress import track
-from valign.recipes.align import AlignConfig, baselines, calibration_prompts, merge_experts
+from valign.recipes.align import AlignConfig, baselines
 from valign.recipes.alignguard import JOINT, train_expert, train_experts
+from valign.recipes.merged import calibration_prompts, merge_experts
 from valign.recipes.shapes_budgets import PER_CONCEPT, Budget, shapes_config
-from valign.runs import Run
 from valign.worlds.shapes import Grammar, reference_pictures, suite
 
 SLD = ("weak", "medium", "strong", "max")
-AT_ONE = ("mean", "sum", "best-single")  # merges that leave every expert whole; the others share out neurons or entries
-JOINT_STRENGTH = 1.5  # by trial on the prompts of another seed, as Co-Merge's
+# Weight of each expert in a merge, and of the joint adapter, found on the prompts of another seed. Above 1 where neurons or entries
+# are shared out.
+WEIGHTS = {"co-merge": 2.5, "ties": 2.5, "dare-ties": 2.5, "mean": 1.0, "sum": 1.0, "best-single": 1.0, JOINT: 1.5}
 SCORING = 16  # training prompts per category that choose the best single expert
 
 
@@ -51,12 +51,23 @@ def bench_alignguard(
         model, cache, None, out / JOINT, config.experts.changed(steps=config.experts.training.steps * len(categories))
     )
     experts = [Expert(name, open_adapter(result.adapter)) for name, result in trained.items()]
-    strong = [replace(expert, weight=config.strength) for expert in experts]
-    adapters = {
-        "co-merge": merge_experts(model, strong, pairs, out / "merged" / "co-merge", per_category=config.calibration, seed=seed),
-        JOINT: joint.adapter,
-        **_other_merges(model, experts, pairs, oracle, out, config),
-    }
+
+    def scores() -> Mapping[str, float]:
+        return _scores(model, experts, pairs, oracle, out / "merged" / "scores.json", config)
+
+    adapters = {JOINT: joint.adapter}
+    for name in MERGES:
+        weighted = [replace(expert, weight=WEIGHTS[name]) for expert in experts]
+        adapters[name] = merge_experts(
+            model,
+            weighted,
+            pairs,
+            out / "merged" / name,
+            merge=name,
+            per_category=config.calibration,
+            seed=seed,
+            scores=scores,
+        )
     return evaluate(
         [*baselines(model, policy, config), *(_system(model, name, folder, config) for name, folder in sorted(adapters.items()))],
         suite(per_concept=PER_CONCEPT[budget], seed=seed),
@@ -75,47 +86,17 @@ def bench_alignguard(
 
 
 def _system(model: DiffusionModel, name: str, folder: Path, config: AlignConfig) -> System:
-    strength = 1.0 if name in AT_ONE else config.strength
-    described = f"seven experts at weight {strength:g}, {name}"
-    if name == JOINT:
-        described = f"one LoRA on all categories at weight {JOINT_STRENGTH:g}"
-    made: dict[str, Any] = {"steps": config.steps, "guidance_scale": config.guidance_scale, "batch_size": config.batch_size}
-    return adapter_system(model, folder, name=name, description=described, weight=JOINT_STRENGTH if name == JOINT else 1.0, **made)
-
-
-def _other_merges(
-    model: DiffusionModel,
-    experts: Sequence[Expert],
-    pairs: Sequence[PromptPair],
-    oracle: OracleDetector,
-    out: Path,
-    config: AlignConfig,
-) -> dict[str, Path]:
-    made = {}
-    for name, merge in MERGES.items():
-        if name == "co-merge":  # needs votes; see `merge_experts`
-            continue
-        folder = out / "merged" / name
-        made[name] = folder / "adapter"
-        inputs = {expert.name: expert.file.fingerprint() for expert in experts}
-        chosen = experts if name in AT_ONE else [replace(expert, weight=config.strength) for expert in experts]
-        run = Run.open(folder, step=name, recipe={"strength": chosen[0].weight}, inputs=inputs, seed=config.seed)
-        if run.done:
-            continue
-        shutil.rmtree(folder / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
-        options: dict[str, Any] = {}
-        if name == "best-single":
-            options["scores"] = _scores(model, experts, pairs, oracle, out / "merged" / "scores.json", config)
-        if name == "dare-ties":
-            options["seed"] = config.seed
-        run.finish(
-            **write_merge(
-                merge(chosen, **options),  # type: ignore[operator]
-                folder / "adapter",
-                merge_metadata(name, chosen, options),
-            )
-        )
-    return made
+    described = "one LoRA on all categories" if name == JOINT else f"seven experts, {name}"
+    return adapter_system(
+        model,
+        folder,
+        name=name,
+        description=f"{described}, at weight {WEIGHTS[name]:g}",
+        weight=WEIGHTS[JOINT] if name == JOINT else 1.0,  # the merges hold theirs
+        steps=config.steps,
+        guidance_scale=config.guidance_scale,
+        batch_size=config.batch_size,
+    )
 
 
 def _scores(

@@ -15,10 +15,10 @@ from valign.guard.calibration import presets
 from valign.guard.fit import FitConfig, fit_head
 from valign.guard.head import Head, save_head
 from valign.guard.rows import LabelledPrompt, capped, diluted, policy_rows, without_repeats
-from valign.guard.text import clean
 from valign.models.minilm import MiniLM
 from valign.policy import Policy
 from valign.progress import track
+from valign.text import clean
 
 TEST_FOLD = 0  # one tenth of the groups is never trained on
 DILUTED = 0.15  # rows made longer with harmless company, per row

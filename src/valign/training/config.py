@@ -33,7 +33,8 @@ class PreferenceConfig:
     optimizer: Literal["adamw", "adafactor"] = "adamw"  # adafactor: fixed rate, no momentum, its own clipping; the authors' on SDXL
     learning_rate: float = 1.6e-4  # per step; 1e-5 times 16 pairs, as `scale_lr` does on one GPU
     weight_decay: float = 0.01
-    warmup_steps: int = 200  # linear from 0, then constant
+    warmup_steps: int = 200  # linear from 0
+    decay: Literal["none", "cosine"] = "none"  # after the warm-up: constant, or half a cosine that ends at 0
     max_grad_norm: float = 1.0  # over all factors; 0 is off. Not used with adafactor
     # amount
     steps: int = 2000
@@ -90,6 +91,7 @@ class PreferenceConfig:
         check_range("PreferenceConfig.empty_prompt_prob", self.empty_prompt_prob, low=0.0, high=1.0)
         check_range("PreferenceConfig.val_fraction", self.val_fraction, low=0.0, high=0.5)
         check_choice("PreferenceConfig.adapter", self.adapter, ("lora", "ailora", "comp-lora", "lora-sb"))
+        check_choice("PreferenceConfig.decay", self.decay, ("none", "cosine"))
         check_choice("PreferenceConfig.optimizer", self.optimizer, ("adamw", "adafactor"))
         check_choice("PreferenceConfig.mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
         if self.alpha is not None:

@@ -1,6 +1,7 @@
 """Optimiser, learning rate and the one gradient step over the factors."""
 
 from collections.abc import Sequence
+from math import cos, pi
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,13 @@ def build_optimizer(parameters: Sequence[nn.Parameter], config: PreferenceConfig
 
 
 def rate_at(step: int, config: PreferenceConfig) -> float:
-    """Learning rate of step ``step`` (from 0): linear warm-up, then constant. A function: nothing to restore."""
-    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
+    """Learning rate of step ``step`` (from 0): linear warm-up, then constant or a cosine. A function: nothing to restore."""
+    warmup = config.warmup_steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if config.decay == "none":
+        return config.learning_rate
+    return config.learning_rate * 0.5 * (1 + cos(pi * (step - warmup) / max(config.steps - warmup, 1)))
 
 
 def flatten_gradients(parameters: Sequence[nn.Parameter], extra: Tensor) -> Tensor:

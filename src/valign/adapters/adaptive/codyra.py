@@ -24,9 +24,8 @@ METHOD = Method(
 def threshold_trace(steps: int, *, max_threshold: float, levels: int = 50, dense: float = 0.5) -> list[float]:
     """The threshold at each iteration from 0: 0 while training is dense, then up the ``levels`` from 0 to ``max_threshold``.
 
-    At every iteration ``it >= dense steps`` that is a multiple of ``(steps - dense steps) // levels`` the level goes up by
-    one, to the
-    last. The step is applied where ``it > dense steps``.
+    At every iteration ``it >= dense steps`` that is a multiple of ``(steps - dense steps) // levels`` the level goes up by one, to
+    the last. The step is applied where ``it > dense steps``.
 
     Raises: ValueError for numbers outside their range, or too few steps for the levels.
     """

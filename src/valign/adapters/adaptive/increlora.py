@@ -82,10 +82,9 @@ class IncreLoRA:
     """``delta W = alpha / (R + 1e-5) B (A * E)``; modules with the highest score get components until the total rank is spent.
 
     Score: ``S = sum |dW * dL/ddW| / sqrt(numel)`` summed over the micro-batches of a step, ``I`` its running mean, ``U`` that of
-    ``|S - I|``, score ``I U``. At steps ``> init_warmup`` that are multiples of ``interval`` the ``top`` best grow. Every
-    module keeps a
-    reserve whose directions learn early (gain 1e-5, fixed), so that a new component starts well and without a jump; old components
-    shrink by the growth of ``R``. The last round grows by what is left, best score first.
+    ``|S - I|``, score ``I U``. At steps ``> init_warmup`` that are multiples of ``interval`` the ``top`` best grow. Every module
+    keeps a reserve whose directions learn early (gain 1e-5, fixed), so that a new component starts well and without a jump; old
+    components shrink by the growth of ``R``. The last round grows by what is left, best score first.
 
         incre = IncreLoRA(model, average_rank=2, generator=generator)     # a new LoRA of rank 1
         optimizer = AdamW(incre.parameters(), lr=1e-3);  incre.watch(optimizer)

@@ -26,8 +26,7 @@ class SoRA:
     ``g <- sign(g) max(|g| - xi, 0)``.
 
     A component whose gate is 0 leaves A and B without gradient, but the gate keeps its own, so it can come back. `export_lora`
-    gives
-    plain LoRA of the surviving ranks, at the same scale.
+    gives plain LoRA of the surviving ranks, at the same scale.
 
         sora = SoRA(model, threshold=1e-3, generator=generator)
         main, gate = AdamW(sora.weights(), lr=8e-4, weight_decay=0.1), sora.gate_optimizer(lr=8e-4)

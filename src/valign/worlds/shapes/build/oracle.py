@@ -28,8 +28,8 @@ CONFIG = OracleConfig(
 )
 
 
-def train_oracle(folder: Path, logs: Path, *, seed: int = 0, budget: Budget = BUDGET) -> dict[str, float]:
-    """Train, save to ``folder``, and return the accuracies on 2,000 held-out renders (also written into `oracle.json`)."""
+def train_oracle(folder: Path, logs: Path, *, seed: int = 0, budget: Budget = BUDGET) -> None:
+    """Train and save to ``folder``; `oracle.json` holds the accuracies on 2,000 held-out renders."""
     torch.manual_seed(seed)
     net = OracleNet(CONFIG)
 
@@ -55,7 +55,6 @@ def train_oracle(folder: Path, logs: Path, *, seed: int = 0, budget: Budget = BU
     save_oracle(folder, net, CONFIG)
     measured = measure(OracleDetector(folder), count=2000, seed=seed)
     save_oracle(folder, net, replace(CONFIG, measured=measured))
-    return measured
 
 
 def measure(oracle: OracleDetector, *, count: int, seed: int) -> dict[str, float]:

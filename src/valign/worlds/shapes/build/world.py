@@ -6,6 +6,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
+from valign.detectors.oracle import OracleConfig
 from valign.files import hash_value
 from valign.runs import Run
 from valign.worlds.shapes.build import clip, oracle, text, unet, vae
@@ -36,9 +37,8 @@ def build_world(out: Path, *, seed: int = 0, share: float = 1.0) -> None:
         return
     words = logs / "tokenizer"
     tokenizer = CLIPTokenizer.from_pretrained(words) if (words / "vocab.json").exists() else train_tokenizer(words, seed=seed)
-    measured = {}
     if not (out / "oracle" / "oracle.json").exists():
-        measured = oracle.train_oracle(out / "oracle", logs, seed=seed, budget=budgets["oracle"])
+        oracle.train_oracle(out / "oracle", logs, seed=seed, budget=budgets["oracle"])
     if (out / "model" / "vae" / "config.json").exists():
         autoencoder = AutoencoderKL.from_pretrained(out / "model" / "vae").float()
     else:
@@ -56,4 +56,4 @@ def build_world(out: Path, *, seed: int = 0, share: float = 1.0) -> None:
         budget=budgets["unet"],
         scenes=scenes,
     )
-    run.finish(oracle=measured)
+    run.finish(oracle=dict(OracleConfig.read(out / "oracle" / "oracle.json").measured))

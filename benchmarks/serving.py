@@ -1,0 +1,228 @@
+"""What does the service itself cost per request, with stages that answer at once?
+
+    python benchmarks/serving.py [--clients 32] [--rate 300] [--seconds 5]
+    python benchmarks/serving.py --minutes 10        # long load; shows errors and growth of memory
+
+A real uvicorn process with key check, queues, SQLite audit log and metrics, but a guard that passes everything and a model that
+returns a ready picture. 32 clients with a connection each, in this process. Two kinds of load: *paced*, where the clients share a
+rate (what a service sees; the time is the framework's overhead), and *saturated*, where each asks again at once (what a service can
+do at most; the time is mostly waiting for the other clients). "bare" is a FastAPI route in a server of its own that checks the same
+body and returns the same answer, and does nothing else. CPU is the server's, per request: it hardly depends on what else the
+machine does. The log entry of a picture is synced to disk before the picture is handed out; what one sync costs stands above.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+
+KEY = "benchmark-key-of-no-value"
+CHECK = ("/v1/moderations", {"input": "a red apple on a wooden table"})
+DRAW = ("/v1/images/generations", {"prompt": "a red apple on a wooden table", "seed": 1})
+
+
+def serve_bare(port: int) -> None:
+    """The alternative: no key, guard, log or metrics."""
+    import uvicorn
+    from fastapi import FastAPI
+
+    from valign.serving.categories import merge
+    from valign.serving.schemas import ModerationAnswer, ModerationRequest
+
+    app = FastAPI()
+
+    @app.get("/readyz")
+    async def ready() -> dict[str, str]:
+        return {}
+
+    @app.post(CHECK[0])
+    async def moderation(body: ModerationRequest) -> ModerationAnswer:
+        return ModerationAnswer(id="modr-0", model="bare", results=[merge([])], guard=[{}])
+
+    uvicorn.run(app, port=port, log_level="error", access_log=False)
+
+
+def serve_full(folder: Path, port: int) -> None:
+    """The server process."""
+    from PIL import Image
+
+    from valign.guard import Guard, Verdict
+    from valign.policy import load_policy
+    from valign.serving.audit_store import AuditStore
+    from valign.serving.keys import Keys
+    from valign.serving.server import serve
+    from valign.serving.service import Rules, Service
+    from valign.serving.settings import Settings
+
+    picture = Image.new("RGB", (64, 64), "red")
+
+    class Pass:
+        name, level = "pass", "word"
+
+        def check(self, prompt: str) -> Verdict:
+            return Verdict(stage=self.name, level="word")
+
+        def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
+            return [self.check(prompt) for prompt in prompts]
+
+    class Ready:
+        def generate(self, prompts: Sequence[str], **options: object) -> list[Image.Image]:
+            return [picture] * len(prompts)
+
+        def fingerprint(self) -> str:
+            return ""
+
+    rules = Rules(Guard(load_policy("default"), [Pass()]), Keys.load(environment=KEY))
+    settings = Settings(names=("ready",), batch_wait=0.0)
+    store = AuditStore(str(folder / "audit.db"), create=True)
+    serve(Service(Ready, lambda: rules, store, secret=b"benchmark", settings=settings), port=port)
+
+
+async def client(
+    port: int, request: tuple[str, dict[str, object]], until: float, pause: float, first: float
+) -> tuple[list[float], int]:
+    """Milliseconds of every answered request, and how many failed."""
+    path, body = request
+    data = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    times, errors, due = [], 0, time.perf_counter() + first
+    while time.perf_counter() < until:
+        if pause:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            due = max(due + pause, time.perf_counter())
+        start = time.perf_counter()
+        writer.write(head.encode() + data)
+        status = await reader.readline()
+        length = 0
+        while (line := await reader.readline()) not in (b"\r\n", b""):
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+        await reader.readexactly(length)
+        times.append((time.perf_counter() - start) * 1000)
+        errors += b" 200 " not in status
+    writer.close()
+    return times, errors
+
+
+async def load(
+    port: int, request: tuple[str, dict[str, object]], clients: int, seconds: float, rate: float
+) -> tuple[list[float], int]:
+    until, pause = time.perf_counter() + seconds, clients / rate if rate else 0.0
+    work = [client(port, request, until, pause, pause * number / clients) for number in range(clients)]
+    found = await asyncio.gather(*work)
+    return [ms for times, _ in found for ms in times], sum(errors for _, errors in found)
+
+
+def resident(pid: int) -> float:
+    """MiB of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def cpu(pid: int) -> float:
+    """Seconds that a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def sync_cost(folder: Path) -> float:
+    """Milliseconds of a small write that reaches the disk, median of 50."""
+    times = []
+    with (folder / "sync").open("wb") as file:
+        for _ in range(50):
+            start = time.perf_counter()
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+            times.append((time.perf_counter() - start) * 1000)
+    return float(np.median(times))
+
+
+@contextmanager
+def server(kind: str) -> Iterator[tuple[int, int]]:
+    """Port and process of a server that is ready and warm."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, __file__, f"--{kind}", str(port)])
+    try:
+        while process.poll() is None:
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
+                if answer.status == 200:
+                    break
+            time.sleep(0.2)
+        asyncio.run(load(port, CHECK, 32, 1.0, 0))
+        yield port, process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def row(
+    name: str, place: tuple[int, int], request: tuple[str, dict[str, object]], options: argparse.Namespace, rate: float
+) -> None:
+    port, pid = place
+    seconds, before = 60.0 if options.minutes else options.seconds, cpu(pid)
+    times, errors = asyncio.run(load(port, request, options.clients, seconds, rate))
+    each = (cpu(pid) - before) / len(times) * 1000
+    p50, p95, p99 = np.percentile(times, [50, 95, 99])
+    print(f"{name:28}{p50:9.2f}{p95:9.2f}{p99:9.2f}{len(times) / seconds:12.0f}{each:9.2f}{errors:8d}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=300.0, help="requests per second of all clients in paced load")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each row")
+    parser.add_argument("--minutes", type=int, default=0, help="long paced load instead, moderation and pictures in turn")
+    parser.add_argument("--full", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        if options.bare:
+            serve_bare(options.bare)
+            return
+        if options.full:
+            serve_full(Path(name), options.full)
+            return
+        print(
+            f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}",
+            end="",
+        )
+        print(f", {options.clients} clients, one sync to disk {sync_cost(Path(name)):.1f} ms")
+    print(f"{'':28}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'requests/s':>12}{'CPU ms':>9}{'errors':>8}")
+    paced = f"paced {options.rate:g}/s"
+    with server("full") as place:
+        start, before = time.perf_counter(), resident(place[1])
+        for minute in range(options.minutes):
+            row(f"minute {minute + 1}, {resident(place[1]):.0f} MiB", place, DRAW if minute % 2 else CHECK, options, options.rate)
+        if options.minutes:
+            print(f"{(time.perf_counter() - start) / 60:.1f} minutes: memory {before:.0f} -> {resident(place[1]):.0f} MiB")
+            return
+        for what, request in (("moderation", CHECK), ("picture", DRAW)):
+            row(f"{what}, {paced}", place, request, options, options.rate)
+            row(f"{what}, saturated", place, request, options, 0.0)
+    with server("bare") as place:
+        row(f"bare, {paced}", place, CHECK, options, options.rate)
+        row("bare, saturated", place, CHECK, options, 0.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The routes: OpenAI's moderations and image generations, health, metrics. Parse, ask the service, answer."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+
+from valign.checks import UserError
+from valign.serving import errors, generations, moderations
+from valign.serving.gate import Gate
+from valign.serving.metrics import CONTENT_TYPE_LATEST
+from valign.serving.schemas import (
+    ImageAnswer,
+    ImageRequest,
+    MistakeAnswer,
+    Model,
+    ModelList,
+    ModerationAnswer,
+    ModerationRequest,
+)
+from valign.serving.service import Caller, Service
+
+MISTAKES: dict[int | str, dict[str, Any]] = {
+    status: {"model": MistakeAnswer, "description": "OpenAI's form of an error"} for status in ("4XX", "5XX")
+}
+STARTED = int(time.time())
+
+api = APIRouter(prefix="/v1", responses=MISTAKES, dependencies=[Depends(HTTPBearer(auto_error=False))])
+health = APIRouter()
+
+
+def create_app(service: Service) -> FastAPI:
+    """An ASGI application around a service, which it starts and stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        with _reloading_on_hangup(service):
+            yield
+        await service.stop()
+
+    app = FastAPI(title="valign", version=version("valign"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.add_exception_handler(RequestValidationError, lambda request, error: _say(_invalid(error)))
+    app.add_exception_handler(HTTPException, lambda request, error: _say(_http(error)))
+    app.add_exception_handler(errors.ApiError, lambda request, error: _say(error))
+    app.include_router(api)
+    app.include_router(health)
+    app.add_middleware(Gate, service=service)
+    return app
+
+
+@api.get("/models")
+async def models(request: Request) -> ModelList:
+    """The names that the model answers to."""
+    return ModelList(data=[Model(id=name, created=STARTED) for name in _service(request).settings.names])
+
+
+@api.post("/moderations")
+async def moderation(body: ModerationRequest, request: Request) -> ModerationAnswer:
+    """Judge texts, or one message of texts and pictures."""
+    service, caller = _service(request), _caller(request)
+    service.limit.take(caller.name)
+    with _prompt_mistakes("input"):
+        return await moderations.moderate(service, caller, body)
+
+
+@api.post("/images/generations")
+async def generation(body: ImageRequest, request: Request) -> ImageAnswer:
+    """Draw a prompt, or its safe rewrite, and hand out the pictures that passed every check."""
+    service, caller = _service(request), _caller(request)
+    service.limit.take(caller.name, body.n or 1)
+    with _prompt_mistakes("prompt"):
+        return await generations.generate(service, caller, body)
+
+
+@health.get("/healthz")
+async def alive() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@health.get("/readyz", responses={503: {"description": "still loading"}})
+async def ready(request: Request, response: Response) -> dict[str, Any]:
+    """The models are loaded and warm; which rules are at work."""
+    service = _service(request)
+    if not service.ready:
+        response.status_code = 503
+        return {"status": "loading"}
+    policy = service.rules.guard.policy
+    return {
+        "status": "ready",
+        "policy": policy.id,
+        "policy_sha256": policy.fingerprint(),
+        "reload": "failed, see the log" if service.reload_failed else "ok",
+    }
+
+
+@health.get("/metrics", include_in_schema=False)
+async def metrics(request: Request) -> Response:
+    return Response(_service(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _service(request: Request) -> Service:
+    found: Service = request.app.state.service
+    return found
+
+
+def _caller(request: Request) -> Caller:
+    found: Caller = request.state.caller
+    return found
+
+
+@contextmanager
+def _prompt_mistakes(param: str) -> Iterator[None]:
+    """What the guard refuses as no prompt is the client's mistake."""
+    try:
+        yield
+    except UserError as error:
+        raise errors.invalid(str(error), param=param) from None
+
+
+@contextmanager
+def _reloading_on_hangup(service: Service) -> Iterator[None]:
+    """SIGHUP reloads policy and keys, where there is such a signal and this is the main thread."""
+    loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[bool]]()
+
+    def reload() -> None:
+        tasks.add(task := asyncio.create_task(service.reload()))  # a task that nobody holds may be collected
+        task.add_done_callback(tasks.discard)
+
+    with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
+        loop.add_signal_handler(signal.SIGHUP, reload)
+    yield
+
+
+def _say(error: errors.ApiError) -> Response:
+    return Response(json.dumps(error.body), error.status, error.headers, media_type="application/json")
+
+
+def _invalid(error: RequestValidationError) -> errors.ApiError:
+    """The first mistake of a body, by field. Only what we know is said, never what was sent."""
+    first = error.errors()[0]
+    place = [part for part in first["loc"] if part != "body"]
+    param = str(place[0])[:64] if place and isinstance(place[0], str) else None
+    if first["type"] == "json_invalid":
+        return errors.invalid("The body must be JSON.", param=None, code="invalid_json")
+    if first["type"] == "extra_forbidden":
+        return errors.invalid("This parameter is not known here.", param=param, code="unknown_parameter")
+    return errors.invalid(f"{param or 'The body'}: {first['msg']}.", param=param)
+
+
+def _http(error: HTTPException) -> errors.ApiError:
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    found = errors.ApiError(error.status_code, f"{error.detail}.", code=code)
+    found.headers |= dict(error.headers or {})
+    return found

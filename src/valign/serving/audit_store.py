@@ -1,0 +1,159 @@
+"""Where the log lies: SQLite, or PostgreSQL by URL. One transaction per group of entries; several servers may share one log."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Column, Connection, Integer, MetaData, Select, String, Table, Text, create_engine, event, inspect, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from valign.checks import UserError
+from valign.serving.audit_chain import GENESIS, Entry, Link, extend
+
+LOCK_WAIT = 2  # seconds that a writer waits for another one before it gives up
+NETWORK_WAIT = 5  # seconds until a database that does not answer counts as gone
+PAGE = 1000  # entries read at a time
+
+TABLE = Table(
+    "valign_audit",
+    MetaData(),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("at", String(40), nullable=False),
+    Column("request", String(64), nullable=False, index=True),
+    Column("prompt", String(64), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+LAST = select(TABLE.c.seq, TABLE.c.hash).order_by(TABLE.c.seq.desc()).limit(1)
+INSERT = TABLE.insert()
+
+
+class AuditError(Exception):
+    """The log could not be written or read; whatever was to be logged did not happen."""
+
+
+class AuditStore:
+    """Appends links and reads them. An append is whole or did not happen.
+
+    Args:
+        url: A path or ``sqlite:///path``, or ``postgresql://user@host/database``.
+        create: Make the file and the table if they are missing.
+    Raises: UserError for a URL of another kind, or if nothing is there and ``create`` is false.
+    """
+
+    def __init__(self, url: str, *, create: bool = False) -> None:
+        self._url, self._file = _resolve(url)
+        self.name = self._url.render_as_string(hide_password=True)
+        if self._file is not None and not create and not self._file.exists():
+            raise UserError(f"The audit log {self._file} does not exist. Check the path; `valign serve --audit` makes it.")
+        if self._file is not None and create:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"timeout": LOCK_WAIT} if self._file else _postgres_options(writes=create)
+        self._engine = create_engine(self._url, connect_args=options, pool_pre_ping=self._file is None)
+        if self._file:
+            event.listen(self._engine, "connect", _prepare_sqlite)
+        try:
+            if create:
+                TABLE.metadata.create_all(self._engine)
+            elif not inspect(self._engine).has_table(TABLE.name):
+                raise UserError(f"{self.name} holds no audit log. Check the URL; `valign serve --audit` makes one.")
+        except SQLAlchemyError as error:
+            raise UserError(
+                f"The audit log {self.name} cannot be opened: {_reason(error)}. Check the URL and the server."
+            ) from None
+        self._inode = self._identity()
+
+    def append(self, entries: Sequence[Entry]) -> list[Link]:
+        """Write the entries behind the last one, in order, in one transaction. Raises: AuditError if that failed."""
+        with self._failing():
+            if self._identity() != self._inode:
+                raise AuditError(f"{self.name} is gone or was replaced")
+            with self._engine.begin() as connection:
+                self._lock(connection, durable=any(entry.durable for entry in entries))
+                seq, head = connection.execute(LAST).first() or (0, GENESIS)
+                links = extend(seq, head, entries)
+                connection.execute(INSERT, [vars(link) for link in links])
+        return links
+
+    def links(self, *, after: int = 0) -> Iterator[Link]:
+        """All entries behind ``after``, oldest first, a page at a time."""
+        yield from self._read(select(TABLE).where(TABLE.c.seq > after).order_by(TABLE.c.seq))
+
+    def newest(self, count: int) -> list[Link]:
+        """The last entries, oldest first."""
+        return list(self._read(select(TABLE).order_by(TABLE.c.seq.desc()).limit(count)))[::-1]
+
+    def find(self, *, request: str = "", prompt: str = "") -> list[Link]:
+        """The entries of one request, or of one prompt's keyed hash."""
+        wanted = TABLE.c.request == request if request else TABLE.c.prompt == prompt
+        return list(self._read(select(TABLE).where(wanted).order_by(TABLE.c.seq)))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _read(self, query: "Select[Any]") -> Iterator[Link]:
+        with self._failing(), self._engine.connect() as connection:
+            for row in connection.execution_options(yield_per=PAGE).execute(query):
+                yield Link(**row._mapping)
+
+    def _lock(self, connection: Connection, *, durable: bool) -> None:
+        """Nobody else may append until this transaction ends; readers go on."""
+        if self._file is None:
+            connection.exec_driver_sql(f"LOCK TABLE {TABLE.name} IN EXCLUSIVE MODE")
+        else:
+            connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Which file this is: SQLite would go on writing to one that was deleted. Raises: OSError if it is not there."""
+        if self._file is None:
+            return None
+        found = os.stat(self._file)
+        return found.st_dev, found.st_ino
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, OSError) as error:
+            raise AuditError(f"{self.name}: {_reason(error)}") from error
+
+
+def _resolve(url: str) -> tuple[Any, Path | None]:
+    """SQLAlchemy's URL, and the file if it is SQLite."""
+    if "://" not in url:
+        url = f"sqlite:///{url}"
+    try:
+        found = make_url(url)
+    except (ArgumentError, ValueError):
+        found = None
+    kind = found.get_backend_name() if found is not None else ""
+    if found is not None and kind == "sqlite" and found.database not in (None, "", ":memory:"):
+        return found, Path(found.database)
+    if found is not None and kind in ("postgresql", "postgres"):
+        try:
+            ready = found.set(drivername="postgresql+psycopg")
+            ready.get_dialect().import_dbapi()
+        except (NoSuchModuleError, ImportError):
+            raise UserError("PostgreSQL needs a driver. Run: pip install 'valign[postgres]'") from None
+        return ready, None
+    raise UserError("--audit must be a path, sqlite:///PATH or postgresql://USER@HOST/DATABASE, got another kind of URL.")
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # transactions begin where `_lock` says so, not where the driver guesses
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _postgres_options(*, writes: bool) -> dict[str, Any]:
+    waits = f"-c lock_timeout={LOCK_WAIT}s -c statement_timeout={NETWORK_WAIT}s" if writes else ""
+    return {"connect_timeout": NETWORK_WAIT, "tcp_user_timeout": NETWORK_WAIT * 1000, "options": waits}
+
+
+def _reason(error: Exception) -> str:
+    """The driver's own words, one line, without the statement and its values."""
+    cause = getattr(error, "orig", None) or error
+    return str(cause).strip().split("\n")[0].rstrip(".") or type(cause).__name__

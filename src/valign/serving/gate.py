@@ -1,0 +1,105 @@
+"""What every request passes before a route sees it: an id, the key, the limit on its body; and what catches its fall."""
+
+import asyncio
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from itertools import count
+from time import perf_counter
+from typing import Any
+
+from valign.serving import errors
+from valign.serving.service import Caller, Service
+
+LOG = logging.getLogger(__name__)
+GUARDED = "/v1/"  # routes below it need a key
+ROUTES = ("/v1/moderations", "/v1/images/generations", "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Gate:
+    """ASGI middleware. The body is read here, within its limits of size and time, and only for a caller who may ask."""
+
+    def __init__(self, app: App, service: Service) -> None:
+        self._app, self._service = app, service
+        self._series, self._number = secrets.token_hex(8), count()  # unlike those of any other start
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = perf_counter(), 0
+        request = f"req_{self._series}{next(self._number):x}"
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request.encode())]
+            await send(message)
+
+        try:
+            if scope["path"].startswith(GUARDED):
+                scope.setdefault("state", {})["caller"] = Caller(self._authorise(scope), request)
+                receive = await self._read(scope, receive)
+            async with asyncio.timeout(self._service.settings.timeout):
+                await self._app(scope, receive, send_marked)
+        except Exception as error:
+            answer = self._explain(error, request)
+            if status == 0:
+                await _answer(answer, send_marked)
+        finally:
+            route = scope["path"] if scope["path"] in ROUTES else "other"
+            self._service.metrics.requests.labels(route, status).inc()
+            self._service.metrics.seconds.labels(route).observe(perf_counter() - start)
+
+    def _authorise(self, scope: Scope) -> str:
+        """The name of the key's owner. Raises: ApiError 401, or 503 before the keys are read."""
+        given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        kind, _, key = given.partition(" ")
+        name = self._service.rules.keys.name_of(key.strip() if kind.lower() == "bearer" else "")
+        if name is None:
+            raise errors.wrong_key()
+        return name
+
+    async def _read(self, scope: Scope, receive: Receive) -> Receive:
+        """The whole body, to be received again by the route. Raises: ApiError 413 or 408."""
+        limits = self._service.settings
+        body = bytearray()
+        try:
+            async with asyncio.timeout(limits.body_timeout):
+                more = True
+                while more:
+                    message = await receive()
+                    body += message.get("body", b"")
+                    more = message["type"] == "http.request" and message.get("more_body", False)
+                    if len(body) > limits.max_body:
+                        raise errors.too_large(limits.max_body)
+        except TimeoutError:
+            raise errors.body_too_slow(limits.body_timeout) from None
+        waiting = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def again() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        return again
+
+    def _explain(self, error: Exception, request: str) -> errors.ApiError:
+        if isinstance(error, errors.ApiError):
+            return error
+        if isinstance(error, TimeoutError):
+            return errors.timed_out(self._service.settings.timeout)
+        LOG.error("%s failed: %s", request, type(error).__name__, exc_info=error)
+        return errors.failed()
+
+
+async def _answer(error: errors.ApiError, send: Send) -> None:
+    headers = [(b"content-type", b"application/json"), *((k.encode(), v.encode()) for k, v in error.headers.items())]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(error.body).encode()})

@@ -1,0 +1,76 @@
+"""``POST /v1/images/generations``: a prompt or its safe rewrite drawn, and the pictures that passed every check."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from valign.guard.records import GuardResult
+from valign.serving import errors
+from valign.serving.drawing import Order, Picture
+from valign.serving.schemas import DrawnPicture, ImageAnswer, ImageRequest
+from valign.serving.service import Caller, Service
+
+EFFORT = {"low": 0.5, "high": 2.0, "hd": 2.0}  # quality -> times the usual steps
+
+
+async def generate(service: Service, caller: Caller, body: ImageRequest) -> ImageAnswer:
+    """Raises: ApiError, also where everything was blocked; UserError for what is no prompt."""
+    order = order_of(service, body)
+    result, pictures = await service.draw(caller, order)
+    assert result.prompt is not None
+    data = [
+        DrawnPicture(b64_json=picture.encoded.base64, revised_prompt=_caption(result.prompt, picture))
+        for picture in pictures
+        if picture.encoded is not None
+    ]
+    return ImageAnswer(created=int(time.time()), data=data, output_format=order.form, guard=_account(result, pictures, order))
+
+
+def order_of(service: Service, body: ImageRequest) -> Order:
+    """What the request asks for, with the service's defaults. Raises: ApiError for what this model cannot do."""
+    limits, side = service.settings, service.image_size
+    if body.model is not None and body.model not in limits.names:
+        raise errors.unknown_model(limits.names)
+    if body.size not in (None, "auto", f"{side}x{side}"):
+        raise errors.invalid(f"size must be auto or {side}x{side}: this model draws no other.", param="size")
+    if body.steps is not None and body.steps > limits.max_steps:
+        raise errors.invalid(f"steps must be at most {limits.max_steps}.", param="steps")
+    usual = max(1, min(limits.max_steps, round(limits.steps * EFFORT.get(body.quality or "auto", 1.0))))
+    return Order(
+        prompt=body.prompt,
+        count=body.n or 1,
+        seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+        steps=body.steps or usual,
+        guidance_scale=limits.guidance_scale if body.guidance_scale is None else body.guidance_scale,
+        form=body.output_format or "png",
+        quality=100 if body.output_compression is None else body.output_compression,
+    )
+
+
+def _caption(prompt: str, picture: Picture) -> str:
+    """What the picture was drawn from."""
+    style = picture.found.drawings[-1].style
+    return f"{prompt}, {style}" if style else prompt
+
+
+def _account(result: GuardResult, pictures: Sequence[Picture], order: Order) -> dict[str, Any]:
+    """What the guard did with prompt and pictures."""
+    decision = result.decision
+    held = [
+        {"index": number, "categories": [verdict.category] if verdict is not None and verdict.category else []}
+        for number, picture in enumerate(pictures)
+        if picture.encoded is None
+        for verdict in [picture.found.drawings[-1].verdict]
+    ]
+    return {
+        "action": result.action,
+        "stage": decision.stop or None,
+        "intent": decision.intent,
+        "categories": decision.categories,
+        "requested": order.count,
+        "blocked": held,
+        "seeds": [picture.found.drawings[-1].seed for picture in pictures if picture.encoded is not None],
+        "checked": all(picture.found.checked for picture in pictures),
+        "policy": decision.policy,
+    }

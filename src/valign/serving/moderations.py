@@ -1,0 +1,62 @@
+"""``POST /v1/moderations``: texts, or one message of texts and pictures, judged by the guard and its detector."""
+
+from typing import Any
+
+from PIL.Image import Image
+
+from valign.guard.records import GuardDecision
+from valign.serving import errors
+from valign.serving.categories import Finding, image_findings, merge, text_findings
+from valign.serving.pictures import decode
+from valign.serving.schemas import ImagePart, ModerationAnswer, ModerationRequest
+from valign.serving.service import Caller, Service
+
+
+async def moderate(service: Service, caller: Caller, body: ModerationRequest) -> ModerationAnswer:
+    """A result per text of a list, one result for a message of parts. Raises: ApiError; UserError for what is no prompt."""
+    policy, limits = service.rules.guard.policy, service.settings
+    parts = [body.input] if isinstance(body.input, str) else body.input
+    if len(parts) > limits.max_inputs:
+        raise errors.invalid(f"input must have at most {limits.max_inputs} parts.", param="input")
+    read = [
+        decode(part.image_url.url, max_pixels=limits.max_pixels, param="input")
+        if isinstance(part, ImagePart)
+        else (part if isinstance(part, str) else part.text)
+        for part in parts
+    ]
+    texts = [part for part in read if isinstance(part, str)]
+    decisions = iter(await service.moderate(caller, texts) if texts else [])
+    found = [
+        _of_text(policy, next(decisions)) if isinstance(part, str) else await _of_image(service, caller, part) for part in read
+    ]
+    together = not isinstance(parts[0], str)
+    groups = [found] if together else [[one] for one in found]
+    return ModerationAnswer(
+        id=caller.request.replace("req_", "modr-"),
+        model=f"valign-guard/{policy.id}",
+        results=[merge([finding for finding, _ in group]) for group in groups],
+        guard=[{"parts": [own for _, own in group]} for group in groups],
+    )
+
+
+def _of_text(policy: Any, decision: GuardDecision) -> tuple[Finding, dict[str, Any]]:
+    if decision.stop == "script":
+        raise errors.invalid("input has a text in a script that this guard cannot read.", param="input", code="unsupported_script")
+    own = {
+        "type": "text",
+        "action": decision.action,
+        "flagged": decision.flagged,
+        "stage": decision.stop or None,
+        "intent": decision.intent,
+        "categories": decision.categories,
+        "scores": decision.scores,
+        "policy": decision.policy,
+    }
+    return text_findings(policy, decision), own
+
+
+async def _of_image(service: Service, caller: Caller, image: Image) -> tuple[Finding, dict[str, Any]]:
+    scores, threshold, detector = await service.look(caller, image)
+    flagged = max(scores.values()) >= threshold
+    own = {"type": "image", "action": "block" if flagged else "allow", "flagged": flagged, "scores": scores, "threshold": threshold}
+    return image_findings(scores, threshold, detector), own | {"detector": detector}

@@ -1,0 +1,228 @@
+"""The work behind the routes: check, rewrite, draw, look, log, and only then answer. Knows nothing of HTTP but its errors.
+
+Fail closed: an answer leaves only after its decision is in the audit log, and a picture only after the guard let it through.
+"""
+
+import asyncio
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL.Image import Image
+
+from valign.data.protocols import Sampler
+from valign.guard.guard import Guard
+from valign.guard.records import GuardDecision, GuardResult
+from valign.serving import errors
+from valign.serving.audit_log import AuditLog
+from valign.serving.audit_record import Recorder
+from valign.serving.audit_store import AuditStore
+from valign.serving.checking import Checks
+from valign.serving.drawing import Order, Picture, Studio
+from valign.serving.keys import Keys
+from valign.serving.limits import RateLimit
+from valign.serving.metrics import Metrics
+from valign.serving.settings import Settings
+
+LOG = logging.getLogger(__name__)
+WARM_PROMPT = "a red apple"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and with which request."""
+
+    name: str
+    request: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a reload replaces, all at once."""
+
+    guard: Guard
+    keys: Keys
+
+
+class Service:
+    """Loads in the background, serves when warm, drains when stopped. If loading fails it calls ``on_failure`` and is never ready.
+
+    Args:
+        load: Makes the model; runs once, in a thread, after the server listens.
+        load_rules: Makes guard and keys; runs after ``load`` and at every `reload`.
+        store: Where decisions are logged.
+        secret: Keys the hashes of prompts in the log.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Sampler],
+        load_rules: Callable[[], Rules],
+        store: AuditStore,
+        *,
+        secret: bytes,
+        settings: Settings | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.metrics = Metrics()
+        self.limit = RateLimit(self.settings.per_minute)
+        self.image_size = 0  # pixels of a side; known when ready
+        self.reload_failed = False
+        self.on_failure: Callable[[Exception], None] = lambda error: None
+        self._record = Recorder(secret, full=self.settings.prompts == "full")
+        self._load, self._load_rules = load, load_rules
+        self._log = AuditLog(store, self.metrics)
+        self._checks = Checks(self.settings, self.metrics)
+        self._rules: Rules | None = None
+        self._studio: Studio | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._reloading = asyncio.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the models are loaded and warm."""
+        return self._studio is not None
+
+    @property
+    def rules(self) -> Rules:
+        """Those of now; a request keeps the ones that it began with. Raises: ApiError 503 before the service is ready."""
+        if self._rules is None or not self.ready:
+            raise errors.not_ready()
+        return self._rules
+
+    async def start(self) -> None:
+        """Begin to load; returns at once."""
+        self._loading = asyncio.create_task(self._prepare())
+
+    async def stop(self) -> None:
+        """Finish what was admitted, then close the log."""
+        self.metrics.ready.set(0)
+        if self._loading is not None:
+            await asyncio.wait([self._loading])
+        for part in (self._checks, self._studio, self._log):
+            if part is not None:
+                await asyncio.to_thread(part.close)
+
+    async def reload(self) -> bool:
+        """Read policy and keys again. Broken ones leave the old at work, and the log says why. True if the new ones are."""
+        async with self._reloading:
+            try:
+                rules = await asyncio.to_thread(self._make_rules)
+                await self._log.write([self._event("reload", rules)])
+            except Exception as error:
+                LOG.error("Nothing was reloaded, the old policy and keys stay: %s", error)
+                self.reload_failed = True
+            else:
+                LOG.info("Reloaded the keys and policy %s", rules.guard.policy.id)
+                self._rules, self.reload_failed = rules, False
+            self.metrics.reloads.labels("failed" if self.reload_failed else "done").inc()
+            return not self.reload_failed
+
+    async def moderate(self, caller: Caller, prompts: Sequence[str]) -> list[GuardDecision]:
+        """A logged decision per prompt, for which every stage ran.
+
+        Raises: UserError for what is no prompt; ApiError 503 if a check or the log is down.
+        """
+        guard = self.rules.guard
+        for prompt in prompts:
+            guard.refuse(prompt)
+        decisions = await self._checks.decide(guard, prompts, explain=True)
+        await self._log.write([self._record.decision(caller.request, caller.name, *pair) for pair in zip(prompts, decisions)])
+        for decision in decisions:
+            _require_checks(decision)
+        return decisions
+
+    async def look(self, caller: Caller, image: Image) -> tuple[dict[str, float], float, str]:
+        """Logged scores of a picture by the detector's classes, its threshold, its name. Raises: ApiError."""
+        detector = self.rules.guard.detector
+        if detector is None:
+            raise errors.invalid("This server has no image check. Send text.", param="input")
+        card = detector.card
+        facts: dict[str, Any] = {"detector": card.name, "threshold": card.threshold}
+        try:
+            facts["scores"] = await self._checks.look(detector, image)  # type: ignore[arg-type]
+        except errors.ApiError:
+            raise
+        except Exception as error:
+            LOG.error("The image check failed: %s", error)
+            facts["error"] = type(error).__name__
+        await self._log.write([self._record.image_check(caller.request, caller.name, facts)])
+        if "error" in facts:
+            raise errors.check_down("image")
+        return facts["scores"], card.threshold, card.name
+
+    async def draw(self, caller: Caller, order: Order) -> tuple[GuardResult, list[Picture]]:
+        """Guard, draw, check, log. At least one of the pictures may be shown.
+
+        Raises: UserError for what is no prompt; ApiError 400 if all is blocked, 503 if check or log are down or the queue is full.
+        """
+        guard, studio = self.rules.guard, self._studio
+        assert studio is not None
+        guard.refuse(order.prompt)
+        studio.require_room(order.count)
+        decision = (await self._checks.decide(guard, [order.prompt]))[0]
+        result, pictures, outcome = GuardResult(decision=decision, prompt=None), [], "failed"
+        try:
+            result, pictures = await studio.draw(guard, decision, order)
+            outcome = "drawn" if any(picture.encoded for picture in pictures) else "blocked"
+        finally:
+            facts = {"outcome": outcome, "seed": order.seed, "steps": order.steps, "guidance_scale": order.guidance_scale}
+            await self._log.write([self._record.drawing(caller.request, caller.name, order.prompt, result, pictures, facts)])
+        if outcome == "blocked":
+            raise _refusal(result, pictures)
+        return result, pictures
+
+    async def _prepare(self) -> None:
+        try:
+            model, rules = await asyncio.to_thread(self._warm)
+            await self._log.write([self._event("start", rules, model=self.settings.names[0])])
+        except Exception as error:
+            LOG.error("The service cannot start: %s", error)
+            self.on_failure(error)
+            return
+        self._rules, self._studio = rules, Studio(model, self.settings, self.metrics)
+        gc.collect()
+        gc.freeze()  # millions of objects of the models' libraries: no later collection need look at them again
+        self.metrics.ready.set(1)
+        LOG.info("Ready: %s behind policy %s", self.settings.names[0], rules.guard.policy.id)
+
+    def _warm(self) -> tuple[Sampler, Rules]:
+        """Load everything and run it once, so that the first request is not the slow one."""
+        model, rules = self._load(), self._make_rules()
+        image = model.generate([WARM_PROMPT], seeds=[0], steps=1, guidance_scale=self.settings.guidance_scale)[0]
+        self.image_size = image.width
+        if rules.guard.detector is not None:
+            rules.guard.detector.detect([image])
+        return model, rules
+
+    def _make_rules(self) -> Rules:
+        rules = self._load_rules()
+        rules.guard.warm_up()
+        return rules
+
+    def _event(self, kind: str, rules: Rules, **facts: Any) -> Any:
+        policy, detector = rules.guard.policy, rules.guard.detector
+        name, weights = (detector.card.name, detector.card.weights_sha256) if detector is not None else (None, None)
+        return self._record.event(
+            kind, policy=policy.fingerprint(), policy_id=policy.id, detector=name, detector_sha256=weights, **facts
+        )
+
+
+def _require_checks(decision: GuardDecision) -> None:
+    """A prompt that was blocked because a check failed is no unsafe prompt, and none that may pass."""
+    if decision.error and decision.blocked:
+        raise errors.check_down(decision.stop)
+
+
+def _refusal(result: GuardResult, pictures: Sequence[Picture]) -> errors.ApiError:
+    """Why nothing may be shown: the prompt, a check that is down, or the pictures."""
+    decision = result.decision
+    if not pictures:
+        _require_checks(decision)
+        return errors.blocked("input", decision.categories)
+    last = [picture.found.drawings[-1].verdict for picture in pictures]
+    if any(verdict is not None and verdict.outcome == "error" for verdict in last):
+        return errors.check_down("image")
+    return errors.blocked("output", sorted({verdict.category for verdict in last if verdict is not None}))

@@ -1,0 +1,78 @@
+"""Many words at once: whole, spaced out, cut in two; and what only looks like it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from valign.text import WordList, fold
+
+WORDS = WordList(["weapon", "bomb", "axe", "stand there"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a weapon",
+        "w e a p o n",
+        "a w e a p o n s h o p",  # nobody knows where the words end
+        "t w o w e a p o n s",
+        "a b o m b",
+        "b o m b s h e l t e r",
+        "an a x e and more",
+        "s t a n d t h e r e",
+        "stand there",
+        "we should stand there",
+    ],
+)
+def test_found(text):
+    assert WORDS.any(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "weapons",
+        "bombard",
+        "a x e s",
+        "t a x e s",
+        "c o m b o m b s",
+        "standthere",
+        "stand by there",
+        "wea pon",
+        "we apon",
+        "b omb",
+        "",
+    ],
+)
+def test_not_found(text):
+    assert not WORDS.any(text)
+
+
+@pytest.mark.parametrize("text", ["w eapon", "weapo n", "weap on", "a weapo n shop"])
+def test_a_word_with_one_or_two_letters_cut_off(text):
+    assert WORDS.any(text) == (text != "weap on")  # "on" is a word
+
+
+@given(st.lists(st.text("abc ", min_size=1, max_size=6).filter(str.strip), min_size=1, max_size=5), st.text("abc ", max_size=30))
+def test_agrees_with_a_look_at_every_word(terms, text):
+    """The obvious way, for whole words: any and find."""
+    words = WordList(terms)
+    folded = fold(text)
+    plain = {term for term in words.terms if f" {term} " in f" {folded} "}
+    found = {term for _, _, term in words.find(f" {folded} ")}
+    assert plain <= found
+    assert words.any(folded) == bool(found)
+    for start, end, term in words.find(f" {folded} "):
+        assert f" {folded} "[start:end].replace(" ", "") == term.replace(" ", "")
+
+
+def test_the_first_and_longest_comes_first():
+    words = WordList(["red", "red fox", "fox"])
+    assert [term for _, _, term in words.find(" a red fox ")] == ["red fox", "red", "fox"]
+
+
+def test_refuses_blank_terms():
+    with pytest.raises(ValueError, match=r"WordList\.terms must be words, got 2 with a blank one"):
+        WordList(["axe", " - "])
+    with pytest.raises(ValueError, match="got 0"):
+        WordList([])
