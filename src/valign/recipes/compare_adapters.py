@@ -26,7 +26,19 @@ REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is t
 METHODS = (
     *REFERENCES,
     *("adalora", "fourierft", "ailora", "lora-sb", "comp-lora", "svfit", "loldu", "randlora", "nola", "loca", "clip-svd"),
-    *("sora", "increlora", "diffora", "codyra", "lora+ggpo", "lora+mgpo", "full", "full+dct-adamw", "full+trion", "head"),
+    *(
+        "sora",
+        "increlora",
+        "diffora",
+        "codyra",
+        "lora+ggpo",
+        "lora+mgpo",
+        "full",
+        "full+dct-adamw",
+        "full+galore",
+        "full+trion",
+        "head",
+    ),
 )
 
 
