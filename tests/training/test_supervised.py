@@ -31,11 +31,12 @@ SETTINGS = {  # sizes for weights of 16 x 16
     "codyra": {"rank": 4},
     "full+dct-adamw": {"rank": 4, "weight_decay": 0.01},
     "full+trion": {"rank": 4},
+    "full+galore": {"rank": 4, "update_every": 5},
     **dict.fromkeys(("lora", "pissa", "milora", "dora", "ailora", "comp-lora", "sora", "diffora"), SMALL),
     **dict.fromkeys(("adalora", "increlora"), QUICK),
     **dict.fromkeys(("lora+ggpo", "lora+mgpo", "lora+dct-adamw"), SMALL),
 }
-NAMES = [*ADAPTERS, "lora+ggpo", "lora+mgpo", "lora+dct-adamw", "full+dct-adamw", "full+trion"]
+NAMES = [*ADAPTERS, "lora+ggpo", "lora+mgpo", "lora+dct-adamw", "full+dct-adamw", "full+galore", "full+trion"]
 STEPS = 12
 
 

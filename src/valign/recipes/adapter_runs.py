@@ -85,8 +85,8 @@ class Place:
 
 @cache
 def _rows(folder: Path, task: str, seed: int, budget: Budget, rehearsal: bool) -> TextData:
-    sizes = {"train_rows": budget.train_rows, "held_out_rows": budget.held_out_rows}
-    data = read_data(*named_task(task, folder), **sizes, seed=seed)
+    found, place = named_task(task, folder)
+    data = read_data(found, place, train_rows=budget.train_rows, held_out_rows=budget.held_out_rows, seed=seed)
     if not rehearsal:
         return data
     train, judged = split(data.train, REHEARSED)

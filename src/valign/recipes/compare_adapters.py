@@ -26,7 +26,19 @@ REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is t
 METHODS = (
     *REFERENCES,
     *("adalora", "fourierft", "ailora", "lora-sb", "comp-lora", "svfit", "loldu", "randlora", "nola", "loca", "clip-svd"),
-    *("sora", "increlora", "diffora", "codyra", "lora+ggpo", "lora+mgpo", "full", "full+dct-adamw", "full+trion", "head"),
+    *(
+        "sora",
+        "increlora",
+        "diffora",
+        "codyra",
+        "lora+ggpo",
+        "lora+mgpo",
+        "full",
+        "full+dct-adamw",
+        "full+galore",
+        "full+trion",
+        "head",
+    ),
 )
 
 
@@ -189,7 +201,7 @@ def _overheads(comparison: Comparison, out: Path, sha256: str) -> None:
     todo = []
     for method in comparison.methods:
         path = out / "overhead" / f"{method}.json"
-        known = read_json(path) if path.exists() else {"task": comparison.tasks[0], "seed": comparison.seeds[0]}
+        known: Any = read_json(path) if path.exists() else {"task": comparison.tasks[0], "seed": comparison.seeds[0]}
         place = comparison.place(known["task"], known["seed"])
         key = fingerprint(place, comparison.tuning(method), sha256)
         if not _finished(path, key):

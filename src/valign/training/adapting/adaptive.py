@@ -73,11 +73,8 @@ class AttachedAdaLora(Attached):
 
     def numbers(self) -> int:
         """Of the triplets whose value is not masked to 0, as SoRA counts."""
-        return sum(
-            int(layer.lora_E["default"].count_nonzero()) * (layer.in_features + layer.out_features + 1)
-            for layer in self.network.modules()
-            if hasattr(layer, "lora_E") and "default" in layer.lora_E
-        )
+        layers: list[Any] = [layer for layer in self.network.modules() if "default" in getattr(layer, "lora_E", ())]
+        return sum(int(layer.lora_E["default"].count_nonzero()) * (layer.in_features + layer.out_features + 1) for layer in layers)
 
 
 @dataclass(frozen=True, kw_only=True)

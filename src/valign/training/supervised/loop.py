@@ -169,7 +169,7 @@ class SupervisedLoop:
         return network, [{"params": head, "lr": self.config.head_learning_rate, "weight_decay": 0.0}] if head else []
 
     def _note(self, number: int, record: Mapping[str, float]) -> None:
-        line = {"step": number, **record}
+        line: dict[str, Any] = {"step": number, **record}
         self.records.append(line)
         if self.log is not None:
             self.log.append(line)
