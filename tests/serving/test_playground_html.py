@@ -90,6 +90,6 @@ def test_the_same_guard_at_other_thresholds():
     assert thresholds_of(guard) == {"scored": 0.5}
     assert guard.check("a red apple").stop == "scored"
     assert retuned(guard, {"scored": 1.0}).check("a red ap").stop == ""
-    kept = retuned(guard, {}, keep_words=0.9)
+    kept = retuned(guard, {"keep_words": 0.9})
     assert (kept.acceptor.keep_words, kept.acceptor.keep_meaning) == (0.9, guard.acceptor.keep_meaning)
     assert kept.check("a red apple").stop == "scored"

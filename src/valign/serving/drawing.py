@@ -6,7 +6,7 @@ want drawn at the same time, with the same options, goes into one model call. So
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeVar
@@ -105,7 +105,11 @@ class Studio:
         if result.blocked:
             return result, []
         others = [self._threads.submit(self._picture, guard, result, order, number) for number in range(1, order.count)]
-        return result, [self._picture(guard, result, order, 0), *(other.result() for other in others)]
+        try:
+            first = self._picture(guard, result, order, 0)
+        finally:
+            wait(others)  # the places are given back when this returns, so nothing may still be drawn
+        return result, [first, *(other.result() for other in others)]
 
     def _picture(self, guard: Guard, result: GuardResult, order: Order, number: int) -> Picture:
         return self._encoded(guard.illustrate(self._pen(order), result, seed=order.seed + number), order)

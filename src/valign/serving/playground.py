@@ -150,9 +150,7 @@ def _page(gr: Any, play: Playground, service: Service) -> Any:
 
 def _under(guard: Guard, moved: dict[str, float], prompt: str) -> GuardResult:
     """What the guard would say with some levels moved."""
-    stages = {name: level for name, level in moved.items() if not name.startswith("keep_")}
-    kept = {name: level for name, level in moved.items() if name.startswith("keep_")}
-    other = retuned(guard, stages, **kept)
+    other = retuned(guard, moved)
     return other.finish(other.check(prompt, explain=True), prompt)
 
 
