@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 
 from text_data import glue_folder, tiny_bert
 from valign.checks import UserError
+from valign.cli.compare import parse_rates, parse_seeds, parse_settings
 from valign.cli.root import build
 from valign.recipes import compare_adapters as module
 from valign.recipes.adapter_runs import BUDGETS, Place, measure_overhead, peak_memory, stretches
-from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters, parse_rates, parse_seeds, parse_settings
+from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters
 from valign.training.adapting import parse_tuning
 
 SETTINGS = {"lora": {"rank": 2}, "fourierft": {"n_frequency": 20}, "lora-sb": {"rank": 4}}
@@ -175,7 +176,7 @@ def test_learning_rates_are_chosen_on_training_rows_of_another_seed(model, data,
     best = max(found["tried"], key=lambda entry: (entry["score"], -entry["loss"]))
     assert found["factor"] == best["factor"]
     record = runs(tmp_path)["sst2/lora/seed-0.json"]
-    assert record["recipe"]["adapter"]["learning_rate"] == pytest.approx(found["factor"] * parse_tuning("lora").learning_rate)
+    assert record["recipe"]["adapter"]["learning_rate"] == pytest.approx(found["factor"] * tried.tuning("lora").learning_rate)
     place = tried.place("sst2", module.REHEARSAL_SEED, rehearsal=True)
     whole = tried.place("sst2", module.REHEARSAL_SEED)
     assert set(place.rows().train) | set(place.rows().held_out) == set(whole.rows().train)

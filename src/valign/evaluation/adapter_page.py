@@ -37,6 +37,23 @@ def write_page(path: Path, summary: Mapping[str, Any]) -> None:
     write_text(path, page)
 
 
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The table as Markdown, for documentation."""
+    tasks: Sequence[str] = summary["tasks"]
+    head = ["method", *tasks, "mean [95 %]", "against LoRA (p)", "drift", "skill kept", "trained", "file", "memory", "step"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in summary["rows"]:
+        cells = [f"{row['tasks'][task]['value']:.3f}" if task in row["tasks"] else "-" for task in tasks]
+        mean, test, cost = row["score"], row["against"].get("lora"), row["cost"]
+        lora = f"{test['difference']['value']:+.3f} ({test['p']:.2g})" if test else "-"
+        kept = f"{row['skill']['value']:+.3f}"
+        costs = [f"{cost['peak_bytes'] / 2**20:.0f} MiB", f"{cost['step_ratio']:.2f}"] if cost else ["-", "-"]
+        cells += [f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]", lora, f"{row['drift']['value']:.4f}", kept]
+        cells += [f"{row['trained']:,}", f"{row['adapter_bytes'] / 1024:,.0f} KiB", *costs]
+        lines.append("| " + " | ".join([row["method"], *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def trade_offs(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Score against trained numbers and against drift, each with its front of methods that no other beats on both."""
     score = [_limits(row["score"]) for row in rows]

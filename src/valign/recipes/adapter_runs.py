@@ -42,6 +42,7 @@ class Budget:
     max_tokens: int
     probes: int  # pairs for retention
     timed: int  # steps of the paired timing
+    rate: float  # factor on every method's learning rate: a short training of a small model wants higher ones
 
     def config(self, seed: int) -> SupervisedConfig:
         """No validation: every method is judged at its last step, on rows that chose nothing."""
@@ -49,9 +50,9 @@ class Budget:
 
 
 BUDGETS: dict[str, Budget] = {
-    "tiny": Budget(steps=10, batch_size=4, train_rows=64, held_out_rows=40, max_tokens=16, probes=20, timed=3),
-    "quick": Budget(steps=100, batch_size=8, train_rows=400, held_out_rows=400, max_tokens=32, probes=100, timed=15),
-    "full": Budget(steps=1000, batch_size=16, train_rows=4000, held_out_rows=1000, max_tokens=64, probes=500, timed=25),
+    "tiny": Budget(steps=10, batch_size=4, train_rows=64, held_out_rows=40, max_tokens=16, probes=20, timed=3, rate=5.0),
+    "quick": Budget(steps=100, batch_size=8, train_rows=400, held_out_rows=400, max_tokens=32, probes=100, timed=15, rate=5.0),
+    "full": Budget(steps=1000, batch_size=16, train_rows=4000, held_out_rows=1000, max_tokens=64, probes=500, timed=25, rate=2.0),
 }
 
 

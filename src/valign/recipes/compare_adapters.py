@@ -1,9 +1,8 @@
 """Many ways to fine-tune x tasks x seeds under one budget: one JSON per run, resumable, a table with tests, a page."""
 
 import multiprocessing
-import re
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,35 +10,19 @@ from typing import Any
 
 from valign.checks import UserError, check_range
 from valign.data.text_tasks import GLUE
-from valign.evaluation.adapter_page import write_page
+from valign.evaluation.adapter_page import markdown, write_page
 from valign.evaluation.adapter_table import summarise
 from valign.files import hash_value, read_json, write_json, write_text
 from valign.progress import console, track
 from valign.recipes.adapter_claims import judge_claims
 from valign.recipes.adapter_runs import PROBES, Budget, Place, fingerprint, measure_overhead, rehearse, run_once
 from valign.runs import versions
-from valign.training.adapting import Tuning, parse_tuning
+from valign.training.adapting import ADAPTERS, Tuning, parse_tuning
 
 FORMAT = 1
 REHEARSAL_SEED = 10_000  # draws the rows and orders by which learning rates are chosen
 REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is tested against
-METHODS = (
-    *REFERENCES,
-    *("adalora", "fourierft", "ailora", "lora-sb", "comp-lora", "svfit", "loldu", "randlora", "nola", "loca", "clip-svd"),
-    *(
-        "sora",
-        "increlora",
-        "diffora",
-        "codyra",
-        "lora+ggpo",
-        "lora+mgpo",
-        "full",
-        "full+dct-adamw",
-        "full+galore",
-        "full+trion",
-        "head",
-    ),
-)
+METHODS = (*ADAPTERS, "lora+ggpo", "lora+mgpo", "full+dct-adamw", "full+galore", "full+trion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +56,8 @@ class Comparison:
             raise UserError(f"--set must name methods of the comparison, got {', '.join(strange)}. Add them to --methods.")
 
     def tuning(self, method: str) -> Tuning:
-        """With its options, at the learning rate it comes with."""
-        return parse_tuning(method, self.settings.get(method, {}))
+        """With its options, at its learning rate for this budget."""
+        return parse_tuning(method, self.settings.get(method, {})).at(self.budget.rate)
 
     def place(self, task: str, seed: int, *, rehearsal: bool = False) -> Place:
         return Place(model=self.model, data=self.data, task=task, seed=seed, budget=self.budget, rehearsal=rehearsal)
@@ -84,9 +67,8 @@ def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True
     """Do what is missing or failed in ``out``, then write ``summary.json``, ``table.md`` and ``report.html``; return the summary.
 
     A run is ``out/runs/TASK/METHOD/seed-N.json``, a cost ``out/overhead/METHOD.json``, a choice of learning rate
-    ``out/rates/TASK/METHOD.json``. More methods, tasks and seeds may join
-    later. A run that fails is recorded with its error and does not stop the others. Processes may share ``out`` if their tasks or
-    seeds differ.
+    ``out/rates/TASK/METHOD.json``. More methods, tasks and seeds may join later. A run that fails is recorded with its error and
+    does not stop the others. Processes may share ``out`` if their tasks or seeds differ.
 
     Raises: UserError, before the first run, for an unknown method, option or task, missing data, or runs in ``out`` that were made
         with another budget, option, model or data.
@@ -126,7 +108,7 @@ def report(out: Path) -> dict[str, Any]:
     summary = summarise(records, costs, references=REFERENCES, order=order)
     summary["claims"] = [asdict(verdict) for verdict in judge_claims(records, costs)]
     write_json(out / "summary.json", summary)
-    write_text(out / "table.md", _markdown(summary))
+    write_text(out / "table.md", markdown(summary))
     write_page(out / "report.html", summary)
     return summary
 
@@ -219,52 +201,3 @@ def _overheads(comparison: Comparison, out: Path, sha256: str) -> None:
         except Exception as error:
             console.print(f"failed: cost of {method}: {error}", style="red", highlight=False)
             write_json(path, {**record, "status": "failed", "error": f"{type(error).__name__}: {error}"})
-
-
-def parse_settings(texts: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
-    """``("lora:rank", 4)`` -> ``{"lora": {"rank": 4}}``.
-
-    Raises: UserError for a name without a method.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in texts:
-        method, separator, option = name.partition(":")
-        if not (method and separator and option):
-            raise UserError(f"--set must be METHOD:NAME=VALUE, got {name!r}. Example: --set lora:rank=4")
-        found.setdefault(method, {})[option] = value
-    return found
-
-
-def parse_rates(text: str) -> tuple[float, ...]:
-    """``"0.3,1,3"``. Raises: UserError for anything else."""
-    try:
-        return tuple(map(float, text.split(",")))
-    except ValueError:
-        raise UserError(f"--rates must be factors like 0.3,1,3, got {text!r}.") from None
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """``"0,1,2"`` or ``"0-4"``. Raises: UserError for anything else."""
-    span = re.fullmatch(r"(\d+)-(\d+)", text)
-    if span and int(span[1]) <= int(span[2]):
-        return tuple(range(int(span[1]), int(span[2]) + 1))
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise UserError(f"--seeds must be numbers like 0,1,2 or a span like 0-4, got {text!r}.")
-    return tuple(map(int, text.split(",")))
-
-
-def _markdown(summary: Mapping[str, Any]) -> str:
-    """The table as Markdown, for documentation."""
-    tasks: Sequence[str] = summary["tasks"]
-    head = ["method", *tasks, "mean [95 %]", "against LoRA (p)", "drift", "skill kept", "trained", "file", "memory", "step"]
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for row in summary["rows"]:
-        cells = [f"{row['tasks'][task]['value']:.3f}" if task in row["tasks"] else "-" for task in tasks]
-        mean, test, cost = row["score"], row["against"].get("lora"), row["cost"]
-        lora = f"{test['difference']['value']:+.3f} ({test['p']:.2g})" if test else "-"
-        kept = f"{row['skill']['value']:+.3f}"
-        costs = [f"{cost['peak_bytes'] / 2**20:.0f} MiB", f"{cost['step_ratio']:.2f}"] if cost else ["-", "-"]
-        cells += [f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]", lora, f"{row['drift']['value']:.4f}", kept]
-        cells += [f"{row['trained']:,}", f"{row['adapter_bytes'] / 1024:,.0f} KiB", *costs]
-        lines.append("| " + " | ".join([row["method"], *cells]) + " |")
-    return "\n".join(lines) + "\n"

@@ -63,6 +63,11 @@ class Attached:
     def after_step(self, step: int) -> None:
         """Step ``step`` (from 0) is over; gradients are still there."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether its modules and ranks are final: only then may a step be kept as the best."""
+        return True
+
     def extra(self) -> dict[str, Any]:
         """What is not in the network's tensors: nested, JSON-able but for tensors."""
         return {}

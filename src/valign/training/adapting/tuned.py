@@ -40,7 +40,7 @@ class RandLora:
     """RandLoRA as peft has it, at the paper's scale."""
 
     like_lora: int = 8  # trains about as much as a LoRA of this rank
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
 
     def attach(self, ground: Ground) -> Attached:
         key = ground.generator("bases").initial_seed() % 2**31
