@@ -12,7 +12,6 @@ from valign.checks import UserError
 from valign.evaluation.suite import FILE_NAME
 
 if TYPE_CHECKING:
-    from valign.guard import Guard, GuardResult
     from valign.models.base import DiffusionModel
     from valign.models.guidance.base import Guidance
     from valign.models.value_pipeline import ValueGuidedPipeline
@@ -121,38 +120,6 @@ def value_system(
         description or "value encoder",
         fingerprint=f"{pipeline.encoder.fingerprint()} {pipeline.retriever.fingerprint()} {mixing}",
     )
-
-
-def guarded_system(system: System, guard: "Guard", *, name: str, description: str = "") -> System:
-    """Any other system behind a guard: prompts are checked and rewritten, and looked at afterwards where the guard has a detector.
-
-    A blocked prompt's place in the batch is taken by another one, whose picture is thrown away: so the batch keeps its shape, and
-    an allowed prompt has, bit for bit, the picture of the system without the guard.
-    """
-
-    def generate(prompts: list[str], seeds: list[int]) -> list[Any]:
-        results = [guard.finish(decision, prompt) for decision, prompt in zip(guard.check_many(prompts), prompts)]
-        spare = next((result.prompt for result in results if result.prompt is not None), None)
-        if spare is None:
-            return [None] * len(prompts)
-        first = system.generate([result.prompt or spare for result in results], seeds)
-        return [_looked_at(system, guard, *each) for each in zip(results, seeds, first)]
-
-    return System(
-        name,
-        generate,
-        description or f"{system.name} behind the guard of policy {guard.policy.id}",
-        extra_evaluations=system.extra_evaluations,
-        fingerprint=f"{system.fingerprint} {guard.fingerprint()}",
-        ready=system.ready,
-    )
-
-
-def _looked_at(system: System, guard: "Guard", result: "GuardResult", seed: int, picture: Any) -> Any:
-    def draw(caption: str, number: int) -> Any:
-        return picture if number == seed else system.generate([caption], [number])[0]
-
-    return guard.illustrate(draw, result, seed=seed).image
 
 
 @contextmanager

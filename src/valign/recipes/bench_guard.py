@@ -14,11 +14,11 @@ import numpy as np
 
 from valign.detectors.base import Detector
 from valign.evaluation import System, adapter_system, base_system, evaluate
+from valign.evaluation.composed import guarded_system
 from valign.evaluation.pictures import PictureFolder
 from valign.evaluation.results import Row, read_results
 from valign.evaluation.statistics import wilson
 from valign.evaluation.suite import Suite
-from valign.evaluation.systems import guarded_system
 from valign.files import write_json, write_text
 from valign.guard import Guard
 from valign.guard.fit import FitConfig
@@ -104,7 +104,7 @@ def _head(policy: Policy, encoder: MiniLM, folder: Path, *, pairs: int, target_f
 
 
 def training_rows(categories: Sequence[str], pairs: int, seed: int) -> list[LabelledPrompt]:
-    """Both sides of ``pairs`` pairs per category, and `BENIGN` times as many benign prompts: a tenth of them sets the thresholds."""
+    """Both sides of ``pairs`` pairs per category, `BENIGN` times as many benign prompts: a tenth of them sets the thresholds."""
     grammar = Grammar()
     rows = []
     for category in categories:
