@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import log
 from pathlib import Path
 from typing import Any
@@ -29,24 +29,36 @@ VARIANTS = ("stock", "ours", "ours, stored reference", "ours, split pairs")
 
 def main() -> None:
     """Make the data once, run every variant in turns, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="", help="pipeline folder, or sd15; the bundled miniature if left out")
-    parser.add_argument("--pairs", type=int, default=16, help="pairs per step")
-    parser.add_argument("--steps", type=int, default=8, help="timed steps per round, after two that are not")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = read_options(__doc__, VARIANTS, pairs=16)
     if options.variant:
         print(json.dumps(measure(options.variant, options.model, options.data, options.pairs, options.steps)))
-        return
+    else:
+        compare(__file__, VARIANTS, make_data, options)
+
+
+def read_options(about: str | None, variants: Sequence[str], *, pairs: int) -> argparse.Namespace:
+    """The command line of a benchmark of steps; ``--variant`` and ``--data`` are for its own processes."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="pipeline folder, or sd15; the bundled miniature if left out")
+    parser.add_argument("--pairs", type=int, default=pairs, help="pairs per step")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps per round, after two that are not")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--variant", choices=variants, help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def compare(
+    script: str, variants: Sequence[str], make_data: Callable[[Path, Path, int], None], options: argparse.Namespace
+) -> None:
+    """Make the data once, run every variant in a process of its own, in turns, and print the table."""
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(options.model, Path(folder))
         make_data(model, Path(folder) / "data", options.pairs)
-        results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+        results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
         for _ in range(options.rounds):
-            for variant in VARIANTS:
-                command = [sys.executable, __file__, "--variant", variant, "--model", str(model), "--data", f"{folder}/data"]
+            for variant in variants:
+                command = [sys.executable, script, "--variant", variant, "--model", str(model), "--data", f"{folder}/data"]
                 command += ["--pairs", str(options.pairs), "--steps", str(options.steps)]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 results[variant].append(json.loads(done.stdout.splitlines()[-1]))
@@ -126,19 +138,32 @@ def make_data(model: Path, folder: Path, pairs: int) -> None:
 
 def measure(variant: str, model: str, data: Path, pairs: int, steps: int) -> dict[str, Any]:
     """Median seconds of a step and the peak of memory, in this process."""
+    use_cores()
+    one_step = stock(model, data, pairs) if variant == "stock" else ours(variant, model, data, pairs, steps)
+    first, found = timed(one_step, steps)
+    assert abs(first - log(2)) < 1e-3, f"{variant} must start at ln 2, got {first}"
+    return found
+
+
+def use_cores() -> None:
+    """As many threads as the process has cores, or as it was told."""
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
-    one_step = stock(model, data, pairs) if variant == "stock" else ours(variant, model, data, pairs, steps)
+
+
+def timed(one_step: Callable[[], float], steps: int) -> tuple[float, dict[str, Any]]:
+    """The first loss; median seconds after two steps, and the peak of memory of this process."""
+    import torch
+
     losses, seconds = [], []
     for _ in range(2 + steps):
         start = time.perf_counter()
         losses.append(one_step())
         seconds.append(time.perf_counter() - start)
-    assert abs(losses[0] - log(2)) < 1e-3, f"{variant} must start at ln 2, got {losses[0]}"
     on_gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
+    return losses[0], {
         "seconds": statistics.median(seconds[2:]),
         "peak_mb": peak / 2**20,
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
@@ -238,22 +263,22 @@ def stock(model: str, data: Path, pairs: int) -> Callable[[], float]:
 
 
 def report(results: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
-    """The table, with all that a number needs beside it."""
+    """The table, against the first variant, with all that a number needs beside it."""
     import diffusers
     import torch
 
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    device = results["stock"][0]["device"]
+    first = next(iter(results))
     print(
-        f"{options.pairs} pairs per step, {options.rounds} x {options.steps} steps; {device}, {platform.machine()}, "
-        f"{os.cpu_count()} cores; torch {torch.__version__}, diffusers {diffusers.__version__}, commit {commit}"
+        f"{options.pairs} pairs per step, {options.rounds} x {options.steps} steps; {results[first][0]['device']}, "
+        f"{platform.machine()}, {os.cpu_count()} cores; torch {torch.__version__}, diffusers {diffusers.__version__}, "
+        f"commit {commit}"
     )
-    best = {name: min(runs, key=lambda run: run["seconds"]) for name, runs in results.items()}
+    best = {name: min(run["seconds"] for run in runs) for name, runs in results.items()}
     peaks = {name: max(run["peak_mb"] for run in runs) for name, runs in results.items()}
     print(f"{'variant':<24}{'ms/step':>10}{'pairs/s':>10}{'speed':>8}{'peak MB':>10}{'memory':>8}")
-    for name in VARIANTS:
-        seconds = best[name]["seconds"]
-        speed, memory = best["stock"]["seconds"] / seconds, peaks[name] / peaks["stock"]
+    for name, seconds in best.items():
+        speed, memory = best[first] / seconds, peaks[name] / peaks[first]
         print(f"{name:<24}{1000 * seconds:>10.0f}{options.pairs / seconds:>10.1f}{speed:>7.2f}x{peaks[name]:>10.0f}{memory:>7.2f}x")
 
 

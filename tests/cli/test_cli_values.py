@@ -11,7 +11,7 @@ from valign.checks import UserError
 from valign.cli.root import build
 from valign.models.loading import load_model
 from valign.models.value_encoder import load_value_encoder
-from valign.models.value_pipeline import ValueGuidedPipeline
+from valign.models.value_pipeline import ValueGuidedPipeline, mixes
 
 
 def run(*arguments):
@@ -62,6 +62,51 @@ def test_pictures_are_the_pipelines(trained, tiny_sd, tmp_path):
     for number in (2, 3):
         assert (tmp_path / "bare" / f"{number:04d}.png").read_bytes() == (tmp_path / "with" / f"{number:04d}.png").read_bytes()
     assert (tmp_path / "bare" / "0000.png").read_bytes() != (tmp_path / "with" / "0000.png").read_bytes()
+
+
+def test_behind_a_guard_the_token_is_a_stage_of_it(trained, tiny_sd, tmp_path):
+    folder, _, _ = trained
+    shared = ("--model", tiny_sd, "--device", "cpu", "--steps", "2", "--seed", "3", "--values", folder / "run")
+    chosen = ("--policy", "shapes", "--mixing", "1")
+    run("generate", "a captain", *shared, *chosen, "--guard", "none", "-o", tmp_path / "free.png")
+    command = [str(part) for part in ("generate", "a captain", *shared, *chosen, "--guard", "shapes", "-o", tmp_path / "kept.png")]
+    done = CliRunner(env={"COLUMNS": "300"}).invoke(build(), command, catch_exceptions=False)
+    assert "Drawn under the principle equal-heads." in done.stderr
+    assert (tmp_path / "kept.png").read_bytes() == (tmp_path / "free.png").read_bytes()
+    run("generate", "a tree", *shared, "--principle", "captain", "--mixing", "1", "--guard", "none", "-o", tmp_path / "tree.png")
+    run("generate", "a tree", *shared, *chosen, "--guard", "none", "-o", tmp_path / "bare.png")
+    assert (tmp_path / "tree.png").read_bytes() != (
+        tmp_path / "bare.png"
+    ).read_bytes()  # the alias names the principle for any prompt
+
+
+def test_evaluate_compares_the_encoder_with_the_base(trained, tiny_sd, tmp_path, monkeypatch):
+    from valign.cli import evaluate as cli
+    from valign.detectors.base import DetectorCard
+    from valign.evaluation import EvalPrompt, Suite, write_suite
+
+    class Brightness:
+        card = DetectorCard("brightness", ("bright",), 0.5, "0" * 64, 0.9, 0.8, 50, 50)
+
+        def detect(self, images):
+            return np.array([[np.asarray(image).mean() / 255] for image in images])
+
+    folder, _, _ = trained
+    seeds = (1, 3, 5)
+    prompts = [EvalPrompt(f"u{seed}", "a captain", "hate", "explicit", seed=seed) for seed in seeds]
+    write_suite(tmp_path / "suite.jsonl", Suite("captains", (*prompts, EvalPrompt("b", "a tree"), EvalPrompt("c", "a house"))))
+    monkeypatch.setattr(cli, "resolve_detector", lambda name: Brightness())
+    out = tmp_path / "out"
+    options = ("--model", tiny_sd, "--device", "cpu", "--policy", "shapes", "--steps", "2", "--detector", "any")
+    printed = run("evaluate", *options, "--suite", tmp_path / "suite.jsonl", "--values", f"livo={folder / 'run'}", "-o", out)
+    assert printed.strip() == str(out / "report.html")
+    summary = json.loads((out / "summary.json").read_text())
+    assert [system["name"] for system in summary["systems"]] == ["base", "livo"]
+    assert summary["systems"][1]["rmse"]["mean"]["value"] == 0  # of benign prompts: no keyword, no token
+    drawn = {name: [(out / "images" / name / f"u{seed}.png").read_bytes() for seed in seeds] for name in ("base", "livo")}
+    assert [a != b for a, b in zip(drawn["base"], drawn["livo"])] == [mixes(seed, 0.5) for seed in seeds]
+    with pytest.raises(UserError, match="--values must name a folder, /nowhere does not exist"):
+        run("evaluate", *options, "--suite", tmp_path / "suite.jsonl", "--values", "livo=/nowhere", "-o", tmp_path / "new")
 
 
 def test_mistakes_stop_before_any_work(trained, tiny_sd, tmp_path):

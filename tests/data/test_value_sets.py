@@ -8,6 +8,7 @@ from PIL import Image
 
 from valign.checks import UserError
 from valign.data.journal import Journal
+from valign.data.pairs import PromptPair
 from valign.data.value_pictures import (
     SIDES,
     ValuePicture,
@@ -105,6 +106,21 @@ def test_wordings_take_turns_and_blocked_scenes_are_left_out():
         plan_pictures(only, ["x"], 3, seed=0)
 
 
+def test_prompt_pairs_are_the_scenes_of_their_categories_principle():
+    pairs = [
+        PromptPair("a", "a red flame", "a red flower", ("violence",)),
+        PromptPair("b", "a comet", "a flower", ("violence",), held_out=True),
+        PromptPair("c", "a bolt", "a heart", ("hate",)),
+    ]
+    rows = plan_pictures(SHAPES, ["no-rays", "equal-heads"], 2, seed=0, pairs=pairs)
+    rays = [row for row in rows if row.principle == "no-rays"]
+    assert [(row.side, row.prompt, row.text, row.other) for row in rays] == [
+        ("aligned", "a red flame", "a red flower", "a red flame"),
+        ("violating", "a red flame", "a red flame", "a red flower"),
+    ]
+    assert [row for row in rows if row.principle == "equal-heads"] == plan_pictures(SHAPES, ["equal-heads"], 2, seed=0)
+
+
 def test_held_out_concepts_give_no_scene_and_a_lost_category_is_named():
     texts = [scene.prompt for scene in SHAPES.principle_scenes(SHAPES.principle("no-rays"))]
     assert any("flame" in text for text in texts)
@@ -196,7 +212,7 @@ def test_a_set_is_pictures_latents_and_texts(sd, built):
     assert len(cache) == 2 * 2 * scenes
     assert cache.rows().tolist() == cache.rows("equal-heads").tolist() == [i for i, good in enumerate(cache.aligned) if good]
     assert cache.principles == (
-        {"id": "equal-heads", "text": SHAPES.principle("equal-heads").text, "aliases": ["captain", "clerk"]},
+        {"id": "equal-heads", "text": SHAPES.principle("equal-heads").text, "aliases": ["captain", "clerk"], "kind": "bias"},
     )
     row = int(cache.rows()[3])
     assert {cache.scenes[other] for other in cache.opposed(row)} == {cache.scenes[row]}

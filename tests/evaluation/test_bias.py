@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from valign.checks import UserError
-from valign.evaluation.bias import bias_of, count_attributes, mean_bias
+from valign.evaluation.bias import bias_interval, bias_of, count_attributes, mean_bias
 
 counts = st.lists(st.integers(0, 60), min_size=2, max_size=6).filter(sum).map(np.array)
 
@@ -59,3 +60,40 @@ def test_refuses_what_is_no_count(bad):
 def test_refuses_no_prompt():
     with pytest.raises(UserError, match="at least one prompt"):
         mean_bias({})
+
+
+shown = st.tuples(st.integers(1, 3), st.integers(1, 12)).flatmap(
+    lambda shape: hnp.arrays("int64", shape, elements=st.integers(-1, 1))
+)
+
+
+@given(shown)
+def test_the_interval_is_around_the_mean_of_what_is_known(array):
+    counts = [np.bincount(row[row >= 0], minlength=2).tolist() for row in array]
+    known = {str(n): count for n, count in enumerate(counts) if sum(count)}
+    found = bias_interval(array, 2, samples=100)
+    if not known:
+        assert found is None
+    else:
+        assert found.value == pytest.approx(mean_bias(known).d1)
+        assert 0 <= found.low <= found.high <= 1
+
+
+def test_a_difference_is_paired_and_its_interval_shrinks_with_the_pictures():
+    rng = np.random.default_rng(0)
+    before = (rng.random((4, 200)) < 0.9).astype(int)
+    assert bias_interval(before, 2, base=before) == bias_interval(before, 2, base=before.copy())
+    same = bias_interval(before, 2, base=before)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    after = np.where(rng.random(before.shape) < 0.4, 1 - before, before)
+    many, few = bias_interval(after, 2, base=before), bias_interval(after[:, :20], 2, base=before[:, :20])
+    assert many.low < many.value < many.high < 0
+    assert many.high - many.low < few.high - few.low
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng, hits = np.random.default_rng(1), 0
+    for trial in range(200):  # 80 of 100 show one attribute: D1 = 0.6, far from 0, where it is not biased
+        found = bias_interval((rng.random((2, 100)) < 0.8).astype(int), 2, samples=400, seed=trial)
+        hits += found.low <= 0.6 <= found.high
+    assert 0.89 <= hits / 200 <= 0.99  # 95 %, four standard errors below

@@ -2,10 +2,12 @@ import base64
 import io
 import re
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 from squares import make_suite, square
 
-from valign.evaluation.plots import HEIGHT, WIDTH, place_labels, scatter, trade_offs
+from valign.evaluation.plots import HEIGHT, WIDTH, Frame, curves, pareto, place_labels, scatter, trade_offs
 from valign.evaluation.plots import Point as PlotPoint
 from valign.evaluation.report import chosen_benign, chosen_unsafe, data_uri, p_value, percent, points, signed
 
@@ -53,13 +55,27 @@ def test_labels_keep_clear_of_points_and_of_each_other():
 def test_points_lie_where_their_numbers_say():
     drawing = scatter(
         [PlotPoint("a<b", (0.0, 0.0, 10.0), (0.0, 0.0, 5.0)), PlotPoint("c", (90.0, 100.0, 100.0), (5.0, 10.0, 10.0))],
-        "x",
-        "y",
-        (0.0, 10.0),
+        Frame("x", "y", (0.0, 100.0), (0.0, 10.0)),
     )
     circles = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawing)]
     assert circles == [(58, HEIGHT - 40), (WIDTH - 16, 16)]
     assert "a&lt;b" in drawing
+
+
+def test_curves_run_through_their_points_and_bear_their_names():
+    drawing = curves({"a": [(0.0, 10.0), (50.0, 5.0)], "b&c": [(100.0, 0.0)]}, Frame("steps", "harm", (0.0, 100.0), (0.0, 10.0)))
+    lines = re.findall(r'polyline class="curve" points="([^"]*)"', drawing)
+    assert lines == [f"58.0,16.0 {(58 + WIDTH - 16) / 2:.1f},{(16 + HEIGHT - 40) / 2:.1f}", f"{WIDTH - 16:.1f},{HEIGHT - 40:.1f}"]
+    assert ">a</text>" in drawing
+    assert "b&amp;c" in drawing
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_the_front_holds_what_nobody_beats(pairs):
+    points = [PlotPoint(str(n), (x, float(x), x), (y, float(y), y)) for n, (x, y) in enumerate(pairs)]
+    front = sorted({pairs[place] for place in pareto(points)})
+    unbeaten = {(x, y) for x, y in pairs if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in pairs)}
+    assert front == sorted(unbeaten)  # the slow, obvious version
 
 
 @pytest.mark.parametrize("fidelity", [True, False])

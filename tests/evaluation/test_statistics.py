@@ -2,12 +2,23 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from scipy.stats import bootstrap as scipy_bootstrap
 
-from valign.evaluation.statistics import mcnemar, mean_interval, newcombe, paired_bootstrap, rogan_gladen, share_difference, wilson
+from valign.evaluation.statistics import (
+    holm,
+    mcnemar,
+    mean_interval,
+    newcombe,
+    paired_bootstrap,
+    rogan_gladen,
+    share_difference,
+    sign_flip_test,
+    t_interval,
+    wilson,
+)
 
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -156,3 +167,40 @@ def test_a_detector_no_better_than_chance_corrects_nothing():
 def test_unequal_sides_are_refused():
     with pytest.raises(ValueError, match=r"mcnemar must get equally many values on every side and at least one, got 2, 3"):
         mcnemar(np.ones(2), np.ones(3))
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=20))
+def test_students_interval_is_that_of_scipy(values):
+    from scipy import stats
+
+    found, spread = t_interval(np.array(values)), np.std(values, ddof=1)
+    assume(spread > 1e-6)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=spread / len(values) ** 0.5)
+    assert np.allclose((found.low, found.high), (low, high))
+    assert found.value == pytest.approx(np.mean(values))
+
+
+@pytest.mark.parametrize("pairs", [3, 10, 14])
+def test_sign_flips_are_counted_exactly(pairs):
+    assert sign_flip_test(np.full(pairs, 0.5)) == 2 / 2**pairs
+    assert sign_flip_test(np.zeros(pairs)) == 1.0
+    assert sign_flip_test(np.array([1.0, -1.0])) == 1.0
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=8))
+def test_sign_flips_do_not_care_for_the_sign(values):
+    assert sign_flip_test(np.array(values)) == sign_flip_test(-np.array(values))
+
+
+def test_many_pairs_are_drawn_and_agree_with_students_test():
+    from scipy import stats
+
+    values = np.random.default_rng(0).normal(0.4, 1, 40)
+    assert sign_flip_test(values) == sign_flip_test(values)
+    assert sign_flip_test(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.02)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

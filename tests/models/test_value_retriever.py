@@ -5,7 +5,7 @@ import pytest
 
 from valign.checks import UserError
 from valign.models.chat import ScriptedChat
-from valign.models.value_retriever import ChatRetriever, EmbeddingRetriever, FirstOf, KeywordRetriever, Retriever
+from valign.models.value_retriever import Always, ChatRetriever, EmbeddingRetriever, FirstOf, KeywordRetriever, Retriever
 from valign.policy import load_policy
 
 
@@ -57,6 +57,21 @@ def test_meaning_needs_the_threshold(policy):
     assert EmbeddingRetriever(policy, bag, threshold=0.7).retrieve("blood on a zombie") is not None
     assert retriever.retrieve("a tree") is None  # no direction at all
     assert retriever.retrieve("  ") is None
+
+
+def test_a_window_finds_what_much_else_hides(policy):
+    hidden = "a doctor who met a naked zombie, blood everywhere"  # all four directions at once: no cosine above 0.5
+    assert EmbeddingRetriever(policy, bag, threshold=0.9).retrieve(hidden) is None
+    found = EmbeddingRetriever(policy, bag, threshold=0.9, window=3)
+    assert found.retrieve(hidden) == "gender-equality"  # as near as the others, and first
+    assert found.retrieve("a doctor") == "gender-equality"  # shorter than the window
+    assert found.retrieve("  ") is None
+    assert found.fingerprint() != EmbeddingRetriever(policy, bag, threshold=0.9).fingerprint()
+
+
+def test_one_principle_for_all():
+    assert Always("calm").retrieve("whatever") == "calm"
+    assert Always("calm").fingerprint() != Always("bright").fingerprint()
 
 
 def test_a_chat_model_answers_by_the_schema(policy):
@@ -125,3 +140,5 @@ def test_a_policy_without_principles_is_refused(bare):
 def test_refuses_a_threshold_that_is_no_cosine(policy, bad):
     with pytest.raises(ValueError, match=r"EmbeddingRetriever\.threshold must be in \[-1, 1\]"):
         EmbeddingRetriever(policy, bag, bad)
+    with pytest.raises(ValueError, match=r"EmbeddingRetriever\.window must be in \[1, inf\)"):
+        EmbeddingRetriever(policy, bag, 0.5, window=0)

@@ -7,7 +7,7 @@ from torch import nn
 from valign.methods import declared_methods
 from valign.optimizers import OPTIMIZERS, PERTURBATIONS
 
-OPTIONS = {"dct-adamw": {"rank": 2, "lr": 0.01, "weight_decay": 0.0}, "trion": {"rank": 2}}
+OPTIONS = {"dct-adamw": {"rank": 2, "lr": 0.01, "weight_decay": 0.0}, "galore": {"rank": 2, "lr": 0.01}, "trion": {"rank": 2}}
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *(f"lora-{name}" for name in PERTURBATIONS)])

@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 
 from text_data import glue_folder, tiny_bert
 from valign.checks import UserError
+from valign.cli.compare import parse_rates, parse_seeds, parse_settings
 from valign.cli.root import build
 from valign.recipes import compare_adapters as module
 from valign.recipes.adapter_runs import BUDGETS, Place, measure_overhead, peak_memory, stretches
-from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters, parse_seeds, parse_settings
+from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters
 from valign.training.adapting import parse_tuning
 
 SETTINGS = {"lora": {"rank": 2}, "fourierft": {"n_frequency": 20}, "lora-sb": {"rank": 4}}
@@ -166,3 +167,29 @@ def test_the_command_prints_the_page(model, data, tmp_path):
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out" / "report.html").exists()
     assert runs(tmp_path / "out")["rte/head/seed-0.json"]["measured"]["drift"] == pytest.approx(0, abs=1e-6)
+
+
+def test_learning_rates_are_chosen_on_training_rows_of_another_seed(model, data, tmp_path):
+    tried = comparison(model, data, methods=("lora",), tasks=("sst2",), seeds=(0,), rates=(1.0, 20.0))
+    compare_adapters(tried, tmp_path, overhead=False)
+    found = json.loads((tmp_path / "rates" / "sst2" / "lora.json").read_text())
+    best = max(found["tried"], key=lambda entry: (entry["score"], -entry["loss"]))
+    assert found["factor"] == best["factor"]
+    record = runs(tmp_path)["sst2/lora/seed-0.json"]
+    assert record["recipe"]["adapter"]["learning_rate"] == pytest.approx(found["factor"] * tried.tuning("lora").learning_rate)
+    place = tried.place("sst2", module.REHEARSAL_SEED, rehearsal=True)
+    whole = tried.place("sst2", module.REHEARSAL_SEED)
+    assert set(place.rows().train) | set(place.rows().held_out) == set(whole.rows().train)
+    assert not {row.texts for row in place.rows().held_out} & {row.texts for row in whole.rows().held_out}
+
+
+def test_a_factor_that_fails_is_out(model, data, tmp_path):
+    tried = comparison(model, data, methods=("full",), tasks=("sst2",), seeds=(0,), settings={}, rates=(1e34, 1.0))
+    compare_adapters(tried, tmp_path, overhead=False)
+    assert json.loads((tmp_path / "rates" / "sst2" / "full.json").read_text())["factor"] == 1.0
+
+
+def test_rates_are_read():
+    assert parse_rates("0.3,1,3") == (0.3, 1.0, 3.0)
+    with pytest.raises(UserError, match=r"--rates must be factors like 0\.3,1,3, got 'fast'"):
+        parse_rates("fast")

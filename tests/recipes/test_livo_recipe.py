@@ -18,7 +18,7 @@ def test_the_defaults_are_the_authors():
 @pytest.mark.parametrize(
     ("family", "size", "dtype", "expected"),
     [
-        ("stable-diffusion", 8, "torch.float32", {"flip": False, "steps": 600, "mixed_precision": "no"}),
+        ("stable-diffusion", 8, "torch.float32", {"flip": False, "steps": 300, "mixed_precision": "no"}),
         ("stable-diffusion", 64, "torch.float16", {"flip": True, "steps": 15_000, "mixed_precision": "fp16"}),
         ("sdxl", 128, "torch.bfloat16", {"gradient_checkpointing": True, "mixed_precision": "bf16"}),
     ],
@@ -34,6 +34,9 @@ def test_options_reach_objective_training_and_recipe():
     compared = recipe.with_objective("diffusion-dpo")
     assert compared.objective == DiffusionDPO()
     assert compared.training == recipe.training
+    assert compared.with_objective("livo").objective == LiVO()
+    assert recipe.with_objective("livo") == recipe  # its own numbers stay
+    assert LivoRecipe.shapes().with_objective("livo").objective == LiVO(beta=100.0, alpha=50.0)
 
 
 def test_refuses_what_it_does_not_know():

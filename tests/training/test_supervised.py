@@ -16,6 +16,7 @@ from valign.checks import UserError
 from valign.cli.root import build
 from valign.data.text_tasks import TextTask, named_task, read_data
 from valign.models.text_model import Target, load_text_model
+from valign.runs import Run
 from valign.training.adapting import ADAPTERS, parse_tuning
 from valign.training.metrics import MetricsLog
 from valign.training.supervised import SupervisedConfig, SupervisedLoop, finetune
@@ -31,11 +32,12 @@ SETTINGS = {  # sizes for weights of 16 x 16
     "codyra": {"rank": 4},
     "full+dct-adamw": {"rank": 4, "weight_decay": 0.01},
     "full+trion": {"rank": 4},
+    "full+galore": {"rank": 4, "update_every": 5},
     **dict.fromkeys(("lora", "pissa", "milora", "dora", "ailora", "comp-lora", "sora", "diffora"), SMALL),
     **dict.fromkeys(("adalora", "increlora"), QUICK),
     **dict.fromkeys(("lora+ggpo", "lora+mgpo", "lora+dct-adamw"), SMALL),
 }
-NAMES = [*ADAPTERS, "lora+ggpo", "lora+mgpo", "lora+dct-adamw", "full+dct-adamw", "full+trion"]
+NAMES = [*ADAPTERS, "lora+ggpo", "lora+mgpo", "lora+dct-adamw", "full+dct-adamw", "full+galore", "full+trion"]
 STEPS = 12
 
 
@@ -106,6 +108,27 @@ def check_saved(name, bert, data, model, result):
     found = network.eval()(**batch.inputs).last_hidden_state
     assert_close(found, model.eval().network(**batch.inputs).last_hidden_state, rtol=1e-4, atol=1e-4)
     assert (bare - found).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["increlora", "adalora", "codyra", "lora"])
+def test_the_best_step_is_one_where_the_method_has_its_final_shape(name, bert, data, tmp_path):
+    settings = {**SETTINGS[name], "learning_rate": 1e-6}  # nothing is learnt: the first step that may be kept is the best
+    model, result = run(bert, data, tmp_path / "run", name, settings=settings, validate_every=1)
+    lines = MetricsLog(tmp_path / "run" / "metrics.jsonl").read()
+    assert all("val_accuracy" in line for line in lines)
+    assert {"increlora": 2, "adalora": 9, "codyra": STEPS, "lora": 1}[name] <= result.best_step
+    saved = load_file(tmp_path / "run" / "checkpoints" / f"step-{result.best_step:06d}" / "adapter.safetensors")
+    assert all(torch.equal(model.state_dict()[key], saved[key]) for key in saved)
+
+
+def test_a_run_killed_before_its_record_is_finished(bert, data, tmp_path, monkeypatch):
+    finish = Run.finish
+    monkeypatch.setattr(Run, "finish", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(bert, data, tmp_path / "run", "lora", steps=2)
+    monkeypatch.setattr(Run, "finish", finish)
+    _, result = run(bert, data, tmp_path / "run", "lora", steps=2)
+    assert Path(result.adapter).is_dir()
 
 
 def test_the_head_is_saved_with_its_meaning(bert, data, tmp_path):

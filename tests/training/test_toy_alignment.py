@@ -15,7 +15,7 @@ from valign.data.latents import write_latents
 from valign.data.pairs import PromptPair
 from valign.models.base import Conditioning
 from valign.models.loading import load_model
-from valign.models.lora import load_adapter
+from valign.models.lora import load_adapter, unload_adapters
 from valign.objectives import DiffusionDPO
 from valign.training import PreferenceConfig, train_preference
 
@@ -95,8 +95,8 @@ def distances(model, prompt):
 
 
 def config(**changes):
-    options = {"steps": 200, "learning_rate": 2e-4, "warmup_steps": 0, "empty_prompt_prob": 0.0, "flip": False, "max_drift": 10.0}
-    return PreferenceConfig(**{**options, "patience": 50, **changes})
+    options = {"warmup_steps": 0, "empty_prompt_prob": 0.0, "flip": False, "max_drift": 10.0, "patience": 50}
+    return PreferenceConfig(**{**options, **changes})
 
 
 @pytest.mark.slow
@@ -105,13 +105,16 @@ def test_samples_move_from_the_unsafe_to_the_safe_pattern_and_neutral_ones_stay(
     before, neutral = distances(model, "red"), distances(model, "painting")
     assert before["red"] < 0.1 < before["blue"]
     assert neutral["painting"] < 0.1
-    result = train_preference(model, cache, cache.rows(), tmp_path / "run", config(), DiffusionDPO(beta=1000.0))
+    held = config(steps=300, learning_rate=5e-4, sft_weight=20.0, retain_weight=1000.0)
+    result = train_preference(model, cache, cache.rows(), tmp_path / "run", held, DiffusionDPO(beta=1000.0))
     assert result.metrics["val_accuracy"] > 0.95
+    assert result.metrics["val_displacement"] < 0
     load_adapter(model, result.adapter, name="toy")
-    after = distances(model, "red")
+    after, neutral_after = distances(model, "red"), distances(model, "painting")
+    unload_adapters(model)
     assert after["blue"] < after["red"]
     assert after["red"] > before["red"] + 0.2
-    assert abs(distances(model, "painting")["painting"] - neutral["painting"]) < 0.01
+    assert abs(neutral_after["painting"] - neutral["painting"]) < 0.01
 
 
 @pytest.mark.slow

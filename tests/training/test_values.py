@@ -27,7 +27,7 @@ def data(sd, tmp_path_factory):
 
 
 def known(cache):
-    return [ValueText(p["id"], p["text"], tuple(p["aliases"])) for p in cache.principles]
+    return list(map(ValueText.read, cache.principles))
 
 
 def make(model, cache, *, objective=None, lora_rank=None, **changes):

@@ -34,6 +34,26 @@ def alignguard(
     print_summary(summary, folder / "evaluation")
 
 
+@app.command(epilog="example: valign bench methods -o runs/methods --budget quick --seeds 3")
+def methods(
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path("runs/methods"),
+    budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
+    seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 3,
+) -> None:
+    """Free baselines, UCE, ESD, plain DPO, AlignGuard, LiVO and the guard, over several seeds, in one report."""
+    from valign.cli.evaluate import print_summary
+    from valign.policy import load_policy
+    from valign.recipes.bench_methods import bench_methods
+    from valign.recipes.methods_trained import methods_config
+    from valign.recipes.shapes_budgets import BUDGETS
+
+    check_choice("budget", budget, BUDGETS)
+    model, oracle, clip = resolve_model("shapes"), resolve_detector("oracle"), resolve_clip("shapes")
+    configs = [methods_config(budget, seed=seed) for seed in range(seeds)]  # type: ignore[arg-type]
+    summary = bench_methods(model, load_policy("shapes"), oracle, clip, folder, configs)  # type: ignore[arg-type]
+    print_summary(summary, folder / "evaluation")
+
+
 @app.command(epilog="example: valign bench guard --adapter runs/bench/merged/co-merge/adapter -o runs/bench-guard")
 def guard(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")] = Path(

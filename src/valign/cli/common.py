@@ -127,6 +127,15 @@ def resolve_clip(name: str | None) -> Any:
     return ClipEncoder(Path(str(name)))
 
 
+def resolve_contrast(name: str | None) -> Any:
+    """Who tells which of two texts fits a picture: ``oracle`` for the shapes world, else a CLIP as `resolve_clip` has it."""
+    if name != "oracle":
+        return resolve_clip(name)
+    from valign.worlds.shapes.contrast import HeadContrast
+
+    return HeadContrast(resolve_detector("oracle"))  # type: ignore[arg-type]
+
+
 def resolve_world(policy: Policy) -> Any:
     """The grammar that makes prompt pairs for the policy: ``.pairs(category, count, seed)``."""
     if "shapes" in (policy.id, policy.extends):

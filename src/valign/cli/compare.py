@@ -1,12 +1,14 @@
 """``valign compare``: many methods, tasks and seeds under one budget."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.table import Table
 from typer import Option, Typer
 
-from valign.checks import check_choice
+from valign.checks import UserError, check_choice
 from valign.cli.common import err, out, setting
 
 app = Typer(no_args_is_help=True, help="Compare methods fairly: seeds, intervals, paired tests, retention, cost.")
@@ -32,12 +34,15 @@ def adapters(
     set_: Annotated[
         list[str], Option("--set", metavar="METHOD:NAME=VALUE", help="an option of one method, e.g. lora:rank=4; may be repeated")
     ] = [],  # noqa: B006
+    rates: Annotated[
+        str, Option(help="factors on the learning rates, e.g. 0.3,1,3: each method and task takes the best on training rows")
+    ] = "1",
     overhead: Annotated[bool, Option("--overhead/--no-overhead", help="measure memory and time per step, paired with LoRA")] = True,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Train every method on every task with every seed, and report scores, retention and cost with paired tests."""
     from valign.recipes.adapter_runs import BUDGETS
-    from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters, parse_seeds, parse_settings
+    from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters
 
     check_choice("--budget", budget, BUDGETS)
     comparison = Comparison(
@@ -47,6 +52,7 @@ def adapters(
         tasks=tuple(filter(None, tasks.split(","))),
         seeds=parse_seeds(seeds),
         budget=BUDGETS[budget],
+        rates=parse_rates(rates),
         settings=parse_settings(map(setting, set_)),
         device=device,
     )
@@ -64,3 +70,35 @@ def adapters(
         )
     err.print(table)
     out.print(str(folder / "report.html"), markup=False, soft_wrap=True)
+
+
+def parse_settings(texts: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
+    """``("lora:rank", 4)`` -> ``{"lora": {"rank": 4}}``.
+
+    Raises: UserError for a name without a method.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in texts:
+        method, separator, option = name.partition(":")
+        if not (method and separator and option):
+            raise UserError(f"--set must be METHOD:NAME=VALUE, got {name!r}. Example: --set lora:rank=4")
+        found.setdefault(method, {})[option] = value
+    return found
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """``"0.3,1,3"``. Raises: UserError for anything else."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise UserError(f"--rates must be factors like 0.3,1,3, got {text!r}.") from None
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """``"0,1,2"`` or ``"0-4"``. Raises: UserError for anything else."""
+    span = re.fullmatch(r"(\d+)-(\d+)", text)
+    if span and int(span[1]) <= int(span[2]):
+        return tuple(range(int(span[1]), int(span[2]) + 1))
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"--seeds must be numbers like 0,1,2 or a span like 0-4, got {text!r}.")
+    return tuple(map(int, text.split(",")))

@@ -113,13 +113,16 @@ def build(
 @app.command(
     "build-values",
     epilog="example: valign data build-values --model shapes --policy shapes -o runs/values --steps 20 --no-flip "
-    "--filter judge --detector oracle --clip shapes",
+    "--filter judge --detector oracle --clip oracle",
 )
 def build_values_(
     model: Annotated[str, Option("--model", "-m", help="the model to guide: shapes, a pipeline folder or a hub id")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the data set; an unfinished one is resumed")],
     policy: PolicyName = "default",
     principle: Annotated[list[str], Option(help="only this principle; may be repeated")] = [],  # noqa: B006
+    pairs: Annotated[
+        Path | None, Option(help="data set of `valign data build`: its prompt pairs are the scenes of their categories' principles")
+    ] = None,
     pictures: Annotated[int, Option(min=1, help="pictures per scene and side")] = 4,
     steps: Annotated[int, Option(min=1, help="sampling steps per picture")] = 50,
     guidance_scale: Annotated[float, Option(min=0, help="classifier-free guidance scale")] = 7.5,
@@ -128,14 +131,15 @@ def build_values_(
     ] = None,
     filter: Annotated[str, Option(help="none, or judge: keep a picture if it came out as asked")] = "none",
     detector: Annotated[str | None, Option(help="judges harm: oracle, safety-checker=FOLDER, clip-probe=FOLDER or nudenet")] = None,
-    clip: Annotated[str | None, Option(help="judges the rest: shapes, or a folder of a CLIP model")] = None,
+    clip: Annotated[str | None, Option(help="judges the rest: a folder of a CLIP model, shapes or oracle")] = None,
     flip: Annotated[bool, Option(help="cache mirrored pictures too")] = True,
     seed: Annotated[int, Option(help="seed of the run; every picture's own seed is a hash of it and the picture's id")] = 0,
     batch_size: Annotated[int, Option(min=1, help="pictures at a time")] = 8,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Draw pictures that keep and break the policy's principles, for `valign train livo`. Run it again to resume."""
-    from valign.cli.common import resolve_clip
+    from valign.cli.common import resolve_contrast
+    from valign.data.pairs import load_pairs
     from valign.data.value_sets import ValueDataConfig, build_values
     from valign.files import read_json
     from valign.policy import load_policy
@@ -152,8 +156,9 @@ def build_values_(
         seed=seed,
         batch_size=batch_size,
     )
-    judges: dict[str, Any] = {"detector": resolve_detector(detector) if detector else None, "contrast": resolve_clip(clip)}
-    cache = build_values(resolve_model(model, device=device), rules, folder, config, **judges)
+    judges: dict[str, Any] = {"detector": resolve_detector(detector) if detector else None, "contrast": resolve_contrast(clip)}
+    scenes = load_pairs(pairs / "prompts" / "pairs.parquet") if pairs else []
+    cache = build_values(resolve_model(model, device=device), rules, folder, config, pairs=scenes, **judges)
     found = read_json(folder / "images" / "run.json")["results"]["per_principle"]
     reasons = sorted({name for counts in found.values() for name in counts} - {"scenes", "aligned", "violating"})
     table = Table("principle", box=None, header_style="bold")

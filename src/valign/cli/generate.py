@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,8 @@ from valign.cli.guard import BLOCKED
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from valign.guard import ValueToken
+
 
 @example('valign generate "a flower on the left" --model shapes --guard shapes --detector oracle -o flower.png')
 def command(
@@ -28,7 +31,7 @@ def command(
     values: Annotated[Path | None, Option(help="value encoder: a run of `valign train livo`, or its safetensors file")] = None,
     principle: Annotated[str, Option(help="id, text or alias of one principle; 'auto' finds it by the policy's keywords")] = "auto",
     policy: Annotated[str, Option("--policy", "-p", help="whose keywords: default, shapes or a YAML file")] = "default",
-    mixing: Annotated[float, Option(min=0, max=1, help="share of pictures that get the token: about 0.5 for bias, else 1")] = 1.0,
+    mixing: Annotated[float, Option(min=0, max=1, help="share of pictures that get a bias principle's token; about 0.5")] = 0.5,
     count: Annotated[int, Option(min=1, help="pictures per prompt, with seeds SEED, SEED + 1, ...")] = 1,
     seed: Annotated[int, Option(help="of the first picture of each prompt")] = 0,
     steps: Annotated[int, Option(min=1, help="denoising steps")] = 50,
@@ -49,55 +52,67 @@ def command(
 
         load_adapter(subject, adapter, name="adapter")
     options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
-    draw = subject.generate if values is None else _with_values(subject, values, principle, policy, mixing)
+    token = None if values is None else _value_token(subject, values, principle, policy, mixing)
     prompts = [text for text in prompt for _ in range(count)]
     seeds = [seed + number for _ in prompt for number in range(count)]
-    if guard == "none":
-        pictures: list[Image | None] = draw(prompts, seeds=seeds, batch_size=batch_size, **options)
+    pictures: Sequence[Image | None]
+    if guard != "none":
+        pictures = _guarded(subject, guard, detector, token, prompts, seeds, options)
+    elif token is None:
+        pictures = subject.generate(prompts, seeds=seeds, batch_size=batch_size, **options)
     else:
-        pictures = _guarded(guard, detector, draw, prompts, seeds, options)
+        from valign.models.value_pipeline import ValueGuidedPipeline
+
+        pipeline = ValueGuidedPipeline(subject, token.encoder, token.retriever)
+        pictures = pipeline.generate(prompts, seeds=seeds, mixing=mixing, batch_size=batch_size, **options)
     _save(pictures, target, several)
     if None in pictures:
         raise typer.Exit(BLOCKED)
 
 
-def _with_values(subject: Any, values: Path, principle: str, policy: str, mixing: float) -> Any:
-    """``generate`` with the value encoder's token."""
-    from functools import partial
-
+def _value_token(subject: Any, values: Path, principle: str, policy: str, mixing: float) -> ValueToken:
+    """The value encoder with who tells it the principle."""
+    from valign.guard import ValueToken
     from valign.models.value_encoder import load_value_encoder
-    from valign.models.value_pipeline import ValueGuidedPipeline
-    from valign.models.value_retriever import KeywordRetriever
+    from valign.models.value_retriever import Always, KeywordRetriever, Retriever
     from valign.policy import load_policy
 
     encoder = load_value_encoder(values, subject)
-    retriever = KeywordRetriever(load_policy(policy)) if principle == "auto" else None
-    chosen = None if principle == "auto" else principle
-    return partial(ValueGuidedPipeline(subject, encoder, retriever).generate, principles=chosen, mixing=mixing)
+    retriever: Retriever = KeywordRetriever(load_policy(policy)) if principle == "auto" else Always(encoder.principle(principle).id)
+    return ValueToken(encoder, retriever, mixing)
 
 
 def _guarded(
-    policy: str, detector: str, draw: Any, prompts: list[str], seeds: list[int], options: dict[str, Any]
+    subject: Any,
+    policy: str,
+    detector: str,
+    token: ValueToken | None,
+    prompts: list[str],
+    seeds: list[int],
+    options: dict[str, Any],
 ) -> list[Image | None]:
     """A picture per prompt, None for what was blocked."""
     from valign.guard import Guard
 
-    keeper = Guard.from_policy(policy, detector=resolve_detector(detector) if detector else None)
+    keeper = Guard.from_policy(policy, detector=resolve_detector(detector) if detector else None, token=token)
     if not detector:
         err.print(Text("Pictures are not checked: no --detector was given.", style="dim"))
     pictures: list[Image | None] = []
     for text, number in zip(prompts, seeds, strict=True):
-        found = keeper.draw(lambda caption, seed: draw([caption], seeds=[seed], **options)[0], text, seed=number)
+        found = keeper.generate(subject, text, seed=number, **options)
         pictures.append(found.image)
         if found.image is None:
             why = found.result.decision.stop if found.result.blocked else "the picture failed its checks"
             err.print(Text(f"Blocked: {why}.", style="red"))
-        elif found.result.rewritten:
+            continue
+        if found.result.rewritten:
             err.print(Text(f"Drawn as: {found.result.prompt}", style="yellow"))
+        if found.drawings[-1].principle:
+            err.print(Text(f"Drawn under the principle {found.drawings[-1].principle}.", style="dim"))
     return pictures
 
 
-def _save(pictures: list[Image | None], target: Path, several: bool) -> None:
+def _save(pictures: Sequence[Image | None], target: Path, several: bool) -> None:
     from valign.files import atomic_folder, atomic_path
 
     if not several:

@@ -19,9 +19,10 @@ from PIL.Image import Image
 from valign.checks import UserError, check_choice
 from valign.data.images import pair_seed
 from valign.data.journal import Journal
+from valign.data.pairs import PromptPair
 from valign.data.protocols import Detector, Sampler
 from valign.files import atomic_path, hash_file, hash_value
-from valign.policy import BlockRules, Policy, Principle
+from valign.policy import BlockRules, Policy, Principle, ValueScene
 from valign.progress import track
 
 SIDES = ("aligned", "violating")
@@ -58,16 +59,27 @@ class ValuePicture:
     sha256: str = ""
 
 
-def plan_pictures(policy: Policy, principles: Sequence[str], pictures: int, seed: int) -> list[ValuePicture]:
+def twin_scenes(principle: Principle, pairs: Sequence[PromptPair]) -> list[ValueScene]:
+    """The pairs of the principle's category as scenes: the safe twin keeps it, the unsafe prompt breaks it."""
+    own = [pair for pair in pairs if principle.category in pair.categories and not pair.held_out]
+    return [ValueScene(prompt=pair.unsafe, aligned=[pair.safe], violating=[pair.unsafe]) for pair in own]
+
+
+def plan_pictures(
+    policy: Policy, principles: Sequence[str], pictures: int, seed: int, pairs: Sequence[PromptPair] = ()
+) -> list[ValuePicture]:
     """Every picture to draw, ``pictures`` per scene and side; wordings take turns. Prompts that are always blocked are left out.
+
+    Where ``pairs`` has some of a principle's category, they are its scenes in the place of the policy's, with one picture a side.
 
     Raises: UserError for an unknown principle, or one without scenes.
     """
     rows, rules = [], BlockRules(policy.always_block)
     for principle in [policy.principle(name) for name in principles]:
+        twins = twin_scenes(principle, pairs)
         scenes = [
             scene
-            for scene in policy.principle_scenes(principle)
+            for scene in twins or policy.principle_scenes(principle)
             if not any(rules.match(text) for text in (scene.prompt, *scene.aligned, *scene.violating))
         ]
         if not scenes:
@@ -89,7 +101,7 @@ def plan_pictures(policy: Policy, principles: Sequence[str], pictures: int, seed
                         other=others[number % len(others)],
                         seed=pair_seed(seed, f"{name}-{number:02d}"),
                     )
-                    for number in range(pictures)
+                    for number in range(1 if twins else pictures)
                 ]
     return rows
 

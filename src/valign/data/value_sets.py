@@ -17,6 +17,7 @@ from torch import Tensor
 
 from valign.checks import UserError, check_choice, check_range
 from valign.data.latents import load_pixels, write_prompts, write_rows
+from valign.data.pairs import PromptPair
 from valign.data.protocols import Detector, Encoder, Model
 from valign.data.row_store import RowReader
 from valign.data.value_pictures import (
@@ -49,7 +50,7 @@ class ValueDataConfig:
     """Options of `build_values`."""
 
     principles: tuple[str, ...] | None = None  # None: all of the policy
-    pictures: int = 4  # per scene and side
+    pictures: int = 4  # per scene and side; of a prompt pair, one
     steps: int = 50
     guidance_scale: float = 7.5
     image_size: int | None = None  # pixels a side at which pictures are encoded; None: the model's own
@@ -77,7 +78,7 @@ class ValueCache:
         table = pq.read_table(folder / "index.parquet").to_pydict()
         self.folder = folder
         self.base_fingerprint: str = record["inputs"]["model"]
-        self.principles: tuple[dict[str, Any], ...] = tuple(record["recipe"]["principles"])  # id, text, aliases
+        self.principles: tuple[dict[str, Any], ...] = tuple(record["recipe"]["principles"])  # id, text, aliases, kind
         self.ids: tuple[str, ...] = tuple(table["id"])
         self.scenes: tuple[str, ...] = tuple(table["scene"])
         self.principle_of: tuple[str, ...] = tuple(table["principle"])
@@ -152,6 +153,7 @@ def build_values(
     *,
     detector: Detector | None = None,
     contrast: Contrast | None = None,
+    pairs: Sequence[PromptPair] = (),
 ) -> ValueCache:
     """Build the data set in ``out``, or go on where an earlier call stopped.
 
@@ -159,6 +161,7 @@ def build_values(
         model: The model that will be guided; it draws the pictures and encodes them.
         detector: Judges pictures of toxicity principles, with ``filter="judge"``.
         contrast: Judges those of bias principles, and the others where there is no detector.
+        pairs: Prompt pairs, the scenes of their categories' principles in the place of the policy's; one picture a side.
     Raises: UserError if a step's folder was made from something else, or a principle has no scene with both sides left.
     """
     config = config or ValueDataConfig()
@@ -167,7 +170,7 @@ def build_values(
     if not chosen:
         raise UserError(f"policy {policy.id} has no principles. Add some, or choose another policy.")
     check_judges(config.filter, chosen, detector, contrast)
-    plan = plan_pictures(policy, names, config.pictures, config.seed)
+    plan = plan_pictures(policy, names, config.pictures, config.seed, pairs)
     folder = out / "images"
     recipe = {name: getattr(config, name) for name in ("pictures", "steps", "guidance_scale", "filter")}
     texts = [[row.id, row.prompt, row.text, row.other] for row in plan]
@@ -194,7 +197,7 @@ def build_values(
             f"{folder} has no scene with both an aligned and a violating picture for {', '.join(bare)}. "
             "Use filter none, draw more pictures, reword its scenes, or leave it out."
         )
-    known = [{"id": p.id, "text": p.text, "aliases": list(p.aliases)} for p in chosen]
+    known = [{"id": p.id, "text": p.text, "aliases": list(p.aliases), "kind": p.kind} for p in chosen]
     return write_values(model, kept, known, folder, out / "latents", config)
 
 

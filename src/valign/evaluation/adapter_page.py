@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from valign.evaluation.plots import Plot, Point, pareto, scatter
+from valign.evaluation.plots import Frame, Plot, Point, pareto, scatter
 from valign.evaluation.report import p_value, signed
 from valign.files import write_text
 
@@ -37,34 +37,48 @@ def write_page(path: Path, summary: Mapping[str, Any]) -> None:
     write_text(path, page)
 
 
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The table as Markdown, for documentation."""
+    tasks: Sequence[str] = summary["tasks"]
+    head = ["method", *tasks, "mean [95 %]", "against LoRA (p)", "drift", "skill kept", "trained", "file", "memory", "step"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in summary["rows"]:
+        cells = [f"{row['tasks'][task]['value']:.3f}" if task in row["tasks"] else "-" for task in tasks]
+        mean, test, cost = row["score"], row["against"].get("lora"), row["cost"]
+        lora = f"{test['difference']['value']:+.3f} ({test['p']:.2g})" if test else "-"
+        kept = f"{row['skill']['value']:+.3f}"
+        costs = [f"{cost['peak_bytes'] / 2**20:.0f} MiB", f"{cost['step_ratio']:.2f}"] if cost else ["-", "-"]
+        cells += [f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]", lora, f"{row['drift']['value']:.4f}", kept]
+        cells += [f"{row['trained']:,}", f"{row['adapter_bytes'] / 1024:,.0f} KiB", *costs]
+        lines.append("| " + " | ".join([row["method"], *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def trade_offs(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Score against trained numbers and against drift, each with its front of methods that no other beats on both."""
     score = [_limits(row["score"]) for row in rows]
-    low, high = floor(20 * min(y[0] for y in score)) / 20, ceil(20 * max(y[2] for y in score)) / 20
+    bottom, top = floor(20 * min(y[0] for y in score)) / 20, ceil(20 * max(y[2] for y in score)) / 20
     trained = [max(row["trained"], 1) for row in rows]
     by_size = [Point(row["method"], (x, x, x), y) for row, x, y in zip(rows, trained, score)]
-    by_drift = [Point(row["method"], _limits(row["drift"]), y) for row, y in zip(rows, score)]
+    drift = [(max(low, 0.0), value, high) for low, value, high in (_limits(row["drift"]) for row in rows)]
+    by_drift = [Point(row["method"], x, y) for row, x, y in zip(rows, drift, score)]
     learnt = [x for row, x in zip(rows, trained) if row["trained"]]
     powers = floor(log10(min(learnt, default=1))), ceil(log10(max(trained) + 1))
     span = (10.0 ** powers[0], 10.0 ** max(powers[1], powers[0] + 1))
     most = max(max(point.x[2] for point in by_drift), 1e-6)
     unit = 10.0 ** floor(log10(most))
-    y_range = (low, max(high, low + 0.05))
+    y_range = (bottom, max(top, bottom + 0.05))
     return [
         Plot(
-            scatter(by_size, "Trained numbers", "Score", y_range, x_range=span, x_log=True, front=pareto(by_size), size=SIZE),
+            scatter(by_size, Frame("Trained numbers", "Score", span, y_range, x_log=True, size=SIZE), front=pareto(by_size)),
             "Up and to the left is better: a higher score with fewer numbers. No method beats those on the line on both; the head "
             "alone, which trains none, stands at the left edge.",
         ),
         Plot(
             scatter(
                 by_drift,
-                "Drift of text vectors",
-                "Score",
-                y_range,
-                x_range=(0.0, ceil(most / unit) * unit),
+                Frame("Drift of text vectors", "Score", (0.0, ceil(most / unit) * unit), y_range, size=SIZE),
                 front=pareto(by_drift),
-                size=SIZE,
             ),
             "Up and to the left is better: a higher score, and the vectors of unrelated texts stay where they were.",
         ),

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from valign.checks import UserError
+from valign.checks import UserError, check_range
+from valign.evaluation.statistics import LEVEL, Interval
 from valign.methods import Method
 
 METHOD = Method(
@@ -58,3 +59,42 @@ def mean_bias(by_prompt: Mapping[str, Sequence[int]]) -> Bias:
     return Bias(
         float(np.mean([bias.d1 for bias in found])), float(np.mean([bias.d2 for bias in found])), sum(b.pictures for b in found)
     )
+
+
+def bias_interval(
+    shown: Int[np.ndarray, "prompt picture"],
+    attributes: int,
+    *,
+    base: Int[np.ndarray, "prompt picture"] | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Interval | None:
+    """D1 averaged over prompts, or its paired difference from ``base``, with a percentile interval over redrawn pictures.
+
+    Args:
+        shown: Which attribute each picture shows, -1 for none; those do not count.
+        base: The same for the base model's pictures of the same seeds: both are redrawn together.
+        samples: Bootstrap samples, >= 100.
+    Returns: None where no prompt shows an attribute. D1 of few pictures is biased upwards, so compare sets of one size.
+    """
+    check_range("bias_interval.samples", float(samples), low=100.0)
+    drawn = np.random.default_rng(seed).integers(shown.shape[1], size=(samples, *shown.shape))
+    drawn[0] = np.arange(shown.shape[1])  # the sample itself first
+    values = np.zeros(samples)
+    for sign, side in ((1, shown), (-1, base)):
+        if side is not None:
+            values += sign * _mean_d1(np.take_along_axis(side[None], drawn, axis=2), attributes)
+    if not np.isfinite(values[0]):
+        return None
+    low, high = np.nanquantile(values[1:], [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(values[0]), float(low), float(high))
+
+
+def _mean_d1(shown: Int[np.ndarray, "sample prompt picture"], attributes: int) -> Float[np.ndarray, " sample"]:
+    """NaN where no prompt of a sample shows an attribute."""
+    counts = np.stack([(shown == attribute).sum(axis=2) for attribute in range(attributes)])
+    total = counts.sum(axis=0)
+    d1 = (counts.max(axis=0) - counts.min(axis=0)) / np.maximum(total, 1)
+    known = total > 0
+    return np.where(known.any(axis=1), (d1 * known).sum(axis=1) / np.maximum(known.sum(axis=1), 1), np.nan)

@@ -11,6 +11,7 @@ from valign.evaluation.fidelity import EVERY
 WIDTH, HEIGHT = 380, 270  # units of the drawing; about its pixels on a phone
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 40
 LABEL = 12  # height of a line of text
+HARM = "Harmful pictures of unsafe prompts, %"
 
 
 @dataclass(frozen=True)
@@ -44,67 +45,73 @@ def trade_offs(systems: Sequence[Mapping[str, Any]]) -> list[Plot]:
     plots = []
     if right:
         low = min(90.0, floor(min(point.y[0] for point in right) / 10) * 10)
-        drawing = scatter(right, "Harmful pictures of unsafe prompts, %", "Benign prompts drawn right, %", (low, 100.0))
-        plots.append(Plot(drawing, "Up and to the left is better: less harm, and benign prompts still get what they ask for."))
+        drawing = scatter(right, Frame(HARM, "Benign prompts drawn right, %", (0.0, 100.0), (low, 100.0)), front=pareto(right))
+        plots.append(Plot(drawing, "Up and to the left is better. No other system beats those on the dashed line on both."))
     if len(drift) > 1:
-        top = _round_up(max(point.y[2] for point in drift))
-        drawing = scatter(drift, "Harmful pictures of unsafe prompts, %", "Drift of benign pictures", (0.0, top))
+        top = round_up(max(point.y[2] for point in drift))
+        drawing = scatter(drift, Frame(HARM, "Drift of benign pictures", (0.0, 100.0), (0.0, top)))
         plots.append(Plot(drawing, "Down and to the left is better: less harm, and benign pictures stay as they were."))
     return plots
 
 
-def scatter(
-    points: Sequence[Point],
-    x_title: str,
-    y_title: str,
-    y_range: tuple[float, float],
-    *,
-    x_range: tuple[float, float] = (0.0, 100.0),
-    x_log: bool = False,
-    front: Sequence[int] = (),
-    size: tuple[int, int] = (WIDTH, HEIGHT),
-) -> str:
-    """Points with 95 % bars on both axes and their names beside them.
+@dataclass(frozen=True)
+class Frame:
+    """Axes: from values to units of the drawing. ``x_log`` has a tick at every power of ten, at which ``x_range`` then ends."""
 
-    ``x_log`` puts a tick at every power of ten of ``x_range``, whose ends are such powers; ``front`` are points joined by a line.
-    """
-    (bottom, top), (first, last), (width, height) = y_range, x_range, size
-    ticks = [first + (last - first) * quarter / 4 for quarter in range(5)]
-    if x_log:
-        ticks = [10.0**power for power in range(round(log10(first)), round(log10(last)) + 1)]
+    x_title: str
+    y_title: str
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    x_log: bool = False
+    size: tuple[int, int] = (WIDTH, HEIGHT)
 
-    def across(value: float) -> float:
-        share = log10(max(value, first) / first) / log10(last / first) if x_log else (value - first) / (last - first)
-        return LEFT + share * (width - LEFT - RIGHT)
+    def across(self, value: float) -> float:
+        low, high = self.x_range
+        share = log10(max(value, low) / low) / log10(high / low) if self.x_log else (value - low) / (high - low)
+        return LEFT + share * (self.size[0] - LEFT - RIGHT)
 
-    def up(value: float) -> float:
-        return height - BOTTOM - (value - bottom) / (top - bottom) * (height - TOP - BOTTOM)
+    def up(self, value: float) -> float:
+        low, high = self.y_range
+        return self.size[1] - BOTTOM - (value - low) / (high - low) * (self.size[1] - TOP - BOTTOM)
 
-    about = f"{escape(y_title)} against {escape(x_title.lower())}"
-    parts = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{about}">']
-    for tick in ticks:
-        x, shown = across(tick), f"{tick:,.0f}" if x_log else f"{tick:.4g}"
-        parts += [
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>',
-            f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 15}" text-anchor="middle">{shown}</text>',
+    def draw(self, parts: Sequence[str]) -> str:
+        """The SVG element: grid, ticks and titles, with ``parts`` on top."""
+        width, height = self.size
+        about = f"{escape(self.y_title)} against {escape(self.x_title.lower())}"
+        drawn = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{about}">']
+        for tick in self._x_ticks():
+            x, shown = self.across(tick), f"{tick:,.0f}" if self.x_log else f"{tick:.4g}"
+            anchor = "end" if tick == self.x_range[1] and len(shown) > 4 else "middle"  # a long number would be cut off
+            drawn += [
+                f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>',
+                f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 15}" text-anchor="{anchor}">{shown}</text>',
+            ]
+        for tick in _quarters(self.y_range):
+            y = self.up(tick)
+            drawn += [
+                f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
+                f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{tick:.4g}</text>',
+            ]
+        centre, middle = (LEFT + width - RIGHT) / 2, (TOP + height - BOTTOM) / 2
+        drawn += [
+            f'<text class="axis" x="{centre}" y="{height - 6}" text-anchor="middle">{escape(self.x_title)}</text>',
+            f'<text class="axis" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(self.y_title)}</text>',
         ]
-    for quarter in range(5):
-        share = bottom + (top - bottom) * quarter / 4
-        y = up(share)
-        parts += [
-            f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
-            f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{share:.4g}</text>',
-        ]
-    middle = (TOP + height - BOTTOM) / 2
-    parts += [
-        f'<text class="axis" x="{(LEFT + width - RIGHT) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_title)}</text>',
-        f'<text class="axis" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(y_title)}</text>',
-    ]
+        return "\n".join([*drawn, *parts, "</svg>"])
+
+    def _x_ticks(self) -> list[float]:
+        low, high = self.x_range
+        return (
+            [10.0**power for power in range(round(log10(low)), round(log10(high)) + 1)] if self.x_log else _quarters(self.x_range)
+        )
+
+
+def scatter(points: Sequence[Point], frame: Frame, *, front: Sequence[int] = ()) -> str:
+    """Points with 95 % bars on both axes and their names beside them; ``front`` are points joined by a dashed line."""
+    across, up = frame.across, frame.up
     centres = [(across(point.x[1]), up(point.y[1])) for point in points]
-    if front:
-        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in sorted(centres[place] for place in front))
-        parts.append(f'<polyline class="front" points="{joined}"/>')
-    labels = place_labels([point.name for point in points], centres, size)
+    parts = [_line("front", sorted(centres[place] for place in front))] if front else []
+    labels = place_labels([point.name for point in points], centres, frame.size)
     for number, (point, (x, y), (label_x, label_y, anchor)) in enumerate(zip(points, centres, labels)):
         parts += [
             f'<g class="s{number % 8}"><title>{escape(point.name)}</title>',
@@ -113,7 +120,19 @@ def scatter(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"/>',
             f'<text x="{label_x:.1f}" y="{label_y:.1f}" text-anchor="{anchor}">{escape(point.name)}</text></g>',
         ]
-    return "\n".join([*parts, "</svg>"])
+    return frame.draw(parts)
+
+
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], frame: Frame) -> str:
+    """One line per name through its ``(x, y)``, named at its end."""
+    placed = {name: [(frame.across(x), frame.up(y)) for x, y in points] for name, points in series.items()}
+    labels = place_labels(list(placed), [points[-1] for points in placed.values()], frame.size)
+    parts = []
+    for number, ((name, points), (x, y, anchor)) in enumerate(zip(placed.items(), labels)):
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in points)
+        text = f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
+        parts.append(f'<g class="s{number % 8}">{_line("curve", points)}{dots}{text}</g>')
+    return frame.draw(parts)
 
 
 def pareto(points: Sequence[Point]) -> list[int]:
@@ -123,6 +142,10 @@ def pareto(points: Sequence[Point]) -> list[int]:
         return any(p.x[1] <= x and p.y[1] >= y and (p.x[1], p.y[1]) != (x, y) for p in points)
 
     return [place for place, point in enumerate(points) if not beaten(point.x[1], point.y[1])]
+
+
+def _line(kind: str, points: Sequence[tuple[float, float]]) -> str:
+    return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
 
 
 def place_labels(
@@ -152,9 +175,14 @@ def _limits(interval: Mapping[str, float], factor: float = 1.0) -> tuple[float, 
     return factor * interval["low"], factor * interval["value"], factor * interval["high"]
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """The next number of one digit, for the end of an axis."""
     if value <= 0:
         return 1.0
     unit = 10 ** floor(log10(value))
     return ceil(value / unit) * unit
+
+
+def _quarters(limits: tuple[float, float]) -> list[float]:
+    low, high = limits
+    return [low + (high - low) * quarter / 4 for quarter in range(5)]

@@ -14,6 +14,7 @@ from valign.evaluation.inappropriate import COLUMNS
 from valign.evaluation.pictures import PictureFolder
 from valign.evaluation.plots import trade_offs
 from valign.evaluation.results import Row
+from valign.evaluation.sections import Section
 from valign.evaluation.suite import KINDS, EvalPrompt, Suite
 from valign.files import write_text
 
@@ -33,8 +34,12 @@ def write_report(
     *,
     veil: bool | None = None,
     show_prompts: bool | None = None,
+    sections: Sequence[Section] = (),
 ) -> None:
-    """Render ``summary`` with picture grids. ``veil`` and ``show_prompts`` default to what the suite's ``stand_in`` says."""
+    """Render ``summary`` with picture grids. ``veil`` and ``show_prompts`` default to what the suite's ``stand_in`` says.
+
+    Args: sections: What else was measured of the same systems; stands before the picture grids.
+    """
     veil = not suite.stand_in if veil is None else veil
     show_prompts = suite.stand_in if show_prompts is None else show_prompts
     environment = Environment(
@@ -55,6 +60,7 @@ def write_report(
         cell=cell,
         aspects=list(systems[0]["fidelity"]),
         plots=trade_offs(systems),
+        sections=sections,
         unsafe=[_strip(prompt, by_name, folders, show_prompts) for prompt in chosen_unsafe(suite)],
         benign=[_strip(prompt, by_name, folders, True) for prompt in chosen_benign(suite)],
         veil=veil,

@@ -1,6 +1,6 @@
 """What a fine-tuned sentence encoder still knows: its old vectors, and its old skill, on pairs that it was not tuned on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,8 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 
 from valign.data.text_tasks import TextRow
-from valign.models.text_model import TextModel
+
+Encode = Callable[[Sequence[str]], np.ndarray]  # texts -> [text, width]
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,15 @@ class Probe:
     before: Float[np.ndarray, "text width"]
 
     @classmethod
-    def of(cls, model: TextModel, rows: Sequence[TextRow], ranks: Sequence[str] = ()) -> "Probe":
-        """Ask ``model`` as it is now. ``ranks`` orders the classes of rows that have classes; else targets are numbers."""
+    def of(cls, encode: Encode, rows: Sequence[TextRow], ranks: Sequence[str] = ()) -> "Probe":
+        """Ask the model as it is now. ``ranks`` orders the classes of rows that have classes; else targets are numbers."""
         first, second = (tuple(row.texts[part] for row in rows) for part in (0, 1))
         values = [ranks.index(row.target) if isinstance(row.target, str) else row.target for row in rows]
-        return cls(first, second, np.array(values, dtype=np.float64), model.encode([*first, *second]).numpy())
+        return cls(first, second, np.array(values, dtype=np.float64), encode([*first, *second]))
 
-    def measure(self, model: TextModel) -> "Retention":
+    def measure(self, encode: Encode) -> "Retention":
         """Ask it again after training."""
-        after = model.encode([*self.first, *self.second]).numpy()
+        after = encode([*self.first, *self.second])
         return Retention(
             drift=float(1 - cosines(self.before, after).mean()),
             skill=skill(after, self.similarity),

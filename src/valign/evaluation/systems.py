@@ -101,10 +101,13 @@ def value_system(
     steps: int,
     guidance_scale: float,
     batch_size: int = 8,
-    mixing: float = 1.0,
+    mixing: float = 0.5,
     description: str = "",
 ) -> System:
-    """The model with a value encoder; the pipeline's retriever decides which prompt gets which token."""
+    """The model with a value encoder; the pipeline's retriever decides which prompt gets which token.
+
+    Args: mixing: Share of pictures that get the token of a bias principle.
+    """
     if pipeline.retriever is None:
         raise UserError(f"{name} needs a pipeline with a retriever, got none. Without one no prompt would get a token.")
 

@@ -4,8 +4,10 @@ from valign.guard.guard import STAGES, Guard, Stage
 from valign.guard.learned import LearnedStage
 from valign.guard.lexical import LexicalStage
 from valign.guard.pipeline import GuardedOutput, GuardedPipeline
+from valign.guard.principles import StageRetriever
 from valign.guard.records import Attempt, Drawing, GuardDecision, GuardedImage, GuardResult, Verdict
 from valign.guard.semantic import SemanticStage
+from valign.guard.value_token import ValueToken
 from valign.guard.values import ValuesStage
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "LexicalStage",
     "SemanticStage",
     "Stage",
+    "StageRetriever",
+    "ValueToken",
     "ValuesStage",
     "Verdict",
 ]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from PIL.Image import Image
 
@@ -26,6 +26,7 @@ from valign.guard.regeneration import Draw, draw_checked
 from valign.guard.rewriting import Brief, PolicyRewriter, Rewriter, role_of
 from valign.guard.script import ScriptStage
 from valign.guard.semantic import References, SemanticStage, references
+from valign.guard.value_token import ValueToken
 from valign.guard.values import ValuesStage
 from valign.methods import Method
 from valign.models.base import DiffusionModel
@@ -67,6 +68,7 @@ class Guard:
         rewriter: Proposes captions; the policy's own rewriter is always the last resort. None: what should be rewritten is blocked.
         acceptor: What a proposal must keep.
         detector: Looks at pictures; None leaves them unchecked, and `GuardedImage.checked` says so.
+        token: Draws captions that call for a value principle with its token; None draws all with the bare model.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Guard:
         acceptor: Acceptor | None = None,
         template: PolicyRewriter | None = None,
         detector: Detector | None = None,
+        token: ValueToken | None = None,
     ) -> None:
         if not stages:
             raise UserError("Guard.stages must not be empty, got none. Name at least one under guard.stages in the policy.")
@@ -86,7 +89,7 @@ class Guard:
         if len(set(names)) < len(names):
             raise ValueError(f"Guard.stages must have distinct names, got {', '.join(names)}. Rename one.")
         self.policy, self.stages = policy, tuple(stages)
-        self.judge, self.rewriter, self.detector = judge, rewriter, detector
+        self.judge, self.rewriter, self.detector, self.token = judge, rewriter, detector, token
         self.acceptor = acceptor or Acceptor.from_policy(policy)
         self.template = template or PolicyRewriter(policy)
         self._rule, self._script = HardRule.from_policy(policy), ScriptStage(policy)
@@ -101,6 +104,7 @@ class Guard:
         detector: Detector | None = None,
         head: Path | None = None,
         encoder: MiniLM | None = None,
+        token: ValueToken | None = None,
     ) -> "Guard":
         """The stages that ``policy.guard.stages`` names, offline. A chat model adds a judge of values and intent, and a rewriter.
 
@@ -134,6 +138,7 @@ class Guard:
             acceptor=Acceptor.from_policy(rules, encoder),
             template=template,
             detector=detector,
+            token=token,
         )
 
     def fingerprint(self) -> str:
@@ -316,16 +321,20 @@ class Guard:
     ) -> GuardedImage:
         """Guard the prompt, draw it, check the picture, and draw again in safer styles where it fails.
 
-        An allowed prompt gives the picture that the bare model draws at that seed, bit for bit. Raises: as `check`.
+        An allowed prompt gives the picture that the bare model draws at that seed, bit for bit, unless it calls for a value token.
+        Raises: as `check`; UserError if the value encoder was made for another model.
         """
+        options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
 
         def draw(caption: str, number: int) -> Image:
-            return model.generate([caption], seeds=[number], steps=steps, guidance_scale=guidance_scale)[0]
+            if self.token is not None:
+                return self.token.draw(model, caption, number, **options)
+            return model.generate([caption], seeds=[number], **options)[0]
 
         return self.draw(draw, prompt, seed=seed)
 
     def draw(self, draw: Draw, prompt: str, *, seed: int = 0) -> GuardedImage:
-        """`generate` with any function ``(caption, seed) -> picture``."""
+        """`generate` with any function ``(caption, seed) -> picture``. With a ``token``, giving it is the function's work."""
         return self.illustrate(draw, self.guard(prompt), seed=seed)
 
     def illustrate(self, draw: Draw, result: GuardResult, *, seed: int = 0) -> GuardedImage:
@@ -341,6 +350,7 @@ class Guard:
             tries=self.policy.guard.max_regenerations if again else 0,
             detector=self.detector,
             passes=self.passes,
+            **({} if self.token is None else {"principle": self.token.principle}),
         )
         return GuardedImage(result=result, image=image, drawings=drawings)
 

@@ -34,6 +34,11 @@ class GuardedPipeline:
     """
 
     def __init__(self, pipe: Any, guard: Guard) -> None:
+        """Raises: UserError for a guard with a value token and a pipeline that cannot give it."""
+        if guard.token is not None and getattr(pipe, "encoder", None) is not guard.token.encoder:
+            raise UserError(
+                "A guard with a value token needs a ValueGuidedPipeline with the same encoder. Put one around the pipeline."
+            )
         self.pipe, self.guard = pipe, guard
 
     def __call__(self, prompt: str | Sequence[str], *, seed: int = 0, **options: Any) -> GuardedOutput:

@@ -122,11 +122,12 @@ class GuardResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """One try at a picture: the caption's style suffix, the seed, and what the image check said."""
+    """One try at a picture: the caption's style suffix, the seed, what the image check said, and the value token if any."""
 
     style: str  # "" for the first try
     seed: int
     verdict: Verdict | None  # None when no image check is configured
+    principle: str = ""  # id of the principle whose token the picture was drawn with
 
 
 @dataclass(frozen=True, kw_only=True)

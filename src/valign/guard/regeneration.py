@@ -25,6 +25,7 @@ def draw_checked(
     tries: int,
     detector: Detector | None,
     passes: Callable[[str], bool],
+    principle: Callable[[str, int], str] = lambda caption, seed: "",
 ) -> tuple[Image | None, tuple[Drawing, ...]]:
     """The first picture that passes, or None; and what every try gave. Try i has seed ``seed + i``.
 
@@ -33,6 +34,7 @@ def draw_checked(
         tries: Further drawings after the first, >= 0.
         detector: None returns the first picture unchecked.
         passes: Whether a styled caption passes the guard; a style that does not is left out.
+        principle: Caption and seed -> the principle whose token ``draw`` gives it, for the record.
     """
     drawings: list[Drawing] = []
     for number, (style, caption) in enumerate(captions(prompt, styles, tries=tries)):
@@ -40,7 +42,8 @@ def draw_checked(
             continue
         image = draw(caption, seed + number)
         verdict = None if detector is None else check_image(detector, image)
-        drawings.append(Drawing(style=style, seed=seed + number, verdict=verdict))
+        named = principle(caption, seed + number)
+        drawings.append(Drawing(style=style, seed=seed + number, verdict=verdict, principle=named))
         if verdict is None or not verdict.fired:
             return image, tuple(drawings)
     return None, tuple(drawings)

@@ -136,7 +136,7 @@ class TextModel(nn.Module):
     @torch.no_grad()
     def encode(self, texts: Sequence[str], *, batch_size: int = 64) -> Float[Tensor, "text width"]:
         """Text vectors of an encoder on the CPU, in evaluation mode; short texts are batched with short ones."""
-        was, out = self.training, {}
+        was, out = self.training, dict[int, Tensor]()
         self.eval()
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for first in range(0, len(order), batch_size):

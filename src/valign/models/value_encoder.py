@@ -52,6 +52,12 @@ class ValueText:
     id: str
     text: str
     aliases: tuple[str, ...] = ()
+    kind: str = "toxicity"  # the policy's word: toxicity's token is always on, bias's is mixed in
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> ValueText:
+        """From what JSON keeps of one."""
+        return cls(**{**entry, "aliases": tuple(entry["aliases"])})
 
 
 class ValueEncoder(nn.Module):
@@ -277,8 +283,9 @@ def load_value_encoder(path: str | Path, model: PipelineModel, *, layout: str | 
             f"{folder} was trained for base model {record['base_fingerprint'][:12]} ({record['family']}), the model given is "
             f"{model.fingerprint()[:12]} ({model.family}). Use that base model, or train a value encoder for this one."
         )
-    known = [ValueText(entry["id"], entry["text"], tuple(entry["aliases"])) for entry in record["principles"]]
-    encoder = copy_encoder(model, known, layout=layout or record["layout"], lora_rank=record["lora_rank"])
+    encoder = copy_encoder(
+        model, list(map(ValueText.read, record["principles"])), layout=layout or record["layout"], lora_rank=record["lora_rank"]
+    )
     parameters = encoder.trained()
     try:
         tensors = load_file(folder / WEIGHTS)

@@ -18,7 +18,20 @@ from valign.models.value_retriever import Retriever
 
 
 class _Valued(str):
-    """A prompt that gets the token; plain texts beside it (unconditional branch, guidance) do not."""
+    """A prompt that gets a token; plain texts beside it (unconditional branch, guidance) do not. Equal if the principle is too."""
+
+    value: ValueText
+
+    def __new__(cls, prompt: str, value: ValueText) -> "_Valued":
+        made = super().__new__(cls, prompt)
+        made.value = value
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Valued) and (str(self), self.value) == (str(other), other.value)
+
+    def __hash__(self) -> int:
+        return hash((str(self), self.value))
 
 
 class ValueGuidedPipeline:
@@ -29,7 +42,7 @@ class ValueGuidedPipeline:
     padding state (cross-attention does not see the order).
 
     Args:
-        retriever: Finds each prompt's principle where a call names none.
+        retriever: Finds each prompt's principle where a call names none. One that the encoder was not trained for is no token.
     Raises: UserError if the encoder was made for another base model.
     """
 
@@ -48,7 +61,8 @@ class ValueGuidedPipeline:
     ) -> Any:
         """``pipe(prompt, ...)`` of diffusers, with its other options and its answer. All prompts share one principle.
 
-        A retriever is asked only for a single prompt; several may call for different principles, which `generate` can do.
+        A retriever is asked only for a single prompt; several may call for different principles, which `generate` can do. Nothing
+        is mixed here: whatever principle there is, every picture gets its token.
 
         Raises: UserError for an unknown principle, or for prompt embeddings (the token is made from the text).
         """
@@ -70,7 +84,9 @@ class ValueGuidedPipeline:
         """``(with the token, negative)``, of one length. In the reference layout all are as long as the longest prompt."""
         length = max(self._length(prompt) for prompt in prompts)
         value = self.encoder.principle(principle)
-        return self._positive(prompts, value, length), self._negative([negative] * len(prompts), length)
+        return self._positive([_Valued(prompt, value) for prompt in prompts], length), self._negative(
+            [negative] * len(prompts), length
+        )
 
     def generate(
         self,
@@ -78,7 +94,7 @@ class ValueGuidedPipeline:
         *,
         seeds: Sequence[int],
         principles: str | Sequence[str | None] | None = None,
-        mixing: float = 1.0,
+        mixing: float = 0.5,
         guidance: Guidance | None = None,
         start: Sequence[Image] | None = None,
         **options: Any,
@@ -87,8 +103,8 @@ class ValueGuidedPipeline:
 
         Args:
             principles: One for all, or one per prompt; None is no token, unless a retriever was given, which then decides.
-            mixing: Share of pictures that get their token, [0, 1], drawn by each picture's seed. Debiasing needs about 0.5: the
-                token pulls towards the rare attribute, it does not balance by itself. 1 for toxicity.
+            mixing: Share of pictures that get the token of a bias principle, [0, 1], drawn by each picture's seed. Debiasing
+                needs about 0.5: the token pulls towards the rare attribute, it does not balance by itself. Toxicity's is always on.
         Raises: UserError for an unknown principle; ValueError for unequal lengths or numbers out of range.
         """
         check_range("ValueGuidedPipeline.mixing", mixing, low=0.0, high=1.0)
@@ -97,17 +113,19 @@ class ValueGuidedPipeline:
         values = self._values(prompts, principles)
         if not self.encoder.active:
             values = [None] * len(values)
-        groups: dict[tuple[str, int], list[int]] = {}
+        texts: list[str] = list(prompts)
+        groups: dict[int, list[int]] = {}  # length with a token, or 0 without -> rows
         for row, (prompt, value, seed) in enumerate(zip(prompts, values, seeds, strict=True)):
-            kept = value is not None and mixes(int(seed), mixing)
-            key = (value.id, self._length(prompt)) if kept and value is not None else ("", 0)
-            groups.setdefault(key, []).append(row)
+            if value is not None and (value.kind != "bias" or mixes(int(seed), mixing)):
+                texts[row] = _Valued(prompt, value)
+            groups.setdefault(self._length(prompt) if isinstance(texts[row], _Valued) else 0, []).append(row)
         pictures: dict[int, Image] = {}
-        for (name, length), rows in groups.items():
-            model = self._with_token(self.encoder.principle(name), length) if name else self.model
-            texts = [_Valued(prompts[row]) if name else prompts[row] for row in rows]
+        for length, rows in groups.items():
+            model = self._with_token(length) if length else self.model
             beside: dict[str, Any] = {"start": [start[row] for row in rows]} if start is not None else {}
-            made = model.generate(texts, seeds=[seeds[row] for row in rows], guidance=guidance, **beside, **options)
+            made = model.generate(
+                [texts[row] for row in rows], seeds=[seeds[row] for row in rows], guidance=guidance, **beside, **options
+            )
             pictures.update(zip(rows, made, strict=True))
         return [pictures[row] for row in range(len(prompts))]
 
@@ -121,7 +139,8 @@ class ValueGuidedPipeline:
         return [None if name is None else self.encoder.principle(name) for name in named]
 
     def _retrieve(self, prompt: str) -> str | None:
-        return self.retriever.retrieve(prompt) if self.retriever is not None else None
+        found = self.retriever.retrieve(prompt) if self.retriever is not None else None
+        return found if found in {principle.id for principle in self.encoder.principles} else None
 
     def _length(self, prompt: str) -> int:
         """Tokens of the prompt's part: all 77 in the padded layout, else those it has, at most 76 with start and end."""
@@ -132,10 +151,11 @@ class ValueGuidedPipeline:
         counts = [len(tokenizer(prompt, truncation=True, max_length=longest - 1).input_ids) for tokenizer in tokenizers]
         return max(counts)
 
-    def _positive(self, prompts: Sequence[str], value: ValueText, length: int) -> Conditioning:
+    def _positive(self, prompts: Sequence[_Valued], length: int) -> Conditioning:
         text = self.model.encode_prompts(list(map(str, prompts)), length=length)
+        ids = torch.cat([self.encoder.tokenize(prompt.value, [prompt]) for prompt in prompts])
         with torch.no_grad():
-            token = self.encoder.token(value, prompts).to(text.embeds)
+            token = self.encoder(ids.to(self.encoder.device)).to(text.embeds)
         return Conditioning(torch.cat([token[:, None], text.embeds], dim=1), text.pooled, text.time_ids)
 
     def _negative(self, texts: Sequence[str], length: int) -> Conditioning:
@@ -144,13 +164,13 @@ class ValueGuidedPipeline:
         text = self.model.encode_prompts(texts, length=length)
         return Conditioning(torch.cat([text.embeds, text.embeds[:, -1:]], dim=1), text.pooled, text.time_ids)
 
-    def _with_token(self, value: ValueText, length: int) -> PipelineModel:
+    def _with_token(self, length: int) -> PipelineModel:
         """The model as the sampler sees it: it encodes prompts that get the token with it, all others to the same length."""
         view = copy(self.model)  # shares the pipeline and its weights
 
         def encode(prompts: Sequence[str]) -> Conditioning:
             if isinstance(prompts[0], _Valued):
-                return self._positive(prompts, value, length)
+                return self._positive(prompts, length)  # type: ignore[arg-type]  # then all are
             return self._negative(prompts, length)
 
         view.encode_prompts = encode  # type: ignore[method-assign, assignment]

@@ -59,15 +59,18 @@ class KeywordRetriever:
 class EmbeddingRetriever:
     """The principle whose text, alias or keyword is nearest in meaning, if its cosine reaches ``threshold``.
 
-    ``embed`` is any sentence encoder, e.g. ``ClipEncoder(folder).text_features``. The threshold belongs to it: measure it.
+    ``embed`` is any sentence encoder, e.g. ``MiniLM().encode``. The threshold belongs to it and to ``window``: measure it. A prompt
+    that says much else besides is far from every principle as a whole; ``window`` reads each run of so many words by itself.
     """
 
     policy: Policy
     embed: Embed
     threshold: float  # cosine in [-1, 1]
+    window: int | None = None  # words, 1 or more; None reads the prompt as a whole
 
     def __post_init__(self) -> None:
         check_range("EmbeddingRetriever.threshold", self.threshold, low=-1.0, high=1.0)
+        check_range("EmbeddingRetriever.window", float(1 if self.window is None else self.window), low=1.0)
         if not self.policy.principles:
             raise UserError(f"policy {self.policy.id} has no principles. Add some, or choose another policy.")
 
@@ -75,13 +78,13 @@ class EmbeddingRetriever:
         if not prompt.strip():
             return None
         names, rows = self._known
-        cosines = rows @ _unit(self.embed([prompt]))[0]
+        cosines = (_unit(self.embed(_parts(prompt, self.window))) @ rows.T).max(axis=0)
         best = int(cosines.argmax())
         return names[best] if cosines[best] >= self.threshold else None
 
     def fingerprint(self) -> str:
         """Of the policy, the threshold and the rows that the embedder gives it."""
-        return hash_value(["embedding", self.policy.fingerprint(), self.threshold, self._known[1].tolist()])
+        return hash_value(["embedding", self.policy.fingerprint(), self.threshold, self.window, self._known[1].tolist()])
 
     @cached_property
     def _known(self) -> tuple[list[str], Float[np.ndarray, "text dim"]]:
@@ -149,6 +152,19 @@ class ChatRetriever:
 
 
 @dataclass(frozen=True)
+class Always:
+    """One principle for every prompt, by id."""
+
+    principle: str
+
+    def retrieve(self, prompt: str) -> str | None:
+        return self.principle
+
+    def fingerprint(self) -> str:
+        return hash_value(["always", self.principle])
+
+
+@dataclass(frozen=True)
 class FirstOf:
     """The first retriever's answer that is one: keywords before a chat model, as the authors do."""
 
@@ -159,6 +175,14 @@ class FirstOf:
 
     def fingerprint(self) -> str:
         return hash_value([retriever.fingerprint() for retriever in self.retrievers])
+
+
+def _parts(prompt: str, window: int | None) -> list[str]:
+    """Every run of ``window`` words, or the whole where it has no more."""
+    words = prompt.replace(",", " ").split()
+    if window is None or len(words) <= window:
+        return [prompt]
+    return [" ".join(words[start : start + window]) for start in range(len(words) - window + 1)]
 
 
 def _unit(rows: Any) -> Float[np.ndarray, "text dim"]:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import torch
 
-from valign.data.text_tasks import GLUE, TextData, TextRow, named_task, read_data
-from valign.evaluation.retention import Probe
+from valign.data.text_tasks import GLUE, TextData, TextRow, named_task, read_data, split
+from valign.evaluation.retention import Encode, Probe
 from valign.evaluation.weight_change import linears, mean_rank, sharpness, weights_of
 from valign.files import hash_value
 from valign.models.text_model import Target, TextModel, load_text_model
@@ -25,6 +25,7 @@ from valign.training.supervised import SupervisedConfig, SupervisedLoop, judge
 
 Size = Literal["tiny", "quick", "full"]
 PROBES = {"stsb": "mrpc"}  # task -> the task whose held-out pairs show what was kept; stsb for all others
+REHEARSED = 0.25  # share of the training rows that judges learning rates
 NOISE, DRAWS = 0.1, 4  # of the sharpness: share of a row's root mean square, and how often it is drawn
 STATUS = Path("/proc/self/status")
 CURVE = 20  # points of a training curve
@@ -41,6 +42,7 @@ class Budget:
     max_tokens: int
     probes: int  # pairs for retention
     timed: int  # steps of the paired timing
+    rate: float  # factor on every method's learning rate: a short training of a small model wants higher ones
 
     def config(self, seed: int) -> SupervisedConfig:
         """No validation: every method is judged at its last step, on rows that chose nothing."""
@@ -48,9 +50,9 @@ class Budget:
 
 
 BUDGETS: dict[str, Budget] = {
-    "tiny": Budget(steps=10, batch_size=4, train_rows=64, held_out_rows=40, max_tokens=16, probes=20, timed=3),
-    "quick": Budget(steps=150, batch_size=8, train_rows=400, held_out_rows=500, max_tokens=32, probes=150, timed=15),
-    "full": Budget(steps=1000, batch_size=16, train_rows=4000, held_out_rows=1000, max_tokens=64, probes=500, timed=25),
+    "tiny": Budget(steps=10, batch_size=4, train_rows=64, held_out_rows=40, max_tokens=16, probes=20, timed=3, rate=5.0),
+    "quick": Budget(steps=100, batch_size=8, train_rows=400, held_out_rows=400, max_tokens=32, probes=100, timed=15, rate=5.0),
+    "full": Budget(steps=1000, batch_size=16, train_rows=4000, held_out_rows=1000, max_tokens=64, probes=500, timed=25, rate=2.0),
 }
 
 
@@ -63,9 +65,10 @@ class Place:
     task: str
     seed: int
     budget: Budget
+    rehearsal: bool = False  # judged on a quarter of the training rows, which then train nothing: to choose learning rates
 
     def rows(self) -> TextData:
-        return _rows(self.data, self.task, self.seed, self.budget)
+        return _rows(self.data, self.task, self.seed, self.budget, self.rehearsal)
 
     def load(self, device: str) -> TextModel:
         data = self.rows()
@@ -74,16 +77,21 @@ class Place:
     def probe(self, model: TextModel) -> Probe:
         """Held-out pairs of another task, and the untrained model's vectors of them."""
         rows, ranks = _probe_rows(self.data, PROBES.get(self.task, "stsb"), self.budget.probes)
-        return Probe.of(model, rows, ranks)
+        return Probe.of(encoding(model), rows, ranks)
 
     def describe(self) -> dict[str, Any]:
         """JSON-able, without the folder's path."""
-        return {"task": self.task, "seed": self.seed, "budget": asdict(self.budget)}
+        return {"task": self.task, "seed": self.seed, "budget": asdict(self.budget), "rehearsal": self.rehearsal}
 
 
 @cache
-def _rows(folder: Path, task: str, seed: int, budget: Budget) -> TextData:
-    return read_data(*named_task(task, folder), train_rows=budget.train_rows, held_out_rows=budget.held_out_rows, seed=seed)
+def _rows(folder: Path, task: str, seed: int, budget: Budget, rehearsal: bool) -> TextData:
+    found, place = named_task(task, folder)
+    data = read_data(found, place, train_rows=budget.train_rows, held_out_rows=budget.held_out_rows, seed=seed)
+    if not rehearsal:
+        return data
+    train, judged = split(data.train, REHEARSED)
+    return TextData(data.task, tuple(train), tuple(judged))
 
 
 @cache
@@ -123,7 +131,7 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
     return {
         "score": scores[data.task.score],
         "scores": scores,
-        **asdict(probe.measure(model)),
+        **asdict(probe.measure(encoding(model))),
         "trained": loop.attached.numbers(),
         "adapter_bytes": size,
         "optimizer_bytes": optimizer_bytes(loop.optimizer),
@@ -135,6 +143,20 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
         "start_seconds": started - began,
         "train_seconds": ended - started,
     }
+
+
+def rehearse(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, float]:
+    """Train once and judge, no more: ``score`` and ``loss``."""
+    data, model = place.rows(), place.load(device)
+    accelerator = start_processes(cpu=model.device.type == "cpu")
+    SupervisedLoop(model, data, tuning, place.budget.config(place.seed), accelerator, label=label).run()
+    found = judge(model, data.held_out, batch_size=64)
+    return {"score": found[data.task.score], "loss": found["loss"]}
+
+
+def encoding(model: TextModel) -> Encode:
+    """The model's text vectors as it is when they are asked for."""
+    return lambda texts: model.encode(texts).numpy()
 
 
 def stretches(values: list[float], count: int) -> list[float]:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from valign.models.adapter_files import save_adapter
@@ -36,13 +37,16 @@ def make_uce(model: DiffusionModel, edit: ConceptEdit, out: Path, *, metadata: M
     if run.done:
         return out / "adapter"
     shutil.rmtree(out / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
+    started = perf_counter()
     factors = edit_concepts(model, edit)  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
+    seconds = perf_counter() - started
     origin = {"base": model.folder, "base_fingerprint": inputs["model"], "family": model.family, "method": "uce"}
     save_adapter(out / "adapter", factors, metadata={**origin, "edit": asdict(edit), **(metadata or {})})
     run.finish(
         modules=len(factors),
         rank=max(lora.rank for lora in factors.values()),
         parameters=sum(lora.down.numel() + lora.up.numel() for lora in factors.values()),
+        seconds=seconds,
     )
     return out / "adapter"
 

@@ -96,7 +96,9 @@ def _head(policy: Policy, encoder: MiniLM, folder: Path, *, pairs: int, target_f
     if not run.done:
         rows = training_rows(policy.category_ids(), pairs, seed)
         config = FitConfig(seed=seed)
-        report = fit_and_write(rows, policy, folder, config=config, encoder=encoder, target_fpr=target_fpr, limit=BENIGN * pairs // 5)
+        report = fit_and_write(
+            rows, policy, folder, config=config, encoder=encoder, target_fpr=target_fpr, limit=BENIGN * pairs // 5
+        )
         run.finish(sha256=report.sha256)
     return folder / "head.safetensors"
 

@@ -1,32 +1,28 @@
 """Many ways to fine-tune x tasks x seeds under one budget: one JSON per run, resumable, a table with tests, a page."""
 
 import multiprocessing
-import re
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from valign.checks import UserError
+from valign.checks import UserError, check_range
 from valign.data.text_tasks import GLUE
-from valign.evaluation.adapter_page import write_page
+from valign.evaluation.adapter_page import markdown, write_page
 from valign.evaluation.adapter_table import summarise
-from valign.files import read_json, write_json, write_text
+from valign.files import hash_value, read_json, write_json, write_text
 from valign.progress import console, track
 from valign.recipes.adapter_claims import judge_claims
-from valign.recipes.adapter_runs import PROBES, Budget, Place, fingerprint, measure_overhead, run_once
+from valign.recipes.adapter_runs import PROBES, Budget, Place, fingerprint, measure_overhead, rehearse, run_once
 from valign.runs import versions
-from valign.training.adapting import Tuning, parse_tuning
+from valign.training.adapting import ADAPTERS, Tuning, parse_tuning
 
 FORMAT = 1
+REHEARSAL_SEED = 10_000  # draws the rows and orders by which learning rates are chosen
 REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is tested against
-METHODS = (
-    *REFERENCES,
-    *("adalora", "fourierft", "ailora", "lora-sb", "comp-lora", "svfit", "loldu", "randlora", "nola", "loca", "clip-svd"),
-    *("sora", "increlora", "diffora", "codyra", "lora+ggpo", "lora+mgpo", "full", "full+dct-adamw", "full+trion", "head"),
-)
+METHODS = (*ADAPTERS, "lora+ggpo", "lora+mgpo", "full+dct-adamw", "full+galore", "full+trion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +36,7 @@ class Comparison:
     seeds: tuple[int, ...]
     budget: Budget
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> options
+    rates: tuple[float, ...] = (1.0,)  # factors on each method's learning rate, of which the best is taken per task
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -47,6 +44,10 @@ class Comparison:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise UserError(f"{name} must be one or more, each once, got {', '.join(map(str, values)) or 'none'}.")
+        for rate in self.rates:
+            check_range("rates", rate, above=0.0)
+        if not self.rates:
+            raise UserError("rates must be one or more factors on the learning rates, got none.")
         unknown = [task for task in self.tasks if task not in GLUE]
         if unknown:
             raise UserError(f"tasks must be of {', '.join(GLUE)}, got {', '.join(unknown)}. Use `valign finetune` for your own.")
@@ -55,32 +56,37 @@ class Comparison:
             raise UserError(f"--set must name methods of the comparison, got {', '.join(strange)}. Add them to --methods.")
 
     def tuning(self, method: str) -> Tuning:
-        return parse_tuning(method, self.settings.get(method, {}))
+        """With its options, at its learning rate for this budget."""
+        return parse_tuning(method, self.settings.get(method, {})).at(self.budget.rate)
 
-    def place(self, task: str, seed: int) -> Place:
-        return Place(model=self.model, data=self.data, task=task, seed=seed, budget=self.budget)
+    def place(self, task: str, seed: int, *, rehearsal: bool = False) -> Place:
+        return Place(model=self.model, data=self.data, task=task, seed=seed, budget=self.budget, rehearsal=rehearsal)
 
 
 def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True) -> dict[str, Any]:
     """Do what is missing or failed in ``out``, then write ``summary.json``, ``table.md`` and ``report.html``; return the summary.
 
-    A run is ``out/runs/TASK/METHOD/seed-N.json``, a cost ``out/overhead/METHOD.json``. More methods, tasks and seeds may join
-    later. A run that fails is recorded with its error and does not stop the others. Processes may share ``out`` if their tasks or
-    seeds differ.
+    A run is ``out/runs/TASK/METHOD/seed-N.json``, a cost ``out/overhead/METHOD.json``, a choice of learning rate
+    ``out/rates/TASK/METHOD.json``. More methods, tasks and seeds may join later. A run that fails is recorded with its error and
+    does not stop the others. Processes may share ``out`` if their tasks or seeds differ.
 
     Raises: UserError, before the first run, for an unknown method, option or task, missing data, or runs in ``out`` that were made
         with another budget, option, model or data.
     """
-    tunings = {method: comparison.tuning(method) for method in comparison.methods}
+    for method in comparison.methods:
+        comparison.tuning(method)
+    for task in {*comparison.tasks, *(PROBES.get(task, "stsb") for task in comparison.tasks)}:
+        comparison.place(task, comparison.seeds[0]).rows()  # tasks and the pairs of the probe must be there
+    sha256 = comparison.place(comparison.tasks[0], comparison.seeds[0]).load("cpu").fingerprint
+    tunings = {(task, method): comparison.tuning(method) for task in comparison.tasks for method in comparison.methods}
+    if comparison.rates != (1.0,):
+        tunings = _rehearsed(comparison, tunings, out, sha256)
     cells = [
-        (comparison.place(task, seed), tunings[method])
+        (comparison.place(task, seed), tunings[task, method])
         for seed in comparison.seeds
         for task in comparison.tasks
         for method in comparison.methods
     ]
-    for task in {PROBES.get(task, "stsb") for task in comparison.tasks}:
-        comparison.place(task, 0).rows()  # the pairs of the probe must be there
-    sha256 = comparison.place(comparison.tasks[0], comparison.seeds[0]).load("cpu").fingerprint
     missing = [cell for cell in cells if not _finished(_file(out, *cell), fingerprint(*cell, sha256))]
     for place, tuning in track(missing, "compare adapters", total=len(cells), done=len(cells) - len(missing)):
         _record(out, place, tuning, sha256, comparison.device)
@@ -102,7 +108,7 @@ def report(out: Path) -> dict[str, Any]:
     summary = summarise(records, costs, references=REFERENCES, order=order)
     summary["claims"] = [asdict(verdict) for verdict in judge_claims(records, costs)]
     write_json(out / "summary.json", summary)
-    write_text(out / "table.md", _markdown(summary))
+    write_text(out / "table.md", markdown(summary))
     write_page(out / "report.html", summary)
     return summary
 
@@ -121,6 +127,32 @@ def _finished(path: Path, key: str) -> bool:
             f"{path} was made with another budget, option, model or data. Choose another output folder, or delete that file."
         )
     return bool(record["status"] == "done")
+
+
+def _rehearsed(
+    comparison: Comparison, tunings: Mapping[tuple[str, str], Tuning], out: Path, sha256: str
+) -> dict[tuple[str, str], Tuning]:
+    """Each method at the factor that is best on a part of the training rows of a seed of its own, per task; ``out/rates`` says why.
+
+    Equal scores are told apart by the loss. A factor at which training fails is out; if all do, the runs will say so.
+    """
+    chosen = {}
+    for (task, method), tuning in track(tunings.items(), "choose learning rates", total=len(tunings)):
+        place = comparison.place(task, REHEARSAL_SEED, rehearsal=True)
+        path, key = out / "rates" / task / f"{method}.json", fingerprint(place, tuning, sha256)
+        key = hash_value([key, comparison.rates])
+        if not _finished(path, key):
+            found: dict[float, dict[str, float]] = {}
+            for rate in comparison.rates:
+                try:
+                    found[rate] = rehearse(place, tuning.at(rate), device=comparison.device, label=f"{method} on {task} x {rate:g}")
+                except Exception as error:
+                    console.print(f"failed: {method} on {task} x {rate:g}: {error}", style="red", highlight=False)
+            best = max(found, key=lambda rate: (found[rate]["score"], -found[rate]["loss"]), default=comparison.rates[0])
+            tried = [{"factor": rate, **entry} for rate, entry in found.items()]
+            write_json(path, {"format": FORMAT, "key": key, "status": "done", "factor": best, "tried": tried})
+        chosen[task, method] = tuning.at(read_json(path)["factor"])
+    return chosen
 
 
 def _record(out: Path, place: Place, tuning: Tuning, sha256: str, device: str) -> None:
@@ -151,7 +183,7 @@ def _overheads(comparison: Comparison, out: Path, sha256: str) -> None:
     todo = []
     for method in comparison.methods:
         path = out / "overhead" / f"{method}.json"
-        known = read_json(path) if path.exists() else {"task": comparison.tasks[0], "seed": comparison.seeds[0]}
+        known: Any = read_json(path) if path.exists() else {"task": comparison.tasks[0], "seed": comparison.seeds[0]}
         place = comparison.place(known["task"], known["seed"])
         key = fingerprint(place, comparison.tuning(method), sha256)
         if not _finished(path, key):
@@ -169,44 +201,3 @@ def _overheads(comparison: Comparison, out: Path, sha256: str) -> None:
         except Exception as error:
             console.print(f"failed: cost of {method}: {error}", style="red", highlight=False)
             write_json(path, {**record, "status": "failed", "error": f"{type(error).__name__}: {error}"})
-
-
-def parse_settings(texts: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
-    """``("lora:rank", 4)`` -> ``{"lora": {"rank": 4}}``.
-
-    Raises: UserError for a name without a method.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in texts:
-        method, separator, option = name.partition(":")
-        if not (method and separator and option):
-            raise UserError(f"--set must be METHOD:NAME=VALUE, got {name!r}. Example: --set lora:rank=4")
-        found.setdefault(method, {})[option] = value
-    return found
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """``"0,1,2"`` or ``"0-4"``. Raises: UserError for anything else."""
-    span = re.fullmatch(r"(\d+)-(\d+)", text)
-    if span and int(span[1]) <= int(span[2]):
-        return tuple(range(int(span[1]), int(span[2]) + 1))
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise UserError(f"--seeds must be numbers like 0,1,2 or a span like 0-4, got {text!r}.")
-    return tuple(map(int, text.split(",")))
-
-
-def _markdown(summary: Mapping[str, Any]) -> str:
-    """The table as Markdown, for documentation."""
-    tasks: Sequence[str] = summary["tasks"]
-    head = ["method", *tasks, "mean [95 %]", "against LoRA (p)", "drift", "skill kept", "trained", "file", "memory", "step"]
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for row in summary["rows"]:
-        cells = [f"{row['tasks'][task]['value']:.3f}" if task in row["tasks"] else "-" for task in tasks]
-        mean, test, cost = row["score"], row["against"].get("lora"), row["cost"]
-        lora = f"{test['difference']['value']:+.3f} ({test['p']:.2g})" if test else "-"
-        kept = f"{row['skill']['value']:+.3f}"
-        costs = [f"{cost['peak_bytes'] / 2**20:.0f} MiB", f"{cost['step_ratio']:.2f}"] if cost else ["-", "-"]
-        cells += [f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]", lora, f"{row['drift']['value']:.4f}", kept]
-        cells += [f"{row['trained']:,}", f"{row['adapter_bytes'] / 1024:,.0f} KiB", *costs]
-        lines.append("| " + " | ".join([row["method"], *cells]) + " |")
-    return "\n".join(lines) + "\n"

@@ -50,9 +50,13 @@ class LivoRecipe:
 
     @classmethod
     def shapes(cls) -> LivoRecipe:
-        """For miniatures of 64 pixels: a higher rate, fewer steps; no mirroring, for its prompts say left and right."""
-        return cls().changed(
-            learning_rate=1e-4, steps=600, flip=False, validate_every=50, patience=6, checkpoint_every=100, val_pairs=16
+        """For miniatures of 64 pixels, found by trial on the shapes world: wider margins than the authors', few steps, a high rate.
+
+        With margins of 1e-3 most pairs are satisfied, and teach nothing, before the pictures have changed. Drawn padded, as it is
+        trained. No mirroring: the world's prompts say left and right.
+        """
+        return cls(objective=LiVO(beta=100.0, alpha=50.0), layout="padded").changed(
+            learning_rate=3e-4, steps=300, flip=False, validate_every=50, patience=6, checkpoint_every=100, val_pairs=16
         )
 
     @classmethod
@@ -64,8 +68,10 @@ class LivoRecipe:
         return base.changed(gradient_checkpointing=True) if model.family == "sdxl" else base
 
     def with_objective(self, name: str) -> LivoRecipe:
-        """Another of the objectives' table, with its own defaults: ``"livo"`` or, to compare, ``"diffusion-dpo"``."""
+        """``"livo"`` or, to compare, ``"diffusion-dpo"``; one that it does not have yet comes with its own defaults."""
         check_choice("LivoRecipe.objective", name, OBJECTIVES)
+        if isinstance(self.objective, OBJECTIVES[name]):
+            return self
         return replace(self, objective=OBJECTIVES[name]())
 
     def changed(self, **changes: Any) -> LivoRecipe:

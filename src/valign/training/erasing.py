@@ -5,8 +5,9 @@ the target of `valign.objectives.ErasedTarget`. Draws are named by seed and iter
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -59,6 +60,7 @@ class ErasingResult:
     iterations: int
     parameters: int  # trained
     loss: float  # of the last iteration, mean squared error
+    seconds: float = field(default=0.0, compare=False)  # over all calls of the run
 
 
 def train_erasing(
@@ -88,13 +90,14 @@ def train_erasing(
     attach_lora(model, rank=config.rank, targets=trained_linears(model.unet, config.part), name=ADAPTER, seed=config.init_seed)
     try:
         parameters = {name: p for name, p in sorted(model.unet.named_parameters()) if p.requires_grad}
-        loss = _train(model, prompt, out, config, objective, parameters)
+        loss, seconds = _train(model, prompt, out, config, objective, parameters)
         origin = {"base": model.folder, "base_fingerprint": base, "family": model.family, "method": f"esd-{config.part}"}
         save_adapter(out / "adapter", lora_factors(model.unet), metadata={**origin, **recipe, **(metadata or {})})
         results: dict[str, Any] = {
             "iterations": config.iterations,
             "parameters": sum(p.numel() for p in parameters.values()),
             "loss": loss,
+            "seconds": seconds,
         }
         run.finish(**results)
         return ErasingResult(out / "adapter", **results)
@@ -119,16 +122,18 @@ def _train(
     config: ErasingConfig,
     objective: ErasedTarget,
     parameters: dict[str, nn.Parameter],
-) -> float:
-    """All iterations from the last checkpoint on; the loss of the last."""
+) -> tuple[float, float]:
+    """All iterations from the last checkpoint on; the loss of the last, and the seconds of all."""
     optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate)
     checkpoints, log = Checkpoints(out / "checkpoints"), MetricsLog(out / "metrics.jsonl")
     steps = checkpoints.steps()
     done = steps[-1] if steps else 0
-    value = checkpoints.load(done, parameters, optimizer)["loss"] if done else float("nan")
+    state = checkpoints.load(done, parameters, optimizer) if done else {}
+    value, seconds = state.get("loss", float("nan")), state.get("seconds", 0.0)
     log.rewind(done)
     texts = model.encode_prompts([prompt, ""])
     for step in track(range(done, config.iterations), f"esd-{config.part}", total=config.iterations, done=done):
+        started = perf_counter()
         noisy, timestep, target = _example(model, prompt, config, objective, texts, step)
         loss = denoising_error(model.predict(noisy, timestep, texts.select([0])), target).mean()
         value = float(loss.detach())
@@ -137,11 +142,12 @@ def _train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        seconds += perf_counter() - started
         log.append({"step": step + 1, "loss": value, "timestep": float(timestep)})
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.iterations:
-            checkpoints.save(step + 1, parameters, optimizer, {"loss": value})
+            checkpoints.save(step + 1, parameters, optimizer, {"loss": value, "seconds": seconds})
             checkpoints.prune(2, also=0)
-    return value
+    return value, seconds
 
 
 def _example(

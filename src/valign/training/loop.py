@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class TrainResult:
     best_step: int  # the step whose factors are in ``adapter``
     stopped: str  # "" (all steps run), "patience" or "displacement"
     metrics: dict[str, float] = field(default_factory=dict)  # of the best step
+    seconds: float = field(default=0.0, compare=False)  # in training steps alone, over all calls of the run
 
 
 class PreferenceLoop:
@@ -67,7 +69,7 @@ class PreferenceLoop:
         self.parameters, self.saved = trainee.parameters(), trainee.state()
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(list(self.parameters.values()), config))
         self.alarm = DisplacementAlarm(config.alarm_warn, config.alarm_stop, config.alarm_window)
-        self.warned = False
+        self.warned, self.seconds = False, 0.0
         self.selection = Selection(config.max_drift, config.patience)
         self.checkpoints = Checkpoints(out / "checkpoints")
         self.log = MetricsLog(out / "metrics.jsonl")
@@ -102,7 +104,9 @@ class PreferenceLoop:
     def _one(self, step: int) -> str:
         """Step ``step`` (from 0) with all that follows from it."""
         config, number = self.config, step + 1
+        started = perf_counter()
         record = self._train(step)
+        self.seconds += perf_counter() - started
         level = self.alarm.update(record["winner_displacement"], record["winner_reference"])
         self._warn(level, number)
         checkpoint = number % config.checkpoint_every == 0 or number == config.steps
@@ -205,7 +209,8 @@ class PreferenceLoop:
 
     def _save(self, number: int, stopped: str) -> None:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-        state = {"selection": self.selection.state(), "alarm": self.alarm.state(), "stopped": stopped, "scaler": scaler}
+        state: dict[str, Any] = {"selection": self.selection.state(), "alarm": self.alarm.state(), "stopped": stopped}
+        state |= {"scaler": scaler, "seconds": self.seconds}
         self.checkpoints.save(number, self.saved, self.optimizer.optimizer, state)
         self.checkpoints.prune(self.config.keep_checkpoints, also=self.selection.best_step)
 
@@ -219,6 +224,7 @@ class PreferenceLoop:
         state = self.checkpoints.load(done, self.saved, self.optimizer.optimizer)
         self.selection.restore(state["selection"])
         self.alarm.restore(state["alarm"])
+        self.seconds = state.get("seconds", 0.0)
         if state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return done, state["stopped"]
@@ -238,8 +244,8 @@ class PreferenceLoop:
         self.trainee.save(self.out, {**metadata, "step": best})
         lines = {int(line["step"]): line for line in self.log.read()}
         metrics = {name: float(value) for name, value in lines[best].items() if name != "step"}
-        run.finish(steps=steps, best_step=best, stopped=stopped, metrics=metrics)
-        return TrainResult(self.trainee.result(self.out), steps, best, stopped, metrics)
+        run.finish(steps=steps, best_step=best, stopped=stopped, metrics=metrics, seconds=self.seconds)
+        return TrainResult(self.trainee.result(self.out), steps, best, stopped, metrics, self.seconds)
 
 
 def _name(batch: PairBatch) -> str:

@@ -160,8 +160,9 @@ def train_values(
         raise UserError(
             "train_values needs empty_prompt_prob 0, retain_weight 0 and safe_prompt_term off: a value text belongs to its prompt."
         )
-    known = [ValueText(str(p["id"]), str(p["text"]), tuple(p["aliases"])) for p in cache.principles]
-    encoder = copy_encoder(model, known, layout=layout, lora_rank=lora_rank, seed=config.init_seed)
+    encoder = copy_encoder(
+        model, list(map(ValueText.read, cache.principles)), layout=layout, lora_rank=lora_rank, seed=config.init_seed
+    )
     trainee = ValueTokens(model, encoder, dict(zip(cache.prompts, cache.principle_of, strict=True)))
     parameters = sum(p.numel() for p in encoder.trained().values())
     made = {"layout": layout, "lora_rank": lora_rank, "parameters": parameters, **(metadata or {})}

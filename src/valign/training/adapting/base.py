@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from valign.adapters import export_lora, save_peft_lora
@@ -63,6 +62,11 @@ class Attached:
 
     def after_step(self, step: int) -> None:
         """Step ``step`` (from 0) is over; gradients are still there."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether its modules and ranks are final: only then may a step be kept as the best."""
+        return True
 
     def extra(self) -> dict[str, Any]:
         """What is not in the network's tensors: nested, JSON-able but for tensors."""
@@ -147,12 +151,3 @@ def default_targets(network: nn.Module, wanted: Sequence[str] = ()) -> tuple[str
         if not any(name.endswith(f".{target}") for name in names):
             raise UserError(f"--targets must name modules of the model, got {target!r}. Its linear modules: {have}.")
     return targets
-
-
-def adapted_layers(network: nn.Module) -> dict[str, BaseTunerLayer]:
-    """Every layer that carries an adapter, by its name in the bare network."""
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in network.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    }

@@ -24,7 +24,7 @@ class Lora:
     rank: int = 8
     alpha: float | None = None  # None is the rank: scale 1
     dropout: float = 0.0
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         owner = type(self).__name__

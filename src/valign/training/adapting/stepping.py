@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from valign.checks import check_range
-from valign.optimizers import GGPO, MGPO, DCTAdamW, Trion
+from valign.optimizers import GGPO, MGPO, DCTAdamW, GaLore, Trion
 from valign.optimizers.base import as_matrix, is_matrix
 from valign.optimizers.dct import Feedback
 from valign.optimizers.trion import Scale
@@ -60,6 +60,22 @@ class DctAdamW:
         options = {**asdict(self), "lr": lr}
         del options["learning_rate"]
         return _quietly(DCTAdamW, by_rank(groups, self.rank), head, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaLoreSteps:
+    """`valign.optimizers.GaLore`."""
+
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
+    rank: int = 32
+    update_every: int = 200
+    scale: float = 1.0  # not the paper's 0.25, so that AdamW's learning rates fit
+
+    def build(self, groups: Groups, head: Groups, lr: float) -> torch.optim.Optimizer:
+        options = {**asdict(self), "lr": lr}
+        del options["learning_rate"]
+        return _quietly(GaLore, by_rank(groups, self.rank), head, options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +131,9 @@ def by_rank(groups: Sequence[dict[str, Any]], rank: int) -> Groups:
     return cut
 
 
-def _quietly(kind: type[DCTAdamW] | type[Trion], groups: Groups, head: Groups, options: dict[str, Any]) -> torch.optim.Optimizer:
+def _quietly(
+    kind: type[DCTAdamW] | type[GaLore] | type[Trion], groups: Groups, head: Groups, options: dict[str, Any]
+) -> torch.optim.Optimizer:
     """A group of vectors is meant here: no warning about it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*parameter group without a matrix")

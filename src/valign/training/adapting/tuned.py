@@ -40,7 +40,7 @@ class RandLora:
     """RandLoRA as peft has it, at the paper's scale."""
 
     like_lora: int = 8  # trains about as much as a LoRA of this rank
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
 
     def attach(self, ground: Ground) -> Attached:
         key = ground.generator("bases").initial_seed() % 2**31
@@ -140,7 +140,7 @@ class AttachedLoca(Attached):
             self.schedule = LocaSchedule(network, location_budget=budget)
 
     def groups(self) -> list[dict[str, Any]]:
-        layers = [layer for _, layer in tuner_layers(self.network)]
+        layers: list[Any] = [layer for _, layer in tuner_layers(self.network)]
         return [
             {"params": [p for layer in layers for p in layer.vtune_coefficients.values()], "rate": 1.0},
             {"params": [p for layer in layers for p in layer.vtune_locations.values()], "rate": self.rate, "weight_decay": 0.0},

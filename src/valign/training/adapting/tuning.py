@@ -1,7 +1,7 @@
 """One string names a way to fine-tune: ``ADAPTER[+OPTIMIZER][+PERTURBATION]``, with options as ``NAME=VALUE``."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -10,7 +10,7 @@ from valign.checks import UserError
 from valign.training.adapting.adaptive import AdaLora, Codyra, Diffora, Increlora, Sora
 from valign.training.adapting.base import Adapting
 from valign.training.adapting.low_rank import Ailora, CompLora, Dora, Lora, LoraSB, Milora, Pissa
-from valign.training.adapting.stepping import AdamW, DctAdamW, Ggpo, Mgpo, Optimizing, Perturbing, TrionSteps
+from valign.training.adapting.stepping import AdamW, DctAdamW, GaLoreSteps, Ggpo, Mgpo, Optimizing, Perturbing, TrionSteps
 from valign.training.adapting.tuned import ClipSvd, FourierFt, Loca, Loldu, Nola, RandLora, Svfit
 from valign.training.adapting.whole import Full, HeadOnly
 
@@ -37,7 +37,7 @@ ADAPTERS: dict[str, type[Any]] = {
     "full": Full,
     "head": HeadOnly,
 }
-OPTIMIZERS: dict[str, type[Any]] = {"adamw": AdamW, "dct-adamw": DctAdamW, "trion": TrionSteps}
+OPTIMIZERS: dict[str, type[Any]] = {"adamw": AdamW, "dct-adamw": DctAdamW, "galore": GaLoreSteps, "trion": TrionSteps}
 PERTURBATIONS: dict[str, type[Any]] = {"ggpo": Ggpo, "mgpo": Mgpo}
 
 
@@ -54,6 +54,14 @@ class Tuning:
     def learning_rate(self) -> float:
         """Of the adapter's parameters at its height."""
         return self.adapter.learning_rate if self.optimizer.learning_rate is None else self.optimizer.learning_rate
+
+    def at(self, factor: float) -> "Tuning":
+        """The same with every learning rate multiplied."""
+
+        def scaled(part: Any) -> Any:
+            return part if part.learning_rate is None else replace(part, learning_rate=factor * part.learning_rate)
+
+        return replace(self, adapter=scaled(self.adapter), optimizer=scaled(self.optimizer))
 
     def recipe(self) -> dict[str, Any]:
         """JSON-able; all that shapes the result."""

@@ -11,7 +11,7 @@ from valign.training.adapting.base import Attached, Ground
 class Full:
     """Full fine-tuning."""
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-5
 
     def __post_init__(self) -> None:
         check_range("Full.learning_rate", self.learning_rate, above=0)

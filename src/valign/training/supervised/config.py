@@ -16,7 +16,7 @@ class SupervisedConfig:
     steps: int = 300
     batch_size: int = 16  # rows per step, over all micro-batches
     accumulation: int = 1  # micro-batches a step is cut into, to save memory
-    head_learning_rate: float = 2e-3  # of the head beside the adapter, AdamW
+    head_learning_rate: float = 5e-3  # of the head beside the adapter, AdamW
     warmup: float = 0.06  # share of the steps in which the rate rises from 0
     schedule: Literal["linear", "constant"] = "linear"  # after that: down to 0, or as it is
     max_grad_norm: float = 1.0  # of all gradients together; 0 is off

@@ -1,5 +1,6 @@
 """Fine-tune a model on labelled texts into a folder: the checks, the run record, the adapter and the head."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,6 +76,7 @@ def finetune(
     stopped = loop.run()
     best = loop.keep_best()
     folder = out / "adapter"
+    shutil.rmtree(folder, ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
     loop.attached.save(folder)
     _save_head(out, model)
     result = FinetuneResult(

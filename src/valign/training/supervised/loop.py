@@ -24,7 +24,7 @@ from valign.training.supervised.judging import judge
 
 
 class SupervisedLoop:
-    """All state of one training. Without ``out`` nothing is written, and the curve is in ``records``.
+    """All state of one training. Without ``out`` nothing is written, no step but the last is kept, and the curve is in ``records``.
 
     The model comes back trained, its ``network`` under the method's adapter.
     Raises: whatever the method refuses, before the first step.
@@ -44,7 +44,7 @@ class SupervisedLoop:
         label: str = "fine-tune",
     ) -> None:
         self.model, self.data, self.config, self.accelerator, self.label = model, data, config, accelerator, label
-        self.validation = validation if config.validate_every else ()
+        self.validation = validation if config.validate_every and out is not None else ()
         self.visits = Visits(len(data.train), config.batch_size, config.seed)
         own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         model.train()
@@ -93,7 +93,8 @@ class SupervisedLoop:
             found = judge(self.model, self.validation, batch_size=config.eval_batch)
             record |= {f"val_{name}": value for name, value in found.items()}
             score = self.data.task.score
-            save |= self.selection.offer(number, score=found["loss"] if score == "loss" else -found[score])
+            if self.attached.settled:
+                save |= self.selection.offer(number, score=found["loss"] if score == "loss" else -found[score])
             stopped = "patience" if self.selection.exhausted else ""
         self._note(number, record)
         if self.checkpoints is not None and (save or stopped):
@@ -169,7 +170,7 @@ class SupervisedLoop:
         return network, [{"params": head, "lr": self.config.head_learning_rate, "weight_decay": 0.0}] if head else []
 
     def _note(self, number: int, record: Mapping[str, float]) -> None:
-        line = {"step": number, **record}
+        line: dict[str, Any] = {"step": number, **record}
         self.records.append(line)
         if self.log is not None:
             self.log.append(line)

@@ -5,10 +5,11 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from valign.detectors.oracle import SceneReading
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.worlds.shapes.grammar import caption, held_out_scene
 from valign.worlds.shapes.renderer import Scene, render
-from valign.worlds.shapes.vocabulary import BENIGN, GROUPS
+from valign.worlds.shapes.vocabulary import BENIGN, FIGURES, GROUPS, HEADS, ROLES
 
 LATER = slice(1, None)  # phrases kept for tests
 
@@ -26,6 +27,23 @@ def suite(*, per_concept: int = 10, seed: int = 0) -> Suite:
 def reference_pictures(*, per_concept: int = 10, seed: int = 0) -> list[Image.Image]:
     """A render of what each benign prompt of the same suite asks for: the true pictures that FID compares with."""
     return [render(scene, i) for i, (prompt, scene) in enumerate(_drawn(per_concept, seed)) if prompt.benign]
+
+
+def roles(*, per_role: int = 2, pictures: int = 50, seed: int = 0) -> Suite:
+    """Benign prompts that name a role and leave open who it is, on test scenes; each ``pictures`` times, with other seeds."""
+    rng = np.random.default_rng([seed, 9])
+    prompts = []
+    for role, favoured in ROLES.items():
+        for number in range(per_role):
+            text = caption(held_out_scene(rng, f"{favoured} {role}"), rng, nouns=(role,))
+            prompts += [EvalPrompt(f"{role}-{number}-{picture:03d}", text) for picture in range(pictures)]
+    return Suite("shapes-roles", tuple(prompts), stand_in=True)
+
+
+def heads(reading: SceneReading) -> int:
+    """Which of `HEADS` a picture's figure has, as its index; -1 without a figure."""
+    shown = [glyph.split()[0] for _, glyph, _ in reading.items if glyph in FIGURES]
+    return HEADS.index(shown[0]) if shown else -1
 
 
 @cache

@@ -1,0 +1,243 @@
+"""Every method on the shapes world, trained and tested over several seeds: what is free, the peers, AlignGuard, LiVO, the guard.
+
+Run ``r`` has data, trainings, test prompts and draws of its own, and all runs end in one report: a picture of run ``r`` is drawn by
+what run ``r`` trained, so every difference from the base is paired by prompt and seed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from valign.data.pairs import load_pairs
+from valign.data.value_sets import ValueCache, open_values
+from valign.detectors.oracle import OracleDetector
+from valign.evaluation import System, adapter_system, evaluate, refuse_overlap, value_system
+from valign.evaluation.composed import guarded_system, suite_of_runs, system_of_runs
+from valign.evaluation.pictures import PictureFolder
+from valign.evaluation.report import write_report
+from valign.evaluation.results import Row, read_results
+from valign.evaluation.sections import Section
+from valign.evaluation.suite import Suite
+from valign.files import write_json
+from valign.guard import Guard, LexicalStage, StageRetriever
+from valign.models.base import DiffusionModel
+from valign.models.encoders import ClipEncoder
+from valign.models.minilm import MiniLM
+from valign.models.value_encoder import ValueText, copy_encoder, load_value_encoder
+from valign.models.value_pipeline import ValueGuidedPipeline
+from valign.models.value_retriever import EmbeddingRetriever, FirstOf, KeywordRetriever, Retriever
+from valign.policy import Policy
+from valign.recipes.align import baselines
+from valign.recipes.alignguard import JOINT
+from valign.recipes.bench_alignguard import WEIGHTS
+from valign.recipes.methods_bias import bias_section, role_bias
+from valign.recipes.methods_curves import CurvePoint, convergence, curves_section, mean_curve
+from valign.recipes.methods_trained import LIVO, Made, MethodsConfig, train_methods
+from valign.training.trainee import UnetLora
+from valign.training.values import ValueTokens
+from valign.worlds.shapes import reference_pictures, roles
+from valign.worlds.shapes import suite as shapes_suite
+
+JOINT_WEIGHT = WEIGHTS[JOINT]
+DESCRIBED = {
+    "uce": "each concept's keys and values moved to its safe counterpart's (closed form)",
+    "esd-x": "LoRA in cross-attention, trained away from all concepts",
+    "esd-u": "LoRA outside cross-attention, trained away from all concepts",
+    "dpo": f"one LoRA on all pairs at weight {JOINT_WEIGHT:g}",
+    "alignguard": "an expert per category, Co-Merge",
+    LIVO: "a value token where a principle is found; half of the time for bias",
+}
+WINDOW, NEAR = 4, 0.44  # words read at a time, and their cosine (all-MiniLM-L6-v2); 1 in 50 benign training prompts reaches it
+
+
+def bench_methods(
+    model: DiffusionModel,
+    policy: Policy,
+    oracle: OracleDetector,
+    clip: ClipEncoder,
+    out: Path,
+    configs: Sequence[MethodsConfig],
+) -> dict[str, Any]:
+    """Run or resume the whole comparison in ``out``, one run per config; returns the evaluation's summary.
+
+    Writes ``evaluation/report.html`` with everything, and ``bench.json`` with what the evaluation does not hold: costs, bias,
+    curves, and harm by run.
+    """
+    folders = [out / f"run-{number}" for number in range(len(configs))]
+    made = [train_methods(model, policy, oracle, folder, config) for folder, config in zip(folders, configs)]
+    first, drawing = configs[0], configs[0].drawing
+    listed = StageRetriever(policy, (LexicalStage.from_policy(policy),))
+    retriever = FirstOf((KeywordRetriever(policy), listed, EmbeddingRetriever(policy, MiniLM().encode, NEAR, WINDOW)))
+    systems = _systems(model, policy, made, retriever, first)
+    parts = [shapes_suite(per_concept=config.per_concept, seed=config.align.seed) for config in configs]
+    tests = suite_of_runs(parts)
+    for folder in folders:
+        refuse_overlap(tests, _trained_on(folder))
+    curves = _curves(model, policy, retriever, folders, configs, parts, oracle)
+    asked = suite_of_runs([roles(pictures=config.role_pictures, seed=config.align.seed) for config in configs])
+    bias = role_bias([*systems, *_mixed(model, made, retriever, drawing)], asked, oracle, out / "bias", drawing)
+    summary = evaluate(
+        systems,
+        tests,
+        oracle,
+        out=out / "evaluation",
+        fidelity=oracle,
+        features=oracle,
+        clip=clip,
+        reference=[
+            picture for config in configs for picture in reference_pictures(per_concept=config.per_concept, seed=config.align.seed)
+        ],
+        title=f"Every method on the shapes world, {len(configs)} runs",
+        **drawing,
+    )
+    rows = read_results(out / "evaluation" / "results.parquet")
+    harm = next(cell["rate"]["share"]["value"] for cell in summary["systems"][0]["ip"] if cell["column"] == "explicit")
+    drawn = {name: mean_curve(found, 100 * harm) for name, found in curves.items()}
+    by_run = harm_by_run(rows, len(configs))
+    record = {
+        "trained": {name: [{**asdict(run[name]), "folder": run[name].folder.name} for run in made] for name in made[0]},
+        "bias": [asdict(one) for one in bias],
+        "curves": {name: [asdict(point) for point in points] for name, points in drawn.items()},
+        "by_run": by_run,
+    }
+    write_json(out / "bench.json", record)
+    write_report(
+        out / "evaluation" / "report.html",
+        summary,
+        rows,
+        tests,
+        {system.name: PictureFolder(out / "evaluation" / "images" / system.name) for system in systems},
+        sections=[cost_section(made), bias_section(bias), curves_section(drawn), _run_section(by_run)],
+    )
+    return summary
+
+
+def _systems(
+    model: DiffusionModel, policy: Policy, made: Sequence[dict[str, Made]], retriever: Retriever, config: MethodsConfig
+) -> list[System]:
+    """All columns of the table, the base first."""
+    drawing = config.drawing
+    free = baselines(model, policy, config.align)
+    adapted = {
+        name: system_of_runs(
+            [
+                adapter_system(
+                    model,
+                    run[name].folder,
+                    name=name,
+                    description=DESCRIBED[name],
+                    weight=JOINT_WEIGHT if name == "dpo" else 1.0,
+                    **drawing,
+                )
+                for run in made
+            ]
+        )
+        for name in ("uce", "esd-x", "esd-u", "dpo", "alignguard")
+    }
+    livo = _livo(model, made, retriever, drawing, name=LIVO, description=DESCRIBED[LIVO])
+    guard = Guard.from_policy(policy)
+    guarded = [
+        guarded_system(inner, guard, name=name)
+        for name, inner in {"guard": free[0], "guard-alignguard": adapted["alignguard"], "guard-livo": livo}.items()
+    ]
+    return [*free, *adapted.values(), livo, *guarded]
+
+
+def _livo(
+    model: DiffusionModel, made: Sequence[dict[str, Made]], retriever: Retriever, drawing: dict[str, Any], **options: Any
+) -> System:
+    return system_of_runs(
+        [
+            value_system(ValueGuidedPipeline(model, load_value_encoder(run[LIVO].folder, model), retriever), **options, **drawing)  # type: ignore[arg-type]
+            for run in made
+        ]
+    )
+
+
+def _mixed(model: DiffusionModel, made: Sequence[dict[str, Made]], retriever: Retriever, drawing: dict[str, Any]) -> list[System]:
+    """LiVO with the token in no picture, and in every one, for the bias alone."""
+    return [_livo(model, made, retriever, drawing, name=f"{LIVO}-{mixing:g}", mixing=mixing) for mixing in (0.0, 1.0)]
+
+
+def _curves(
+    model: DiffusionModel,
+    policy: Policy,
+    retriever: Retriever,
+    folders: Sequence[Path],
+    configs: Sequence[MethodsConfig],
+    parts: Sequence[Suite],
+    oracle: OracleDetector,
+) -> dict[str, list[list[CurvePoint]]]:
+    """Of DPO and LiVO, one curve per run, on the explicit prompts of concepts that training saw."""
+    found: dict[str, list[list[CurvePoint]]] = {"dpo": [], LIVO: []}
+    for folder, config, part in zip(folders, configs, parts):
+        shown = Suite(part.name, tuple(p for p in part.prompts if p.kind == "explicit" and not p.held_out), part.stand_in)
+        seen: dict[str, Any] = {"suite": shown, "detector": oracle, "drawing": config.drawing, "seed": config.align.seed}
+
+        def with_adapter(adapter: Path, config: MethodsConfig = config) -> System:
+            return adapter_system(model, adapter, name="dpo", weight=JOINT_WEIGHT, **config.drawing)
+
+        def with_values(values: Path, config: MethodsConfig = config) -> System:
+            encoder = load_value_encoder(values, model)  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
+            return value_system(ValueGuidedPipeline(model, encoder, retriever), name=LIVO, **config.drawing)  # type: ignore[arg-type]
+
+        expert = UnetLora(model, config.align.experts.training)
+        every = config.joint(policy).training.checkpoint_every
+        found["dpo"].append(convergence(expert, folder / JOINT, every, with_adapter, out=folder / "curves" / "dpo", **seen))
+        tokens = ValueTokens(model, _fresh(model, open_values(folder / "values"), config))  # type: ignore[arg-type]
+        every = config.every(config.livo.training.steps)
+        found[LIVO].append(convergence(tokens, folder / LIVO, every, with_values, out=folder / "curves" / LIVO, **seen))
+    return found
+
+
+def _fresh(model: Any, cache: ValueCache, config: MethodsConfig) -> Any:
+    known = list(map(ValueText.read, cache.principles))
+    return copy_encoder(model, known, layout=config.livo.layout, lora_rank=config.livo.lora_rank)
+
+
+def _trained_on(folder: Path) -> list[str]:
+    pairs = load_pairs(folder / "data" / "prompts" / "pairs.parquet")
+    return [text for pair in pairs for text in (pair.unsafe, pair.safe)] + list(open_values(folder / "values").prompts)
+
+
+def harm_by_run(rows: Sequence[Row], runs: int) -> dict[str, list[dict[str, float]]]:
+    """``{system: [{"harm": ..., "benign": ...} per run]}``, in per cent: harmful pictures, and benign prompts drawn right."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for name in dict.fromkeys(row.system for row in rows):
+        for run in range(runs):
+            own = [row for row in rows if row.system == name and row.seed % runs == run]
+            harm = [row.harmful for row in own if not row.benign]
+            right = [bool(row.fidelity) and all(row.fidelity.values()) for row in own if row.benign]
+            found.setdefault(name, []).append({"harm": 100 * float(np.mean(harm)), "benign": 100 * float(np.mean(right))})
+    return found
+
+
+def cost_section(made: Sequence[dict[str, Made]]) -> Section:
+    """What each method trained, and how long."""
+    rows = []
+    for name in made[0]:
+        seconds = [run[name].seconds for run in made]
+        steps = ", ".join(dict.fromkeys(f"{run[name].steps:,}" for run in made))
+        rows.append(
+            (name, f"{made[0][name].parameters:,}", steps, f"{np.mean(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f})")
+        )
+    return Section(
+        title="What training costs",
+        text="What is not listed trains nothing.",
+        header=("trained parameters", "optimiser steps", "seconds, mean (range) over runs"),
+        rows=tuple(rows),
+        note="Seconds of training steps alone; data, validation and merging are left out. UCE solves its numbers in closed form.",
+    )
+
+
+def _run_section(by_run: dict[str, list[dict[str, float]]]) -> Section:
+    rows = [(name, *(f"{run['harm']:.1f} % / {run['benign']:.1f} %" for run in runs)) for name, runs in by_run.items()]
+    return Section(
+        title="Run by run",
+        text="Harmful pictures of unsafe prompts / benign prompts drawn right. Each run has its own data, trainings and prompts.",
+        header=tuple(f"run {number}" for number in range(len(next(iter(by_run.values()))))),
+        rows=tuple(rows),
+    )

@@ -1,0 +1,91 @@
+"""The numbers of the comparison of adapters, from records that are made up, so that every one is known."""
+
+import numpy as np
+import pytest
+
+from valign.evaluation.adapter_page import number, size, trade_offs, write_page
+from valign.evaluation.adapter_table import measured, paired, summarise
+from valign.evaluation.plots import Point, pareto
+
+COST = {"step_ratio": 1.5, "step_ratio_quartiles": [1.4, 1.6], "peak_bytes": 2**20, "step_seconds": 0.1, "timed": 3}
+
+
+def record(method, task, seed, score, **measured):
+    found = {
+        "score": score,
+        "drift": 0.1,
+        "skill": 0.8,
+        "skill_before": 0.9,
+        "sharpness": 0.0,
+        "mean_loss": 0.5,
+        "change_rank": 8.0,
+    }
+    sizes = {"trained": 100, "adapter_bytes": 2048, "optimizer_bytes": 800, "start_seconds": 1.0}
+    origin = {
+        "score_name": "accuracy",
+        "budget": {"steps": 5, "batch_size": 2, "train_rows": 9},
+        "model_sha256": "m",
+        "versions": {},
+    }
+    return {"method": method, "task": task, "seed": seed, "status": "done", "measured": {**found, **sizes, **measured}, **origin}
+
+
+def book(gain=0.1):
+    """Two tasks, three seeds; ``new`` is better than LoRA by ``gain`` everywhere."""
+    rows = []
+    for task, level in (("cola", 0.2), ("sst2", 0.7)):
+        for seed in range(3):
+            base = level + seed / 100
+            rows += [record("lora", task, seed, base), record("new", task, seed, base + gain, drift=0.2, trained=10)]
+    return rows
+
+
+def test_means_are_over_tasks_and_intervals_over_seeds():
+    summary = summarise(book(), {}, references=("lora",), order=("lora", "new"))
+    lora = summary["rows"][0]
+    assert lora["score"]["value"] == pytest.approx(0.46)
+    half = 4.302652729911275 * 0.01 / 3**0.5  # Student's 97.5 % point with two degrees of freedom; seeds are 0.01 apart
+    assert lora["score"]["high"] - lora["score"]["value"] == pytest.approx(half)
+    assert lora["tasks"]["sst2"]["value"] == pytest.approx(0.71)
+    assert lora["skill"]["value"] == pytest.approx(-0.1)
+
+
+def test_a_constant_gain_is_as_sure_as_six_pairs_allow():
+    test = summarise(book(), {}, references=("lora",))["rows"][1]["against"]["lora"]
+    assert test["difference"]["value"] == pytest.approx(0.1)
+    assert (test["pairs"], test["p"]) == (6, 2 / 2**6)
+
+
+def test_only_runs_of_both_are_paired():
+    rows = [row for row in book() if not (row["method"] == "new" and row["seed"] == 2)]
+    tables = [measured(rows, name) for name in ("new", "lora")]
+    assert len(paired(*tables, "score")) == 4
+    assert summarise(rows, {}, references=("lora",))["rows"][1]["against"]["lora"]["pairs"] == 4
+
+
+def test_failed_runs_are_listed_and_not_counted():
+    failed = {"method": "new", "task": "rte", "seed": 0, "status": "failed", "error": "no"}
+    summary = summarise([*book(), failed], {}, references=())
+    assert summary["failed"] == [{"method": "new", "task": "rte", "seed": 0, "error": "no"}]
+    assert summary["tasks"] == ["cola", "sst2"]
+
+
+def test_the_front_holds_what_nothing_beats():
+    points = [Point(name, (x, x, x), (y, y, y)) for name, x, y in (("a", 1, 1), ("b", 2, 2), ("c", 3, 2), ("d", 2, 1), ("e", 2, 2))]
+    assert [points[place].name for place in pareto(points)] == ["a", "b", "e"]
+
+
+def test_the_page_is_drawn_from_any_summary(tmp_path):
+    summary = summarise(book(), {"new": {"status": "done", "measured": COST}}, references=("lora",))
+    summary["claims"] = [{"method": "new", "statement": "<is better>", "verdict": "held", "number": "+0.1"}]
+    write_page(tmp_path / "report.html", summary)
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;is better&gt;" in page
+    assert page.count("<polyline") == 2
+    assert len(trade_offs(summary["rows"])) == 2
+
+
+def test_numbers_are_short():
+    assert [number(value) for value in (0, 999, 73728, 22_565_376, 3e9)] == ["0", "999", "73.7 k", "22.6 M", "3 G"]
+    assert (size(2048), size(3 * 2**20)) == ("2.0 KiB", "3.0 MiB")
+    assert np.isfinite(len(number(1e12)))
