@@ -33,7 +33,7 @@ WINDOW, NEAR = 4, 0.44  # words read at a time, and their cosine (all-MiniLM-L6-
 
 
 def principle_retriever(policy: Policy) -> Retriever:
-    """The policy's keywords, then its word list, which reads disguised spellings, then the meaning of any few words."""
+    """The policy's keywords, then its word list, which also names held-out concepts, then the meaning of any few words."""
     listed = StageRetriever(policy, (LexicalStage.from_policy(policy),))
     return FirstOf((KeywordRetriever(policy), listed, EmbeddingRetriever(policy, MiniLM().encode, NEAR, WINDOW)))
 
