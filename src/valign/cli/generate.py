@@ -64,7 +64,7 @@ def command(
         from valign.models.value_pipeline import ValueGuidedPipeline
 
         pipeline = ValueGuidedPipeline(subject, token.encoder, token.retriever)
-        pictures = pipeline.generate(prompts, seeds=seeds, mixing=mixing, batch_size=batch_size, **options)
+        pictures = list(pipeline.generate(prompts, seeds=seeds, mixing=mixing, batch_size=batch_size, **options))
     _save(pictures, target, several)
     if None in pictures:
         raise typer.Exit(BLOCKED)
