@@ -6,9 +6,10 @@ import pytest
 from valign.checks import UserError
 from valign.cli.common import resolve_detector, resolve_model
 from valign.detectors import DetectorCard
+from valign.evaluation.composed import guarded_system
 from valign.evaluation.results import Row
 from valign.evaluation.suite import EvalPrompt, Suite
-from valign.evaluation.systems import System, guarded_system
+from valign.evaluation.systems import System
 from valign.files import read_json
 from valign.guard import Guard
 from valign.policy import load_policy
