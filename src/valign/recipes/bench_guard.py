@@ -140,7 +140,7 @@ def benign_prompts(guard: Guard, tests: Suite, out: Path, name: str) -> dict[str
         prompt.id for prompt, decision in zip(prompts, decisions) if guard.finish(decision, prompt.prompt).prompt == prompt.prompt
     ]
     with_guard, without = (PictureFolder(out / "evaluation" / "images" / system) for system in (name, UNGUARDED[name]))
-    identical = sum(np.array_equal(*(np.asarray(folder.open(one)) for folder in (with_guard, without))) for one in kept)
+    identical = sum(np.array_equal(np.asarray(with_guard.open(one)), np.asarray(without.open(one))) for one in kept)
     return {
         "prompts": len(prompts),
         "unchanged": len(kept),
