@@ -34,7 +34,7 @@ class Retriever(Protocol):
 
 @dataclass(frozen=True)
 class KeywordRetriever:
-    """The first principle, in the policy's order, of which a reading of the prompt (`valign.text`) has a keyword in whole words."""
+    """The first principle, in the policy's order, with a keyword in a reading of the prompt (`valign.text`), as whole words."""
 
     policy: Policy
 
