@@ -1,8 +1,10 @@
-"""A language of twenty words, tables of it, and transformers folders of a few thousand numbers that read it."""
+"""A language of twenty words, tables of it, transformers folders of a few thousand numbers that read it, and striped pictures."""
 
+import gzip
 import json
 import random
 
+import numpy as np
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -82,3 +84,25 @@ def tiny_gpt(folder):
     GPT2LMHeadModel(GPT2Config(vocab_size=len(WORDS), n_positions=32, n_embd=16, n_layer=2, n_head=2)).save_pretrained(folder)
     tokenizer(folder)
     return str(folder)
+
+
+def write_idx(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
+    path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
+    return path
+
+
+def pictures_folder(root, *, train=40, dev=16):
+    """Stripes across (class 0) and down (class 1): grey and small as in MNIST, coloured and larger as in CIFAR."""
+    generator = np.random.default_rng(0)
+    for folder, side, channels in (("mnist_small", 28, ()), ("cifar10_small", 32, (3,))):
+        for part, count in (("train", train), ("dev", dev)):
+            labels = generator.integers(0, 2, count)
+            stripes = np.arange(side) // 2 % 2 * 200
+            images = np.stack([np.broadcast_to(stripes if label else stripes[:, None], (side, side)) for label in labels])
+            images = images + generator.integers(0, 50, images.shape)
+            images = np.repeat(images[..., None], 3, axis=-1) if channels else images
+            write_idx(root / folder / f"{part}-images.idx{images.ndim}-ubyte.gz", images)
+            write_idx(root / folder / f"{part}-labels.idx1-ubyte.gz", labels)
+    return root

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valign.checks import UserError
-from valign.data.text_tasks import GLUE, TextRow, TextTask, chosen, named_task, read_data, read_rows, split
+from valign.data.tasks import chosen, split
+from valign.data.text_tasks import GLUE, TextRow, TextTask, named_task, read_data, read_rows
 
 TASK = TextTask(name="own", kind="classification", texts=("text",), target="label")
 rows_of_text = st.lists(st.text("abc", min_size=1, max_size=3).map(lambda text: TextRow((text,), "x")), max_size=30)
@@ -85,7 +86,7 @@ def test_a_number_that_is_none_is_named(tmp_path, bad):
 
 def test_classes_must_be_there_to_be_learnt(tmp_path):
     train = table(tmp_path / "a.jsonl", [{"text": f"{i}", "label": 0} for i in range(9)])
-    with pytest.raises(UserError, match=r"must have two classes or more in label, got 0\."):
+    with pytest.raises(UserError, match=r"must have two classes or more for own, got 0\."):
         read_data(TASK, train, table(tmp_path / "b.jsonl", [{"text": "x", "label": 0}]))
     mixed = table(tmp_path / "c.jsonl", labelled(9))
     with pytest.raises(UserError, match=r"must have every class of the held-out rows, got none of 7\."):

@@ -1,17 +1,19 @@
 """The comparison of adapters on a tiny language: only what is missing is done, failures are kept apart, numbers add up."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from text_data import glue_folder, tiny_bert
+from text_data import glue_folder, pictures_folder, tiny_bert
 from valign.checks import UserError
 from valign.cli.compare import parse_rates, parse_seeds, parse_settings
 from valign.cli.root import build
 from valign.recipes import compare_adapters as module
-from valign.recipes.adapter_runs import BUDGETS, Place, measure_overhead, peak_memory, stretches
+from valign.recipes.adapter_places import BUDGETS, TextPlace
+from valign.recipes.adapter_runs import measure_overhead, peak_memory, stretches
 from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters
 from valign.training.adapting import parse_tuning
 
@@ -30,7 +32,8 @@ def data(tmp_path_factory):
 
 def comparison(model, data, **changes):
     given = {"methods": ("lora", "svfit"), "tasks": ("sst2", "stsb"), "seeds": (0, 1), "settings": {"lora": {"rank": 2}}}
-    return Comparison(model=model, data=data, budget=BUDGETS["tiny"], device="cpu", **{**given, **changes})
+    given |= {"bases": data.parent / "bases", "budget": BUDGETS["tiny"], **changes}
+    return Comparison(model=model, data=data, device="cpu", **given)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +119,7 @@ def test_same_seed_same_numbers(model, data, finished, tmp_path):
 
 
 def test_cost_is_paired_with_lora(model, data):
-    place = Place(model=model, data=data, task="sst2", seed=0, budget=BUDGETS["tiny"])
+    place = TextPlace(model=model, data=data, task="sst2", seed=0, budget=BUDGETS["tiny"])
     found = measure_overhead(place, "lora", {"rank": 2}, device="cpu")
     assert found["timed"] == 3
     assert found["step_ratio_quartiles"][0] <= found["step_ratio"] <= found["step_ratio_quartiles"][1]
@@ -152,7 +155,7 @@ def test_seeds_and_settings_are_read():
     [
         ({"methods": ()}, r"methods must be one or more, each once, got none"),
         ({"seeds": (0, 0)}, r"seeds must be one or more, each once, got 0, 0"),
-        ({"tasks": ("qnli",)}, r"tasks must be of cola, sst2, mrpc, rte, stsb, got qnli"),
+        ({"tasks": ("qnli",)}, r"tasks must be of cola, sst2, mrpc, rte, stsb, cifar10, mnist, got qnli"),
         ({"settings": {"dora": {}}}, r"--set must name methods of the comparison, got dora"),
     ],
 )
@@ -193,3 +196,17 @@ def test_rates_are_read():
     assert parse_rates("0.3,1,3") == (0.3, 1.0, 3.0)
     with pytest.raises(UserError, match=r"--rates must be factors like 0\.3,1,3, got 'fast'"):
         parse_rates("fast")
+
+
+def test_pictures_on_a_small_vit_that_knows_other_pictures(tmp_path):
+    budget = replace(BUDGETS["tiny"], steps=2, batch_size=2)
+    data, methods = pictures_folder(tmp_path / "data"), ("lora", "ailora", "full")
+    given = {"methods": methods, "tasks": ("cifar10",), "seeds": (0,), "settings": {}, "budget": budget}
+    summary = compare_adapters(comparison("minilm", data, **given), tmp_path / "out", overhead=False)
+    assert not summary["failed"]
+    rows = {row["method"]: row for row in summary["rows"]}
+    assert rows["lora"]["trained"] == rows["ailora"]["trained"] == 4 * 2 * 8 * (96 + 96)
+    found = [record["measured"] for record in runs(tmp_path / "out").values()]
+    assert len({entry["skill_before"] for entry in found}) == 1  # the old head on the untrained ViT
+    assert all(0 <= entry["skill"] <= 1 and entry["drift"] > 0 for entry in found)
+    assert json.loads((tmp_path / "bases" / "mnist" / "run.json").read_text())["status"] == "done"

@@ -15,7 +15,8 @@ from text_data import glue_folder, single, tiny_bert, tiny_gpt, write_jsonl
 from valign.checks import UserError
 from valign.cli.root import build
 from valign.data.text_tasks import TextTask, named_task, read_data
-from valign.models.text_model import Target, load_text_model
+from valign.models.task_model import Target
+from valign.models.text_model import load_text_model
 from valign.runs import Run
 from valign.training.adapting import ADAPTERS, parse_tuning
 from valign.training.metrics import MetricsLog

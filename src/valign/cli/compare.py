@@ -27,7 +27,9 @@ def adapters(
     data: Annotated[Path, Option("--data", "-d", help="folder with glue_cola, glue_sst2, ... as in the documentation")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; only what is missing or failed is done")],
     methods: Annotated[str, Option(help="names joined by commas, as in valign finetune; empty is all")] = "",
-    tasks: Annotated[str, Option(help="of cola, sst2, mrpc, rte, stsb, joined by commas")] = "cola,sst2,mrpc,rte,stsb",
+    tasks: Annotated[
+        str, Option(help="of cola, sst2, mrpc, rte, stsb, cifar10, mnist, joined by commas")
+    ] = "cola,sst2,mrpc,rte,stsb",
     seeds: Annotated[str, Option(help="numbers joined by commas, or a span such as 0-4")] = "0-2",
     budget: Annotated[str, Option(help="tiny (tries the path, proves nothing), quick or full")] = "quick",
     model: Annotated[str, Option("--model", "-m", help="minilm, or a folder or hub id of a transformers encoder")] = "minilm",
@@ -41,13 +43,14 @@ def adapters(
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Train every method on every task with every seed, and report scores, retention and cost with paired tests."""
-    from valign.recipes.adapter_runs import BUDGETS
+    from valign.recipes.adapter_places import BUDGETS
     from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters
 
     check_choice("--budget", budget, BUDGETS)
     comparison = Comparison(
         model=model,
         data=data,
+        bases=folder / "bases",
         methods=tuple(filter(None, methods.split(","))) or METHODS,
         tasks=tuple(filter(None, tasks.split(","))),
         seeds=parse_seeds(seeds),

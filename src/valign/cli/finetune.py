@@ -51,8 +51,10 @@ def command(
     """Fine-tune a transformers model on labelled texts with any adapter of the house or its peers. The same command resumes."""
     from dataclasses import asdict
 
-    from valign.data.text_tasks import GLUE, SCORES, TextTask, named_task, read_data
-    from valign.models.text_model import Target, load_text_model
+    from valign.data.tasks import SCORES
+    from valign.data.text_tasks import GLUE, TextTask, named_task, read_data
+    from valign.models.task_model import Target
+    from valign.models.text_model import load_text_model
     from valign.training.adapting import parse_tuning
     from valign.training.supervised import SupervisedConfig, finetune
 

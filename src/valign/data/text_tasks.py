@@ -1,46 +1,38 @@
 """Labelled texts for fine-tuning: what a task is, the GLUE tasks by name, and rows from any table."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from valign.checks import UserError, check_choice, check_range
+from valign.checks import UserError, check_range
 from valign.data.tables import SUFFIXES, read_table
-from valign.files import hash_value
+from valign.data.tasks import Task, TaskData, check_labels, chosen, split
 
-Kind = Literal["classification", "regression", "causal-lm"]
-SCORES: dict[Kind, tuple[str, ...]] = {  # what may decide about the best step; the first is the default
-    "classification": ("accuracy", "matthews", "f1"),
-    "regression": ("spearman", "pearson"),
-    "causal-lm": ("loss",),
-}
 HELD_OUT = ("dev", "validation", "test")  # names of the second file in a task's folder, in this order
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTask:
+class TextTask(Task):
     """Which columns are read and what is learnt from them.
 
-    Raises: ValueError for an unknown kind or score, no or too many text columns, or a target where none is (or one is missing).
+    Raises: as `Task`; ValueError for no or too many text columns, or a target where none is (or one is missing).
     """
 
-    name: str
-    kind: Kind
     texts: tuple[str, ...]  # one column, or two: a pair of texts; for causal-lm a prompt that is only read, and the answer
     target: str = ""  # column of the class or the number; none for causal-lm
-    score: str = ""  # empty: the first of the kind in `SCORES`
     folder: str = ""  # of a named task, inside the data folder
 
     def __post_init__(self) -> None:
-        check_choice("TextTask.kind", self.kind, SCORES)
+        super().__post_init__()
         check_range("number of TextTask.texts", len(self.texts), low=1, high=2)
         if bool(self.target) != (self.kind != "causal-lm"):
             raise UserError(f"TextTask.target must be a column, and none for causal-lm; got {self.target!r} for {self.kind}.")
-        object.__setattr__(self, "score", self.score or SCORES[self.kind][0])
-        check_choice(f"TextTask.score of {self.kind}", self.score, SCORES[self.kind])
+
+    @property
+    def parts(self) -> int:
+        return len(self.texts)
 
 
 GLUE = {
@@ -57,28 +49,18 @@ GLUE = {
 
 @dataclass(frozen=True)
 class TextRow:
-    """One example: its texts, and a class by name, a number, or nothing."""
+    """Its texts, and a class by name, a number, or nothing."""
 
     texts: tuple[str, ...]
     target: str | float | None = None
 
-
-@dataclass(frozen=True)
-class TextData:
-    """Rows to learn from and rows to be judged by; none is in both."""
-
-    task: TextTask
-    train: tuple[TextRow, ...]
-    held_out: tuple[TextRow, ...]
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.texts))
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes, sorted; none if the task has none."""
-        return tuple(sorted({row.target for row in self.train if isinstance(row.target, str)}))
-
-    def fingerprint(self) -> str:
-        """SHA-256 over the task and all rows, hex."""
-        return hash_value([self.task, [[row.texts, row.target] for row in (*self.train, *self.held_out)], len(self.train)])
+    def content(self) -> str:
+        return "\0".join(self.texts)
 
 
 def read_rows(path: Path, task: TextTask) -> list[TextRow]:
@@ -113,26 +95,6 @@ def _target(value: Any, task: TextTask, where: str) -> str | float:
     return number
 
 
-def chosen(rows: Sequence[TextRow], count: int | None, *key: str | int) -> tuple[TextRow, ...]:
-    """``count`` of the rows, drawn by ``key``: an order by hash, so that adding rows to a file changes few others. None: all."""
-    ranked = sorted(enumerate(rows), key=lambda item: (_rank(item[1], *key), item[0]))
-    return tuple(row for _, row in ranked[:count])
-
-
-def split(rows: Sequence[TextRow], share: float) -> tuple[list[TextRow], list[TextRow]]:
-    """Training and held-out rows: by a hash of the texts, so equal texts are never on both sides, whatever the seed."""
-    check_range("split.share", share, above=0.0, high=0.5)
-    limit = share * 2**64
-    held_out = [row for row in rows if _rank(TextRow(row.texts), "held out") < limit]
-    kept = [row for row in rows if _rank(TextRow(row.texts), "held out") >= limit]
-    return kept, held_out
-
-
-def _rank(row: TextRow, *key: str | int) -> int:
-    digest = hashlib.sha256("\0".join([*map(str, key), *row.texts, str(row.target)]).encode()).digest()
-    return int.from_bytes(digest[:8], "big")
-
-
 def read_data(
     task: TextTask,
     train: Path,
@@ -142,7 +104,7 @@ def read_data(
     train_rows: int | None = None,
     held_out_rows: int | None = None,
     seed: int = 0,
-) -> TextData:
+) -> TaskData:
     """A data set of files, checked as a whole.
 
     Args:
@@ -164,22 +126,12 @@ def read_data(
     rows = [row for row in rows if row.texts not in known]
     if not rows or not others:
         raise UserError(f"{train} must leave rows for training and for judging, got {len(rows)} and {len(others)}. Add rows.")
-    found = TextData(task, chosen(rows, train_rows, seed), chosen(others, held_out_rows, "judge"))
+    found = TaskData(task, chosen(rows, train_rows, seed), chosen(others, held_out_rows, "judge"))
     if task.kind == "classification":
-        _check_labels(train, found)
+        check_labels(train, found)
     elif task.kind == "regression" and len({row.target for row in found.train}) < 2:
         raise UserError(f"{train} must have different numbers in {task.target}, got one for all {len(found.train)} rows.")
     return found
-
-
-def _check_labels(path: Path, data: TextData) -> None:
-    if len(data.labels) < 2:
-        raise UserError(f"{path} must have two classes or more in {data.task.target}, got {', '.join(data.labels)}. Use more rows.")
-    unknown = sorted({str(row.target) for row in data.held_out} - set(data.labels))
-    if unknown:
-        raise UserError(
-            f"{path} must have every class of the held-out rows, got none of {', '.join(unknown[:4])}. Use more training rows."
-        )
 
 
 def named_task(name: str, folder: Path) -> tuple[TextTask, Path]:

@@ -46,7 +46,7 @@ def summarise(
             for record in records
             if record["status"] == "failed"
         ],
-        "model_sha256": done[0]["model_sha256"],
+        "models": {record["task"]: record["model_sha256"] for record in done},
         "versions": done[0]["versions"],
     }
 

@@ -1,72 +1,28 @@
-"""A transformers model that reads texts for a task: an encoder with a small head of ours, or a causal language model as it is.
-
-Adapters sit on ``network``, the transformers model alone, so that peft loads them onto a plain ``AutoModel``.
-"""
+"""A transformers model that reads texts for a task: an encoder with a small head of ours, or a causal language model as it is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from valign.checks import UserError, check_choice
-from valign.data.text_tasks import Kind, TextData, TextRow
+from valign.data.text_tasks import TextRow
 from valign.files import hash_file
 from valign.models.fingerprint import fingerprint_tensors
 from valign.models.loading import LOAD_ERRORS, choose_device
 from valign.models.minilm import SHA256, minilm_folder
+from valign.models.task_model import NOT_COUNTED, Target, TaskBatch, TaskModel
 
 Pairs = Literal["together", "apart"]
-NOT_COUNTED = -100  # token that adds nothing to a causal loss
 
 
-@dataclass(frozen=True)
-class TextBatch:
-    """Tokens of some rows, and what is to be said of them."""
-
-    inputs: Mapping[str, Tensor]  # [row, token], or [2 row, token] with the second texts below the first ones
-    target: Tensor  # class [row], standardised number [row], or next tokens [row, token]
-    weight: int  # rows, or tokens that count: the loss of a batch is a sum, divided by this
-
-
-@dataclass(frozen=True)
-class Target:
-    """How a task's targets become tensors: classes in order, or the mean and spread that standardise numbers."""
-
-    kind: Kind
-    texts: int = 1  # per row
-    labels: tuple[str, ...] = ()
-    mean: float = 0.0
-    spread: float = 1.0
-
-    @classmethod
-    def of(cls, data: TextData) -> "Target":
-        """From the training rows."""
-        numbers = torch.tensor([row.target for row in data.train if isinstance(row.target, float)], dtype=torch.float64)
-        kind, texts = data.task.kind, len(data.task.texts)
-        if kind != "regression":
-            return cls(kind, texts, data.labels)
-        return cls(kind, texts, (), float(numbers.mean()), float(numbers.std(correction=0)))
-
-    def tensor(self, rows: Sequence[TextRow]) -> Tensor:
-        if self.kind == "classification":
-            return torch.tensor([self.labels.index(str(row.target)) for row in rows])
-        return (torch.tensor([row.target for row in rows], dtype=torch.float64) - self.mean).div(self.spread).float()
-
-    @property
-    def outputs(self) -> int:
-        """Numbers that the head gives."""
-        return len(self.labels) if self.kind == "classification" else 1
-
-
-class TextModel(nn.Module):
-    """``network`` (an encoder, or a causal language model) with its tokenizer and, on an encoder, a linear ``head``.
+class TextModel(TaskModel):
+    """An encoder, or a causal language model, with its tokenizer.
 
     An encoder's text vector is the mean of its last hidden states over the tokens that are no padding. A pair of texts is one input
     (``pairs="together"``), or two vectors u, v whose head sees ``[u, v, |u - v|, u * v]`` (``"apart"``, Reimers and Gurevych,
@@ -76,26 +32,16 @@ class TextModel(nn.Module):
     def __init__(
         self, network: nn.Module, tokenizer: Any, target: Target, *, pairs: Pairs, max_tokens: int, fingerprint: str, seed: int
     ) -> None:
-        super().__init__()
         check_choice("TextModel.pairs", pairs, ("together", "apart"))
-        if pairs == "apart" and (target.texts != 2 or target.kind == "causal-lm"):
-            raise UserError(f"pairs=apart must come with rows of two texts, got {target.texts} for {target.kind}. Use together.")
-        self.network, self.tokenizer, self.target, self.pairs = network, tokenizer, target, pairs
-        self.max_tokens, self.fingerprint = max_tokens, fingerprint
-        self.head: nn.Linear | None = None
-        if target.kind != "causal-lm":
-            width = int(network.config.hidden_size)  # type: ignore[union-attr, arg-type]
-            self.head = nn.Linear(width * (4 if pairs == "apart" else 1), target.outputs)
-            generator = torch.Generator().manual_seed(seed)
-            with torch.no_grad():
-                self.head.weight.normal_(std=0.02, generator=generator)
-                self.head.bias.zero_()
+        if pairs == "apart" and (target.parts != 2 or target.kind == "causal-lm"):
+            raise UserError(f"pairs=apart must come with rows of two texts, got {target.parts} for {target.kind}. Use together.")
+        super().__init__(network, target, apart=pairs == "apart", fingerprint=fingerprint, seed=seed)
+        self.tokenizer, self.pairs, self.max_tokens = tokenizer, pairs, max_tokens
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
+    def reading(self) -> dict[str, Any]:
+        return {"pairs": self.pairs, "max_tokens": self.max_tokens}
 
-    def batch(self, rows: Sequence[TextRow]) -> TextBatch:
+    def batch(self, rows: Sequence[TextRow]) -> TaskBatch:
         """Tokenise some rows; texts are cut at ``max_tokens``."""
         if self.target.kind == "causal-lm":
             return self._language(rows)
@@ -103,29 +49,7 @@ class TextModel(nn.Module):
             inputs = self._tokens([row.texts[part] for part in (0, 1) for row in rows])
         else:
             inputs = self._tokens(*([row.texts[part] for row in rows] for part in range(len(rows[0].texts))))
-        return TextBatch(inputs, self.target.tensor(rows).to(self.device), len(rows))
-
-    def forward(self, batch: TextBatch) -> Tensor:
-        """Logits ``[row, class]``, standardised numbers ``[row, 1]``, or logits ``[row, token, word]``."""
-        if self.head is None:
-            return self.network(**batch.inputs).logits
-        features = self.vectors(batch.inputs)
-        if self.pairs == "apart":
-            u, v = features.chunk(2)
-            features = torch.cat([u, v, (u - v).abs(), u * v], dim=1)
-        return self.head(features)
-
-    def loss(self, batch: TextBatch) -> Float[Tensor, ""]:
-        """`summed` over the model's answer."""
-        return self.summed(self(batch).float(), batch)
-
-    def summed(self, answer: Tensor, batch: TextBatch) -> Float[Tensor, ""]:
-        """Loss summed over rows (squared error, cross-entropy in nats) or over counted tokens."""
-        if self.target.kind == "regression":
-            return (answer[:, 0] - batch.target).square().sum()
-        if self.target.kind == "classification":
-            return cross_entropy(answer, batch.target, reduction="sum")
-        return cross_entropy(answer[:, :-1].flatten(0, 1), batch.target[:, 1:].flatten(), reduction="sum", ignore_index=NOT_COUNTED)
+        return TaskBatch(inputs, self.target.tensor(rows).to(self.device), len(rows))
 
     def vectors(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "text width"]:
         """The mean last hidden state of each text."""
@@ -149,7 +73,7 @@ class TextModel(nn.Module):
         found = self.tokenizer(*texts, truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt")
         return {name: tensor.to(self.device) for name, tensor in found.items()}
 
-    def _language(self, rows: Sequence[TextRow]) -> TextBatch:
+    def _language(self, rows: Sequence[TextRow]) -> TaskBatch:
         """Every token is predicted, or those of the answer alone where there is a prompt; an end mark follows."""
         ids, counted = [], []
         end = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
@@ -165,7 +89,7 @@ class TextModel(nn.Module):
         known = (mask == 1) & (place >= torch.tensor(counted)[:, None]) & (place > 0)  # the first token has nothing before it
         target = inputs.masked_fill(~known, NOT_COUNTED)
         tokens = {"input_ids": inputs.to(self.device), "attention_mask": mask.to(self.device)}
-        return TextBatch(tokens, target.to(self.device), int(known.sum()))
+        return TaskBatch(tokens, target.to(self.device), int(known.sum()))
 
 
 def load_text_model(
@@ -200,7 +124,7 @@ def load_text_model(
             "Check the name; convert pickles first."
         ) from error
     if pairs is None:
-        pairs = "apart" if name == "minilm" and target.texts == 2 else "together"
+        pairs = "apart" if name == "minilm" and target.parts == 2 else "together"
     if getattr(network, "pooler", None) is not None:
         network.pooler = None  # a text is the mean of its tokens here, so it would be trained for nothing
     if tokenizer.pad_token_id is None:

@@ -5,100 +5,24 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from valign.data.text_tasks import GLUE, TextData, TextRow, named_task, read_data, split
-from valign.evaluation.retention import Encode, Probe
 from valign.evaluation.weight_change import linears, mean_rank, sharpness, weights_of
 from valign.files import hash_value
-from valign.models.text_model import Target, TextModel, load_text_model
+from valign.recipes.adapter_places import Place
 from valign.training.adapting import Tuning, adapter_bytes, default_targets, parse_tuning
 from valign.training.processes import start_processes
-from valign.training.supervised import SupervisedConfig, SupervisedLoop, judge
+from valign.training.supervised import SupervisedLoop, judge
 
-Size = Literal["tiny", "quick", "full"]
-PROBES = {"stsb": "mrpc"}  # task -> the task whose held-out pairs show what was kept; stsb for all others
-REHEARSED = 0.25  # share of the training rows that judges learning rates
 NOISE, DRAWS = 0.1, 4  # of the sharpness: share of a row's root mean square, and how often it is drawn
 STATUS = Path("/proc/self/status")
 CURVE = 20  # points of a training curve
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The same for every method. ``quick`` takes about a minute per run on one core of a laptop."""
-
-    steps: int
-    batch_size: int
-    train_rows: int
-    held_out_rows: int
-    max_tokens: int
-    probes: int  # pairs for retention
-    timed: int  # steps of the paired timing
-    rate: float  # factor on every method's learning rate: a short training of a small model wants higher ones
-
-    def config(self, seed: int) -> SupervisedConfig:
-        """No validation: every method is judged at its last step, on rows that chose nothing."""
-        return SupervisedConfig(steps=self.steps, batch_size=self.batch_size, seed=seed, validate_every=0, checkpoint_every=0)
-
-
-BUDGETS: dict[str, Budget] = {
-    "tiny": Budget(steps=10, batch_size=4, train_rows=64, held_out_rows=40, max_tokens=16, probes=20, timed=3, rate=5.0),
-    "quick": Budget(steps=100, batch_size=8, train_rows=400, held_out_rows=400, max_tokens=32, probes=100, timed=15, rate=5.0),
-    "full": Budget(steps=1000, batch_size=16, train_rows=4000, held_out_rows=1000, max_tokens=64, probes=500, timed=25, rate=2.0),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a run takes place: the same for all methods at one task and seed."""
-
-    model: str
-    data: Path
-    task: str
-    seed: int
-    budget: Budget
-    rehearsal: bool = False  # judged on a quarter of the training rows, which then train nothing: to choose learning rates
-
-    def rows(self) -> TextData:
-        return _rows(self.data, self.task, self.seed, self.budget, self.rehearsal)
-
-    def load(self, device: str) -> TextModel:
-        data = self.rows()
-        return load_text_model(self.model, Target.of(data), max_tokens=self.budget.max_tokens, seed=self.seed, device=device)
-
-    def probe(self, model: TextModel) -> Probe:
-        """Held-out pairs of another task, and the untrained model's vectors of them."""
-        rows, ranks = _probe_rows(self.data, PROBES.get(self.task, "stsb"), self.budget.probes)
-        return Probe.of(encoding(model), rows, ranks)
-
-    def describe(self) -> dict[str, Any]:
-        """JSON-able, without the folder's path."""
-        return {"task": self.task, "seed": self.seed, "budget": asdict(self.budget), "rehearsal": self.rehearsal}
-
-
-@cache
-def _rows(folder: Path, task: str, seed: int, budget: Budget, rehearsal: bool) -> TextData:
-    found, place = named_task(task, folder)
-    data = read_data(found, place, train_rows=budget.train_rows, held_out_rows=budget.held_out_rows, seed=seed)
-    if not rehearsal:
-        return data
-    train, judged = split(data.train, REHEARSED)
-    return TextData(data.task, tuple(train), tuple(judged))
-
-
-@cache
-def _probe_rows(folder: Path, task: str, count: int) -> tuple[tuple[TextRow, ...], tuple[str, ...]]:
-    """Pairs, and the classes from unlike to alike where they have some."""
-    found = read_data(*named_task(task, folder), held_out_rows=count)
-    return found.held_out, found.labels if GLUE[task].kind == "classification" else ()
 
 
 def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, Any]:
@@ -110,7 +34,7 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
     """
     data, budget = place.rows(), place.budget
     model = place.load(device)
-    probe = place.probe(model)
+    kept = place.probe(model)
     names = linears(model.network, default_targets(model.network))
     before = weights_of(model.network, names)
     accelerator = start_processes(cpu=model.device.type == "cpu")
@@ -131,7 +55,7 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
     return {
         "score": scores[data.task.score],
         "scores": scores,
-        **asdict(probe.measure(encoding(model))),
+        **asdict(kept()),
         "trained": loop.attached.numbers(),
         "adapter_bytes": size,
         "optimizer_bytes": optimizer_bytes(loop.optimizer),
@@ -152,11 +76,6 @@ def rehearse(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
     SupervisedLoop(model, data, tuning, place.budget.config(place.seed), accelerator, label=label).run()
     found = judge(model, data.held_out, batch_size=64)
     return {"score": found[data.task.score], "loss": found["loss"]}
-
-
-def encoding(model: TextModel) -> Encode:
-    """The model's text vectors as it is when they are asked for."""
-    return lambda texts: model.encode(texts).numpy()
 
 
 def stretches(values: list[float], count: int) -> list[float]:

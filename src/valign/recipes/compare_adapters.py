@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_range
-from valign.data.text_tasks import GLUE
+from valign.data.image_tasks import IMAGES
 from valign.evaluation.adapter_page import markdown, write_page
 from valign.evaluation.adapter_table import summarise
 from valign.files import hash_value, read_json, write_json, write_text
 from valign.progress import console, track
 from valign.recipes.adapter_claims import judge_claims
-from valign.recipes.adapter_runs import PROBES, Budget, Place, fingerprint, measure_overhead, rehearse, run_once
+from valign.recipes.adapter_places import BASES, PROBES, TASKS, Budget, ImagePlace, Place, TextPlace
+from valign.recipes.adapter_runs import fingerprint, measure_overhead, rehearse, run_once
 from valign.runs import versions
 from valign.training.adapting import ADAPTERS, Tuning, parse_tuning
 
@@ -31,6 +32,7 @@ class Comparison:
 
     model: str
     data: Path
+    bases: Path  # small ViTs are trained here, for tasks of pictures
     methods: tuple[str, ...]
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -48,9 +50,9 @@ class Comparison:
             check_range("rates", rate, above=0.0)
         if not self.rates:
             raise UserError("rates must be one or more factors on the learning rates, got none.")
-        unknown = [task for task in self.tasks if task not in GLUE]
+        unknown = [task for task in self.tasks if task not in TASKS]
         if unknown:
-            raise UserError(f"tasks must be of {', '.join(GLUE)}, got {', '.join(unknown)}. Use `valign finetune` for your own.")
+            raise UserError(f"tasks must be of {', '.join(TASKS)}, got {', '.join(unknown)}. Use `valign finetune` for your own.")
         strange = sorted(set(self.settings) - set(self.methods))
         if strange:
             raise UserError(f"--set must name methods of the comparison, got {', '.join(strange)}. Add them to --methods.")
@@ -60,7 +62,10 @@ class Comparison:
         return parse_tuning(method, self.settings.get(method, {})).at(self.budget.rate)
 
     def place(self, task: str, seed: int, *, rehearsal: bool = False) -> Place:
-        return Place(model=self.model, data=self.data, task=task, seed=seed, budget=self.budget, rehearsal=rehearsal)
+        common: dict[str, Any] = {"data": self.data, "task": task, "seed": seed, "rehearsal": rehearsal}
+        if task in IMAGES:
+            return ImagePlace(bases=self.bases, budget=self.budget.for_images(), **common)
+        return TextPlace(model=self.model, budget=self.budget, **common)
 
 
 def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True) -> dict[str, Any]:
@@ -75,9 +80,10 @@ def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True
     """
     for method in comparison.methods:
         comparison.tuning(method)
-    for task in {*comparison.tasks, *(PROBES.get(task, "stsb") for task in comparison.tasks)}:
-        comparison.place(task, comparison.seeds[0]).rows()  # tasks and the pairs of the probe must be there
-    sha256 = comparison.place(comparison.tasks[0], comparison.seeds[0]).load("cpu").fingerprint
+    others = {BASES[task] if task in IMAGES else PROBES.get(task, "stsb") for task in comparison.tasks}
+    for task in (*comparison.tasks, *sorted(others)):
+        comparison.place(task, comparison.seeds[0]).rows()  # tasks, and what the probes need, must be there
+    sha256 = {task: comparison.place(task, comparison.seeds[0]).load("cpu").fingerprint for task in comparison.tasks}
     tunings = {(task, method): comparison.tuning(method) for task in comparison.tasks for method in comparison.methods}
     if comparison.rates != (1.0,):
         tunings = _rehearsed(comparison, tunings, out, sha256)
@@ -87,9 +93,9 @@ def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True
         for task in comparison.tasks
         for method in comparison.methods
     ]
-    missing = [cell for cell in cells if not _finished(_file(out, *cell), fingerprint(*cell, sha256))]
+    missing = [cell for cell in cells if not _finished(_file(out, *cell), fingerprint(*cell, sha256[cell[0].task]))]
     for place, tuning in track(missing, "compare adapters", total=len(cells), done=len(cells) - len(missing)):
-        _record(out, place, tuning, sha256, comparison.device)
+        _record(out, place, tuning, sha256[place.task], comparison.device)
     if overhead:
         _overheads(comparison, out, sha256)
     return report(out)
@@ -130,7 +136,7 @@ def _finished(path: Path, key: str) -> bool:
 
 
 def _rehearsed(
-    comparison: Comparison, tunings: Mapping[tuple[str, str], Tuning], out: Path, sha256: str
+    comparison: Comparison, tunings: Mapping[tuple[str, str], Tuning], out: Path, sha256: Mapping[str, str]
 ) -> dict[tuple[str, str], Tuning]:
     """Each method at the factor that is best on a part of the training rows of a seed of its own, per task; ``out/rates`` says why.
 
@@ -139,7 +145,7 @@ def _rehearsed(
     chosen = {}
     for (task, method), tuning in track(tunings.items(), "choose learning rates", total=len(tunings)):
         place = comparison.place(task, REHEARSAL_SEED, rehearsal=True)
-        path, key = out / "rates" / task / f"{method}.json", fingerprint(place, tuning, sha256)
+        path, key = out / "rates" / task / f"{method}.json", fingerprint(place, tuning, sha256[task])
         key = hash_value([key, comparison.rates])
         if not _finished(path, key):
             found: dict[float, dict[str, float]] = {}
@@ -178,14 +184,15 @@ def _record(out: Path, place: Place, tuning: Tuning, sha256: str, device: str) -
         write_json(path, {**record, "status": "failed", "error": said})
 
 
-def _overheads(comparison: Comparison, out: Path, sha256: str) -> None:
+def _overheads(comparison: Comparison, out: Path, sha256: Mapping[str, str]) -> None:
     """Costs per step, each in a process of its own, on the first task and seed."""
     todo = []
     for method in comparison.methods:
         path = out / "overhead" / f"{method}.json"
         known: Any = read_json(path) if path.exists() else {"task": comparison.tasks[0], "seed": comparison.seeds[0]}
         place = comparison.place(known["task"], known["seed"])
-        key = fingerprint(place, comparison.tuning(method), sha256)
+        weights = sha256.get(place.task) or place.load("cpu").fingerprint  # of a task that an earlier call compared
+        key = fingerprint(place, comparison.tuning(method), weights)
         if not _finished(path, key):
             todo.append((method, path, place, key))
     context = multiprocessing.get_context("spawn")

@@ -9,12 +9,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 from torch import Tensor, nn
 
 from valign.adapters import export_lora, save_peft_lora
 from valign.checks import UserError
 from valign.files import atomic_folder
 from valign.training.draws import generator_for
+
+USUAL = (("query", "value"), ("q_proj", "v_proj"), ("to_q", "to_v"))  # where peft's names are those of an older transformers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,19 +138,23 @@ def layer_linears(network: nn.Module) -> tuple[str, ...]:
 
 
 def default_targets(network: nn.Module, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """``wanted``, checked; without any, peft's default for the architecture, mostly queries and values.
+    """``wanted``, checked; without any, peft's default for the architecture, or else queries and values by their usual names.
 
     Raises: UserError if one matches nothing (available endings are listed), or there is no default.
     """
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
-
-    kind = getattr(getattr(network, "config", None), "model_type", "")
-    targets = tuple(wanted) or tuple(KNOWN.get(kind, ()))
-    have = ", ".join(linear_endings(network))
-    if not targets:
-        raise UserError(f"--targets must be given for a model of type {kind!r}, got none. Its linear modules: {have}.")
     names = [f".{name}" for name, _ in network.named_modules()]
-    for target in targets:
-        if not any(name.endswith(f".{target}") for name in names):
+    have = ", ".join(linear_endings(network))
+
+    def there(target: str) -> bool:
+        return any(name.endswith(f".{target}") for name in names)
+
+    for target in wanted:
+        if not there(target):
             raise UserError(f"--targets must name modules of the model, got {target!r}. Its linear modules: {have}.")
-    return targets
+    if wanted:
+        return tuple(wanted)
+    kind = getattr(getattr(network, "config", None), "model_type", "")
+    for targets in (tuple(KNOWN.get(kind, ())), *USUAL):
+        if targets and all(map(there, targets)):
+            return targets
+    raise UserError(f"--targets must be given for a model of type {kind!r}, got none. Its linear modules: {have}.")

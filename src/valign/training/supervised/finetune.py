@@ -9,9 +9,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from valign.checks import UserError
-from valign.data.text_tasks import TextData
+from valign.data.tasks import TaskData
 from valign.files import atomic_path, hash_file, write_json
-from valign.models.text_model import TextModel
+from valign.models.task_model import TaskModel
 from valign.runs import Run
 from valign.training.adapting import Tuning, adapter_bytes
 from valign.training.processes import start_processes
@@ -35,8 +35,8 @@ class FinetuneResult:
 
 
 def finetune(
-    model: TextModel,
-    data: TextData,
+    model: TaskModel,
+    data: TaskData,
     out: Path,
     tuning: Tuning,
     config: SupervisedConfig,
@@ -66,7 +66,7 @@ def finetune(
         "method": tuning.recipe(),
         "task": asdict(data.task),
         "targets": list(targets),
-        "model": {"pairs": model.pairs, "max_tokens": model.max_tokens},
+        "reading": model.reading(),
     }
     inputs = {"model": model.fingerprint, "data": data.fingerprint()}
     run = Run.open(out, step="finetune", recipe=recipe, inputs=inputs, seed=config.seed)
@@ -93,7 +93,7 @@ def finetune(
     return result
 
 
-def _save_head(out: Path, model: TextModel) -> None:
+def _save_head(out: Path, model: TaskModel) -> None:
     """The head's two tensors, and what its outputs mean; nothing for a language model."""
     if model.head is None:
         return
@@ -101,4 +101,4 @@ def _save_head(out: Path, model: TextModel) -> None:
     with atomic_path(out / "head.safetensors") as temporary:
         save_file(tensors, temporary)
     meaning: dict[str, Any] = asdict(model.target)
-    write_json(out / "head.json", {**meaning, "pairs": model.pairs, "sha256": hash_file(out / "head.safetensors")})
+    write_json(out / "head.json", {**meaning, "reading": model.reading(), "sha256": hash_file(out / "head.safetensors")})

@@ -5,20 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from valign.data.text_tasks import SCORES, TextRow
-from valign.models.text_model import TextModel
+from valign.data.tasks import SCORES, Row
+from valign.models.task_model import TaskModel
 from valign.training.supervised.scores import scores
 
 
 @torch.no_grad()
-def judge(model: TextModel, rows: Sequence[TextRow], *, batch_size: int) -> dict[str, float]:
+def judge(model: TaskModel, rows: Sequence[Row], *, batch_size: int) -> dict[str, float]:
     """``loss`` (mean per row, or per token of a language model) and every score of the task's kind; in evaluation mode.
 
     Rows of like length are read together, so the order of ``rows`` changes nothing but rounding.
     """
     was = model.training
     model.eval()
-    order = sorted(range(len(rows)), key=lambda place: sum(map(len, rows[place].texts)))
+    order = sorted(range(len(rows)), key=lambda place: rows[place].size)
     loss, weight, answers = 0.0, 0, np.zeros(len(rows))
     kind = model.target.kind
     for first in range(0, len(rows), batch_size):

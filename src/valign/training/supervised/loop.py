@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from valign.adapters.adaptive import halves
 from valign.checks import UserError
-from valign.data.text_tasks import TextData, TextRow
-from valign.models.text_model import TextModel
+from valign.data.tasks import Row, TaskData
+from valign.models.task_model import TaskModel
 from valign.progress import track
 from valign.training.adapting import Ground, Tuning, default_targets
 from valign.training.checkpoint import Checkpoints
@@ -32,15 +32,15 @@ class SupervisedLoop:
 
     def __init__(
         self,
-        model: TextModel,
-        data: TextData,
+        model: TaskModel,
+        data: TaskData,
         tuning: Tuning,
         config: SupervisedConfig,
         accelerator: Accelerator,
         *,
         out: Path | None = None,
         targets: tuple[str, ...] = (),
-        validation: tuple[TextRow, ...] = (),
+        validation: tuple[Row, ...] = (),
         label: str = "fine-tune",
     ) -> None:
         self.model, self.data, self.config, self.accelerator, self.label = model, data, config, accelerator, label

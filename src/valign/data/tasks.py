@@ -1,0 +1,100 @@
+"""What any task of fine-tuning is: rows with targets, some to learn from and some to judge by."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeVar, runtime_checkable
+
+from valign.checks import UserError, check_choice, check_range
+from valign.files import hash_value
+
+Kind = Literal["classification", "regression", "causal-lm"]
+SCORES: dict[Kind, tuple[str, ...]] = {  # what may decide about the best step; the first is the default
+    "classification": ("accuracy", "matthews", "f1"),
+    "regression": ("spearman", "pearson"),
+    "causal-lm": ("loss",),
+}
+
+
+@runtime_checkable
+class Row(Protocol):
+    """One example: something to read, and a class by name, a number, or nothing."""
+
+    @property
+    def target(self) -> str | float | None: ...
+    @property
+    def size(self) -> int: ...  # rows of like size are read together
+    @property
+    def content(self) -> str: ...  # what is read, or its hash; equal for equal inputs
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is learnt.
+
+    Raises: ValueError for an unknown kind or score.
+    """
+
+    name: str
+    kind: Kind
+    score: str = ""  # empty: the first of the kind in `SCORES`
+
+    def __post_init__(self) -> None:
+        check_choice(f"{type(self).__name__}.kind", self.kind, SCORES)
+        object.__setattr__(self, "score", self.score or SCORES[self.kind][0])
+        check_choice(f"{type(self).__name__}.score of {self.kind}", self.score, SCORES[self.kind])
+
+    @property
+    def parts(self) -> int:
+        """Inputs per row."""
+        return 1
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Rows to learn from and rows to be judged by; none is in both."""
+
+    task: Task
+    train: tuple[Row, ...]
+    held_out: tuple[Row, ...]
+    labels: tuple[str, ...] = field(init=False)  # the classes, sorted; none if the task has none
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(sorted({row.target for row in self.train if isinstance(row.target, str)})))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the task and all rows, hex."""
+        rows = [[row.content, row.target] for row in (*self.train, *self.held_out)]
+        return hash_value([self.task, rows, len(self.train)])
+
+
+def chosen(rows: Sequence[AnyRow], count: int | None, *key: str | int) -> tuple[AnyRow, ...]:
+    """``count`` of the rows, drawn by ``key``: an order by hash, so that adding rows to a file changes few others. None: all."""
+    ranked = sorted(enumerate(rows), key=lambda item: (_rank(item[1].content, *key, str(item[1].target)), item[0]))
+    return tuple(row for _, row in ranked[:count])
+
+
+def split(rows: Sequence[AnyRow], share: float) -> tuple[list[AnyRow], list[AnyRow]]:
+    """Training and held-out rows: by a hash of what is read, so equal inputs are never on both sides, whatever the seed."""
+    check_range("split.share", share, above=0.0, high=0.5)
+    held_out = [_rank(row.content, "held out") < share * 2**64 for row in rows]
+    return [row for row, out in zip(rows, held_out) if not out], [row for row, out in zip(rows, held_out) if out]
+
+
+def check_labels(where: object, data: TaskData) -> None:
+    """Raises: UserError for fewer than two classes, or held-out classes that training never sees."""
+    if len(data.labels) < 2:
+        raise UserError(f"{where} must have two classes or more for {data.task.name}, got {', '.join(data.labels)}. Use more rows.")
+    unknown = sorted({str(row.target) for row in data.held_out} - set(data.labels))
+    if unknown:
+        raise UserError(
+            f"{where} must have every class of the held-out rows, got none of {', '.join(unknown[:4])}. Use more training rows."
+        )
+
+
+def _rank(content: str, *key: str | int) -> int:
+    digest = hashlib.sha256("\0".join([*map(str, key), content]).encode()).digest()
+    return int.from_bytes(digest[:8], "big")
