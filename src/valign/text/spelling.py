@@ -28,7 +28,7 @@ _SPLIT = re.compile(r"(?<=[a-z])(?:[.*_\-/|+~]+|['’](?!s\b))(?=[a-z])")  # wea
 _ODD = re.compile(r"[0134578@$!|€.*_\-/+~'’]\S*[a-z]")
 _ODD_END = re.compile(r"[0134578@$!|€]\S*[a-z]")  # of the text read backwards
 _THRICE = re.compile(r"([a-z])\1\1")
-_SINGLES = re.compile(r"(?<!\S)\S \S \S(?!\S)")  # of the plain reading
+_SINGLES = re.compile(r"(?<!\S)(?:[a-z] \S [a-z]|[a-z] [a-z] \S|\S [a-z] [a-z])(?!\S)")  # of the plain reading
 _LONG = re.compile(r"([a-z])\1{2,}")
 _ONE = r"[a-z0-9@$!]"
 _RUN = rf"{_ONE}( |(?: ?[.*_\-/|+,~] ?)){_ONE}(?:\1{_ONE})+(?![a-z0-9])"
