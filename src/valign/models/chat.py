@@ -52,9 +52,7 @@ class OpenAIChat:
     temperature: float = 0.7  # in [0, 2]
     seed: int | None = None  # endpoints honour it as far as they can
     max_tokens: int = 1024  # length of an answer
-    _refused: set[str] = field(
-        default_factory=set, init=False, repr=False, compare=False
-    )  # options that the endpoint does not know
+    _refused: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # options unknown to the endpoint
 
     def __post_init__(self) -> None:
         check_range("OpenAIChat.timeout", self.timeout, above=0.0)

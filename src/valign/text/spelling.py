@@ -28,8 +28,7 @@ _SPLIT = re.compile(r"(?<=[a-z])(?:[.*_\-/|+~]+|['’](?!s\b))(?=[a-z])")  # wea
 # What a rule needs to have anything to do: these are quick, the rules are not.
 _ODD = re.compile(r"[0134578@$!|€.*_\-/+~'’]\S*[a-z]")
 _ODD_END = re.compile(r"[0134578@$!|€]\S*[a-z]")  # of the text read backwards
-_THRICE = re.compile(r"([a-z])\1\1")
-_SINGLES = re.compile(r"(?<!\S)\S \S \S(?!\S)")  # of the plain reading
+_SINGLES = re.compile(r"(?<!\S)(?:[a-z] \S [a-z]|[a-z] [a-z] \S|\S [a-z] [a-z])(?!\S)")  # of the plain reading
 _LONG = re.compile(r"([a-z])\1{2,}")
 _ONE = r"[a-z0-9@$!]"
 _RUN = rf"{_ONE}( |(?: ?[.*_\-/|+,~] ?)){_ONE}(?:\1{_ONE})+(?![a-z0-9])"
@@ -64,7 +63,7 @@ def fold(text: str) -> str:
 def readings(prompt: str) -> list[str]:
     """The plain reading (`fold`), then those that differ: leetspeak as letters, spaced-out, split and drawn-out words mended."""
     text, plain = _lower(prompt), fold(prompt)
-    if not (_ODD.search(text) or _ODD_END.search(text[::-1]) or _THRICE.search(text) or _SINGLES.search(plain)):
+    if not (_ODD.search(text) or _ODD_END.search(text[::-1]) or _LONG.search(text) or _SINGLES.search(plain)):
         return [plain]  # nothing in it that a rule could change: most prompts, so it must be quick
     found = [plain]
     for tokens in (text.split(), *([token for token, _, _ in writing] for writing in _mended(text))):
