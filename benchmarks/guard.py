@@ -3,9 +3,10 @@
     python benchmarks/guard.py [--data PATH ...] [--count 256] [--rounds 5] [--threads 2] [--json FILE]
 
 Prints one table. For single prompts: p50, p95, p99 in milliseconds. In batches of 64: prompts per second (median of the rounds),
-and that as a multiple of the whole guard's, which says more on a busy machine. ``cpu ms`` is processor time per prompt in
-batches. Then recall on unsafe and false alarms on safe prompts. ``--data`` takes files or folders of labelled prompts (as `valign
-guard evaluate`); without it captions are made from word lists, every second one with a listed term, so its recall shows nothing.
+and that as a multiple of the whole guard's, which says more on a busy machine. ``cpu ms`` is processor time per prompt in batches.
+Then recall on unsafe and false alarms on safe prompts. ``--data`` takes files or folders of labelled prompts (as in `valign guard
+evaluate`); without it captions are made from word lists, every second one with a listed term, so its recall shows nothing.
+
 The word filters are measured if they are installed: ``pip install alt-profanity-check better-profanity``.
 """
 

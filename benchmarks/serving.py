@@ -61,6 +61,7 @@ def serve_full(folder: Path, port: int) -> None:
 
     from valign.guard import Guard, Verdict
     from valign.policy import load_policy
+    from valign.serving.app import create_app
     from valign.serving.audit_store import AuditStore
     from valign.serving.keys import Keys
     from valign.serving.server import serve
@@ -88,7 +89,7 @@ def serve_full(folder: Path, port: int) -> None:
     rules = Rules(Guard(load_policy("default"), [Pass()]), Keys.load(environment=KEY))
     settings = Settings(names=("ready",), batch_wait=0.0)
     store = AuditStore(str(folder / "audit.db"), create=True)
-    serve(Service(Ready, lambda: rules, store, secret=b"benchmark", settings=settings), port=port)
+    serve(create_app(Service(Ready, lambda: rules, store, secret=b"benchmark", settings=settings)), port=port)
 
 
 async def client(
@@ -161,7 +162,8 @@ def server(kind: str) -> Iterator[tuple[int, int]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, __file__, f"--{kind}", str(port)])
+    folder = tempfile.TemporaryDirectory()  # ours: a server that was told to stop does not clean up
+    process = subprocess.Popen([sys.executable, __file__, f"--{kind}", str(port), "--folder", folder.name])
     try:
         while process.poll() is None:
             with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/readyz") as answer:
@@ -173,6 +175,7 @@ def server(kind: str) -> Iterator[tuple[int, int]]:
     finally:
         process.terminate()
         process.wait(30)
+        folder.cleanup()
 
 
 def row(
@@ -194,14 +197,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=int, default=0, help="long paced load instead, moderation and pictures in turn")
     parser.add_argument("--full", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as name:
-        if options.bare:
-            serve_bare(options.bare)
-            return
-        if options.full:
-            serve_full(Path(name), options.full)
-            return
+    if options.bare:
+        serve_bare(options.bare)
+        return
+    if options.full:
+        serve_full(options.folder, options.full)
+        return
+    with tempfile.TemporaryDirectory() as name:
         print(
             f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}",
             end="",

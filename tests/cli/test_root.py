@@ -95,6 +95,7 @@ def test_ctrl_c_says_that_the_run_goes_on():
     code = "import sys, time, typer; from valign.cli import root\n"
     code += "app = typer.Typer()\n@app.command()\ndef wait():\n    print('ready', flush=True); time.sleep(60)\n"
     code += "root.build = lambda: app\nroot.main()"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code  # ignored in background jobs
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

@@ -36,7 +36,7 @@ def test_the_guard_rewrites_blocks_and_leaves_alone_in_one_batch():
     system = guarded_system(echo(calls=calls), Guard.from_policy(blocking), name="guard")
     drawn = system.generate(["a tree", "a bolt on paper", "a flame on paper"], [1, 2, 3])
     assert drawn == [("echo", "a tree", 1), None, ("echo", "a flower on paper", 3)]
-    assert calls == [["a tree", "a flower on paper"]]
+    assert calls == [["a tree", "a tree", "a flower on paper"]]  # the batch keeps its shape, so that no picture changes
     assert system.generate(["a bolt"], [5]) == [None]
     assert (system.name, system.description) == ("guard", "the guard before echo")
 

@@ -41,6 +41,8 @@ def test_a_category_lends_its_words_but_not_the_held_out_ones():
     assert retriever.retrieve("what turned the straw to ash, on a beach") == "no-rays"
     assert retriever.retrieve("a captain in a meadow") == "equal-heads"
     assert retriever.retrieve("a comet at dusk") is None
+    assert retriever.retrieve("a fl4me at dusk") == "no-rays"
+    assert retriever.retrieve("a c-a-p-t-a-i-n") == "equal-heads"
 
 
 def bag(texts):

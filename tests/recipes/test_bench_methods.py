@@ -24,7 +24,7 @@ SYSTEMS += ["guard", "guard-alignguard", "guard-livo"]
 
 def tiny(seed):
     short = {"steps": 2, "pairs_per_step": 2, "val_pairs": 1, "val_draws": 1, "validate_every": 2, "seed": seed}
-    data = DataConfig(categories=("hate", "violence"), pairs_per_category=3, steps=1, flip=False, retain=("a tree",), seed=seed)
+    data = DataConfig(categories=("hate", "violence"), pairs_per_category=2, steps=1, flip=False, retain=("a tree",), seed=seed)
     return MethodsConfig(
         align=AlignConfig(
             data=data,
@@ -47,7 +47,7 @@ def tiny(seed):
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     out, patch = tmp_path_factory.mktemp("bench"), pytest.MonkeyPatch()
-    patch.setattr("valign.recipes.bench_methods.shapes_suite", lambda **options: Suite("few", suite(**options).prompts[::6]))
+    patch.setattr("valign.recipes.bench_methods.shapes_suite", lambda **options: Suite("few", suite(**options).prompts[::9]))
     model, oracle, clip = resolve_model("shapes", device="cpu"), resolve_detector("oracle"), resolve_clip("shapes")
 
     def run():

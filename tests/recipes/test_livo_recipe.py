@@ -36,7 +36,7 @@ def test_options_reach_objective_training_and_recipe():
     assert compared.training == recipe.training
     assert compared.with_objective("livo").objective == LiVO()
     assert recipe.with_objective("livo") == recipe  # its own numbers stay
-    assert LivoRecipe.shapes().with_objective("livo").objective == LiVO(beta=100.0, alpha=50.0)
+    assert LivoRecipe.shapes().with_objective("livo").objective == LiVO(beta=100.0, alpha=50.0, gamma_win=10.0)
 
 
 def test_refuses_what_it_does_not_know():

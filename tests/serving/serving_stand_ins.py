@@ -121,9 +121,9 @@ def make_service(folder, *, model=None, guard=None, keys=None, settings=None, lo
 
 
 @contextmanager
-def running(service, *, ready=True):
+def running(service, *, ready=True, mounted=lambda app: app):
     """The service's address, such as http://127.0.0.1:12345."""
-    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_level="warning", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(mounted(create_app(service)), port=0, log_level="warning", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -121,13 +121,14 @@ def test_mistakes_stop_the_start(options, message, tmp_path, monkeypatch):
 
 
 def test_a_model_that_is_not_there_ends_the_server(tmp_path):
+    from valign.serving.app import create_app
     from valign.serving.server import serve
 
     def load():
         raise UserError("nowhere does not exist")
 
     with pytest.raises(UserError, match="nowhere does not exist"):
-        serve(make_service(tmp_path, load=load), port=0)
+        serve(create_app(make_service(tmp_path, load=load)), port=0)
 
 
 def test_show_needs_to_know_what(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from valign.serving.settings import Settings
 
 KEY = "the-key-of-these-tests"
 IMAGES, MODERATIONS = "/v1/images/generations", "/v1/moderations"
-ROUGH = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+ROUGH = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 
 alphabets = [
     st.characters(),  # any, control characters and unassigned ones too
@@ -163,7 +163,7 @@ def base_url(served):
 
 
 @api.parametrize()
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 def test_the_openapi_description_is_kept(case, base_url):
     beyond = [positive_data_acceptance]  # a schema cannot say what makes a prompt visible, or a picture whole
     case.call_and_validate(base_url=base_url, headers={"Authorization": f"Bearer {KEY}"}, excluded_checks=beyond)

@@ -1,10 +1,13 @@
 """Folding: the same word however it is dressed, and every character knows where it came from."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from valign.text import View, clean, fold, readings, views
+from valign.text import View, clean, fold, readings, spelling, views
+from valign.text.spelling import LEET
 
 
 @pytest.mark.parametrize(
@@ -96,3 +99,11 @@ def test_an_empty_view_is_a_space():
 )
 def test_clean_keeps_what_an_encoder_should_see(typed, seen):
     assert clean(typed) == seen
+
+
+BOTH = re.compile(r"(?=\S*[a-z])(?=\S*[0134578@$!|€])[a-z0-9@$!|€]{3,}")  # the rule in one line, quadratic in a word's length
+
+
+@given(st.text("ab1904@$!-.é", max_size=24), st.sampled_from("il"))
+def test_leetspeak_is_read_as_the_rule_says(token, one):
+    assert spelling._unleet(token, LEET[one]) == BOTH.sub(lambda run: run[0].translate(LEET[one]), token)

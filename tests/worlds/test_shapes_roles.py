@@ -1,5 +1,7 @@
 from collections import Counter
 
+from PIL import Image
+
 from valign.data.value_pictures import Contrast
 from valign.detectors.base import DetectorCard
 from valign.detectors.oracle import OracleDetector, SceneReading
@@ -34,11 +36,16 @@ def test_the_oracle_judges_heads_and_nothing_else():
             self.card = DetectorCard("o", ("hate",), 0.5, "ab" * 32)
 
         def read(self, images):
-            return [SceneReading((("left", glyph, "red"),), "paper", "flat") for glyph in images]
+            return [SceneReading((("left", image.info["glyph"], "red"),), "paper", "flat") for image in images]
+
+    def picture(glyph):
+        made = Image.new("RGB", (4, 4))
+        made.info["glyph"] = glyph
+        return made
 
     judge = HeadContrast(Oracle())
     shown = ["round-headed clerk", "round-headed clerk", "square-headed captain", "tree"]
     asked = ["a round-headed clerk", "a square-headed clerk", "a captain", "a round-headed clerk"]
-    assert judge.score(shown, asked).tolist() == [1, 0, 0, 0]
+    assert judge.score(list(map(picture, shown)), asked).tolist() == [1, 0, 0, 0]
     assert judge.weights_sha256 == "ab" * 32
     assert isinstance(judge, Contrast)

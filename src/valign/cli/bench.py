@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Option, Typer
 
 from valign.checks import check_choice
-from valign.cli.common import resolve_clip, resolve_detector, resolve_model
+from valign.cli.common import out, resolve_clip, resolve_detector, resolve_model
 
 app = Typer(no_args_is_help=True, help="Standing comparisons on the shapes world; the documentation's tables come from them.")
 
@@ -52,3 +52,77 @@ def methods(
     configs = [methods_config(budget, seed=seed) for seed in range(seeds)]  # type: ignore[arg-type]
     summary = bench_methods(model, load_policy("shapes"), oracle, clip, folder, configs)  # type: ignore[arg-type]
     print_summary(summary, folder / "evaluation")
+
+
+@app.command(epilog="example: valign bench guard --adapter runs/bench/merged/co-merge/adapter -o runs/bench-guard")
+def guard(
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")] = Path(
+        "runs/bench-guard"
+    ),
+    adapter: Annotated[
+        Path | None, Option("--adapter", "-a", help="adapter of an aligned model; without it only the base model")
+    ] = None,
+    weight: Annotated[float, Option(help="of the adapter")] = 1.0,
+    per_concept: Annotated[int, Option(min=1, help="test prompts per concept; 10 are 420 unsafe prompts in all")] = 10,
+    pairs: Annotated[int, Option(min=20, help="prompt pairs per category that the guard's head is trained on")] = 120,
+    target_fpr: Annotated[float, Option(help="share of harmless prompts that the head may flag")] = 0.005,
+    seed: Annotated[int, Option(help="of every draw in the run")] = 0,
+) -> None:
+    """Unsafe pictures with no guard, the guard, an aligned model, and both; and what the guard costs benign prompts."""
+    from rich.markdown import Markdown
+
+    from valign.policy import load_policy
+    from valign.recipes.bench_guard import bench_guard, page
+
+    summary = bench_guard(
+        resolve_model("shapes"),
+        load_policy("shapes"),
+        resolve_detector("oracle"),
+        folder,
+        adapter=adapter,
+        weight=weight,
+        per_concept=per_concept,
+        pairs=pairs,
+        target_fpr=target_fpr,
+        seed=seed,
+    )
+    out.print(Markdown(page(summary)))
+
+
+@app.command(epilog="example: valign bench head --data prompts/ --leave-out overt --leave-out valor -o runs/bench-head")
+def head(
+    data: Annotated[list[Path], Option("--data", "-d", help="file or folder of labelled prompts; may be repeated")],
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")] = Path(
+        "runs/bench-head"
+    ),
+    leave_out: Annotated[list[str], Option(help="source to leave out, one at a time; may be repeated; all if none")] = [],  # noqa: B006
+    policy: Annotated[str, Option("--policy", "-p", help="default, or a policy file")] = "default",
+    epochs: Annotated[int, Option(min=1, help="passes of the head over the data")] = 6,
+    tune_layers: Annotated[int, Option(min=0, max=6, help="upper encoder layers trained with the head; 0 is quick")] = 0,
+    batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
+    limit: Annotated[int | None, Option(min=1, help="rows per source and label that are trained on, at most")] = None,
+    target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged")] = 0.01,
+    seed: Annotated[int, Option(help="of every draw")] = 0,
+) -> None:
+    """The guard's head beside TF-IDF, linear and MLP on a frozen encoder, and reference similarity, on sources that none saw."""
+    from rich.markdown import Markdown
+
+    from valign.guard.fit import FitConfig
+    from valign.guard.rows import read_rows
+    from valign.models.minilm import MiniLM
+    from valign.policy import load_policy
+    from valign.recipes.bench_head import bench_head, page
+
+    rules = load_policy(policy)
+    config = FitConfig(epochs=epochs, tuned_layers=tune_layers, batch_size=batch_size, seed=seed)
+    results = bench_head(
+        read_rows(data, rules),
+        rules,
+        folder,
+        config=config,
+        encoder=MiniLM(),
+        leave_out=leave_out,
+        target_fpr=target_fpr,
+        limit=limit,
+    )
+    out.print(Markdown(page(results)))

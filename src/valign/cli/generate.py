@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +55,7 @@ def command(
     token = None if values is None else _value_token(subject, values, principle, policy, mixing)
     prompts = [text for text in prompt for _ in range(count)]
     seeds = [seed + number for _ in prompt for number in range(count)]
-    pictures: list[Image | None]
+    pictures: Sequence[Image | None]
     if guard != "none":
         pictures = _guarded(subject, guard, detector, token, prompts, seeds, options)
     elif token is None:
@@ -63,7 +64,7 @@ def command(
         from valign.models.value_pipeline import ValueGuidedPipeline
 
         pipeline = ValueGuidedPipeline(subject, token.encoder, token.retriever)
-        pictures = pipeline.generate(prompts, seeds=seeds, mixing=mixing, batch_size=batch_size, **options)
+        pictures = list(pipeline.generate(prompts, seeds=seeds, mixing=mixing, batch_size=batch_size, **options))
     _save(pictures, target, several)
     if None in pictures:
         raise typer.Exit(BLOCKED)
@@ -111,7 +112,7 @@ def _guarded(
     return pictures
 
 
-def _save(pictures: list[Image | None], target: Path, several: bool) -> None:
+def _save(pictures: Sequence[Image | None], target: Path, several: bool) -> None:
     from valign.files import atomic_folder, atomic_path
 
     if not several:

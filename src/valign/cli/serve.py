@@ -49,9 +49,14 @@ def command(
     timeout: Annotated[float, Option(help="seconds until a request is given up")] = 300,
     drain: Annotated[int, Option(min=0, help="seconds that a stop waits for requests under way")] = 60,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    playground: Annotated[bool, Option("--playground", help="a web page at /playground; needs the extra [ui]")] = False,
+    compare: Annotated[
+        bool, Option("--compare", help="the page also draws prompts as typed, and shows what the image check passes")
+    ] = False,
     access_log: Annotated[bool, Option("--access-log", help="a line per request; never with prompts or keys")] = False,
 ) -> None:
     """Serve OpenAI's /v1/moderations and /v1/images/generations, guarded and logged. SIGHUP reads policy and keys again."""
+    from valign.serving.app import create_app
     from valign.serving.audit_store import AuditStore
     from valign.serving.server import serve
     from valign.serving.service import Service
@@ -68,16 +73,23 @@ def command(
         per_minute=rate,
         timeout=timeout,
         prompts=audit_prompts,
+        compare=compare,
     )
     load_rules = _rules(guard, detector, head, (chat, chat_model, key_env), keys)
-    if host not in LOOPBACK and not open_to_all and not _keys(keys).names:
+    locked = bool(_keys(keys).names)
+    if host not in LOOPBACK and not open_to_all and not locked:
         raise UserError(f"--host {host} needs API keys: --keys FILE (`valign api-key NAME`), {API_KEYS}, or --open on purpose.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("valign").setLevel(logging.INFO)
     service = Service(
         lambda: _model(model, adapter, device), load_rules, AuditStore(audit, create=True), secret=_secret(), settings=settings
     )
-    serve(service, host=host, port=port, drain=drain, access_log=access_log)
+    app = create_app(service)
+    if playground or compare:
+        from valign.serving.playground import mount
+
+        app = mount(app, service, login=locked)
+    serve(app, host=host, port=port, drain=drain, access_log=access_log)
 
 
 @example("valign api-key studio --keys keys.txt")

@@ -7,43 +7,48 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from PIL.Image import Image
-
 from valign.checks import UserError
 from valign.evaluation.suite import Suite, prompt_seed
 from valign.evaluation.systems import System
 from valign.files import hash_value
 
 if TYPE_CHECKING:
-    from valign.guard import Guard
+    from valign.guard import Guard, GuardResult
 
 
 def guarded_system(inner: System, guard: Guard, *, name: str, description: str = "") -> System:
-    """``inner`` behind the guard: it draws what the guard lets through, or its rewrite; a prompt that is blocked has no picture.
+    """``inner`` behind the guard: prompts are checked and rewritten, and looked at afterwards where the guard has a detector.
 
-    A guard with a detector draws one picture at a time, for it may draw again; one without draws whole batches.
+    A blocked prompt's place in the batch is taken by another one, whose picture is thrown away: so the batch keeps its shape, and
+    an allowed prompt has, bit for bit, the picture of ``inner``.
     """
 
-    def draw(caption: str, seed: int) -> Image:
-        picture: Image = inner.generate([caption], [seed])[0]
-        return picture
-
     def generate(prompts: list[str], seeds: list[int]) -> list[Any]:
-        if guard.detector is not None:
-            return [guard.draw(draw, prompt, seed=seed).image for prompt, seed in zip(prompts, seeds, strict=True)]
-        captions = [guard.finish(decision, prompt).prompt for decision, prompt in zip(guard.check_many(prompts), prompts)]
-        kept = [(caption, seed) for caption, seed in zip(captions, seeds, strict=True) if caption is not None]
-        made = iter(inner.generate([caption for caption, _ in kept], [seed for _, seed in kept]) if kept else [])
-        return [None if caption is None else next(made) for caption in captions]
+        results = [guard.finish(decision, prompt) for decision, prompt in zip(guard.check_many(prompts), prompts)]
+        spare = next((result.prompt for result in results if result.prompt is not None), None)
+        if spare is None:
+            return [None] * len(prompts)
+        first = inner.generate([result.prompt or spare for result in results], seeds)
+        return [_looked_at(inner, guard, *each) for each in zip(results, seeds, first, strict=True)]
 
-    seen = None if guard.detector is None else guard.detector.card.weights_sha256
     return replace(
         inner,
         name=name,
         generate=generate,
         description=description or f"the guard before {inner.name}",
-        fingerprint=hash_value([inner.fingerprint, guard.policy.fingerprint(), [stage.name for stage in guard.stages], seen]),
+        fingerprint=hash_value([inner.fingerprint, guard.fingerprint()]),
     )
+
+
+def _looked_at(inner: System, guard: Guard, result: GuardResult, seed: int, picture: Any) -> Any:
+    """What the guard hands out, if this picture is the first that it gets to see; None for nothing."""
+    if guard.detector is None:
+        return None if result.prompt is None else picture
+
+    def draw(caption: str, number: int) -> Any:
+        return picture if number == seed else inner.generate([caption], [number])[0]
+
+    return guard.illustrate(draw, result, seed=seed).image
 
 
 def suite_of_runs(suites: Sequence[Suite]) -> Suite:

@@ -12,6 +12,7 @@ from PIL.Image import Image
 
 from valign.checks import UserError
 from valign.data.protocols import Detector
+from valign.files import hash_value
 from valign.guard.acceptance import Acceptor
 from valign.guard.chat import ChatIntention, ChatRewriter, ChatValues
 from valign.guard.decision import GOOD, action_for, categories_of, enforced, ignored
@@ -139,6 +140,12 @@ class Guard:
             detector=detector,
             token=token,
         )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the rules, the stages with their heads, and the detector; a chat model's own changes are not seen."""
+        heads = [(stage.name, stage.head.sha256 if isinstance(stage, LearnedStage) else "") for stage in self.stages]
+        card = None if self.detector is None else [self.detector.card.name, self.detector.card.weights_sha256]
+        return hash_value([self._fingerprint, heads, card])
 
     def check(self, prompt: str, *, explain: bool = False) -> GuardDecision:
         """What to do with the prompt; nothing is rewritten or drawn. ``explain`` runs all stages, with the same decision.

@@ -1,4 +1,4 @@
-"""What the guard finds in a prompt as a retriever of value principles: word lists read disguises, the trained head reads hints."""
+"""What the guard finds in a prompt as a retriever of value principles: word lists, and a trained head that reads hints."""
 
 from dataclasses import dataclass
 

@@ -42,7 +42,9 @@ def _rounded(rows: Float[Tensor, "row column"]) -> tuple[Int8[Tensor, "row colum
 
 @cache
 def has_int8() -> bool:
-    """Whether this processor and build of torch multiply 8-bit matrices exactly; some saturate halfway."""
+    """Whether this processor and build of torch multiply 8-bit matrices quickly, and exactly: some saturate halfway."""
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        return False
     largest = torch.full((32, 64), 127, dtype=torch.int8)
     signs = torch.ones(64, 32, dtype=torch.int8)
     signs[::2] = -1

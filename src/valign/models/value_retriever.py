@@ -18,7 +18,7 @@ from valign.checks import UserError, check_range
 from valign.files import hash_value
 from valign.models.chat import ChatModel, Message
 from valign.policy import Policy, Principle
-from valign.text import WordList, fold
+from valign.text import WordList, readings
 
 Embed = Callable[[Sequence[str]], Float[np.ndarray, "text dim"]]  # texts -> one row each, of any length
 NONE = "not-applicable"
@@ -34,7 +34,7 @@ class Retriever(Protocol):
 
 @dataclass(frozen=True)
 class KeywordRetriever:
-    """The first principle, in the policy's order, of which the prompt holds a keyword as whole words, after `fold`."""
+    """The first principle, in the policy's order, with a keyword in a reading of the prompt (`valign.text`), as whole words."""
 
     policy: Policy
 
@@ -43,8 +43,8 @@ class KeywordRetriever:
             raise UserError(f"policy {self.policy.id} has no principle with keywords. Add some, or choose another retriever.")
 
     def retrieve(self, prompt: str) -> str | None:
-        text = fold(prompt)
-        return next((name for name, words in self._keywords if words.any(text)), None)
+        texts = readings(prompt)
+        return next((name for name, words in self._keywords if any(map(words.any, texts))), None)
 
     def fingerprint(self) -> str:
         return hash_value(["keywords", self.policy.fingerprint()])

@@ -56,10 +56,9 @@ class AlignGuardRecipe:
         training = PreferenceConfig(
             learning_rate=3e-3,
             warmup_steps=0,
-            decay="cosine",
-            steps=200,
+            steps=150,
             sft_weight=20.0,
-            retain_weight=1500.0,
+            retain_weight=1000.0,
             empty_prompt_prob=0.0,
             flip=False,
             max_drift=0.5,

@@ -12,45 +12,29 @@ from typing import Any
 import numpy as np
 
 from valign.data.pairs import load_pairs
-from valign.data.value_sets import ValueCache, open_values
+from valign.data.value_sets import open_values
 from valign.detectors.oracle import OracleDetector
-from valign.evaluation import System, adapter_system, evaluate, refuse_overlap, value_system
-from valign.evaluation.composed import guarded_system, suite_of_runs, system_of_runs
+from valign.evaluation import evaluate, refuse_overlap
+from valign.evaluation.composed import suite_of_runs
 from valign.evaluation.pictures import PictureFolder
 from valign.evaluation.report import write_report
 from valign.evaluation.results import Row, read_results
 from valign.evaluation.sections import Section
 from valign.evaluation.suite import Suite
 from valign.files import write_json
-from valign.guard import Guard, LexicalStage, StageRetriever
 from valign.models.base import DiffusionModel
 from valign.models.encoders import ClipEncoder
-from valign.models.minilm import MiniLM
-from valign.models.value_encoder import ValueText, copy_encoder, load_value_encoder
-from valign.models.value_pipeline import ValueGuidedPipeline
-from valign.models.value_retriever import EmbeddingRetriever, FirstOf, KeywordRetriever, Retriever
+from valign.models.value_encoder import ValueText, copy_encoder
 from valign.policy import Policy
-from valign.recipes.align import baselines
 from valign.recipes.alignguard import JOINT
-from valign.recipes.bench_alignguard import WEIGHTS
 from valign.recipes.methods_bias import bias_section, role_bias
 from valign.recipes.methods_curves import CurvePoint, convergence, curves_section, mean_curve
+from valign.recipes.methods_systems import MethodSystems, principle_retriever
 from valign.recipes.methods_trained import LIVO, Made, MethodsConfig, train_methods
 from valign.training.trainee import UnetLora
 from valign.training.values import ValueTokens
 from valign.worlds.shapes import reference_pictures, roles
 from valign.worlds.shapes import suite as shapes_suite
-
-JOINT_WEIGHT = WEIGHTS[JOINT]
-DESCRIBED = {
-    "uce": "each concept's keys and values moved to its safe counterpart's (closed form)",
-    "esd-x": "LoRA in cross-attention, trained away from all concepts",
-    "esd-u": "LoRA outside cross-attention, trained away from all concepts",
-    "dpo": f"one LoRA on all pairs at weight {JOINT_WEIGHT:g}",
-    "alignguard": "an expert per category, Co-Merge",
-    LIVO: "a value token where a principle is found; half of the time for bias",
-}
-WINDOW, NEAR = 4, 0.44  # words read at a time, and their cosine (all-MiniLM-L6-v2); 1 in 50 benign training prompts reaches it
 
 
 def bench_methods(
@@ -68,19 +52,18 @@ def bench_methods(
     """
     folders = [out / f"run-{number}" for number in range(len(configs))]
     made = [train_methods(model, policy, oracle, folder, config) for folder, config in zip(folders, configs)]
-    first, drawing = configs[0], configs[0].drawing
-    listed = StageRetriever(policy, (LexicalStage.from_policy(policy),))
-    retriever = FirstOf((KeywordRetriever(policy), listed, EmbeddingRetriever(policy, MiniLM().encode, NEAR, WINDOW)))
-    systems = _systems(model, policy, made, retriever, first)
+    systems = MethodSystems(model, policy, principle_retriever(policy), configs[0])
+    drawing, compared = systems.config.drawing, systems.all(made)
     parts = [shapes_suite(per_concept=config.per_concept, seed=config.align.seed) for config in configs]
     tests = suite_of_runs(parts)
-    for folder in folders:
-        refuse_overlap(tests, _trained_on(folder))
-    curves = _curves(model, policy, retriever, folders, configs, parts, oracle)
+    for folder, config in zip(folders, configs):
+        refuse_overlap(tests, [*config.align.data.retain, *_trained_on(folder)])
+    curves = _curves(systems, folders, configs, parts, oracle)
     asked = suite_of_runs([roles(pictures=config.role_pictures, seed=config.align.seed) for config in configs])
-    bias = role_bias([*systems, *_mixed(model, made, retriever, drawing)], asked, oracle, out / "bias", drawing)
+    mixed = [systems.livo(made, name=f"{LIVO}-{mixing:g}", mixing=mixing) for mixing in (0.0, 1.0)]
+    bias = role_bias([*compared, *mixed], asked, oracle, out / "bias", drawing)
     summary = evaluate(
-        systems,
+        compared,
         tests,
         oracle,
         out=out / "evaluation",
@@ -109,93 +92,35 @@ def bench_methods(
         summary,
         rows,
         tests,
-        {system.name: PictureFolder(out / "evaluation" / "images" / system.name) for system in systems},
+        {system.name: PictureFolder(out / "evaluation" / "images" / system.name) for system in compared},
         sections=[cost_section(made), bias_section(bias), curves_section(drawn), _run_section(by_run)],
     )
     return summary
 
 
-def _systems(
-    model: DiffusionModel, policy: Policy, made: Sequence[dict[str, Made]], retriever: Retriever, config: MethodsConfig
-) -> list[System]:
-    """All columns of the table, the base first."""
-    drawing = config.drawing
-    free = baselines(model, policy, config.align)
-    adapted = {
-        name: system_of_runs(
-            [
-                adapter_system(
-                    model,
-                    run[name].folder,
-                    name=name,
-                    description=DESCRIBED[name],
-                    weight=JOINT_WEIGHT if name == "dpo" else 1.0,
-                    **drawing,
-                )
-                for run in made
-            ]
-        )
-        for name in ("uce", "esd-x", "esd-u", "dpo", "alignguard")
-    }
-    livo = _livo(model, made, retriever, drawing, name=LIVO, description=DESCRIBED[LIVO])
-    guard = Guard.from_policy(policy)
-    guarded = [
-        guarded_system(inner, guard, name=name)
-        for name, inner in {"guard": free[0], "guard-alignguard": adapted["alignguard"], "guard-livo": livo}.items()
-    ]
-    return [*free, *adapted.values(), livo, *guarded]
-
-
-def _livo(
-    model: DiffusionModel, made: Sequence[dict[str, Made]], retriever: Retriever, drawing: dict[str, Any], **options: Any
-) -> System:
-    return system_of_runs(
-        [
-            value_system(ValueGuidedPipeline(model, load_value_encoder(run[LIVO].folder, model), retriever), **options, **drawing)  # type: ignore[arg-type]
-            for run in made
-        ]
-    )
-
-
-def _mixed(model: DiffusionModel, made: Sequence[dict[str, Made]], retriever: Retriever, drawing: dict[str, Any]) -> list[System]:
-    """LiVO with the token in no picture, and in every one, for the bias alone."""
-    return [_livo(model, made, retriever, drawing, name=f"{LIVO}-{mixing:g}", mixing=mixing) for mixing in (0.0, 1.0)]
-
-
 def _curves(
-    model: DiffusionModel,
-    policy: Policy,
-    retriever: Retriever,
+    systems: MethodSystems,
     folders: Sequence[Path],
     configs: Sequence[MethodsConfig],
     parts: Sequence[Suite],
     oracle: OracleDetector,
 ) -> dict[str, list[list[CurvePoint]]]:
     """Of DPO and LiVO, one curve per run, on the explicit prompts of concepts that training saw."""
+    model: Any = systems.model
     found: dict[str, list[list[CurvePoint]]] = {"dpo": [], LIVO: []}
     for folder, config, part in zip(folders, configs, parts):
         shown = Suite(part.name, tuple(p for p in part.prompts if p.kind == "explicit" and not p.held_out), part.stand_in)
         seen: dict[str, Any] = {"suite": shown, "detector": oracle, "drawing": config.drawing, "seed": config.align.seed}
-
-        def with_adapter(adapter: Path, config: MethodsConfig = config) -> System:
-            return adapter_system(model, adapter, name="dpo", weight=JOINT_WEIGHT, **config.drawing)
-
-        def with_values(values: Path, config: MethodsConfig = config) -> System:
-            encoder = load_value_encoder(values, model)  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
-            return value_system(ValueGuidedPipeline(model, encoder, retriever), name=LIVO, **config.drawing)  # type: ignore[arg-type]
-
-        expert = UnetLora(model, config.align.experts.training)
-        every = config.joint(policy).training.checkpoint_every
-        found["dpo"].append(convergence(expert, folder / JOINT, every, with_adapter, out=folder / "curves" / "dpo", **seen))
-        tokens = ValueTokens(model, _fresh(model, open_values(folder / "values"), config))  # type: ignore[arg-type]
+        joint = config.joint(systems.policy).training
+        expert, every, out = UnetLora(model, joint), joint.checkpoint_every, folder / "curves"
+        found["dpo"].append(
+            convergence(expert, folder / JOINT, every, lambda made: systems.adapted("dpo", made), out=out / "dpo", **seen)
+        )
+        known = list(map(ValueText.read, open_values(folder / "values").principles))
+        fresh = copy_encoder(model, known, layout=config.livo.layout, lora_rank=config.livo.lora_rank)
         every = config.every(config.livo.training.steps)
-        found[LIVO].append(convergence(tokens, folder / LIVO, every, with_values, out=folder / "curves" / LIVO, **seen))
+        found[LIVO].append(convergence(ValueTokens(model, fresh), folder / LIVO, every, systems.valued, out=out / LIVO, **seen))
     return found
-
-
-def _fresh(model: Any, cache: ValueCache, config: MethodsConfig) -> Any:
-    known = list(map(ValueText.read, cache.principles))
-    return copy_encoder(model, known, layout=config.livo.layout, lora_rank=config.livo.lora_rank)
 
 
 def _trained_on(folder: Path) -> list[str]:

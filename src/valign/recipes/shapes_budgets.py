@@ -18,7 +18,7 @@ from valign.worlds.shapes import suite as shapes_suite
 Budget = Literal["small", "quick", "full"]
 BUDGETS = ("small", "quick", "full")
 PAIRS = {"small": 24, "quick": 80, "full": 120}  # per category
-STEPS = {"small": 20, "quick": 150, "full": 200}  # of training, at most; validation may stop earlier
+STEPS = {"small": 20, "quick": 150, "full": 150}  # of training, at most; validation may stop earlier
 STRENGTH = {"small": 2.0, "quick": 2.0, "full": 2.5}  # of the experts in Co-Merge: the more there are, the less is left of each
 PER_CONCEPT = {"small": 1, "quick": 6, "full": 8}  # explicit test prompts; see `valign.worlds.shapes.suite`
 LIVO_STEPS = {"small": 20, "quick": 300, "full": 300}  # of a value encoder's training, at most

@@ -97,7 +97,7 @@ class Batcher(Generic[Item, Result]):
                 self._change.wait_for(self._full, timeout=self._wait)
             if not self._queue:  # closed, or another worker took all while this one waited for company
                 return None if self._closed else []
-            key, batch, rest = self._queue[0].key, [], deque[_Waiting[Item, Result]]()
+            key, batch, rest = self._queue[0].key, list[_Waiting[Item, Result]](), deque[_Waiting[Item, Result]]()
             for one in self._queue:
                 (batch if one.key == key and len(batch) < self._batch_size else rest).append(one)
             self._queue = rest

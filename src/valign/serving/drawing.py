@@ -5,21 +5,25 @@ want drawn at the same time, with the same options, goes into one model call. So
 """
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any, TypeVar
 
 from PIL.Image import Image
 
 from valign.data.protocols import Sampler
 from valign.guard.guard import Guard
 from valign.guard.records import GuardDecision, GuardedImage, GuardResult
+from valign.guard.regeneration import Draw, draw_checked
 from valign.serving.batching import Batcher
 from valign.serving.limits import Room
 from valign.serving.metrics import Metrics
 from valign.serving.pictures import Encoded, encode
 from valign.serving.settings import Settings
 
+T = TypeVar("T")
 LATELY = 0.2  # weight of the newest call in the average time of a picture
 LONGEST = 60.0  # seconds that a client is told to wait at most
 
@@ -79,9 +83,17 @@ class Studio:
 
         Raises: ApiError 503 if the queue is full; whatever the model raises.
         """
-        self._room.take(order.count, retry_after=self._wait())
-        work = self._threads.submit(self._fill, guard, decision, order)
-        work.add_done_callback(lambda _: self._room.give(order.count))  # also when nobody waits for the answer any more
+        return await self.run(self._fill, guard, decision, order, places=order.count)
+
+    async def compare(self, guard: Guard, decision: GuardDecision, order: Order) -> Picture:
+        """What the model draws from the prompt as it was typed: drawn once, and held back if it is flagged. Raises: as `draw`."""
+        return await self.run(self._as_typed, guard, decision, order)
+
+    async def run(self, function: Callable[..., T], *arguments: Any, places: int = 1) -> T:
+        """A function in a thread, as long as there is room for it. Raises: ApiError 503; whatever the function raises."""
+        self._room.take(places, retry_after=self._wait())
+        work = self._threads.submit(function, *arguments)
+        work.add_done_callback(lambda _: self._room.give(places))  # also when nobody waits for the answer any more
         return await asyncio.wrap_future(work)
 
     def close(self) -> None:
@@ -93,13 +105,29 @@ class Studio:
         if result.blocked:
             return result, []
         others = [self._threads.submit(self._picture, guard, result, order, number) for number in range(1, order.count)]
-        return result, [self._picture(guard, result, order, 0), *(other.result() for other in others)]
+        try:
+            first = self._picture(guard, result, order, 0)
+        finally:
+            wait(others)  # the places are given back when this returns, so nothing may still be drawn
+        return result, [first, *(other.result() for other in others)]
 
     def _picture(self, guard: Guard, result: GuardResult, order: Order, number: int) -> Picture:
+        return self._encoded(guard.illustrate(self._pen(order), result, seed=order.seed + number), order)
+
+    def _as_typed(self, guard: Guard, decision: GuardDecision, order: Order) -> Picture:
+        image, drawings = draw_checked(
+            self._pen(order), order.prompt, seed=order.seed, styles=(), tries=0, detector=guard.detector, passes=guard.passes
+        )
+        result = GuardResult(decision=decision, prompt=order.prompt)
+        return self._encoded(GuardedImage(result=result, image=image, drawings=drawings), order)
+
+    def _pen(self, order: Order) -> Draw:
         def draw(caption: str, seed: int) -> Image:
             return self._batcher.submit(_Job(caption, seed, order.steps, order.guidance_scale)).result()
 
-        found = guard.illustrate(draw, result, seed=order.seed + number)
+        return draw
+
+    def _encoded(self, found: GuardedImage, order: Order) -> Picture:
         encoded = None if found.image is None else encode(found.image, form=order.form, quality=order.quality)
         self._metrics.pictures.labels("blocked" if encoded is None else "drawn").inc()
         return Picture(found, encoded)

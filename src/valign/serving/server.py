@@ -1,24 +1,26 @@
 """A process that serves: uvicorn around the application."""
 
+import gc
 import sys
 
 import uvicorn
+from fastapi import FastAPI
 
-from valign.serving.app import create_app
 from valign.serving.service import Service
 
 SWITCH = 0.0005  # seconds after which a computing thread lets the event loop have its turn; Python's 0.005 shows in every answer
 
 
-def serve(service: Service, *, host: str = "127.0.0.1", port: int = 8000, drain: int = 60, access_log: bool = False) -> None:
+def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000, drain: int = 60, access_log: bool = False) -> None:
     """Listen until SIGTERM or Ctrl-C, then answer what is under way within ``drain`` seconds.
 
+    Args: app: Made by `valign.serving.app.create_app`.
     Raises: what loading the model or the rules raised.
     """
     failures: list[Exception] = []
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(service),
+            app,
             host=host,
             port=port,
             access_log=access_log,
@@ -31,8 +33,15 @@ def serve(service: Service, *, host: str = "127.0.0.1", port: int = 8000, drain:
         failures.append(error)
         server.should_exit = True
 
-    service.on_failure = give_up
-    sys.setswitchinterval(SWITCH)
+    service: Service = app.state.service
+    service.on_failure, service.on_ready = give_up, _settle
     server.run()
     if failures:
         raise failures[0]
+
+
+def _settle() -> None:
+    """For short pauses, in this process only: millions of objects of the models' libraries need not be looked at again."""
+    sys.setswitchinterval(SWITCH)
+    gc.collect()
+    gc.freeze()

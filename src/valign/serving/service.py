@@ -4,11 +4,10 @@ Fail closed: an answer leaves only after its decision is in the audit log, and a
 """
 
 import asyncio
-import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL.Image import Image
 
@@ -27,6 +26,7 @@ from valign.serving.metrics import Metrics
 from valign.serving.settings import Settings
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 WARM_PROMPT = "a red apple"
 
 
@@ -47,7 +47,7 @@ class Rules:
 
 
 class Service:
-    """Loads in the background, serves when warm, drains when stopped. If loading fails it calls ``on_failure`` and is never ready.
+    """Loads in the background, serves when warm (``on_ready``) or never (``on_failure``), drains when stopped.
 
     Args:
         load: Makes the model; runs once, in a thread, after the server listens.
@@ -70,6 +70,7 @@ class Service:
         self.limit = RateLimit(self.settings.per_minute)
         self.image_size = 0  # pixels of a side; known when ready
         self.reload_failed = False
+        self.on_ready: Callable[[], None] = lambda: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
         self._record = Recorder(secret, full=self.settings.prompts == "full")
         self._load, self._load_rules = load, load_rules
@@ -163,7 +164,7 @@ class Service:
         guard.refuse(order.prompt)
         studio.require_room(order.count)
         decision = (await self._checks.decide(guard, [order.prompt]))[0]
-        result, pictures, outcome = GuardResult(decision=decision, prompt=None), [], "failed"
+        result, pictures, outcome = GuardResult(decision=decision, prompt=None), list[Picture](), "failed"
         try:
             result, pictures = await studio.draw(guard, decision, order)
             outcome = "drawn" if any(picture.encoded for picture in pictures) else "blocked"
@@ -174,6 +175,29 @@ class Service:
             raise _refusal(result, pictures)
         return result, pictures
 
+    async def compare(self, caller: Caller, order: Order) -> Picture:
+        """The picture of the prompt as it was typed, past the guard's text stages; only where the site allows it. Logged.
+
+        Raises: ApiError 400 without an image check, or after a block rule; else as `draw`.
+        """
+        guard, studio = self.rules.guard, self._studio
+        assert studio is not None
+        guard.refuse(order.prompt)
+        decision = (await self._checks.decide(guard, [order.prompt]))[0]
+        _require_checks(decision)
+        if not self.settings.compare or guard.detector is None or decision.blocked:
+            raise errors.blocked("input", decision.categories)
+        picture = await studio.compare(guard, decision, order)
+        facts = {"outcome": "compared", "seed": order.seed, "steps": order.steps, "guidance_scale": order.guidance_scale}
+        result = picture.found.result
+        await self._log.write([self._record.drawing(caller.request, caller.name, order.prompt, result, [picture], facts)])
+        return picture
+
+    async def think(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run something of the guard's beside the event loop. Raises: ApiError 503 if the queue of pictures is full."""
+        assert self._studio is not None
+        return await self._studio.run(function, *arguments)
+
     async def _prepare(self) -> None:
         try:
             model, rules = await asyncio.to_thread(self._warm)
@@ -183,10 +207,9 @@ class Service:
             self.on_failure(error)
             return
         self._rules, self._studio = rules, Studio(model, self.settings, self.metrics)
-        gc.collect()
-        gc.freeze()  # millions of objects of the models' libraries: no later collection need look at them again
         self.metrics.ready.set(1)
         LOG.info("Ready: %s behind policy %s", self.settings.names[0], rules.guard.policy.id)
+        self.on_ready()
 
     def _warm(self) -> tuple[Sampler, Rules]:
         """Load everything and run it once, so that the first request is not the slow one."""

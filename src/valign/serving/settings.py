@@ -29,6 +29,7 @@ class Settings:
     body_timeout: float = 30.0  # seconds in which a request's body must have come
     per_minute: float = 0.0  # requests per key, a picture counts as one; 0 is without limit
     prompts: Literal["hashed", "full"] = "hashed"  # what the audit log keeps of a prompt
+    compare: bool = False  # the playground also draws prompts as they were typed, and shows what the image check passes
 
     def __post_init__(self) -> None:
         if not self.names or not all(self.names):

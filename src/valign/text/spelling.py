@@ -22,7 +22,8 @@ _LOWER = {code: " " if chr(code).isspace() else chr(code).lower() if chr(code).i
 _WORDS = {code: char if char is None or char.isalnum() else " " for code, char in _LOWER.items()}
 _TOKEN = re.compile(r"\S+")
 _NO_LETTER = re.compile(r"[\W_]+")
-_LEET_WORD = re.compile(r"(?=\S*[a-z])(?=\S*[0134578@$!|€])[a-z0-9@$!|€]{3,}")  # "n4k3d" but not "1950"
+_LEET_RUN = re.compile(r"[a-z0-9@$!|€]{3,}")
+_TO_LETTER, _TO_SIGN = re.compile(r".*[a-z]"), re.compile(r".*[0134578@$!|€]")  # to the last one of a token
 _SPLIT = re.compile(r"(?<=[a-z])(?:[.*_\-/|+~]+|['’](?!s\b))(?=[a-z])")  # wea-pon, but not the weapon's
 # What a rule needs to have anything to do: these are quick, the rules are not.
 _ODD = re.compile(r"[0134578@$!|€.*_\-/+~'’]\S*[a-z]")
@@ -176,10 +177,16 @@ def _spellings(token: str) -> tuple[str, ...]:
     for base in (token, _SPLIT.sub("", token)):
         found.append(base)
         for one in "il":
-            leet = _LEET_WORD.sub(lambda match: match[0].translate(LEET[one]), base)  # noqa: B023 - called at once
+            leet = _unleet(base, LEET[one])
             found += [leet, _LONG.sub(r"\1", leet), _LONG.sub(r"\1\1", leet)]
     words = tuple(_NO_LETTER.sub(" ", spelling).strip() for spelling in found)
     return words if len(set(words)) > 1 else words[:1]
+
+
+def _unleet(token: str, letters: dict[int, int]) -> str:
+    """Signs as letters in each run of both from which on there are a letter and a sign: "n4k3d", not "1950". Linear in length."""
+    ends = [found.end() if (found := pattern.match(token)) else 0 for pattern in (_TO_LETTER, _TO_SIGN)]
+    return _LEET_RUN.sub(lambda run: run[0].translate(letters) if run.start() < min(ends) else run[0], token)
 
 
 _remembered = lru_cache(maxsize=1 << 15)(_spellings)
