@@ -38,6 +38,7 @@ class ImageModel(TaskModel):
 
 def new_image_model(target: Target, *, seed: int, device: str = "auto") -> ImageModel:
     """A ViT of 0.3 million numbers with random weights, to be trained whole."""
+    logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ViTModel(ViTConfig(image_size=SIDE, **SMALL), add_pooling_layer=False)  # type: ignore[arg-type]

@@ -82,7 +82,7 @@ class GaLoreSteps:
 class TrionSteps:
     """`valign.optimizers.Trion`."""
 
-    learning_rate: float | None = None
+    learning_rate: float | None = 1e-3  # a step of 1 has singular values near 1, so AdamW's rates would hardly move a matrix
     weight_decay: float = 0.0
     rank: int = 32
     momentum: float = 0.95

@@ -27,7 +27,7 @@ class FourierFt:
     n_frequency: int = 1000  # numbers per module
     scaling: float = 150.0
     from_zero: bool = True  # start as the base model; False is the paper's normal start, too much for narrow weights
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-2
 
     def attach(self, ground: Ground) -> Attached:
         numbers = {"n_frequency": self.n_frequency, "scaling": self.scaling, "init_weights": self.from_zero}
@@ -53,7 +53,7 @@ class Svfit:
     """`SvfitConfig`."""
 
     r: int | None = None  # singular values per module; None is all of them
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-2
 
     def attach(self, ground: Ground) -> Attached:
         return attached(ground, SvfitConfig(target_modules=list(ground.targets), r=self.r))
@@ -65,7 +65,7 @@ class Loldu:
 
     r: int | None = None  # pivots per module; None is the smallest side of the targets, as in the paper on language models
     init: Start = "lu"
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
 
     def attach(self, ground: Ground) -> Attached:
         sides = [
@@ -97,7 +97,7 @@ class ClipSvd:
 
     ratio: float = 1.0  # share of each spectrum that is kept, (0, 1]
     everywhere: bool = True  # on all linear modules of the layers, as in the paper; False: on the targets
-    learning_rate: float = 4e-3
+    learning_rate: float = 6e-3
 
     def attach(self, ground: Ground) -> Attached:
         targets = layer_linears(ground.network) if self.everywhere else ground.targets
@@ -112,7 +112,7 @@ class Loca:
     alpha: float = 1.0
     location_share: float = 0.1  # of the steps in which places may move, [0, 1]
     location_rate: float = 0.1  # of places, as a share of the learning rate
-    learning_rate: float = 4e-3
+    learning_rate: float = 6e-3
 
     def __post_init__(self) -> None:
         check_range("Loca.location_share", self.location_share, low=0, high=1)
