@@ -71,16 +71,16 @@ def trade_offs(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
     return [
         Plot(
             scatter(by_size, Frame("Trained numbers", "Score", span, y_range, x_log=True, size=SIZE), front=pareto(by_size)),
-            "Up and to the left is better: a higher score with fewer numbers. No method beats those on the line on both; the head "
-            "alone, which trains none, stands at the left edge.",
+            "Up and to the left is better: a higher score with fewer numbers. No method beats those on the line on both; a method "
+            "that trains none stands at the left edge.",
         ),
         Plot(
             scatter(
                 by_drift,
-                Frame("Drift of text vectors", "Score", (0.0, ceil(most / unit) * unit), y_range, size=SIZE),
+                Frame("Drift of vectors", "Score", (0.0, ceil(most / unit) * unit), y_range, size=SIZE),
                 front=pareto(by_drift),
             ),
-            "Up and to the left is better: a higher score, and the vectors of unrelated texts stay where they were.",
+            "Up and to the left is better: a higher score, and the vectors of another task stay where they were.",
         ),
     ]
 
