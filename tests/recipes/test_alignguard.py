@@ -46,6 +46,25 @@ def test_changes_reach_objective_and_training_and_none_leaves_alone():
         recipe.changed(betta=1.0)
 
 
+def test_values_become_the_type_of_their_option():
+    changed = AlignGuardRecipe().changed(retain_weight=1500, targets=["attn2.to_k", "attn2.to_v"]).training
+    assert isinstance(changed.retain_weight, float) and changed.targets == ("attn2.to_k", "attn2.to_v")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("rank", "many", r"PreferenceConfig\.rank: .* valid integer.*, got 'many'"),
+        ("targets", "attn2.to_k", r"PreferenceConfig\.targets: .* valid tuple, got 'attn2\.to_k'"),
+        ("flip", "maybe", r"PreferenceConfig\.flip: .* valid boolean.*, got 'maybe'"),
+        ("beta", -1, r"^DiffusionDPO\.beta must be in \(0, inf\), got -1\.0\.$"),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_range_is_named(option, value, message):
+    with pytest.raises(UserError, match=message):
+        AlignGuardRecipe().changed(**{option: value})
+
+
 def test_a_model_gets_the_preset_of_its_size_and_precision(sd):
     assert AlignGuardRecipe.for_model(sd, steps=3) == AlignGuardRecipe.shapes(steps=3)
 

@@ -38,7 +38,7 @@ def test_an_unknown_combination_lists_what_there_is(text):
     [
         ({"rang": 4}, r"--set must name an option of the method, got 'rang'\. Known: lora: rank, alpha, .*; adamw: learning_rate"),
         ({"dct-adamw.rank": 4}, r"got 'dct-adamw\.rank'"),
-        ({"rank": "many"}, r"lora\.rank: Input should be a valid integer.*, got 'many'\. Change --set"),
+        ({"rank": "many"}, r"lora\.rank: Input should be a valid integer.*, got 'many'"),
         ({"rank": 0}, r"Lora\.rank must be in \[1, inf\), got 0"),
         ({"learning_rate": -1}, r"Lora\.learning_rate must be in \(0, inf\), got -1"),
     ],

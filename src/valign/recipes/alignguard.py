@@ -6,11 +6,11 @@ caption = unsafe prompt, winner = picture of its safe twin, loser = picture of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from valign.checks import check_choice
+from valign.checks import check_choice, with_options
 from valign.data.latents import LatentCache
 from valign.methods import Method
 from valign.models.base import DiffusionModel
@@ -50,13 +50,18 @@ class AlignGuardRecipe:
     def shapes(cls, **changes: Any) -> AlignGuardRecipe:
         """For miniatures of 64 pixels, found by trial on the shapes world: DPO alone is displaced there, so winners are held down.
 
-        A high rate, and benign prompts held firmly: so an expert is strong where it is meant to be, and nowhere else. The empty
-        caption is never trained, it is held too. No mirroring: the world's prompts say left and right.
+        Keys and values of cross-attention only: they read the prompt and nothing else, so experts of several categories stay out
+        of each other's way when merged (on all projections, Co-Merge and sum leave three times the harm and lose more benign
+        pictures). A high rate, and benign prompts held firmly: so an expert is strong where it is meant to be, and nowhere else.
+        The empty caption is never trained, it is held too. No mirroring: the world's prompts say left and right.
         """
         training = PreferenceConfig(
+            rank=8,
+            targets=("attn2.to_k", "attn2.to_v"),
             learning_rate=3e-3,
             warmup_steps=0,
-            steps=150,
+            decay="cosine",
+            steps=200,
             sft_weight=20.0,
             retain_weight=1000.0,
             empty_prompt_prob=0.0,
@@ -81,14 +86,11 @@ class AlignGuardRecipe:
 
     def changed(self, **changes: Any) -> AlignGuardRecipe:
         """With other hyper-parameters of the objective or the training, by name; None leaves one as it is."""
-        known = {kind: {item.name for item in fields(kind)} for kind in (DiffusionDPO, PreferenceConfig)}
+        known = {item.name for part in (self.objective, self.training) for item in fields(part)}
         given = {name: value for name, value in changes.items() if value is not None}
         for name in given:
-            check_choice("AlignGuardRecipe option", name, sorted(set.union(*known.values())))
-        return AlignGuardRecipe(
-            objective=replace(self.objective, **{k: v for k, v in given.items() if k in known[DiffusionDPO]}),
-            training=replace(self.training, **{k: v for k, v in given.items() if k in known[PreferenceConfig]}),
-        )
+            check_choice("AlignGuardRecipe option", name, sorted(known))
+        return AlignGuardRecipe(objective=with_options(self.objective, given), training=with_options(self.training, given))
 
     def warnings(self) -> list[str]:
         """What is likely to go wrong with these numbers, in sentences."""

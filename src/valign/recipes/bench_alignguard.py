@@ -21,13 +21,13 @@ from valign.progress import track
 from valign.recipes.align import AlignConfig, baselines
 from valign.recipes.alignguard import JOINT, train_expert, train_experts
 from valign.recipes.merged import calibration_prompts, merge_experts
-from valign.recipes.shapes_budgets import PER_CONCEPT, Budget, shapes_config
+from valign.recipes.shapes_budgets import PER_CONCEPT, STRENGTH, Budget, shapes_config
 from valign.worlds.shapes import Grammar, reference_pictures, suite
 
 SLD = ("weak", "medium", "strong", "max")
 # Weight of each expert in a merge, and of the joint adapter, found on the prompts of another seed. Above 1 where neurons or entries
 # are shared out.
-WEIGHTS = {"co-merge": 2.5, "ties": 2.5, "dare-ties": 2.5, "mean": 1.0, "sum": 1.0, "best-single": 1.0, JOINT: 1.5}
+WEIGHTS = {"co-merge": STRENGTH, "ties": 2.5, "dare-ties": 2.5, "mean": 1.0, "sum": 1.1, "best-single": 1.0, JOINT: 1.5}
 SCORING = 16  # training prompts per category that choose the best single expert
 
 

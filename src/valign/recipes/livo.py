@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from valign.checks import check_choice
+from valign.checks import check_choice, with_options
 from valign.data.value_sets import ValueCache
 from valign.methods import Method
 from valign.models.base import DiffusionModel
@@ -77,15 +77,15 @@ class LivoRecipe:
     def changed(self, **changes: Any) -> LivoRecipe:
         """With other hyper-parameters of the objective, the training or the recipe, by name; None leaves one as it is."""
         own = {"layout", "lora_rank"}
-        parts = {name: {item.name for item in fields(getattr(self, name))} for name in ("objective", "training")}
+        parts = {item.name for part in (self.objective, self.training) for item in fields(part)}
         given = {name: value for name, value in changes.items() if value is not None}
         for name in given:
-            check_choice("LivoRecipe option", name, sorted(own.union(*parts.values())))
+            check_choice("LivoRecipe option", name, sorted(own | parts))
         return replace(
             self,
-            objective=replace(self.objective, **{k: v for k, v in given.items() if k in parts["objective"]}),
-            training=replace(self.training, **{k: v for k, v in given.items() if k in parts["training"]}),
-            **{k: v for k, v in given.items() if k in own},
+            objective=with_options(self.objective, given),
+            training=with_options(self.training, given),
+            **{name: value for name, value in given.items() if name in own},
         )
 
 

@@ -18,8 +18,8 @@ from valign.worlds.shapes import suite as shapes_suite
 Budget = Literal["small", "quick", "full"]
 BUDGETS = ("small", "quick", "full")
 PAIRS = {"small": 24, "quick": 80, "full": 120}  # per category
-STEPS = {"small": 20, "quick": 150, "full": 150}  # of training, at most; validation may stop earlier
-STRENGTH = {"small": 2.0, "quick": 2.0, "full": 2.5}  # of the experts in Co-Merge: the more there are, the less is left of each
+STEPS = {"small": 20, "quick": 150, "full": 200}  # of training, at most; validation may stop earlier
+STRENGTH = 2.5  # of the experts in Co-Merge, which shares the neurons out among them
 PER_CONCEPT = {"small": 1, "quick": 6, "full": 8}  # explicit test prompts; see `valign.worlds.shapes.suite`
 LIVO_STEPS = {"small": 20, "quick": 300, "full": 300}  # of a value encoder's training, at most
 RETAINED = 300  # benign prompts on which the experts are held to the base model
@@ -40,7 +40,7 @@ def shapes_config(budget: Budget, *, categories: tuple[str, ...] | None = None, 
             batch_size=40,
         ),
         experts=AlignGuardRecipe.shapes(steps=STEPS[budget], seed=seed),
-        strength=STRENGTH[budget],
+        strength=STRENGTH,
         sld=("medium",),
         steps=20,
         batch_size=40,

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from valign.checks import UserError
+from valign.checks import UserError, read_options
 from valign.training.adapting.adaptive import AdaLora, Codyra, Diffora, Increlora, Sora
 from valign.training.adapting.base import Adapting
 from valign.training.adapting.low_rank import Ailora, CompLora, Dora, Lora, LoraSB, Milora, Pissa
@@ -90,7 +88,7 @@ def parse_tuning(text: str, settings: Mapping[str, Any] | None = None) -> Tuning
     found.setdefault(1, "adamw")
     parts = {found[kind]: kinds[kind][found[kind]] for kind in sorted(found)}
     options = _sorted_out(parts, settings or {})
-    made = {name: _make(name, part, options[name]) for name, part in parts.items()}
+    made = {name: read_options(part, options[name], name=name) for name, part in parts.items()}
     return Tuning(
         name=text,
         adapter=made[found[0]],
@@ -111,12 +109,3 @@ def _sorted_out(parts: Mapping[str, type[Any]], settings: Mapping[str, Any]) -> 
             raise UserError(f"--set must name an option of the method, got {key!r}. Known: {listed}.")
         found[owners[0]][option] = value
     return found
-
-
-def _make(name: str, part: type[Any], options: Mapping[str, Any]) -> Any:
-    try:
-        return TypeAdapter(part).validate_python(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join([name, *map(str, first["loc"])])
-        raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}. Change --set.") from error
