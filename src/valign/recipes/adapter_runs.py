@@ -1,11 +1,11 @@
-"""One measurement of the comparison of adapters: a training with all that is asked of it, and what a method costs per step."""
+"""One measurement of the comparison of adapters: trainings with all that is asked of them, and what a method costs per step."""
 
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
+from valign.adapters.adaptive import continual_scores
 from valign.evaluation.weight_change import linears, mean_rank, sharpness, weights_of
 from valign.files import hash_value
+from valign.models.task_model import Target, TaskModel
 from valign.recipes.adapter_places import Place
 from valign.training.adapting import Tuning, adapter_bytes, default_targets, parse_tuning
 from valign.training.processes import start_processes
@@ -25,29 +27,73 @@ STATUS = Path("/proc/self/status")
 CURVE = 20  # points of a training curve
 
 
-def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, Any]:
-    """Train once and measure; JSON-able.
+@dataclass(frozen=True)
+class Stage:
+    """One task of a run, learnt."""
 
-    ``score`` and ``scores`` on held-out rows; ``drift``, ``skill``, ``skill_before`` as `Retention`; ``trained`` numbers,
-    ``adapter_bytes``, ``optimizer_bytes``; ``change_rank`` and ``sharpness`` of queries and values (the default targets); seconds;
-    ``curve``: training loss, mean over each of up to 20 equal stretches; ``mean_loss`` over all steps.
+    scores: list[float]  # on the held-out rows of every task of the run, unseen ones too; none if there is but one
+    losses: list[float]  # of each step
+    trained: int
+    adapter_bytes: int
+    optimizer_bytes: int
+    start_seconds: float
+    train_seconds: float
+
+
+def learn(place: Place, model: TaskModel, tuning: Tuning, label: str) -> list[Stage]:
+    """Learn the place's tasks in turn. The method is merged into the weights after each but the last, and starts anew on the next.
+
+    While it learns a task it knows the names of that task's classes alone; it is judged among those of all tasks.
+    """
+    accelerator = start_processes(cpu=model.device.type == "cpu")
+    config, whole, tasks = place.budget.config(place.seed), Target.of(place.rows()), place.stages()
+    found: list[Stage] = []
+    for data in tasks:
+        if found:
+            model.network = loop.attached.merged()
+        model.target = Target.of(data)
+        began = time.perf_counter()
+        loop = SupervisedLoop(model, data, tuning, config, accelerator, label=label)
+        started = time.perf_counter()
+        loop.run()
+        ended = time.perf_counter()
+        with TemporaryDirectory() as folder:
+            loop.attached.save(Path(folder) / "adapter")
+            size = adapter_bytes(Path(folder) / "adapter")
+        model.target = whole
+        found.append(
+            Stage(
+                scores=[judge(model, task.held_out, batch_size=64)[task.task.score] for task in tasks if len(tasks) > 1],
+                losses=[record["loss"] for record in loop.records],
+                trained=loop.attached.numbers(),
+                adapter_bytes=size,
+                optimizer_bytes=optimizer_bytes(loop.optimizer),
+                start_seconds=started - began,
+                train_seconds=ended - started,
+            )
+        )
+    return found
+
+
+def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, Any]:
+    """Train once, on one task or on several in turn, and measure; JSON-able.
+
+    ``score`` and ``scores`` on held-out rows at the end, ``untrained`` the score before where the model can answer then; ``drift``,
+    ``skill``, ``skill_before`` as `Retention`; ``trained`` numbers, ``adapter_bytes`` (of several tasks the mean);
+    ``optimizer_bytes``; ``change_rank`` and ``sharpness`` of queries and values (the default targets); seconds; ``curve``: training
+    loss, mean over each of up to 20 equal stretches; ``mean_loss`` over all steps; of several tasks ``stream``, the scores on all
+    of them after each, and ``transfer``, ``average``, ``last`` and ``backward`` as `ContinualScores`.
     """
     data, budget = place.rows(), place.budget
     model = place.load(device)
     kept = place.probe(model)
     names = linears(model.network, default_targets(model.network))
     before = weights_of(model.network, names)
-    accelerator = start_processes(cpu=model.device.type == "cpu")
-    began = time.perf_counter()
-    loop = SupervisedLoop(model, data, tuning, budget.config(place.seed), accelerator, label=label)
-    started = time.perf_counter()
-    loop.run()
-    ended = time.perf_counter()
-    losses = [record["loss"] for record in loop.records]
+    untrained = {"untrained": judge(model, data.held_out, batch_size=64)[data.task.score]} if model.head is None else {}
+    stages = learn(place, model, tuning, label)
     scores = judge(model, data.held_out, batch_size=64)
-    with TemporaryDirectory() as folder:
-        loop.attached.save(Path(folder) / "adapter")
-        size = adapter_bytes(Path(folder) / "adapter")
+    losses = [loss for stage in stages for loss in stage.losses]
+    stream = [stage.scores for stage in stages]
 
     def loss() -> float:
         return judge(model, data.train[: 8 * budget.batch_size], batch_size=64)["loss"]
@@ -55,25 +101,26 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
     return {
         "score": scores[data.task.score],
         "scores": scores,
+        **untrained,
         **asdict(kept()),
-        "trained": loop.attached.numbers(),
-        "adapter_bytes": size,
-        "optimizer_bytes": optimizer_bytes(loop.optimizer),
+        "trained": round(statistics.fmean(stage.trained for stage in stages)),
+        "adapter_bytes": round(statistics.fmean(stage.adapter_bytes for stage in stages)),
+        "optimizer_bytes": stages[-1].optimizer_bytes,
         "change_rank": mean_rank(before, weights_of(model.network, names)),
         "sharpness": sharpness(model.network, before, loss, ratio=NOISE, draws=DRAWS, seed=place.seed),
         "mean_loss": statistics.fmean(losses),
         "curve": stretches(losses, CURVE),
         "steps": len(losses),
-        "start_seconds": started - began,
-        "train_seconds": ended - started,
+        "start_seconds": sum(stage.start_seconds for stage in stages),
+        "train_seconds": sum(stage.train_seconds for stage in stages),
+        **({"stream": stream, **continual_scores(stream)._asdict()} if len(stages) > 1 else {}),
     }
 
 
 def rehearse(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, float]:
     """Train once and judge, no more: ``score`` and ``loss``."""
     data, model = place.rows(), place.load(device)
-    accelerator = start_processes(cpu=model.device.type == "cpu")
-    SupervisedLoop(model, data, tuning, place.budget.config(place.seed), accelerator, label=label).run()
+    learn(place, model, tuning, label)
     found = judge(model, data.held_out, batch_size=64)
     return {"score": found[data.task.score], "loss": found["loss"]}
 
