@@ -16,6 +16,7 @@ from valign.recipes.adapter_places import Budget
 from valign.worlds.shapes import clip_folder
 from valign.worlds.shapes.glyph_tasks import LEARNT, TEMPLATE, captioned, glyph_data
 
+MOST_SHOTS = 16  # training pictures of a glyph: the most in the papers on few shots
 GLYPHS = {  # task -> classes of its stages
     "glyphs": (LEARNT,),
     "glyph-stream": tuple(LEARNT[first : first + 3] for first in range(0, len(LEARNT), 3)),
@@ -32,7 +33,7 @@ class GlyphPlace:
     rehearsal: bool = False  # judged on pictures outside the test split
 
     def rows(self) -> TaskData:
-        shots = self.budget.train_rows // len(LEARNT)
+        shots = min(MOST_SHOTS, self.budget.train_rows // len(LEARNT))
         return glyph_data(self.task, shots=shots, held_out=self.budget.held_out_rows, seed=self.seed, fresh=self.rehearsal)
 
     def stages(self) -> tuple[TaskData, ...]:

@@ -5,7 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,62 +27,51 @@ STATUS = Path("/proc/self/status")
 CURVE = 20  # points of a training curve
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One task of a run, learnt."""
+@dataclass
+class Learnt:
+    """One task, or several in turn."""
 
-    scores: list[float]  # on the held-out rows of every task of the run, unseen ones too; none if there is but one
-    losses: list[float]  # of each step
-    trained: int
-    adapter_bytes: int
-    optimizer_bytes: int
-    start_seconds: float
-    train_seconds: float
+    losses: list[float] = field(default_factory=list)  # of every step
+    stream: list[list[float]] = field(default_factory=list)  # after each of several tasks the scores on all of them
+    start_seconds: float = 0.0
+    train_seconds: float = 0.0
 
 
-def learn(place: Place, model: TaskModel, tuning: Tuning, label: str) -> list[Stage]:
-    """Learn the place's tasks in turn. The method is merged into the weights after each but the last, and starts anew on the next.
+def learn(place: Place, model: TaskModel, tuning: Tuning, label: str) -> tuple[SupervisedLoop, Learnt]:
+    """Learn the place's tasks in turn; the loop is that of the last.
 
-    While it learns a task it knows the names of that task's classes alone; it is judged among those of all tasks.
+    After each task but the last the method is merged into the weights, and starts anew on the next. While it learns a task it knows
+    that task's classes alone; it is judged among those of all tasks.
     """
     accelerator = start_processes(cpu=model.device.type == "cpu")
-    config, whole, tasks = place.budget.config(place.seed), Target.of(place.rows()), place.stages()
-    found: list[Stage] = []
+    config, classes, tasks = place.budget.config(place.seed), Target.of(place.rows()), place.stages()
+    loop, found = None, Learnt()
     for data in tasks:
-        if found:
+        if loop is not None:
             model.network = loop.attached.merged()
         model.target = Target.of(data)
         began = time.perf_counter()
         loop = SupervisedLoop(model, data, tuning, config, accelerator, label=label)
         started = time.perf_counter()
         loop.run()
-        ended = time.perf_counter()
-        with TemporaryDirectory() as folder:
-            loop.attached.save(Path(folder) / "adapter")
-            size = adapter_bytes(Path(folder) / "adapter")
-        model.target = whole
-        found.append(
-            Stage(
-                scores=[judge(model, task.held_out, batch_size=64)[task.task.score] for task in tasks if len(tasks) > 1],
-                losses=[record["loss"] for record in loop.records],
-                trained=loop.attached.numbers(),
-                adapter_bytes=size,
-                optimizer_bytes=optimizer_bytes(loop.optimizer),
-                start_seconds=started - began,
-                train_seconds=ended - started,
-            )
-        )
-    return found
+        found.start_seconds += started - began
+        found.train_seconds += time.perf_counter() - started
+        found.losses += [record["loss"] for record in loop.records]
+        model.target = classes
+        if len(tasks) > 1:
+            found.stream.append([judge(model, task.held_out, batch_size=64)[task.task.score] for task in tasks])
+    assert loop is not None
+    return loop, found
 
 
 def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, Any]:
     """Train once, on one task or on several in turn, and measure; JSON-able.
 
     ``score`` and ``scores`` on held-out rows at the end, ``untrained`` the score before where the model can answer then; ``drift``,
-    ``skill``, ``skill_before`` as `Retention`; ``trained`` numbers, ``adapter_bytes`` (of several tasks the mean);
-    ``optimizer_bytes``; ``change_rank`` and ``sharpness`` of queries and values (the default targets); seconds; ``curve``: training
-    loss, mean over each of up to 20 equal stretches; ``mean_loss`` over all steps; of several tasks ``stream``, the scores on all
-    of them after each, and ``transfer``, ``average``, ``last`` and ``backward`` as `ContinualScores`.
+    ``skill``, ``skill_before`` as `Retention`; ``trained`` numbers, ``adapter_bytes``, ``optimizer_bytes`` (of the last task);
+    ``change_rank`` and ``sharpness`` of queries and values (the default targets); seconds; ``curve``: training loss, mean over each
+    of up to 20 equal stretches; ``mean_loss`` over all steps. Of several tasks also ``stream``, the scores on all after each, and
+    ``transfer``, ``average``, ``last`` and ``backward`` as `continual_scores`.
     """
     data, budget = place.rows(), place.budget
     model = place.load(device)
@@ -90,10 +79,11 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
     names = linears(model.network, default_targets(model.network))
     before = weights_of(model.network, names)
     untrained = {"untrained": judge(model, data.held_out, batch_size=64)[data.task.score]} if model.head is None else {}
-    stages = learn(place, model, tuning, label)
+    loop, learnt = learn(place, model, tuning, label)
     scores = judge(model, data.held_out, batch_size=64)
-    losses = [loss for stage in stages for loss in stage.losses]
-    stream = [stage.scores for stage in stages]
+    with TemporaryDirectory() as folder:
+        loop.attached.save(Path(folder) / "adapter")
+        size = adapter_bytes(Path(folder) / "adapter")
 
     def loss() -> float:
         return judge(model, data.train[: 8 * budget.batch_size], batch_size=64)["loss"]
@@ -103,17 +93,17 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
         "scores": scores,
         **untrained,
         **asdict(kept()),
-        "trained": round(statistics.fmean(stage.trained for stage in stages)),
-        "adapter_bytes": round(statistics.fmean(stage.adapter_bytes for stage in stages)),
-        "optimizer_bytes": stages[-1].optimizer_bytes,
+        "trained": loop.attached.numbers(),
+        "adapter_bytes": size,
+        "optimizer_bytes": optimizer_bytes(loop.optimizer),
         "change_rank": mean_rank(before, weights_of(model.network, names)),
         "sharpness": sharpness(model.network, before, loss, ratio=NOISE, draws=DRAWS, seed=place.seed),
-        "mean_loss": statistics.fmean(losses),
-        "curve": stretches(losses, CURVE),
-        "steps": len(losses),
-        "start_seconds": sum(stage.start_seconds for stage in stages),
-        "train_seconds": sum(stage.train_seconds for stage in stages),
-        **({"stream": stream, **continual_scores(stream)._asdict()} if len(stages) > 1 else {}),
+        "mean_loss": statistics.fmean(learnt.losses),
+        "curve": stretches(learnt.losses, CURVE),
+        "steps": len(learnt.losses),
+        "start_seconds": learnt.start_seconds,
+        "train_seconds": learnt.train_seconds,
+        **({"stream": learnt.stream, **continual_scores(learnt.stream)._asdict()} if learnt.stream else {}),
     }
 
 

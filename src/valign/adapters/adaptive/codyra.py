@@ -155,8 +155,8 @@ def continual_scores(table: Sequence[Sequence[float]]) -> ContinualScores:
     """Summarise ``table[i][j]``, the score on task ``j`` after training on task ``i``.
 
     Transfer is the mean over tasks ``j >= 1`` of the mean over ``i < j`` (before it was learnt); a true 0 counts, unlike in the
-    authors' code. Average is over the whole table, last over its last row. Backward (Lopez-Paz and Ranzato, arXiv 1706.08840) is the
-    mean over all tasks but the last of ``table[-1][j] - table[j][j]``; below 0 is forgetting.
+    authors' code. Average is over the whole table, last over its last row. Backward (Lopez-Paz and Ranzato, arXiv 1706.08840) is
+    the mean over all tasks but the last of ``table[-1][j] - table[j][j]``; below 0 is forgetting.
 
     Raises: ValueError unless the table is square with two rows or more.
     """

@@ -63,11 +63,6 @@ def held_out_scene(rng: np.random.Generator, glyph: str, *, other: bool = False)
     return _scene(rng, glyph, test=True, other=other)
 
 
-def training_scene(rng: np.random.Generator, glyph: str, *, other: bool = False) -> Scene:
-    """A random scene outside the test split."""
-    return _scene(rng, glyph, test=False, other=other)
-
-
 def _scene(rng: np.random.Generator, glyph: str, *, test: bool, other: bool = False) -> Scene:
     while True:
         scene = random_scene(rng, glyph, other=other)
