@@ -227,7 +227,7 @@ def test_glyphs_are_learnt_at_once_and_in_turn_without_a_folder(tmp_path):
         model="minilm",
         data=None,
         bases=tmp_path / "bases",
-        methods=("lora", "codyra", "clip-svd"),
+        methods=("clip-svd", "codyra"),
         tasks=("glyphs", "glyph-stream"),
         seeds=(0,),
         budget=budget,
@@ -236,7 +236,7 @@ def test_glyphs_are_learnt_at_once_and_in_turn_without_a_folder(tmp_path):
     summary = compare_adapters(command, out, overhead=False)
     assert not summary["failed"]
     found = {key: record["measured"] for key, record in runs(out).items()}
-    once, stream = found["glyphs/lora/seed-0.json"], found["glyph-stream/codyra/seed-0.json"]
+    once, stream = found["glyphs/clip-svd/seed-0.json"], found["glyph-stream/codyra/seed-0.json"]
     assert len({entry["untrained"] for entry in found.values()}) == 1
     assert len({entry["skill_before"] for entry in found.values()}) == 1
     assert once["steps"] == stream["steps"] == 8
@@ -245,9 +245,7 @@ def test_glyphs_are_learnt_at_once_and_in_turn_without_a_folder(tmp_path):
     assert table.shape == (4, 4)
     assert stream["score"] == pytest.approx(table[-1].mean())  # all tasks have as many held-out pictures
     assert stream["backward"] == pytest.approx((table[-1] - table.diagonal())[:3].mean())
-    both_encoders, layers, width = 2, 4, 128
-    assert once["trained"] == both_encoders * layers * 2 * 8 * 2 * width  # queries and values at rank 8
-    assert found["glyphs/clip-svd/seed-0.json"]["trained"] == both_encoders * layers * 6 * width
+    assert once["trained"] == 2 * 4 * 6 * 128  # encoders, layers, linear modules, singular values
     page = (out / "report.html").read_text()
     assert "before training" in page
     assert "Backward" in page

@@ -170,10 +170,6 @@ class AttachedCodyra(AttachedLora):
     def restore(self, extra: Mapping[str, Any]) -> None:
         self.codyra.load_state_dict(dict(extra))
 
-    def merged(self) -> nn.Module:
-        self.codyra.finish()
-        return self.network.unload().requires_grad_(False)  # type: ignore[operator]
-
     def numbers(self) -> int:
         return exported_numbers(self.network)
 

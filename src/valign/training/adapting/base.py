@@ -83,7 +83,7 @@ class Attached:
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
 
     def merged(self) -> nn.Module:
-        """The bare network with what was learnt in its own weights, all frozen: the start of the next task. Call it last."""
+        """The bare network with what was learnt in its own weights, all frozen: the start of a next task. The adapter is gone."""
         network = self.network.merge_and_unload() if isinstance(self.network, PeftModel) else self.network  # type: ignore[operator]
         return network.requires_grad_(False)
 
