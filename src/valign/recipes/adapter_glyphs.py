@@ -59,7 +59,7 @@ class GlyphPlace:
             pictures, texts = model.vectors(model.pictures(known.rows)), model.texts(known.captions)
             model.train(was)
             right = (pictures @ texts.T).argmax(1).cpu() == torch.arange(len(texts))
-            return torch.cat([pictures, texts]).cpu().numpy(), float(right.float().mean())
+            return torch.cat([pictures, texts]).cpu().numpy(), float(right.double().mean())
 
         before, skill_before = look()
 

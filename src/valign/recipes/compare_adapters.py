@@ -71,9 +71,10 @@ class Comparison:
         common: dict[str, Any] = {"task": task, "seed": seed, "rehearsal": rehearsal}
         if task in GLYPHS:
             return GlyphPlace(budget=self.budget.for_glyphs(len(GLYPHS[task])), **common)
+        common["data"] = self.data
         if task in IMAGES:
-            return ImagePlace(bases=self.bases, data=self.data, budget=self.budget.for_images(), **common)
-        return TextPlace(model=self.model, data=self.data, budget=self.budget, **common)
+            return ImagePlace(bases=self.bases, budget=self.budget.for_images(), **common)
+        return TextPlace(model=self.model, budget=self.budget, **common)
 
 
 def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True) -> dict[str, Any]:
