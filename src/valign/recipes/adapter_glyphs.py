@@ -25,7 +25,7 @@ GLYPHS = {  # task -> classes of its stages
 
 @dataclass(frozen=True, kw_only=True)
 class GlyphPlace:
-    """The glyphs are told apart by the similarity of picture and name, in a stream too by all names at once: no task is told."""
+    """The glyphs of a task are told apart by the similarity of picture and name."""
 
     task: str
     seed: int

@@ -4,7 +4,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from valign.adapters.adaptive import continual_scores
+from valign.data.tasks import TaskData
 from valign.evaluation.weight_change import linears, mean_rank, sharpness, weights_of
 from valign.files import hash_value
 from valign.models.task_model import Target, TaskModel
@@ -40,11 +41,10 @@ class Learnt:
 def learn(place: Place, model: TaskModel, tuning: Tuning, label: str) -> tuple[SupervisedLoop, Learnt]:
     """Learn the place's tasks in turn; the loop is that of the last.
 
-    After each task but the last the method is merged into the weights, and starts anew on the next. While it learns a task it knows
-    that task's classes alone; it is judged among those of all tasks.
+    After each task but the last the method is merged into the weights, and starts anew on the next.
     """
     accelerator = start_processes(cpu=model.device.type == "cpu")
-    config, classes, tasks = place.budget.config(place.seed), Target.of(place.rows()), place.stages()
+    config, tasks = place.budget.config(place.seed), place.stages()
     loop, found = None, Learnt()
     for data in tasks:
         if loop is not None:
@@ -57,39 +57,53 @@ def learn(place: Place, model: TaskModel, tuning: Tuning, label: str) -> tuple[S
         found.start_seconds += started - began
         found.train_seconds += time.perf_counter() - started
         found.losses += [record["loss"] for record in loop.records]
-        model.target = classes
         if len(tasks) > 1:
-            found.stream.append([judge(model, task.held_out, batch_size=64)[task.task.score] for task in tasks])
+            found.stream.append([scores[data.task.score] for scores in judge_each(model, tasks)])
     assert loop is not None
     return loop, found
+
+
+def judge_each(model: TaskModel, tasks: Sequence[TaskData]) -> list[dict[str, float]]:
+    """Loss and scores on the held-out rows of each task, whose classes are told. The model ends with those of the last."""
+    found = []
+    for data in tasks:
+        model.target = Target.of(data)
+        found.append(judge(model, data.held_out, batch_size=64))
+    return found
+
+
+def judge_all(model: TaskModel, tasks: Sequence[TaskData]) -> dict[str, float]:
+    """Means over the tasks."""
+    found = judge_each(model, tasks)
+    return {name: statistics.fmean(scores[name] for scores in found) for name in found[0]}
 
 
 def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, Any]:
     """Train once, on one task or on several in turn, and measure; JSON-able.
 
     ``score`` and ``scores`` on held-out rows at the end, ``untrained`` the score before where the model can answer then; ``drift``,
-    ``skill``, ``skill_before`` as `Retention`; ``trained`` numbers, ``adapter_bytes``, ``optimizer_bytes`` (of the last task);
-    ``change_rank`` and ``sharpness`` of queries and values (the default targets); seconds; ``curve``: training loss, mean over each
-    of up to 20 equal stretches; ``mean_loss`` over all steps. Of several tasks also ``stream``, the scores on all after each, and
-    ``transfer``, ``average``, ``last`` and ``backward`` as `continual_scores`.
+    ``skill``, ``skill_before`` as `Retention`; ``trained`` numbers, ``adapter_bytes``, ``optimizer_bytes``; ``change_rank`` and
+    ``sharpness`` of queries and values (the default targets); seconds; ``curve``: training loss, mean over each of up to 20 equal
+    stretches; ``mean_loss`` over all steps. Of several tasks scores are means, and numbers, bytes and sharpness those of the last;
+    ``stream`` is the scores on all after each, with ``transfer``, ``average``, ``last`` and ``backward`` as `continual_scores`.
     """
-    data, budget = place.rows(), place.budget
-    model = place.load(device)
+    tasks, budget = place.stages(), place.budget
+    score, model = tasks[0].task.score, place.load(device)
     kept = place.probe(model)
     names = linears(model.network, default_targets(model.network))
     before = weights_of(model.network, names)
-    untrained = {"untrained": judge(model, data.held_out, batch_size=64)[data.task.score]} if model.head is None else {}
+    untrained = {"untrained": judge_all(model, tasks)[score]} if model.head is None else {}
     loop, learnt = learn(place, model, tuning, label)
-    scores = judge(model, data.held_out, batch_size=64)
+    scores = judge_all(model, tasks)
     with TemporaryDirectory() as folder:
         loop.attached.save(Path(folder) / "adapter")
         size = adapter_bytes(Path(folder) / "adapter")
 
     def loss() -> float:
-        return judge(model, data.train[: 8 * budget.batch_size], batch_size=64)["loss"]
+        return judge(model, tasks[-1].train[: 8 * budget.batch_size], batch_size=64)["loss"]
 
     return {
-        "score": scores[data.task.score],
+        "score": scores[score],
         "scores": scores,
         **untrained,
         **asdict(kept()),
@@ -109,10 +123,10 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
 
 def rehearse(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, float]:
     """Train once and judge, no more: ``score`` and ``loss``."""
-    data, model = place.rows(), place.load(device)
+    model, tasks = place.load(device), place.stages()
     learn(place, model, tuning, label)
-    found = judge(model, data.held_out, batch_size=64)
-    return {"score": found[data.task.score], "loss": found["loss"]}
+    found = judge_all(model, tasks)
+    return {"score": found[tasks[0].task.score], "loss": found["loss"]}
 
 
 def stretches(values: list[float], count: int) -> list[float]:
