@@ -47,9 +47,9 @@ class Budget:
         """A step of the small ViT is cheap: more of them, of more rows."""
         return replace(self, steps=2 * self.steps, batch_size=4 * self.batch_size, train_rows=5 * self.train_rows)
 
-    def for_glyphs(self, tasks: int) -> "Budget":
-        """A step of the miniature CLIP is cheap, too; the tasks of a stream share the steps."""
-        return replace(self, steps=self.steps // tasks, batch_size=4 * self.batch_size)
+    def for_glyphs(self) -> "Budget":
+        """A step of the miniature CLIP is cheap, too."""
+        return replace(self, batch_size=4 * self.batch_size)
 
 
 BUDGETS: dict[str, Budget] = {

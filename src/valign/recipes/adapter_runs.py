@@ -5,7 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,10 +41,11 @@ class Learnt:
 def learn(place: Place, model: TaskModel, tuning: Tuning, label: str) -> tuple[SupervisedLoop, Learnt]:
     """Learn the place's tasks in turn; the loop is that of the last.
 
-    After each task but the last the method is merged into the weights, and starts anew on the next.
+    They share the steps. After each but the last the method is merged into the weights, and starts anew on the next.
     """
     accelerator = start_processes(cpu=model.device.type == "cpu")
-    config, tasks = place.budget.config(place.seed), place.stages()
+    tasks = place.stages()
+    config = replace(place.budget.config(place.seed), steps=place.budget.steps // len(tasks))
     loop, found = None, Learnt()
     for data in tasks:
         if loop is not None:

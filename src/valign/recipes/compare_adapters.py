@@ -70,7 +70,7 @@ class Comparison:
     def place(self, task: str, seed: int, *, rehearsal: bool = False) -> Place:
         common: dict[str, Any] = {"task": task, "seed": seed, "rehearsal": rehearsal}
         if task in GLYPHS:
-            return GlyphPlace(budget=self.budget.for_glyphs(len(GLYPHS[task])), **common)
+            return GlyphPlace(budget=self.budget.for_glyphs(), **common)
         common["data"] = self.data
         if task in IMAGES:
             return ImagePlace(bases=self.bases, budget=self.budget.for_images(), **common)
