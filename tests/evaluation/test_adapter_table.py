@@ -56,6 +56,19 @@ def test_a_constant_gain_is_as_sure_as_six_pairs_allow():
     assert (test["pairs"], test["p"]) == (6, 2 / 2**6)
 
 
+def test_what_only_streams_have_is_told_of_them_alone():
+    rows = [record("lora", "glyphs", seed, 0.5, untrained=0.1) for seed in range(3)]
+    rows += [record("lora", "glyph-stream", seed, 0.3, untrained=0.1, backward=-0.2 + seed / 100) for seed in range(3)]
+    summary = summarise([*rows, record("new", "glyphs", 0, 0.6)], {}, references=())
+    lora, new = summary["rows"]
+    assert lora["backward"]["value"] == pytest.approx(-0.19)
+    assert new["backward"] is None
+    assert summary["untrained"] == {"glyphs": 0.1, "glyph-stream": 0.1}
+    assert not len(paired(measured(rows, "lora"), measured(rows, "new"), "backward"))
+    table = measured(rows, "lora")
+    assert paired(table, table, "backward").tolist() == [0.0] * 3
+
+
 def test_only_runs_of_both_are_paired():
     rows = [row for row in book() if not (row["method"] == "new" and row["seed"] == 2)]
     tables = [measured(rows, name) for name in ("new", "lora")]

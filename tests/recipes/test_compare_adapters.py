@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,12 +151,19 @@ def test_seeds_and_settings_are_read():
         parse_settings([("rank", 4)])
 
 
+def test_tasks_with_files_need_a_folder():
+    given = {"model": "minilm", "bases": Path("bases"), "methods": ("lora",), "seeds": (0,), "budget": BUDGETS["tiny"]}
+    with pytest.raises(UserError, match=r"--data must be the folder of sst2, got none\. Tasks without one: glyphs, glyph-stream"):
+        Comparison(data=None, tasks=("sst2", "glyphs"), **given)
+    assert Comparison(data=None, tasks=("glyphs",), **given).place("glyphs", 0).rows().train
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"methods": ()}, r"methods must be one or more, each once, got none"),
         ({"seeds": (0, 0)}, r"seeds must be one or more, each once, got 0, 0"),
-        ({"tasks": ("qnli",)}, r"tasks must be of cola, sst2, mrpc, rte, stsb, cifar10, mnist, got qnli"),
+        ({"tasks": ("qnli",)}, r"tasks must be of cola, sst2, mrpc, rte, stsb, cifar10, mnist, glyphs, glyph-stream, got qnli"),
         ({"settings": {"dora": {}}}, r"--set must name methods of the comparison, got dora"),
     ],
 )
@@ -210,3 +218,37 @@ def test_pictures_on_a_small_vit_that_knows_other_pictures(tmp_path):
     assert len({entry["skill_before"] for entry in found}) == 1  # the old head on the untrained ViT
     assert all(0 <= entry["skill"] <= 1 and entry["drift"] > 0 for entry in found)
     assert json.loads((tmp_path / "bases" / "mnist" / "run.json").read_text())["status"] == "done"
+
+
+def test_glyphs_are_learnt_at_once_and_in_turn_without_a_folder(tmp_path):
+    budget = replace(BUDGETS["tiny"], steps=8, batch_size=1, train_rows=12, held_out_rows=12, probes=10)
+    out = tmp_path / "out"
+    command = Comparison(
+        model="minilm",
+        data=None,
+        bases=tmp_path / "bases",
+        methods=("clip-svd", "codyra"),
+        tasks=("glyphs", "glyph-stream"),
+        seeds=(0,),
+        budget=budget,
+        device="cpu",
+    )
+    summary = compare_adapters(command, out, overhead=False)
+    assert not summary["failed"]
+    found = {key: record["measured"] for key, record in runs(out).items()}
+    once, stream = found["glyphs/clip-svd/seed-0.json"], found["glyph-stream/codyra/seed-0.json"]
+    for task in command.tasks:
+        assert len({found[f"{task}/{method}/seed-0.json"]["untrained"] for method in command.methods}) == 1
+    assert len({entry["skill_before"] for entry in found.values()}) == 1
+    assert once["steps"] == stream["steps"] == 8
+    assert "stream" not in once
+    table = np.array(stream["stream"])
+    assert table.shape == (4, 4)
+    assert stream["score"] == pytest.approx(table[-1].mean())
+    assert stream["backward"] == pytest.approx((table[-1] - table.diagonal())[:3].mean())
+    assert once["trained"] == 2 * 4 * 6 * 128  # encoders, layers, linear modules, singular values
+    page = (out / "report.html").read_text()
+    assert "before training" in page
+    assert "Backward" in page
+    assert "forgets less of earlier tasks than LoRA" in page
+    assert "| backward |" in (out / "table.md").read_text()

@@ -1,14 +1,17 @@
 """One string names a method; what it cannot mean is said before any work."""
 
 import json
-from dataclasses import fields
+import warnings
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from valign.checks import UserError
-from valign.training.adapting import ADAPTERS, OPTIMIZERS, PERTURBATIONS, parse_tuning
+from valign.training.adapting import ADAPTERS, OPTIMIZERS, PERTURBATIONS, Ground, parse_tuning
 from valign.training.adapting.stepping import by_rank
 
 
@@ -66,3 +69,38 @@ def test_matrices_are_grouped_by_the_rank_that_fits_them():
         (3, [(3, 9)]),
     ]
     assert all(group["rate"] == 2.0 for group in groups)
+
+
+SMALL = {"lora-sb": {"rank": 4}, "fourierft": {"n_frequency": 20}, "loca": {"n_coefficients": 20}}
+WIDTHS = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "head"])
+def test_merged_answers_as_the_adapter_did_and_takes_the_next(name):
+    torch.manual_seed(0)
+    network = BertModel(BertConfig(vocab_size=30, max_position_embeddings=8, **WIDTHS), add_pooling_layer=False).eval()
+    network.requires_grad_(False)
+
+    def ids(number):
+        return torch.randint(0, 30, (3, 6), generator=torch.Generator().manual_seed(number))
+
+    def loss(number, half):
+        return network(ids(number)).last_hidden_state[..., 0].square().mean()
+
+    ground = Ground(network=network, head=(), targets=("query", "value"), steps=20, batch_size=3, first_rate=1.0, seed=0, loss=loss)
+    method = parse_tuning(name, SMALL.get(name, {})).adapter
+    attached = method.attach(ground)
+    with torch.no_grad():
+        before = network(ids(0)).last_hidden_state
+        for group in attached.groups():
+            for parameter in group["params"]:
+                parameter += 0.1 * torch.randn(parameter.shape)
+        expected = attached.network(ids(0)).last_hidden_state
+        assert not torch.allclose(expected, before, atol=1e-3)
+        merged = attached.merged()
+        torch.testing.assert_close(merged(ids(0)).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, BaseTunerLayer) for module in merged.modules())
+    assert not any(parameter.requires_grad for parameter in merged.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # peft's, when an adapter was left behind
+        assert method.attach(replace(ground, network=merged)).numbers() >= 0

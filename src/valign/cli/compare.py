@@ -22,13 +22,16 @@ def compare() -> None:
 @app.command(
     epilog="example: valign compare adapters --methods lora,ailora --tasks sst2,mrpc --seeds 0-2 --data glue -o runs/adapters "
     "  all of them: valign compare adapters --data glue -o runs/adapters"
+    "  on CLIP: valign compare adapters --tasks glyphs,glyph-stream --methods lora,codyra -o runs/clip"
 )
 def adapters(
-    data: Annotated[Path, Option("--data", "-d", help="folder with glue_cola, glue_sst2, ... as in the documentation")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; only what is missing or failed is done")],
+    data: Annotated[
+        Path | None, Option("--data", "-d", help="folder with glue_cola, glue_sst2, ... as in the documentation; glyphs need none")
+    ] = None,
     methods: Annotated[str, Option(help="names joined by commas, as in valign finetune; empty is all")] = "",
     tasks: Annotated[
-        str, Option(help="of cola, sst2, mrpc, rte, stsb, cifar10, mnist, joined by commas")
+        str, Option(help="of cola, sst2, mrpc, rte, stsb, cifar10, mnist, glyphs, glyph-stream, joined by commas")
     ] = "cola,sst2,mrpc,rte,stsb",
     seeds: Annotated[str, Option(help="numbers joined by commas, or a span such as 0-4")] = "0-2",
     budget: Annotated[str, Option(help="tiny (tries the path, proves nothing), quick or full")] = "quick",

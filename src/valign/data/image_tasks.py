@@ -35,7 +35,7 @@ IMAGES = {
 class ImageRow:
     """One picture and its class."""
 
-    pixels: UInt8[np.ndarray, "32 32 3"]
+    pixels: UInt8[np.ndarray, "side side 3"]
     target: str
 
     @property

@@ -30,6 +30,7 @@ def write_page(path: Path, summary: Mapping[str, Any]) -> None:
     page = environment.get_template("adapters.html").render(
         summary=summary,
         rows=rows,
+        streams=any(row["backward"] for row in rows),
         words=WORDS,
         plots=trade_offs(rows),
         style=files("valign.evaluation").joinpath("page/style.css").read_text(encoding="utf-8"),
@@ -40,15 +41,19 @@ def write_page(path: Path, summary: Mapping[str, Any]) -> None:
 def markdown(summary: Mapping[str, Any]) -> str:
     """The table as Markdown, for documentation."""
     tasks: Sequence[str] = summary["tasks"]
-    head = ["method", *tasks, "mean [95 %]", "against LoRA (p)", "drift", "skill kept", "trained", "file", "memory", "step"]
+    streams = any(row["backward"] for row in summary["rows"])
+    later = ["backward"] if streams else []
+    head = ["method", *tasks, "mean [95 %]", "against LoRA (p)", "drift", "skill kept", *later, "trained", "file", "memory", "step"]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for row in summary["rows"]:
         cells = [f"{row['tasks'][task]['value']:.3f}" if task in row["tasks"] else "-" for task in tasks]
         mean, test, cost = row["score"], row["against"].get("lora"), row["cost"]
         lora = f"{test['difference']['value']:+.3f} ({test['p']:.2g})" if test else "-"
-        kept = f"{row['skill']['value']:+.3f}"
+        kept = [f"{row['skill']['value']:+.3f}"]
+        if streams:
+            kept.append(f"{row['backward']['value']:+.3f}" if row["backward"] else "-")
         costs = [f"{cost['peak_bytes'] / 2**20:.0f} MiB", f"{cost['step_ratio']:.2f}"] if cost else ["-", "-"]
-        cells += [f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]", lora, f"{row['drift']['value']:.4f}", kept]
+        cells += [f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]", lora, f"{row['drift']['value']:.4f}", *kept]
         cells += [f"{row['trained']:,}", f"{row['adapter_bytes'] / 1024:,.0f} KiB", *costs]
         lines.append("| " + " | ".join([row["method"], *cells]) + " |")
     return "\n".join(lines) + "\n"

@@ -37,6 +37,7 @@ def summarise(
         "format": 1,
         "tasks": tasks,
         "scores": {record["task"]: record["score_name"] for record in done},
+        "untrained": {record["task"]: record["measured"]["untrained"] for record in done if "untrained" in record["measured"]},
         "seeds": sorted({record["seed"] for record in done}),
         "budget": done[0]["budget"],
         "references": [name for name in references if name in tables],
@@ -58,8 +59,9 @@ def measured(records: Records, method: str) -> dict[Key, Mapping[str, Any]]:
 
 
 def paired(ours: Mapping[Key, Mapping[str, Any]], theirs: Mapping[Key, Mapping[str, Any]], name: str) -> np.ndarray:
-    """Differences of one measure, ours minus theirs, over the tasks and seeds that both have."""
-    return np.array([ours[key][name] - theirs[key][name] for key in ours if key in theirs], dtype=np.float64)
+    """Differences of one measure, ours minus theirs, over the tasks and seeds in which both have it."""
+    both = [key for key in ours if key in theirs and name in ours[key] and name in theirs[key]]
+    return np.array([ours[key][name] - theirs[key][name] for key in both], dtype=np.float64)
 
 
 def _row(name: str, table: Mapping[Key, Mapping[str, Any]], tasks: Sequence[str], cost: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -71,6 +73,7 @@ def _row(name: str, table: Mapping[Key, Mapping[str, Any]], tasks: Sequence[str]
         return asdict(t_interval(np.array(values)))
 
     first = next(iter(table.values()))
+    backward = [entry["backward"] for entry in table.values() if "backward" in entry]
     return {
         "method": name,
         "runs": len(table),
@@ -82,6 +85,7 @@ def _row(name: str, table: Mapping[Key, Mapping[str, Any]], tasks: Sequence[str]
         "score": over_seeds(lambda entry: entry["score"]),
         "drift": over_seeds(lambda entry: entry["drift"]),
         "skill": over_seeds(lambda entry: entry["skill"] - entry["skill_before"]),
+        "backward": asdict(t_interval(np.array(backward))) if backward else None,  # of streams alone
         "sharpness": over_seeds(lambda entry: entry["sharpness"]),
         "mean_loss": over_seeds(lambda entry: entry["mean_loss"]),
         "change_rank": over_seeds(lambda entry: entry["change_rank"]),

@@ -25,8 +25,7 @@ class ImageModel(TaskModel):
     """A picture's vector is the mean of its patches' last hidden states."""
 
     def batch(self, rows: Sequence[ImageRow]) -> TaskBatch:
-        pixels = torch.from_numpy(np.stack([row.pixels for row in rows])).to(self.device)
-        values = pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)  # [-1, 1]
+        values = pixel_values(rows).to(self.device)
         return TaskBatch({"pixel_values": values}, self.target.tensor(rows).to(self.device), len(rows))
 
     def vectors(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "input width"]:
@@ -34,6 +33,12 @@ class ImageModel(TaskModel):
 
     def reading(self) -> dict[str, Any]:
         return {"side": SIDE}
+
+
+def pixel_values(rows: Sequence[ImageRow]) -> Float[Tensor, "row 3 side side"]:
+    """The pictures in [-1, 1]."""
+    pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
+    return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def new_image_model(target: Target, *, seed: int, device: str = "auto") -> ImageModel:

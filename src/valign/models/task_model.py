@@ -58,18 +58,18 @@ class Target:
 
 
 class TaskModel(nn.Module, ABC):
-    """``network`` and ``head``; None for a language model, which has its own.
+    """``network`` and ``head``; None for a language model, which has its own, and for CLIP, which needs none.
 
     Args:
         apart: Rows have two parts, read apart: the head sees ``[u, v, |u - v|, u * v]``.
-        fingerprint: SHA-256 of the network's weights. seed: Of the head.
+        fingerprint: SHA-256 of the network's weights. seed: Of the head; None for a network that answers without one.
     """
 
-    def __init__(self, network: nn.Module, target: Target, *, apart: bool, fingerprint: str, seed: int) -> None:
+    def __init__(self, network: nn.Module, target: Target, *, apart: bool, fingerprint: str, seed: int | None) -> None:
         super().__init__()
         self.network, self.target, self.apart, self.fingerprint = network, target, apart, fingerprint
         self.head: nn.Linear | None = None
-        if target.kind != "causal-lm":
+        if target.kind != "causal-lm" and seed is not None:
             width = int(network.config.hidden_size)  # type: ignore[union-attr, arg-type]
             self.head = nn.Linear(width * (4 if apart else 1), target.outputs)
             generator = torch.Generator().manual_seed(seed)

@@ -21,7 +21,6 @@ from valign.models.text_model import TextModel, load_text_model
 from valign.training.adapting import parse_tuning
 from valign.training.supervised import SupervisedConfig, finetune
 
-TASKS = (*GLUE, *IMAGES)
 PROBES = {"stsb": "mrpc"}  # task -> the task whose held-out pairs show what was kept; stsb for all others
 BASES = {"cifar10": "mnist", "mnist": "cifar10"}  # task -> what the small ViT was trained on
 REHEARSED = 0.25  # share of the training rows that judges learning rates
@@ -48,6 +47,10 @@ class Budget:
         """A step of the small ViT is cheap: more of them, of more rows."""
         return replace(self, steps=2 * self.steps, batch_size=4 * self.batch_size, train_rows=5 * self.train_rows)
 
+    def for_glyphs(self) -> "Budget":
+        """A step of the miniature CLIP is cheap, too."""
+        return replace(self, batch_size=4 * self.batch_size)
+
 
 BUDGETS: dict[str, Budget] = {
     "tiny": Budget(steps=10, batch_size=4, train_rows=64, held_out_rows=40, max_tokens=16, probes=20, timed=3, rate=5.0),
@@ -66,7 +69,8 @@ class Place(Protocol):
     def seed(self) -> int: ...
     @property
     def budget(self) -> Budget: ...
-    def rows(self) -> TaskData: ...
+    def rows(self) -> TaskData: ...  # all there is to learn and to be judged by
+    def stages(self) -> tuple[TaskData, ...]: ...  # what is learnt, in turn; its classes are those of the rows, or some of them
     def load(self, device: str) -> TaskModel: ...
     def probe(
         self, model: Any
@@ -87,6 +91,9 @@ class TextPlace:
 
     def rows(self) -> TaskData:
         return _texts(self.data, self.task, self.seed, self.budget, self.rehearsal)
+
+    def stages(self) -> tuple[TaskData, ...]:
+        return (self.rows(),)
 
     def load(self, device: str) -> TextModel:
         target = Target.of(self.rows())
@@ -119,6 +126,9 @@ class ImagePlace:
 
     def rows(self) -> TaskData:
         return _pictures(self.data, self.task, self.seed, self.budget, self.rehearsal)
+
+    def stages(self) -> tuple[TaskData, ...]:
+        return (self.rows(),)
 
     def load(self, device: str) -> TaskModel:
         base = train_base(BASES[self.task], self.data, self.bases, self.budget)

@@ -1,11 +1,11 @@
-"""One measurement of the comparison of adapters: a training with all that is asked of it, and what a method costs per step."""
+"""One measurement of the comparison of adapters: trainings with all that is asked of them, and what a method costs per step."""
 
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 
+from valign.adapters.adaptive import continual_scores
+from valign.data.tasks import TaskData
 from valign.evaluation.weight_change import linears, mean_rank, sharpness, weights_of
 from valign.files import hash_value
+from valign.models.task_model import Target, TaskModel
 from valign.recipes.adapter_places import Place
 from valign.training.adapting import Tuning, adapter_bytes, default_targets, parse_tuning
 from valign.training.processes import start_processes
@@ -25,57 +28,106 @@ STATUS = Path("/proc/self/status")
 CURVE = 20  # points of a training curve
 
 
-def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, Any]:
-    """Train once and measure; JSON-able.
+@dataclass
+class Learnt:
+    """One task, or several in turn."""
 
-    ``score`` and ``scores`` on held-out rows; ``drift``, ``skill``, ``skill_before`` as `Retention`; ``trained`` numbers,
-    ``adapter_bytes``, ``optimizer_bytes``; ``change_rank`` and ``sharpness`` of queries and values (the default targets); seconds;
-    ``curve``: training loss, mean over each of up to 20 equal stretches; ``mean_loss`` over all steps.
+    losses: list[float] = field(default_factory=list)  # of every step
+    stream: list[list[float]] = field(default_factory=list)  # after each of several tasks the scores on all of them
+    start_seconds: float = 0.0
+    train_seconds: float = 0.0
+
+
+def learn(place: Place, model: TaskModel, tuning: Tuning, label: str) -> tuple[SupervisedLoop, Learnt]:
+    """Learn the place's tasks in turn; the loop is that of the last.
+
+    They share the steps. After each but the last the method is merged into the weights, and starts anew on the next.
     """
-    data, budget = place.rows(), place.budget
-    model = place.load(device)
+    accelerator = start_processes(cpu=model.device.type == "cpu")
+    tasks = place.stages()
+    config = replace(place.budget.config(place.seed), steps=place.budget.steps // len(tasks))
+    loop, found = None, Learnt()
+    for data in tasks:
+        if loop is not None:
+            model.network = loop.attached.merged()
+        model.target = Target.of(data)
+        began = time.perf_counter()
+        loop = SupervisedLoop(model, data, tuning, config, accelerator, label=label)
+        started = time.perf_counter()
+        loop.run()
+        found.start_seconds += started - began
+        found.train_seconds += time.perf_counter() - started
+        found.losses += [record["loss"] for record in loop.records]
+        if len(tasks) > 1:
+            found.stream.append([scores[data.task.score] for scores in judge_each(model, tasks)])
+    assert loop is not None
+    return loop, found
+
+
+def judge_each(model: TaskModel, tasks: Sequence[TaskData]) -> list[dict[str, float]]:
+    """Loss and scores on the held-out rows of each task, whose classes are told. The model ends with those of the last."""
+    found = []
+    for data in tasks:
+        model.target = Target.of(data)
+        found.append(judge(model, data.held_out, batch_size=64))
+    return found
+
+
+def judge_all(model: TaskModel, tasks: Sequence[TaskData]) -> dict[str, float]:
+    """Means over the tasks."""
+    found = judge_each(model, tasks)
+    return {name: statistics.fmean(scores[name] for scores in found) for name in found[0]}
+
+
+def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, Any]:
+    """Train once, on one task or on several in turn, and measure; JSON-able.
+
+    ``score`` and ``scores`` on held-out rows at the end, ``untrained`` the score before where the model can answer then; ``drift``,
+    ``skill``, ``skill_before`` as `Retention`; ``trained`` numbers, ``adapter_bytes``, ``optimizer_bytes``; ``change_rank`` and
+    ``sharpness`` of queries and values (the default targets); seconds; ``curve``: training loss, mean over each of up to 20 equal
+    stretches; ``mean_loss`` over all steps. Of several tasks scores are means, and numbers, bytes and sharpness those of the last;
+    ``stream`` is the scores on all after each, with ``transfer``, ``average``, ``last`` and ``backward`` as `continual_scores`.
+    """
+    tasks, budget = place.stages(), place.budget
+    score, model = tasks[0].task.score, place.load(device)
     kept = place.probe(model)
     names = linears(model.network, default_targets(model.network))
     before = weights_of(model.network, names)
-    accelerator = start_processes(cpu=model.device.type == "cpu")
-    began = time.perf_counter()
-    loop = SupervisedLoop(model, data, tuning, budget.config(place.seed), accelerator, label=label)
-    started = time.perf_counter()
-    loop.run()
-    ended = time.perf_counter()
-    losses = [record["loss"] for record in loop.records]
-    scores = judge(model, data.held_out, batch_size=64)
+    untrained = {"untrained": judge_all(model, tasks)[score]} if model.head is None else {}
+    loop, learnt = learn(place, model, tuning, label)
+    scores = judge_all(model, tasks)
     with TemporaryDirectory() as folder:
         loop.attached.save(Path(folder) / "adapter")
         size = adapter_bytes(Path(folder) / "adapter")
 
     def loss() -> float:
-        return judge(model, data.train[: 8 * budget.batch_size], batch_size=64)["loss"]
+        return judge(model, tasks[-1].train[: 8 * budget.batch_size], batch_size=64)["loss"]
 
     return {
-        "score": scores[data.task.score],
+        "score": scores[score],
         "scores": scores,
+        **untrained,
         **asdict(kept()),
         "trained": loop.attached.numbers(),
         "adapter_bytes": size,
         "optimizer_bytes": optimizer_bytes(loop.optimizer),
         "change_rank": mean_rank(before, weights_of(model.network, names)),
         "sharpness": sharpness(model.network, before, loss, ratio=NOISE, draws=DRAWS, seed=place.seed),
-        "mean_loss": statistics.fmean(losses),
-        "curve": stretches(losses, CURVE),
-        "steps": len(losses),
-        "start_seconds": started - began,
-        "train_seconds": ended - started,
+        "mean_loss": statistics.fmean(learnt.losses),
+        "curve": stretches(learnt.losses, CURVE),
+        "steps": len(learnt.losses),
+        "start_seconds": learnt.start_seconds,
+        "train_seconds": learnt.train_seconds,
+        **({"stream": learnt.stream, **continual_scores(learnt.stream)._asdict()} if learnt.stream else {}),
     }
 
 
 def rehearse(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, float]:
     """Train once and judge, no more: ``score`` and ``loss``."""
-    data, model = place.rows(), place.load(device)
-    accelerator = start_processes(cpu=model.device.type == "cpu")
-    SupervisedLoop(model, data, tuning, place.budget.config(place.seed), accelerator, label=label).run()
-    found = judge(model, data.held_out, batch_size=64)
-    return {"score": found[data.task.score], "loss": found["loss"]}
+    model, tasks = place.load(device), place.stages()
+    learn(place, model, tuning, label)
+    found = judge_all(model, tasks)
+    return {"score": found[tasks[0].task.score], "loss": found["loss"]}
 
 
 def stretches(values: list[float], count: int) -> list[float]:

@@ -10,17 +10,20 @@ from typing import Any
 
 from valign.checks import UserError, check_range
 from valign.data.image_tasks import IMAGES
+from valign.data.text_tasks import GLUE
 from valign.evaluation.adapter_page import markdown, write_page
 from valign.evaluation.adapter_table import summarise
 from valign.files import hash_value, read_json, write_json, write_text
 from valign.progress import console, track
 from valign.recipes.adapter_claims import judge_claims
-from valign.recipes.adapter_places import BASES, PROBES, TASKS, Budget, ImagePlace, Place, TextPlace
+from valign.recipes.adapter_glyphs import GLYPHS, GlyphPlace
+from valign.recipes.adapter_places import BASES, PROBES, Budget, ImagePlace, Place, TextPlace
 from valign.recipes.adapter_runs import fingerprint, measure_overhead, rehearse, run_once
 from valign.runs import versions
 from valign.training.adapting import ADAPTERS, Tuning, parse_tuning
 
 FORMAT = 1
+TASKS = (*GLUE, *IMAGES, *GLYPHS)
 REHEARSAL_SEED = 10_000  # draws the rows and orders by which learning rates are chosen
 REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is tested against
 METHODS = (*ADAPTERS, "lora+ggpo", "lora+mgpo", "full+dct-adamw", "full+galore", "full+trion")
@@ -31,7 +34,7 @@ class Comparison:
     """What is compared, and on what."""
 
     model: str
-    data: Path
+    data: Path | None  # where the tasks are; the shapes world's need none
     bases: Path  # small ViTs are trained here, for tasks of pictures
     methods: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -53,6 +56,9 @@ class Comparison:
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown:
             raise UserError(f"tasks must be of {', '.join(TASKS)}, got {', '.join(unknown)}. Use `valign finetune` for your own.")
+        files = [task for task in self.tasks if task not in GLYPHS]
+        if self.data is None and files:
+            raise UserError(f"--data must be the folder of {', '.join(files)}, got none. Tasks without one: {', '.join(GLYPHS)}.")
         strange = sorted(set(self.settings) - set(self.methods))
         if strange:
             raise UserError(f"--set must name methods of the comparison, got {', '.join(strange)}. Add them to --methods.")
@@ -62,7 +68,10 @@ class Comparison:
         return parse_tuning(method, self.settings.get(method, {})).at(self.budget.rate)
 
     def place(self, task: str, seed: int, *, rehearsal: bool = False) -> Place:
-        common: dict[str, Any] = {"data": self.data, "task": task, "seed": seed, "rehearsal": rehearsal}
+        common: dict[str, Any] = {"task": task, "seed": seed, "rehearsal": rehearsal}
+        if task in GLYPHS:
+            return GlyphPlace(budget=self.budget.for_glyphs(), **common)
+        common["data"] = self.data
         if task in IMAGES:
             return ImagePlace(bases=self.bases, budget=self.budget.for_images(), **common)
         return TextPlace(model=self.model, budget=self.budget, **common)
@@ -80,7 +89,7 @@ def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True
     """
     for method in comparison.methods:
         comparison.tuning(method)
-    others = {BASES[task] if task in IMAGES else PROBES.get(task, "stsb") for task in comparison.tasks}
+    others = {BASES.get(task) or PROBES.get(task, "stsb") for task in comparison.tasks if task not in GLYPHS}
     for task in (*comparison.tasks, *sorted(others)):
         comparison.place(task, comparison.seeds[0]).rows()  # tasks, and what the probes need, must be there
     sha256 = {task: comparison.place(task, comparison.seeds[0]).load("cpu").fingerprint for task in comparison.tasks}

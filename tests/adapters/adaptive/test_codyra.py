@@ -142,6 +142,7 @@ def test_scores_of_a_toy_table():
     assert scores.transfer == pytest.approx((0.2 + (0.0 + 0.4) / 2) / 2)  # a true 0 counts
     assert scores.average == pytest.approx(5.2 / 9)
     assert scores.last == pytest.approx(2.2 / 3)
+    assert scores.backward == pytest.approx(((0.7 - 0.9) + (0.6 - 0.7)) / 2)
 
 
 class TestRefusals:

@@ -143,18 +143,20 @@ class CoDyRA:
 
 
 class ContinualScores(NamedTuple):
-    """Of a task-by-task table: unseen tasks, all, and all after the last."""
+    """Of a task-by-task table: unseen tasks, all, all after the last, and what was lost or won since each was learnt."""
 
     transfer: float
     average: float
     last: float
+    backward: float
 
 
 def continual_scores(table: Sequence[Sequence[float]]) -> ContinualScores:
     """Summarise ``table[i][j]``, the score on task ``j`` after training on task ``i``.
 
     Transfer is the mean over tasks ``j >= 1`` of the mean over ``i < j`` (before it was learnt); a true 0 counts, unlike in the
-    authors' code. Average is over the whole table, last over its last row.
+    authors' code. Average is over the whole table, last over its last row. Backward (Lopez-Paz and Ranzato, arXiv 1706.08840) is
+    the mean over all tasks but the last of ``table[-1][j] - table[j][j]``; below 0 is forgetting.
 
     Raises: ValueError unless the table is square with two rows or more.
     """
@@ -165,4 +167,5 @@ def continual_scores(table: Sequence[Sequence[float]]) -> ContinualScores:
         )
     columns = [sum(table[i][j] for i in range(j)) / j for j in range(1, size)]
     everything = sum(sum(row) for row in table) / size**2
-    return ContinualScores(sum(columns) / len(columns), everything, sum(table[-1]) / size)
+    backward = sum(table[-1][j] - table[j][j] for j in range(size - 1)) / (size - 1)
+    return ContinualScores(sum(columns) / len(columns), everything, sum(table[-1]) / size, backward)

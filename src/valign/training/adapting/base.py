@@ -82,6 +82,11 @@ class Attached:
         """How many numbers the finished method has learnt."""
         return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
 
+    def merged(self) -> nn.Module:
+        """The bare network with what was learnt in its own weights, all frozen: the start of a next task. The adapter is gone."""
+        network = self.network.merge_and_unload() if isinstance(self.network, PeftModel) else self.network  # type: ignore[operator]
+        return network.requires_grad_(False)
+
     def save(self, folder: Path) -> None:
         """Write it as the folder that peft (or transformers, for a whole network) loads."""
         with atomic_folder(folder) as temporary:

@@ -29,7 +29,7 @@ class HeadOnly:
 
     def attach(self, ground: Ground) -> Attached:
         if not ground.head:
-            raise ValueError("head must have a head to train, got a language model, which has none. Choose an adapter.")
+            raise ValueError("head must have a head to train, got a model without one. Choose an adapter.")
         return AttachedNothing(ground.network)
 
 
