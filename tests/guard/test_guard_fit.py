@@ -12,7 +12,7 @@ from valign.guard.features import bag_of, ngram_ids
 from valign.guard.fit import FitConfig, fit_head, source_weights, targets, twin_loss
 from valign.guard.head import Head, HeadSettings, load_head, save_head
 from valign.guard.learned import LearnedStage
-from valign.guard.rows import LabelledPrompt, capped, diluted, policy_rows, read_rows, without_repeats
+from valign.guard.rows import LabelledPrompt, capped, policy_rows, read_rows, without_repeats
 
 
 def row(number, prompt, label, categories=(), source="toy", pair=""):
@@ -191,12 +191,6 @@ def test_a_cap_keeps_pairs_whole():
     kept = capped(ROWS, 5, seed=1)
     assert len(kept) == 10
     assert {one.pair for one in kept if one.label} == {one.pair for one in kept if not one.label}
-
-
-def test_diluted_rows_keep_their_label():
-    made = diluted(ROWS, share=0.5, seed=0)
-    assert len(made) == len(ROWS) // 2
-    assert all(("furious" in one.prompt) == (one.label == 1) for one in made)
 
 
 def test_policy_rows_leave_held_out_concepts_alone(policy):

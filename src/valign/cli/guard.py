@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from valign.cli.common import err, out, resolve_chat
 
 if TYPE_CHECKING:
     from valign.guard import Guard, GuardDecision, GuardResult
+    from valign.guard.rows import LabelledPrompt
     from valign.policy import Policy
 
 BLOCKED = 3  # exit code when a prompt is blocked; 1 is left to crashes, 2 to mistakes
@@ -36,6 +37,9 @@ Chat = Annotated[
 ]
 ChatName = Annotated[str, Option("--chat-model", help="model that the endpoint serves")]
 KeyName = Annotated[str | None, Option("--key-env", help="environment variable with the endpoint's key")]
+Rates = Annotated[
+    list[str], Option(metavar="SOURCE=SHARE", help="the share for a source, such as deliberately alarming prompts; may be repeated")
+]
 Data = Annotated[list[Path], Option("--data", "-d", help="file or folder of labelled prompts; may be repeated")]
 
 
@@ -106,7 +110,7 @@ def explain(
     raise typer.Exit(BLOCKED if result.blocked else 0)
 
 
-@app.command("fit", epilog="example: valign guard fit --data prompts/ --hard overt -o runs/head")
+@app.command("fit", epilog="example: valign guard fit --data prompts/ --rate overt=0.08 -o runs/head")
 def fit(
     data: Data,
     folder: Annotated[Path, Option("--out", "-o", help="folder for head.safetensors, CARD.md and results.json")],
@@ -115,10 +119,10 @@ def fit(
     tune_layers: Annotated[int, Option(min=0, max=6, help="upper encoder layers trained with the head; 0 is quick")] = 0,
     batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
+    generated: Annotated[int, Option(min=0, help="twins per harm of the built-in grammar to add; 0 adds none")] = 12,
     leave_out: Annotated[list[str], Option(help="source kept for testing as a whole; may be repeated")] = [],  # noqa: B006
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
-    hard: Annotated[list[str], Option(help="source of deliberately alarming harmless prompts; may be repeated")] = [],  # noqa: B006
-    hard_fpr: Annotated[float, Option(help="the share for hard sources")] = 0.08,
+    rate: Rates = [],  # noqa: B006
     seed: Annotated[int, Option(help="of every draw")] = 0,
 ) -> None:
     """Train the head on labelled prompts, calibrate it on harmless ones that it did not see, and measure it."""
@@ -129,7 +133,7 @@ def fit(
 
     rules = _policy(policy)
     rows = read_rows(data, rules)
-    config = FitConfig(epochs=epochs, tuned_layers=tune_layers, batch_size=batch_size, seed=seed)
+    config = FitConfig(epochs=epochs, tuned_layers=tune_layers, batch_size=batch_size, generated=generated, seed=seed)
     report = fit_and_write(
         rows,
         rules,
@@ -137,8 +141,7 @@ def fit(
         config=config,
         encoder=MiniLM(),
         target_fpr=target_fpr,
-        hard_fpr=hard_fpr,
-        hard=hard,
+        rates=_rates(rate, rows),
         leave_out=leave_out,
         limit=limit,
     )
@@ -153,8 +156,7 @@ def calibrate(
     head: HeadFile = None,
     policy: PolicyName = "default",
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
-    hard: Annotated[list[str], Option(help="source of deliberately alarming harmless prompts; may be repeated")] = [],  # noqa: B006
-    hard_fpr: Annotated[float, Option(help="the share for hard sources")] = 0.08,
+    rate: Rates = [],  # noqa: B006
     held_out: Annotated[bool, Option(help="only the tenth of the groups that `fit` never trains on")] = False,
 ) -> None:
     """Set the head's thresholds from harmless prompts (label 0) of your own. Use prompts that it was not trained on."""
@@ -167,7 +169,7 @@ def calibrate(
     rules = _policy(policy)
     rows = [row for row in without_repeats(read_rows(data, rules)) if not held_out or row.fold == TEST_FOLD]
     report = calibrate_and_write(
-        load_head(head or SHIPPED), rows, rules, folder, encoder=MiniLM(), target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard
+        load_head(head or SHIPPED), rows, rules, folder, encoder=MiniLM(), target_fpr=target_fpr, rates=_rates(rate, rows)
     )
     _print_sources(report.sources)
     out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
@@ -204,6 +206,20 @@ def _policy(name: str) -> Policy:
     from valign.policy import load_policy
 
     return load_policy(name)
+
+
+def _rates(texts: Sequence[str], rows: Sequence[LabelledPrompt]) -> dict[str, float]:
+    """``SOURCE=SHARE`` as a mapping. Raises: UserError for another form, or a source that the data lacks."""
+    known, rates = {row.source for row in rows}, {}
+    for text in texts:
+        name, _, share = text.partition("=")
+        try:
+            rates[name] = float(share)
+        except ValueError:
+            raise UserError(f"--rate must be SOURCE=SHARE, got {text!r}. Write it as overt=0.08.") from None
+        if name not in known:
+            raise UserError(f"--rate must name a source of the data, got {name!r}. Known: {', '.join(sorted(known))}.")
+    return rates
 
 
 def _guard(policy: str, head: Path | None, chat: str | None, chat_model: str, key_env: str | None) -> Guard:

@@ -43,6 +43,7 @@ class FitConfig:
     dropout: float = 0.3  # of the hidden units
     margin: float = 3.0  # logits between twins
     margin_weight: float = 0.3
+    generated: int = 12  # twins per harm of the grammar (`valign.guard.generated`) that recipes add to the rows; 0 adds none
     seed: int = 0
 
     def __post_init__(self) -> None:
