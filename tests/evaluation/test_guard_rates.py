@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from valign.evaluation.guard_page import page, roc
-from valign.evaluation.guard_rates import Scored, auroc, category_rates, layer_rates, reliability, source_rates, stop_counts, summary, worst
+from valign.evaluation.guard_rates import (
+    Scored,
+    auroc,
+    category_rates,
+    layer_rates,
+    reliability,
+    source_rates,
+    stop_counts,
+    summary,
+    worst,
+)
 from valign.guard.rows import LabelledPrompt
 
 

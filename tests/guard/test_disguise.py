@@ -6,13 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from valign.guard.disguise import DISGUISES, diluted, disguised, fragments, glued, marked, misspelt, soup, tailed
+from valign.checks import UserError
+from valign.guard.disguise import DISGUISES, diluted, disguised, fragments, glued, in_every_disguise, marked, misspelt, soup, tailed
 from valign.guard.rows import LabelledPrompt
 
 WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=9), min_size=1, max_size=12)
 SEEDS = st.integers(0, 2**32)
 ROWS = [
-    LabelledPrompt(f"toy:{i}", f"a {'furious' if i % 2 else 'quiet'} boat number {i} on a lake", i % 2, (), "toy", f"toy:{i}", f"p{i // 2}")
+    LabelledPrompt(
+        f"toy:{i}", f"a {'furious' if i % 2 else 'quiet'} boat number {i} on a lake", i % 2, (), "toy", f"toy:{i}", f"p{i // 2}"
+    )
     for i in range(40)
 ]
 
@@ -33,7 +36,8 @@ def test_misspelling_changes_long_words_by_a_letter(words, seed):
 @given(WORDS, SEEDS)
 def test_marks_stay_inside_words(words, seed):
     for one, other in zip(words, marked(words, ["x"], Random(seed)), strict=True):
-        assert (other[0] == one[0] or other[0] in "@3105") and len(other) >= len(one)
+        assert other[0] in {one[0], *"@3105"}
+        assert len(other) >= len(one)
 
 
 @given(WORDS, SEEDS)
@@ -54,6 +58,17 @@ def test_labels_are_kept(seed):
     for made, count in ((disguised(ROWS, share=0.5, seed=seed), 20), (diluted(ROWS, share=0.5, seed=seed), 20)):
         assert len(made) == count
         assert all(one.label == int(one.id[4:-1]) % 2 and one.pair == "" for one in made)
+
+
+def test_every_row_in_every_disguise():
+    made = in_every_disguise(ROWS, seed=0)
+    names = [disguise.__name__ for disguise in DISGUISES]
+    assert [one.source for one in made] == [name for name in ("plain", *names) for _ in ROWS]
+    assert [one.label for one in made] == [row.label for row in ROWS] * (1 + len(names))
+    assert [one.prompt for one in made[: len(ROWS)]] == [row.prompt for row in ROWS]
+    assert len({one.id for one in made}) == len(made)
+    with pytest.raises(UserError, match="need harmless prompts"):
+        in_every_disguise(ROWS[1::2], seed=0)
 
 
 def test_company_hides_nothing():

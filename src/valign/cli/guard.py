@@ -123,15 +123,19 @@ def fit(
     leave_out: Annotated[list[str], Option(help="source kept for testing as a whole; may be repeated")] = [],  # noqa: B006
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
     rate: Rates = [],  # noqa: B006
+    start: Annotated[Path | None, Option(help="head of the same shape to train further, or `shipped`")] = None,
     seed: Annotated[int, Option(help="of every draw")] = 0,
 ) -> None:
     """Train the head on labelled prompts, calibrate it on harmless ones that it did not see, and measure it."""
     from valign.guard.fit import FitConfig
+    from valign.guard.head import load_head
+    from valign.guard.learned import SHIPPED
     from valign.guard.rows import read_rows
     from valign.models.minilm import MiniLM
     from valign.recipes.guard_head import fit_and_write
 
     rules = _policy(policy)
+    first = None if start is None else load_head(SHIPPED if start == Path("shipped") else start)
     rows = read_rows(data, rules)
     config = FitConfig(epochs=epochs, tuned_layers=tune_layers, batch_size=batch_size, generated=generated, seed=seed)
     report = fit_and_write(
@@ -144,6 +148,7 @@ def fit(
         rates=_rates(rate, rows),
         leave_out=leave_out,
         limit=limit,
+        start=first,
     )
     _print_sources(report.sources)
     out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
@@ -183,6 +188,7 @@ def evaluate(
     head: HeadFile = None,
     held_out: Annotated[bool, Option(help="only the tenth of the groups that `fit` never trains on")] = False,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
+    disguises: Annotated[bool, Option(help="each prompt in each disguise (`valign.guard.disguise`), reported by disguise")] = False,
     show_prompts: Annotated[bool, Option(help="print the worst prompts in the report")] = False,
     chat: Chat = None,
     chat_model: ChatName = "default",
@@ -190,6 +196,7 @@ def evaluate(
 ) -> None:
     """Measure the whole guard on labelled prompts: recall, false alarms, ROC, per category, per stage, the worst errors."""
     from valign.evaluation.guard_page import write_guard_report
+    from valign.guard.disguise import in_every_disguise
     from valign.guard.rows import capped, read_rows
     from valign.recipes.guard_head import TEST_FOLD, measure_guard
 
@@ -197,7 +204,9 @@ def evaluate(
     rows = [row for row in read_rows(data, guard.policy) if not held_out or row.fold == TEST_FOLD]
     if not rows:
         raise UserError("--data must leave prompts to measure, got none in the held-out fold. Add data, or take --held-out out.")
-    summary = write_guard_report(measure_guard(guard, capped(rows, limit, seed=0)), folder, show_prompts=show_prompts)
+    rows = capped(rows, limit, seed=0)
+    rows = in_every_disguise(rows, seed=0) if disguises else rows
+    summary = write_guard_report(measure_guard(guard, rows), folder, show_prompts=show_prompts)
     _print_sources(summary["sources"])
     out.print(str(folder / "report.md"), markup=False, soft_wrap=True)
 

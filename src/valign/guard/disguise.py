@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
-from valign.checks import check_range
+from valign.checks import UserError, check_range
 from valign.guard.rows import LabelledPrompt
 
 LEET = str.maketrans("aeios", "@3105")
@@ -20,7 +20,9 @@ def misspelt(words: list[str], pool: Sequence[str], random: Random) -> list[str]
 
     def wrong(word: str) -> str:
         i = random.randrange(len(word) - 1)
-        return random.choice((word[:i] + word[i + 1] + word[i] + word[i + 2 :], word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:]))
+        return random.choice(
+            (word[:i] + word[i + 1] + word[i] + word[i + 2 :], word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:])
+        )
 
     return _some(words, wrong, random)
 
@@ -69,13 +71,29 @@ def disguised(rows: Sequence[LabelledPrompt], *, share: float, seed: int) -> lis
     Args: share: New rows per row, in [0, 1].
     """
     check_range("disguised.share", share, low=0.0, high=1.0)
-    random = Random(seed)
-    pool = [word for row in rows if row.label == 0 for word in row.prompt.split()]
+    random, pool = Random(seed), _harmless_words(rows)
     made = []
     for row in random.sample(list(rows), int(share * len(rows))) if pool else []:
         text = " ".join(random.choice(DISGUISES)(row.prompt.split(), pool, random))
         if text:
             made.append(replace(row, id=f"{row.id}~", prompt=text, pair=""))
+    return made
+
+
+def in_every_disguise(rows: Sequence[LabelledPrompt], *, seed: int) -> list[LabelledPrompt]:
+    """Each row in each disguise, for measuring: the source is the disguise's name, "plain" for the row as it was.
+
+    Raises: UserError without harmless rows, whose words the disguises need.
+    """
+    random, pool = Random(seed), _harmless_words(rows)
+    if not pool:
+        raise UserError("Disguises need harmless prompts (label 0) to take words from, got none. Add some.")
+    made = [replace(row, id=f"{row.id}~plain", source="plain", pair="") for row in rows]
+    for disguise in DISGUISES:
+        name = disguise.__name__
+        for row in rows:
+            text = " ".join(disguise(row.prompt.split(), pool, random)) or row.prompt
+            made.append(replace(row, id=f"{row.id}~{name}", prompt=text, source=name, pair=""))
     return made
 
 
@@ -96,7 +114,7 @@ def diluted(rows: Sequence[LabelledPrompt], *, share: float, seed: int) -> list[
 
 
 def fragments(rows: Sequence[LabelledPrompt], *, share: float, seed: int) -> list[LabelledPrompt]:
-    """Further harmless rows: one to three words out of a harmless prompt, since most prompts of one word are unsafe ones in data sets.
+    """Further harmless rows: one to three words out of a harmless prompt, since the shortest prompts of data sets are unsafe ones.
 
     Args: share: New rows per harmless row, in [0, 1].
     """
@@ -109,6 +127,10 @@ def fragments(rows: Sequence[LabelledPrompt], *, share: float, seed: int) -> lis
         first = random.randrange(len(words))
         made.append(replace(row, id=f"{row.id}/", prompt=" ".join(words[first : first + random.randint(1, 3)]), pair=""))
     return made
+
+
+def _harmless_words(rows: Sequence[LabelledPrompt]) -> list[str]:
+    return [word for row in rows if row.label == 0 for word in row.prompt.split()]
 
 
 def _some(words: list[str], change: Callable[[str], str], random: Random) -> list[str]:

@@ -59,7 +59,9 @@ def _twins(each: int, random: Random) -> Iterator[Twin]:
             yield _fill("manners_safe", own, random), _fill("manners_unsafe", own, random), "", group["places"][0]
     for people in rules["people"]["groups"]:
         for _ in range(each // 2):
-            safe, unsafe = (_fill_one(random.choice(rules["people"][side]), {"group": people}, random) for side in ("safe", "unsafe"))
+            safe, unsafe = (
+                _fill_one(random.choice(rules["people"][side]), {"group": people}, random) for side in ("safe", "unsafe")
+            )
             yield safe, unsafe, "hate", people
     for safe, unsafe, category in rules["twins"]:
         yield safe, unsafe, category, safe

@@ -13,10 +13,10 @@ from valign.evaluation.guard_rates import Scored, summary
 from valign.files import write_json, write_text
 from valign.guard import Guard
 from valign.guard.calibration import presets
-from valign.guard.fit import FitConfig, fit_head
-from valign.guard.head import Head, save_head
 from valign.guard.disguise import diluted, disguised, fragments
+from valign.guard.fit import FitConfig, fit_head
 from valign.guard.generated import generated_rows
+from valign.guard.head import Head, save_head
 from valign.guard.rows import LabelledPrompt, capped, policy_rows, without_repeats
 from valign.models.minilm import MiniLM
 from valign.policy import Policy
@@ -103,14 +103,17 @@ def fit_and_write(
     rates: Mapping[str, float] = MappingProxyType({}),
     leave_out: Sequence[str] = (),
     limit: int | None = None,
+    start: Head | None = None,
 ) -> FitReport:
     """The whole of ``valign guard fit``: head.safetensors, CARD.md and results.json in ``out``."""
     rows = without_repeats(rows)
     trained, tested = split(rows, leave_out=leave_out, limit=limit, seed=config.seed)
     trained = enriched(trained, policy, config)
-    head = fit_head(trained, policy, encoder, config)
+    head = fit_head(trained, policy, encoder, config, start=start)
     counts = {name: sum(row.source == name for row in trained) for name in sorted({row.source for row in trained})}
     notes = {"config": asdict(config), "policy": policy.fingerprint(), "trained_on": counts, "left_out": sorted(leave_out)}
+    if start is not None:
+        notes["started_from"] = start.sha256
     head = replace(head, settings=replace(head.settings, notes=notes))
     return calibrate_and_write(head, tested, policy, out, encoder=encoder, target_fpr=target_fpr, rates=rates)
 
@@ -185,6 +188,7 @@ def _readable(guard: Guard, row: LabelledPrompt) -> bool:
 def card(head: Head, sha256: str) -> str:
     """The model card: what it is, what it was trained on, what it reaches, what it cannot do."""
     notes = head.settings.notes
+    exceptions = ", ".join(f"{rate:.0%} of {name}" for name, rate in notes["rates"].items()) or "no exceptions"
     lines = [
         "# Guard head",
         "",
@@ -203,8 +207,8 @@ def card(head: Head, sha256: str) -> str:
         "",
         "## Measured on rows that it was not trained on",
         "",
-        f"Thresholds: at most {notes['target_fpr']:.1%} of the harmless prompts of every source flagged"
-        f" ({', '.join(f'{rate:.0%} of {name}' for name, rate in notes['rates'].items()) or 'no exceptions'}), set on the same held-out",
+        f"Thresholds: at most {notes['target_fpr']:.1%} of the harmless prompts of every source flagged",
+        f"({exceptions}), set on the same held-out",
         "harmless rows, so the false alarms below are fitted; recall and AUROC are not. Brackets: 95 % intervals.",
         "",
         "| source | unsafe | recall | safe | false alarms | AUROC | against |",
