@@ -128,7 +128,8 @@ def bench_head(
     found: dict[str, dict[str, list[Scored]]] = {}
     for name, (trained, tested) in track(splits.items(), "leave sources out", total=len(splits)):
         run = Run.open(out / name, step="bench-head", recipe=recipe, inputs={"data": data, "policy": policy.fingerprint()})
-        trained = enriched(trained, policy, config)
+        plain, variants = enriched(trained, policy, config)
+        trained = plain + variants
         found[name] = {
             rival: _judged(out / name / f"{rival}.json", rival, bench, trained, tested, name, target_fpr) for rival in RIVALS
         }

@@ -55,13 +55,15 @@ def split(
     return capped(trained, limit, seed=seed), tested
 
 
-def enriched(rows: Sequence[LabelledPrompt], policy: Policy, config: FitConfig) -> list[LabelledPrompt]:
-    """The rows, twins made from the policy and the grammar, and some of all these in company, in disguise and in pieces."""
+def enriched(
+    rows: Sequence[LabelledPrompt], policy: Policy, config: FitConfig
+) -> tuple[list[LabelledPrompt], list[LabelledPrompt]]:
+    """The rows with twins made from the policy and the grammar; and variants of some: in company, in disguise and in pieces."""
     seed = config.seed
-    twins = policy_rows(policy) + generated_rows(policy, each=config.generated, seed=seed)
-    made = diluted([*rows, *twins], share=DILUTED, seed=seed)
-    made += disguised(rows, share=DISGUISED, seed=seed) + fragments(rows, share=FRAGMENTS, seed=seed)
-    return [*rows, *twins, *made]
+    plain = [*rows, *policy_rows(policy), *generated_rows(policy, each=config.generated, seed=seed)]
+    variants = diluted(plain, share=DILUTED, seed=seed)
+    variants += disguised(rows, share=DISGUISED, seed=seed) + fragments(rows, share=FRAGMENTS, seed=seed)
+    return plain, variants
 
 
 def harmless_scores(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt]) -> dict[str, np.ndarray]:
@@ -108,10 +110,16 @@ def fit_and_write(
     """The whole of ``valign guard fit``: head.safetensors, CARD.md and results.json in ``out``."""
     rows = without_repeats(rows)
     trained, tested = split(rows, leave_out=leave_out, limit=limit, seed=config.seed)
-    trained = enriched(trained, policy, config)
-    head = fit_head(trained, policy, encoder, config, start=start)
+    trained, variants = enriched(trained, policy, config)
+    head = fit_head(trained + variants, policy, encoder, config, start=start)
     counts = {name: sum(row.source == name for row in trained) for name in sorted({row.source for row in trained})}
-    notes = {"config": asdict(config), "policy": policy.fingerprint(), "trained_on": counts, "left_out": sorted(leave_out)}
+    notes = {
+        "config": asdict(config),
+        "policy": policy.fingerprint(),
+        "trained_on": counts,
+        "variants": len(variants),
+        "left_out": sorted(leave_out),
+    }
     if start is not None:
         notes["started_from"] = start.sha256
     head = replace(head, settings=replace(head.settings, notes=notes))
@@ -202,6 +210,9 @@ def card(head: Head, sha256: str) -> str:
         "| source | rows |",
         "|---|---|",
         *(f"| {name} | {count} |" for name, count in notes["trained_on"].items()),
+        "",
+        f"And {notes.get('variants', 0)} variants of these: in harmless company, in disguise, in pieces.",
+        "`policy` and `generated` are twins made from the policy and from a grammar.",
         "",
         f"Left out altogether: {', '.join(notes['left_out']) or 'nothing'}. Settings: `{notes['config']}`.",
         "",
