@@ -77,7 +77,21 @@ def test_fit_calibrate_check_and_evaluate(tmp_path):
     ]
     data = tmp_path / "toys.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
-    fit = ["fit", "-d", str(data), "-o", str(tmp_path / "head"), "--epochs", "8", "--limit", "60", "--target-fpr", "0.1"]
+    fit = [
+        "fit",
+        "-d",
+        str(data),
+        "-o",
+        str(tmp_path / "head"),
+        "--epochs",
+        "8",
+        "--limit",
+        "60",
+        "--target-fpr",
+        "0.1",
+        "--generated",
+        "0",
+    ]
     result = runner.invoke(app, fit)
     assert result.exit_code == 0, result.output
     head = tmp_path / "head" / "head.safetensors"

@@ -1,5 +1,7 @@
 """Rates of a guard on six prompts that can be counted by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,17 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from valign.evaluation.guard_page import page, roc
-from valign.evaluation.guard_rates import Scored, auroc, category_rates, reliability, source_rates, stop_counts, summary, worst
+from valign.evaluation.guard_rates import (
+    Scored,
+    auroc,
+    category_rates,
+    layer_rates,
+    reliability,
+    source_rates,
+    stop_counts,
+    summary,
+    worst,
+)
 from valign.guard.rows import LabelledPrompt
 
 
@@ -50,6 +62,24 @@ def test_categories_by_hand():
         0.5,
     )
     assert (found["hate"]["prompts"], found["hate"]["recall"]["value"]) == (2, 0.5)
+
+
+def test_layers_by_hand():
+    """The first stage finds one of two unsafe; the second the other, and a sign, which the judge clears."""
+    rows = [scored(i, label, False, 0.0) for i, label in enumerate((1, 1, 0, 0))]
+    fired = (("words",), ("head",), ("head",), ())
+    intents = ("harmful", "harmful", "prohibition", "unknown")
+    found = layer_rates(
+        [replace(one, fired=f, intent=i, flagged=i == "harmful") for one, f, i in zip(rows, fired, intents, strict=True)]
+    )
+    values = {name: [one and one["value"] for one in each.values()] for name, each in found.items()}
+    assert values == {
+        "words": [0.5, 0.0, 0.75],
+        "head": [0.5, 0.5, 0.5],
+        "all stages": [1.0, 0.5, 0.75],
+        "all stages and intent": [1.0, 0.0, 1.0],
+        "intent": [None, None, 1.0],
+    }
 
 
 def test_stages_and_worst():

@@ -1,5 +1,7 @@
 """Features, fit, calibration and the file of the head, on words that mean nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from valign.guard.features import bag_of, ngram_ids
 from valign.guard.fit import FitConfig, fit_head, source_weights, targets, twin_loss
 from valign.guard.head import Head, HeadSettings, load_head, save_head
 from valign.guard.learned import LearnedStage
-from valign.guard.rows import LabelledPrompt, capped, diluted, policy_rows, read_rows, without_repeats
+from valign.guard.rows import LabelledPrompt, capped, policy_rows, read_rows, without_repeats
 
 
 def row(number, prompt, label, categories=(), source="toy", pair=""):
@@ -83,6 +85,17 @@ def test_the_same_fit_gives_the_same_weights(policy, minilm):
     )
 
 
+def test_a_fit_goes_on_from_a_head(head, policy, minilm):
+    config = FitConfig(epochs=1, batch_size=16, buckets=512, bag_dim=8, hidden=16)
+    still = replace(config, lr=1e-9, weight_decay=0.0)
+    kept = fit_head(ROWS, policy, minilm, still, start=head)
+    assert all(torch.allclose(kept.weights[name], head.weights[name], atol=1e-6) for name in head.weights)
+    further = fit_head(ROWS, policy, minilm, config, start=head)
+    assert not torch.equal(further.weights["out.weight"], head.weights["out.weight"])
+    with pytest.raises(UserError, match=r"fit_head\.start must have the fit's encoder, policy and sizes"):
+        fit_head(ROWS, policy, minilm, replace(config, hidden=8), start=head)
+
+
 def test_a_head_without_tuning_reads_the_encoders_own_vectors(head, minilm):
     tokens = minilm.tokenize(["a quiet lamp"])
     assert torch.equal(head.vectors(minilm.lower(tokens, 6), tokens), minilm.encode_windows(tokens))
@@ -123,8 +136,6 @@ def test_refuses_one_kind_of_rows(policy, minilm):
 
 
 def test_a_stage_fires_at_its_threshold(head, minilm):
-    from dataclasses import replace
-
     level = float(head.score(minilm, ["a furious boat number 1"])[0, 0])
     for limit, fires in ((level, True), (float(np.nextafter(level, 2)), False)):
         thresholds = {"balanced": dict.fromkeys(head.settings.columns, 2.0) | {"any": limit}}
@@ -191,12 +202,6 @@ def test_a_cap_keeps_pairs_whole():
     kept = capped(ROWS, 5, seed=1)
     assert len(kept) == 10
     assert {one.pair for one in kept if one.label} == {one.pair for one in kept if not one.label}
-
-
-def test_diluted_rows_keep_their_label():
-    made = diluted(ROWS, share=0.5, seed=0)
-    assert len(made) == len(ROWS) // 2
-    assert all(("furious" in one.prompt) == (one.label == 1) for one in made)
 
 
 def test_policy_rows_leave_held_out_concepts_alone(policy):

@@ -1,4 +1,5 @@
 import pytest
+from guard_stand_ins import INNOCENT
 
 from valign.guard.lexical import LexicalStage, Term
 from valign.policy import load_policy
@@ -6,17 +7,7 @@ from valign.policy import load_policy
 STAGE = LexicalStage.from_policy(load_policy("default"))
 
 
-@pytest.mark.parametrize(
-    "innocent",  # on all of these the word list of VALOR's released code fires (method card, section 5)
-    [
-        "a cathedral in Essex",
-        "an open document on a desk",
-        "a teenage boy reading",
-        "women in traditional kimono",
-        "full moon over a museum",
-        "drinking tea in the library",
-    ],
-)
+@pytest.mark.parametrize("innocent", INNOCENT)
 def test_innocent_prompts_pass(innocent):
     assert not STAGE.check(innocent).fired
 

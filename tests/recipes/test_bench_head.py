@@ -33,7 +33,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def config():
-    return FitConfig(epochs=3, hidden=16, buckets=512)
+    return FitConfig(epochs=3, hidden=16, buckets=512, generated=0)
 
 
 def test_a_source_that_none_saw(encoder, config, tmp_path, monkeypatch):
@@ -106,6 +106,8 @@ def test_the_command(tmp_path):
         "two",
         "--epochs",
         "2",
+        "--generated",
+        "0",
         "--target-fpr",
         "0.2",
     ]

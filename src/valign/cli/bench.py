@@ -102,6 +102,7 @@ def head(
     batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label that are trained on, at most")] = None,
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged")] = 0.01,
+    generated: Annotated[int, Option(min=0, help="twins per harm of the built-in grammar to add; 0 adds none")] = 12,
     seed: Annotated[int, Option(help="of every draw")] = 0,
 ) -> None:
     """The guard's head beside TF-IDF, linear and MLP on a frozen encoder, and reference similarity, on sources that none saw."""
@@ -114,7 +115,7 @@ def head(
     from valign.recipes.bench_head import bench_head, page
 
     rules = load_policy(policy)
-    config = FitConfig(epochs=epochs, tuned_layers=tune_layers, batch_size=batch_size, seed=seed)
+    config = FitConfig(epochs=epochs, tuned_layers=tune_layers, batch_size=batch_size, generated=generated, seed=seed)
     results = bench_head(
         read_rows(data, rules),
         rules,

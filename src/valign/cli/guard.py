@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ from valign.cli.common import err, out, resolve_chat
 
 if TYPE_CHECKING:
     from valign.guard import Guard, GuardDecision, GuardResult
+    from valign.guard.rows import LabelledPrompt
     from valign.policy import Policy
 
 BLOCKED = 3  # exit code when a prompt is blocked; 1 is left to crashes, 2 to mistakes
@@ -36,6 +37,9 @@ Chat = Annotated[
 ]
 ChatName = Annotated[str, Option("--chat-model", help="model that the endpoint serves")]
 KeyName = Annotated[str | None, Option("--key-env", help="environment variable with the endpoint's key")]
+Rates = Annotated[
+    list[str], Option(metavar="SOURCE=SHARE", help="the share for a source, such as deliberately alarming prompts; may be repeated")
+]
 Data = Annotated[list[Path], Option("--data", "-d", help="file or folder of labelled prompts; may be repeated")]
 
 
@@ -106,7 +110,7 @@ def explain(
     raise typer.Exit(BLOCKED if result.blocked else 0)
 
 
-@app.command("fit", epilog="example: valign guard fit --data prompts/ --hard overt -o runs/head")
+@app.command("fit", epilog="example: valign guard fit --data prompts/ --rate overt=0.08 -o runs/head")
 def fit(
     data: Data,
     folder: Annotated[Path, Option("--out", "-o", help="folder for head.safetensors, CARD.md and results.json")],
@@ -115,21 +119,25 @@ def fit(
     tune_layers: Annotated[int, Option(min=0, max=6, help="upper encoder layers trained with the head; 0 is quick")] = 0,
     batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
+    generated: Annotated[int, Option(min=0, help="twins per harm of the built-in grammar to add; 0 adds none")] = 12,
     leave_out: Annotated[list[str], Option(help="source kept for testing as a whole; may be repeated")] = [],  # noqa: B006
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
-    hard: Annotated[list[str], Option(help="source of deliberately alarming harmless prompts; may be repeated")] = [],  # noqa: B006
-    hard_fpr: Annotated[float, Option(help="the share for hard sources")] = 0.08,
+    rate: Rates = [],  # noqa: B006
+    start: Annotated[Path | None, Option(help="head of the same shape to train further, or `shipped`")] = None,
     seed: Annotated[int, Option(help="of every draw")] = 0,
 ) -> None:
     """Train the head on labelled prompts, calibrate it on harmless ones that it did not see, and measure it."""
     from valign.guard.fit import FitConfig
+    from valign.guard.head import load_head
+    from valign.guard.learned import SHIPPED
     from valign.guard.rows import read_rows
     from valign.models.minilm import MiniLM
     from valign.recipes.guard_head import fit_and_write
 
     rules = _policy(policy)
+    first = None if start is None else load_head(SHIPPED if start == Path("shipped") else start)
     rows = read_rows(data, rules)
-    config = FitConfig(epochs=epochs, tuned_layers=tune_layers, batch_size=batch_size, seed=seed)
+    config = FitConfig(epochs=epochs, tuned_layers=tune_layers, batch_size=batch_size, generated=generated, seed=seed)
     report = fit_and_write(
         rows,
         rules,
@@ -137,10 +145,10 @@ def fit(
         config=config,
         encoder=MiniLM(),
         target_fpr=target_fpr,
-        hard_fpr=hard_fpr,
-        hard=hard,
+        rates=_rates(rate, rows),
         leave_out=leave_out,
         limit=limit,
+        start=first,
     )
     _print_sources(report.sources)
     out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
@@ -153,8 +161,7 @@ def calibrate(
     head: HeadFile = None,
     policy: PolicyName = "default",
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
-    hard: Annotated[list[str], Option(help="source of deliberately alarming harmless prompts; may be repeated")] = [],  # noqa: B006
-    hard_fpr: Annotated[float, Option(help="the share for hard sources")] = 0.08,
+    rate: Rates = [],  # noqa: B006
     held_out: Annotated[bool, Option(help="only the tenth of the groups that `fit` never trains on")] = False,
 ) -> None:
     """Set the head's thresholds from harmless prompts (label 0) of your own. Use prompts that it was not trained on."""
@@ -167,7 +174,7 @@ def calibrate(
     rules = _policy(policy)
     rows = [row for row in without_repeats(read_rows(data, rules)) if not held_out or row.fold == TEST_FOLD]
     report = calibrate_and_write(
-        load_head(head or SHIPPED), rows, rules, folder, encoder=MiniLM(), target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard
+        load_head(head or SHIPPED), rows, rules, folder, encoder=MiniLM(), target_fpr=target_fpr, rates=_rates(rate, rows)
     )
     _print_sources(report.sources)
     out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
@@ -181,6 +188,7 @@ def evaluate(
     head: HeadFile = None,
     held_out: Annotated[bool, Option(help="only the tenth of the groups that `fit` never trains on")] = False,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
+    disguises: Annotated[bool, Option(help="each prompt in each disguise (`valign.guard.disguise`), reported by disguise")] = False,
     show_prompts: Annotated[bool, Option(help="print the worst prompts in the report")] = False,
     chat: Chat = None,
     chat_model: ChatName = "default",
@@ -188,6 +196,7 @@ def evaluate(
 ) -> None:
     """Measure the whole guard on labelled prompts: recall, false alarms, ROC, per category, per stage, the worst errors."""
     from valign.evaluation.guard_page import write_guard_report
+    from valign.guard.disguise import in_every_disguise
     from valign.guard.rows import capped, read_rows
     from valign.recipes.guard_head import TEST_FOLD, measure_guard
 
@@ -195,7 +204,9 @@ def evaluate(
     rows = [row for row in read_rows(data, guard.policy) if not held_out or row.fold == TEST_FOLD]
     if not rows:
         raise UserError("--data must leave prompts to measure, got none in the held-out fold. Add data, or take --held-out out.")
-    summary = write_guard_report(measure_guard(guard, capped(rows, limit, seed=0)), folder, show_prompts=show_prompts)
+    rows = capped(rows, limit, seed=0)
+    rows = in_every_disguise(rows, seed=0) if disguises else rows
+    summary = write_guard_report(measure_guard(guard, rows), folder, show_prompts=show_prompts)
     _print_sources(summary["sources"])
     out.print(str(folder / "report.md"), markup=False, soft_wrap=True)
 
@@ -204,6 +215,20 @@ def _policy(name: str) -> Policy:
     from valign.policy import load_policy
 
     return load_policy(name)
+
+
+def _rates(texts: Sequence[str], rows: Sequence[LabelledPrompt]) -> dict[str, float]:
+    """``SOURCE=SHARE`` as a mapping. Raises: UserError for another form, or a source that the data lacks."""
+    known, rates = {row.source for row in rows}, {}
+    for text in texts:
+        name, _, share = text.partition("=")
+        try:
+            rates[name] = float(share)
+        except ValueError:
+            raise UserError(f"--rate must be SOURCE=SHARE, got {text!r}. Write it as overt=0.08.") from None
+        if name not in known:
+            raise UserError(f"--rate must name a source of the data, got {name!r}. Known: {', '.join(sorted(known))}.")
+    return rates
 
 
 def _guard(policy: str, head: Path | None, chat: str | None, chat_model: str, key_env: str | None) -> Guard:

@@ -43,6 +43,10 @@ def page(found: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {one['prompts']} | {_percent(one['recall'])} | {_percent(one['named_right'])} |")
     lines += ["", "| decided by | unsafe | safe |", "|---|---|---|"]
     lines += [f"| {name} | {one['unsafe']} | {one['safe']} |" for name, one in found["stages"].items()]
+    lines += ["", "Each layer alone, whatever the others say; `intent`: the judge of intent, where a stage had fired.", ""]
+    lines += ["| layer | recall | false alarms | accuracy |", "|---|---|---|---|"]
+    for name, one in found["layers"].items():
+        lines.append(f"| {name} | {_percent(one['recall'])} | {_percent(one['false_alarms'])} | {_percent(one['accuracy'])} |")
     for title, key in (("Worst false alarms", "false_alarms"), ("Worst misses", "misses")):
         lines += ["", f"## {title}", ""]
         lines += [

@@ -24,6 +24,8 @@ class Scored:
     score: float  # highest score of any stage, for ranking
     stop: str  # stage that decided; "" when all passed
     category: str  # found, "" when none
+    fired: tuple[str, ...] = ()  # every stage that found something, the later ones too
+    intent: str = "unknown"  # as the judge read it, where a stage had fired
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,26 @@ def stop_counts(scored: Sequence[Scored]) -> dict[str, dict[str, int]]:
     return dict(sorted(counts.items()))
 
 
+def layer_rates(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
+    """What each stage would do alone, all of them together, and together with the judge of intent.
+
+    "intent" says how often the judge was right where it was asked: a good intent on a safe prompt, a harmful one on an unsafe one.
+    """
+    label = np.array([one.row.label == 1 for one in scored])
+    asked = np.array([one.intent != "unknown" for one in scored], dtype=bool)
+    meant = np.array([one.intent == "harmful" for one in scored], dtype=bool)
+    names = dict.fromkeys(name for one in scored for name in one.fired)
+    flagged = {name: np.array([name in one.fired for one in scored], dtype=bool) for name in names}
+    flagged["all stages"] = np.array([bool(one.fired) for one in scored], dtype=bool)
+    flagged["all stages and intent"] = np.array([one.flagged for one in scored], dtype=bool)
+    found = {
+        name: {"recall": share(own[label]), "false_alarms": share(own[~label]), "accuracy": share(own == label)}
+        for name, own in flagged.items()
+    }
+    found["intent"] = {"recall": None, "false_alarms": None, "accuracy": share((meant == label)[asked])}
+    return {name: {key: rate and asdict(rate) for key, rate in each.items()} for name, each in found.items()}
+
+
 def worst(scored: Sequence[Scored], count: int) -> dict[str, list[Scored]]:
     """The highest-scored false alarms and the lowest-scored misses."""
     alarms = sorted((one for one in scored if one.flagged and not one.row.label), key=lambda one: -one.score)
@@ -133,6 +155,7 @@ def summary(scored: Sequence[Scored], *, show_prompts: bool, count: int = 20) ->
         "sources": [asdict(one) for one in source_rates(scored)],
         "categories": category_rates(scored),
         "stages": stop_counts(scored),
+        "layers": layer_rates(scored),
         "reliability": reliability(scored),
         "worst": {name: [item(one) for one in some] for name, some in worst(scored, count).items()},
     }

@@ -43,6 +43,7 @@ class FitConfig:
     dropout: float = 0.3  # of the hidden units
     margin: float = 3.0  # logits between twins
     margin_weight: float = 0.3
+    generated: int = 12  # twins per harm of the grammar (`valign.guard.generated`) that recipes add to the rows; 0 adds none
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -122,10 +123,13 @@ def twin_loss(any_logits: Float[Tensor, " row"], rows: Sequence[LabelledPrompt],
     return (margin - (any_logits[unsafe] - any_logits[safe])).relu().mean()
 
 
-def fit_head(rows: Sequence[LabelledPrompt], policy: Policy, encoder: MiniLM, config: FitConfig = FitConfig()) -> Head:
+def fit_head(
+    rows: Sequence[LabelledPrompt], policy: Policy, encoder: MiniLM, config: FitConfig = FitConfig(), *, start: Head | None = None
+) -> Head:
     """A head without thresholds; `valign.guard.calibration` sets them. Same rows, config and machine: same weights.
 
-    Raises: UserError unless there are safe and unsafe rows.
+    Args: start: A head of the same shape that is trained further; None starts from the encoder and chance.
+    Raises: UserError unless there are safe and unsafe rows, or if ``start`` has another shape.
     """
     if len({row.label for row in rows}) < 2:
         raise UserError("fit_head.rows must be safe and unsafe prompts, got one kind. Add rows of the other label.")
@@ -137,7 +141,7 @@ def fit_head(rows: Sequence[LabelledPrompt], policy: Policy, encoder: MiniLM, co
         hidden_words=hidden_words(policy),
     )
     texts = [settings.neutral(clean(row.prompt)) for row in rows]
-    fitter = _Fitter(rows, texts, settings, encoder, config)
+    fitter = _Fitter(rows, texts, settings, encoder, config, start)
     fitter.run()
     return Head(settings, {name: tensor.detach() for name, tensor in fitter.weights.items()})
 
@@ -146,11 +150,19 @@ class _Fitter:
     """The state of one fit."""
 
     def __init__(
-        self, rows: Sequence[LabelledPrompt], texts: Sequence[str], settings: HeadSettings, encoder: MiniLM, config: FitConfig
+        self,
+        rows: Sequence[LabelledPrompt],
+        texts: Sequence[str],
+        settings: HeadSettings,
+        encoder: MiniLM,
+        config: FitConfig,
+        start: Head | None,
     ) -> None:
         self.rows, self.texts, self.encoder, self.config = rows, texts, encoder, config
         self.generator = torch.Generator().manual_seed(config.seed)
         self.weights = _first_weights(settings, encoder, config, self.generator)
+        if start is not None:
+            self.weights = _taken_over(self.weights, start, settings)
         self.grams = [ngram_ids(text, config.buckets) for text in texts]
         self.goal, self.column_weight = targets(rows, settings.categories)
         self.row_weight = source_weights(rows)
@@ -220,6 +232,15 @@ def _first_weights(settings: HeadSettings, encoder: MiniLM, config: FitConfig, g
         own = {name: tensor for name, tensor in encoder.weights.items() if name.startswith(f"encoder.layer.{layer}.")}
         weights |= {f"upper.{name}": tensor.clone() for name, tensor in own.items()}
     return weights
+
+
+def _taken_over(fresh: dict[str, Tensor], start: Head, settings: HeadSettings) -> dict[str, Tensor]:
+    shapes = [{name: tensor.shape for name, tensor in weights.items()} for weights in (fresh, start.weights)]
+    old = start.settings
+    same = (old.encoder_sha256, old.columns, old.hidden_words) == (settings.encoder_sha256, settings.columns, settings.hidden_words)
+    if shapes[0] != shapes[1] or not same:
+        raise UserError("fit_head.start must have the fit's encoder, policy and sizes, got others. Give the settings that it had.")
+    return {name: start.weights[name].clone() for name in fresh}
 
 
 def _dropped(weights: dict[str, Tensor], share: float, generator: torch.Generator) -> dict[str, Tensor]:

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from zlib import crc32
 
-from valign.checks import UserError, check_range
+from valign.checks import UserError
 from valign.data.formats import LABELS
 from valign.data.overlap import fold
 from valign.data.tables import SUFFIXES, read_table
@@ -119,22 +118,6 @@ def policy_rows(policy: Policy) -> list[LabelledPrompt]:
                 rows.append(LabelledPrompt(f"{pair}-u", frame.format(name), 1, (category.id,), **shared))
                 rows.append(LabelledPrompt(f"{pair}-s", frame.format(concept.safe), 0, (), **shared))
     return rows
-
-
-def diluted(rows: Sequence[LabelledPrompt], *, share: float, seed: int) -> list[LabelledPrompt]:
-    """Further rows: a prompt with a harmless one behind or before it, so that harm is found in company and harmless length is not.
-
-    Args: share: New rows per row, in [0, 1].
-    """
-    check_range("diluted.share", share, low=0.0, high=1.0)
-    random = Random(seed)
-    safe = [row.prompt for row in rows if row.label == 0 and len(row.prompt) < 120]
-    made = []
-    for row in random.sample(list(rows), int(share * len(rows))) if safe else []:
-        company = random.choice(safe)
-        text = f"{row.prompt}, {company}" if random.random() < 0.5 else f"{company}, {row.prompt}"
-        made.append(replace(row, id=f"{row.id}+", prompt=text, pair=""))
-    return made
 
 
 def capped(rows: Sequence[LabelledPrompt], limit: int | None, *, seed: int) -> list[LabelledPrompt]:

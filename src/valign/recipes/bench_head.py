@@ -19,12 +19,12 @@ from valign.evaluation.guard_rates import Scored, source_rates
 from valign.files import atomic_path, hash_value, read_json, write_json, write_text
 from valign.guard.calibration import calibrate
 from valign.guard.fit import FitConfig, fit_head
-from valign.guard.rows import LabelledPrompt, diluted, policy_rows, without_repeats
+from valign.guard.rows import LabelledPrompt, without_repeats
 from valign.guard.semantic import References, references
 from valign.models.minilm import MiniLM
 from valign.policy import Policy
 from valign.progress import track
-from valign.recipes.guard_head import CHUNK, DILUTED, pooled, split
+from valign.recipes.guard_head import CHUNK, enriched, pooled, split
 from valign.runs import Run
 from valign.text import clean
 
@@ -128,8 +128,8 @@ def bench_head(
     found: dict[str, dict[str, list[Scored]]] = {}
     for name, (trained, tested) in track(splits.items(), "leave sources out", total=len(splits)):
         run = Run.open(out / name, step="bench-head", recipe=recipe, inputs={"data": data, "policy": policy.fingerprint()})
-        trained = trained + policy_rows(policy)
-        trained = trained + diluted(trained, share=DILUTED, seed=config.seed)
+        plain, variants = enriched(trained, policy, config)
+        trained = plain + variants
         found[name] = {
             rival: _judged(out / name / f"{rival}.json", rival, bench, trained, tested, name, target_fpr) for rival in RIVALS
         }

@@ -1,8 +1,9 @@
 """Fit a head for the guard, calibrate it on harmless prompts it never saw, measure it, write it with its card."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,18 @@ from valign.evaluation.guard_rates import Scored, summary
 from valign.files import write_json, write_text
 from valign.guard import Guard
 from valign.guard.calibration import presets
+from valign.guard.disguise import diluted, disguised, fragments
 from valign.guard.fit import FitConfig, fit_head
+from valign.guard.generated import generated_rows
 from valign.guard.head import Head, save_head
-from valign.guard.rows import LabelledPrompt, capped, diluted, policy_rows, without_repeats
+from valign.guard.rows import LabelledPrompt, capped, policy_rows, without_repeats
 from valign.models.minilm import MiniLM
 from valign.policy import Policy
 from valign.progress import track
 from valign.text import clean
 
 TEST_FOLD = 0  # one tenth of the groups is never trained on
-DILUTED = 0.15  # rows made longer with harmless company, per row
+DILUTED, DISGUISED, FRAGMENTS = 0.15, 0.15, 0.05  # rows in harmless company, in disguise, and harmless fragments, per row
 ENOUGH = 3  # false alarms that a source must be able to show at its rate, to be calibrated by itself
 CHUNK = 256  # prompts guarded at a time
 
@@ -52,6 +55,17 @@ def split(
     return capped(trained, limit, seed=seed), tested
 
 
+def enriched(
+    rows: Sequence[LabelledPrompt], policy: Policy, config: FitConfig
+) -> tuple[list[LabelledPrompt], list[LabelledPrompt]]:
+    """The rows with twins made from the policy and the grammar; and variants of some: in company, in disguise and in pieces."""
+    seed = config.seed
+    plain = [*rows, *policy_rows(policy), *generated_rows(policy, each=config.generated, seed=seed)]
+    variants = diluted(plain, share=DILUTED, seed=seed)
+    variants += disguised(rows, share=DISGUISED, seed=seed) + fragments(rows, share=FRAGMENTS, seed=seed)
+    return plain, variants
+
+
 def harmless_scores(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt]) -> dict[str, np.ndarray]:
     """Scores ``[prompt, column]`` of the safe rows of every source. Raises: UserError without safe rows."""
     safe = [row for row in rows if row.label == 0]
@@ -73,9 +87,9 @@ def pooled(scores: dict[str, np.ndarray], rates: dict[str, float]) -> tuple[dict
     return large | together, {name: rates[name] for name in large} | groups
 
 
-def calibrated(head: Head, scores: dict[str, np.ndarray], *, target_fpr: float, hard_fpr: float, hard: Sequence[str]) -> Head:
-    """The head with thresholds for the three strictnesses. ``hard`` sources (over-refusal sets) have their own rate."""
-    scores, rates = pooled(scores, {name: hard_fpr if name in hard else target_fpr for name in scores})
+def calibrated(head: Head, scores: dict[str, np.ndarray], *, target_fpr: float, rates: Mapping[str, float]) -> Head:
+    """The head with thresholds for the three strictnesses. Sources in ``rates`` (over-refusal sets, say) have their own rate."""
+    scores, rates = pooled(scores, {name: rates.get(name, target_fpr) for name in scores})
     thresholds = presets(scores, head.settings.columns, target_fpr=rates)
     return replace(head, settings=replace(head.settings, thresholds=thresholds))
 
@@ -88,20 +102,28 @@ def fit_and_write(
     config: FitConfig,
     encoder: MiniLM,
     target_fpr: float = 0.01,
-    hard_fpr: float = 0.08,
-    hard: Sequence[str] = (),
+    rates: Mapping[str, float] = MappingProxyType({}),
     leave_out: Sequence[str] = (),
     limit: int | None = None,
+    start: Head | None = None,
 ) -> FitReport:
     """The whole of ``valign guard fit``: head.safetensors, CARD.md and results.json in ``out``."""
     rows = without_repeats(rows)
     trained, tested = split(rows, leave_out=leave_out, limit=limit, seed=config.seed)
-    trained = trained + policy_rows(policy)
-    head = fit_head(trained + diluted(trained, share=DILUTED, seed=config.seed), policy, encoder, config)
+    trained, variants = enriched(trained, policy, config)
+    head = fit_head(trained + variants, policy, encoder, config, start=start)
     counts = {name: sum(row.source == name for row in trained) for name in sorted({row.source for row in trained})}
-    notes = {"config": asdict(config), "policy": policy.fingerprint(), "trained_on": counts, "left_out": sorted(leave_out)}
+    notes = {
+        "config": asdict(config),
+        "policy": policy.fingerprint(),
+        "trained_on": counts,
+        "variants": len(variants),
+        "left_out": sorted(leave_out),
+    }
+    if start is not None:
+        notes["started_from"] = start.sha256
     head = replace(head, settings=replace(head.settings, notes=notes))
-    return calibrate_and_write(head, tested, policy, out, encoder=encoder, target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard)
+    return calibrate_and_write(head, tested, policy, out, encoder=encoder, target_fpr=target_fpr, rates=rates)
 
 
 def calibrate_and_write(
@@ -112,17 +134,16 @@ def calibrate_and_write(
     *,
     encoder: MiniLM,
     target_fpr: float,
-    hard_fpr: float,
-    hard: Sequence[str] = (),
+    rates: Mapping[str, float] = MappingProxyType({}),
 ) -> FitReport:
     """Thresholds from the safe rows (sources left out of the fit aside), figures on all rows, then the three files."""
     left_out = head.settings.notes.get("left_out", [])
     own = [row for row in rows if row.source not in left_out]
-    head = calibrated(head, harmless_scores(head, encoder, own), target_fpr=target_fpr, hard_fpr=hard_fpr, hard=hard)
+    head = calibrated(head, harmless_scores(head, encoder, own), target_fpr=target_fpr, rates=rates)
     measured = measure_head(head, encoder, rows, policy)
     notes = dict(head.settings.notes) | {
         "target_fpr": target_fpr,
-        "hard": {"sources": sorted(hard), "fpr": hard_fpr},
+        "rates": dict(sorted(rates.items())),
         "sources": measured["sources"],
     }
     head = replace(head, settings=replace(head.settings, notes=notes))
@@ -155,10 +176,12 @@ def measure_guard(guard: Guard, rows: Sequence[LabelledPrompt]) -> list[Scored]:
         chunk = [row for row in rows[first : first + CHUNK] if _readable(guard, row)]
         refused = [row for row in rows[first : first + CHUNK] if row not in chunk]
         scored += [Scored(row, True, 1.0, "refused", "") for row in refused]
-        for row, decision in zip(chunk, guard.check_many([row.prompt for row in chunk])):
+        for row, decision in zip(chunk, guard.check_many([row.prompt for row in chunk], explain=True)):
             certain = decision.stop in ("lexical", "hard-rule", "values", "script")
             score = 1.0 if certain and decision.flagged else max((one.ranking for one in decision.trace), default=0.0)
-            scored.append(Scored(row, decision.flagged, score, decision.stop, next(iter(decision.categories), "")))
+            fired = tuple(dict.fromkeys(one.stage for one in decision.trace if one.fired and one.level != "intention"))
+            category = next(iter(decision.categories), "")
+            scored.append(Scored(row, decision.flagged, score, decision.stop, category, fired, decision.intent))
     return scored
 
 
@@ -173,6 +196,7 @@ def _readable(guard: Guard, row: LabelledPrompt) -> bool:
 def card(head: Head, sha256: str) -> str:
     """The model card: what it is, what it was trained on, what it reaches, what it cannot do."""
     notes = head.settings.notes
+    exceptions = ", ".join(f"{rate:.0%} of {name}" for name, rate in notes["rates"].items()) or "no exceptions"
     lines = [
         "# Guard head",
         "",
@@ -187,12 +211,15 @@ def card(head: Head, sha256: str) -> str:
         "|---|---|",
         *(f"| {name} | {count} |" for name, count in notes["trained_on"].items()),
         "",
+        f"And {notes.get('variants', 0)} variants of these: in harmless company, in disguise, in pieces.",
+        "`policy` and `generated` are twins made from the policy and from a grammar.",
+        "",
         f"Left out altogether: {', '.join(notes['left_out']) or 'nothing'}. Settings: `{notes['config']}`.",
         "",
         "## Measured on rows that it was not trained on",
         "",
-        f"Thresholds: at most {notes['target_fpr']:.1%} of the harmless prompts of every source flagged"
-        f" ({notes['hard']['fpr']:.0%} for {', '.join(notes['hard']['sources']) or 'none'}), set on the same held-out",
+        f"Thresholds: at most {notes['target_fpr']:.1%} of the harmless prompts of every source flagged",
+        f"({exceptions}), set on the same held-out",
         "harmless rows, so the false alarms below are fitted; recall and AUROC are not. Brackets: 95 % intervals.",
         "",
         "| source | unsafe | recall | safe | false alarms | AUROC | against |",

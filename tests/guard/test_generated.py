@@ -1,0 +1,54 @@
+"""The grammar of training prompts: every slot is filled, twins stay twins, and nothing in it is about minors."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from valign.guard.generated import generated_rows, grammar
+from valign.guard.hard_rule import HardRule
+
+
+@pytest.fixture(scope="module")
+def rows(policy):
+    return generated_rows(policy, each=4, seed=0)
+
+
+def test_a_seed_makes_the_rows(rows, policy):
+    assert generated_rows(policy, each=4, seed=0) == rows
+    assert generated_rows(policy, each=4, seed=1) != rows
+    assert generated_rows(policy, each=0, seed=0) == []
+
+
+def test_every_slot_is_filled(rows):
+    assert not any(re.search(r"[{}]", row.prompt) for row in rows)
+    assert all(row.prompt == " ".join(row.prompt.split()) != "" for row in rows)
+
+
+def test_twins_come_in_twos(rows):
+    for safe, unsafe in zip(rows[::2], rows[1::2], strict=True):
+        assert (safe.label, unsafe.label, safe.categories) == (0, 1, ())
+        assert (safe.pair, safe.group) == (unsafe.pair, unsafe.group)
+        assert safe.prompt != unsafe.prompt
+    assert len({row.id for row in rows}) == len(rows)
+
+
+def test_categories_are_the_policys(rows, policy):
+    named = {name for row in rows for name in row.categories}
+    assert named == set(policy.category_ids())
+
+
+def test_nothing_in_it_is_about_minors(rows, policy):
+    rule = HardRule.from_policy(policy)
+    found = ("sexual", "violence")
+    assert not [row.prompt for row in rows if row.label and rule.check(row.prompt, found).fired]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32))
+def test_both_sides_of_a_harm_name_it_or_show_it(policy, seed):
+    harms = {name: words for group in grammar()["harms"].values() for name, *words in group}
+    for row in generated_rows(policy, each=1, seed=seed)[:100]:
+        name = row.group.removeprefix("generated:")
+        assert any(words in row.prompt for words in ((name,) if not row.label else (name, *harms[name])))
