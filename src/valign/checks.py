@@ -29,7 +29,7 @@ def check_choice(name: str, value: object, choices: Collection[object], *, hint:
 
 
 def read_options(kind: type[Options], options: Mapping[str, Any], *, name: str = "") -> Options:
-    """The dataclass ``kind`` of ``options``, each in its field's type: 8 becomes a float and a list a tuple where those are declared.
+    """The dataclass ``kind`` of ``options``, each in its field's type: 8 becomes a float where one is declared, and a list a tuple.
 
     Args:
         name: What a message calls it; the class's own name if left out.

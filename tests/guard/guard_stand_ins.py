@@ -19,7 +19,6 @@ INNOCENT = (
 )
 
 
-
 def with_guard(policy, **changes):
     """The policy with other guard rules."""
     return policy.model_copy(update={"guard": policy.guard.model_copy(update=changes)})

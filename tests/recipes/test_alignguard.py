@@ -48,7 +48,8 @@ def test_changes_reach_objective_and_training_and_none_leaves_alone():
 
 def test_values_become_the_type_of_their_option():
     changed = AlignGuardRecipe().changed(retain_weight=1500, targets=["attn2.to_k", "attn2.to_v"]).training
-    assert isinstance(changed.retain_weight, float) and changed.targets == ("attn2.to_k", "attn2.to_v")
+    assert isinstance(changed.retain_weight, float)
+    assert changed.targets == ("attn2.to_k", "attn2.to_v")
 
 
 @pytest.mark.parametrize(
