@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from valign.data.text_tasks import TextRow
 from valign.evaluation.retention import Probe, cosines, skill
 
-vectors = hnp.arrays(np.float64, (4, 3), elements=st.floats(-5, 5))
+vectors = hnp.arrays(np.float64, (4, 3), elements=st.floats(-5, 5, allow_subnormal=False))
 
 
 def encoder(table):
@@ -22,6 +22,11 @@ def test_cosines_are_bounded_and_forget_length(left, right, factor):
     found = cosines(left, right)
     assert (np.abs(found) <= 1 + 1e-9).all()
     assert np.allclose(found, cosines(factor * left, right), atol=1e-9)
+
+
+def test_cosines_of_tiny_vectors_do_not_underflow():
+    tiny = np.array([[6.8e-160, 6.8e-160, 0.0]])
+    assert cosines(tiny, np.array([[1.0, 0.0, 0.0]])) == pytest.approx(0.5**0.5)
 
 
 def test_a_model_that_did_not_move_has_no_drift_and_its_skill():

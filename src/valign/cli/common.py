@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +40,18 @@ def setting(text: str) -> tuple[str, Any]:
     if not separator or not name:
         raise UserError(f"--set must be NAME=VALUE, got {text!r}. Example: --set rank=8")
     return name, yaml.safe_load(value)
+
+
+def numbers_by_name(option: str, texts: Sequence[str]) -> dict[str, float]:
+    """``NAME=NUMBER`` -> number by name. Raises: UserError for another form."""
+    numbers: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            numbers[name] = float(value)
+        except ValueError:
+            raise UserError(f"{option} must be NAME=NUMBER, got {text!r}. For example {option} hate=0.5.") from None
+    return numbers
 
 
 def resolve_model(name: str, **options: Any) -> DiffusionModel:

@@ -14,7 +14,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError
-from valign.cli.common import err, out, resolve_chat
+from valign.cli.common import err, numbers_by_name, out, resolve_chat
 
 if TYPE_CHECKING:
     from valign.guard import Guard, GuardDecision, GuardResult
@@ -219,15 +219,10 @@ def _policy(name: str) -> Policy:
 
 def _rates(texts: Sequence[str], rows: Sequence[LabelledPrompt]) -> dict[str, float]:
     """``SOURCE=SHARE`` as a mapping. Raises: UserError for another form, or a source that the data lacks."""
-    known, rates = {row.source for row in rows}, {}
-    for text in texts:
-        name, _, share = text.partition("=")
-        try:
-            rates[name] = float(share)
-        except ValueError:
-            raise UserError(f"--rate must be SOURCE=SHARE, got {text!r}. Write it as overt=0.08.") from None
+    rates, known = numbers_by_name("--rate", texts), sorted({row.source for row in rows})
+    for name in rates:
         if name not in known:
-            raise UserError(f"--rate must name a source of the data, got {name!r}. Known: {', '.join(sorted(known))}.")
+            raise UserError(f"--rate must name a source of the data, got {name!r}. Known: {', '.join(known)}.")
     return rates
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from typer import Argument, Option, Typer
 
 from valign.checks import UserError
-from valign.cli.common import err, out, resolve_model
+from valign.cli.common import err, numbers_by_name, out, resolve_model
 
 if TYPE_CHECKING:
     from valign.merging import Expert, MergePlan, Votes
@@ -179,7 +179,7 @@ def best(
     """Take the expert with the lowest score, e.g. its share of harmful pictures: the baseline of every merge."""
     from valign.merging import best_single
 
-    chosen, scores = parse_experts(experts, weight), _numbers("--score", score)
+    chosen, scores = parse_experts(experts, weight), numbers_by_name("--score", score)
     write(
         folder,
         "best-single",
@@ -227,7 +227,7 @@ def parse_experts(texts: Sequence[str], weights: Sequence[str] = ()) -> "list[Ex
         if name in opened:
             raise UserError(f"Experts must have different names, got {name} twice. Write NAME=FOLDER to name them.")
         opened[name] = file
-    strengths = _numbers("--weight", weights)
+    strengths = numbers_by_name("--weight", weights)
     unknown = sorted(set(strengths) - set(opened))
     if unknown:
         raise UserError(f"--weight must name one of {', '.join(opened)}; got {', '.join(unknown)}.")
@@ -285,18 +285,6 @@ def _calibration_prompts(experts: "Sequence[Expert]", data: Path | None, prompts
         found = {category: found[category] for category in sorted(trained)}
     err.print(f"Prompts of {', '.join(sorted(name or 'no category' for name in found))} vote.", markup=False)
     return found
-
-
-def _numbers(option: str, texts: Sequence[str]) -> dict[str, float]:
-    """``NAME=NUMBER`` -> number by name."""
-    numbers: dict[str, float] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            numbers[name] = float(value)
-        except ValueError:
-            raise UserError(f"{option} must be NAME=NUMBER, got {text!r}. For example {option} hate=0.5.") from None
-    return numbers
 
 
 def _shares(names: Sequence[str], shares: Sequence[float]) -> Table:

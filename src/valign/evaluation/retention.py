@@ -48,10 +48,31 @@ class Retention:
     skill_before: float
 
 
+Look = Callable[[], tuple[np.ndarray, float]]  # vectors [input, width] of fixed inputs, and the skill shown on them
+
+
+def kept_since(look: Look) -> Callable[[], Retention]:
+    """Looks now; what it returns looks again, and compares."""
+    before, skill_before = look()
+
+    def measure() -> Retention:
+        after, skill_after = look()
+        return Retention(float(1 - cosines(before, after).mean()), skill_after, skill_before)
+
+    return measure
+
+
 def cosines(left: Float[np.ndarray, "text width"], right: Float[np.ndarray, "text width"]) -> Float[np.ndarray, " text"]:
     """Cosine of each row with its partner; 0 for a vector of length 0."""
+    left, right = _scaled(left), _scaled(right)
     sizes = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     return np.divide((left * right).sum(1), sizes, out=np.zeros(len(left)), where=sizes > 0)
+
+
+def _scaled(rows: Float[np.ndarray, "text width"]) -> Float[np.ndarray, "text width"]:
+    """Each row with a largest entry of 1: the squares of tiny entries would underflow."""
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    return np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
 
 
 def skill(vectors: Float[np.ndarray, "text width"], similarity: Float[np.ndarray, " pair"]) -> float:

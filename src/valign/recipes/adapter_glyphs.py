@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from valign.data.tasks import TaskData
-from valign.evaluation.retention import Retention, cosines
+from valign.evaluation.retention import Retention, kept_since
 from valign.models.clip_task import ClipTaskModel
 from valign.models.encoders import ClipEncoder
 from valign.models.task_model import Target
@@ -61,13 +61,7 @@ class GlyphPlace:
             right = (pictures @ texts.T).argmax(1).cpu() == torch.arange(len(texts))
             return torch.cat([pictures, texts]).cpu().numpy(), float(right.double().mean())
 
-        before, skill_before = look()
-
-        def measure() -> Retention:
-            after, skill = look()
-            return Retention(float(1 - cosines(before, after).mean()), skill, skill_before)
-
-        return measure
+        return kept_since(look)
 
     def describe(self) -> dict[str, Any]:
         known = {"task": self.task, "seed": self.seed, "budget": asdict(self.budget), "rehearsal": self.rehearsal}

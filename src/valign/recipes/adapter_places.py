@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from valign.data.image_tasks import IMAGES, read_images
 from valign.data.tasks import Row, TaskData, split
 from valign.data.text_tasks import GLUE, TextRow, named_task, read_data
-from valign.evaluation.retention import Probe, Retention, cosines
+from valign.evaluation.retention import Probe, Retention, kept_since
 from valign.files import read_json
 from valign.models.image_model import load_image_model, new_image_model
 from valign.models.task_model import Target, TaskModel
@@ -146,13 +146,7 @@ class ImagePlace:
             said = torch.from_numpy(vectors) @ head["weight"].T + head["bias"]
             return vectors, float((said.argmax(1).numpy() == truth).mean())
 
-        before, skill_before = look()
-
-        def measure() -> Retention:
-            after, skill = look()
-            return Retention(float(1 - cosines(before, after).mean()), skill, skill_before)
-
-        return measure
+        return kept_since(look)
 
     def describe(self) -> dict[str, Any]:
         return {"task": self.task, "seed": self.seed, "budget": asdict(self.budget), "rehearsal": self.rehearsal}

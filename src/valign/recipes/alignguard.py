@@ -51,9 +51,9 @@ class AlignGuardRecipe:
         """For miniatures of 64 pixels, found by trial on the shapes world: DPO alone is displaced there, so winners are held down.
 
         Keys and values of cross-attention only: they read the prompt and nothing else, so experts of several categories stay out
-        of each other's way when merged (on all projections, Co-Merge and sum leave three times the harm and lose more benign
-        pictures). A high rate, and benign prompts held firmly: so an expert is strong where it is meant to be, and nowhere else.
-        The empty caption is never trained, it is held too. No mirroring: the world's prompts say left and right.
+        of each other's way when merged (on all projections, Co-Merge of seven leaves seven times the explicit harm, and loses
+        benign pictures). A high rate, and benign prompts held firmly: so an expert is strong where it is meant to be, and nowhere
+        else. The empty caption is never trained, it is held too. No mirroring: the world's prompts say left and right.
         """
         training = PreferenceConfig(
             rank=8,
