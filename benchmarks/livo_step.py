@@ -15,7 +15,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from dpo_step import compare, read_options, timed, use_cores
+from dpo_step import compare, read_options, settle, timed
 
 VARIANTS = ("authors", "ours", "ours, stored reference", "ours, LoRA of rank 8")
 PRINCIPLE = {"id": "blue", "text": "blue is wanted", "aliases": [], "kind": "toxicity"}
@@ -25,9 +25,10 @@ def main() -> None:
     """Make the data once, run every variant in turns, print the table."""
     options = read_options(__doc__, VARIANTS, pairs=8)
     if options.variant:
-        use_cores()
+        imported = settle()
         make = authors if options.variant == "authors" else ours
-        loss, found = timed(make(options.variant, options.model, options.data, options.pairs, options.steps), options.steps)
+        one_step = make(options.variant, options.model, options.data, options.pairs, options.steps)
+        loss, found = timed(one_step, options.steps, imported)
         assert isfinite(loss), f"{options.variant} must have a finite loss, got {loss}"
         print(json.dumps(found))
     else:

@@ -52,11 +52,15 @@ class PipelineModel:
 
     @property
     def device(self) -> torch.device:
-        return self.pipe.unet.device
+        return self._first_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.pipe.unet.dtype
+        return self._first_weight.dtype
+
+    @property
+    def _first_weight(self) -> Tensor:
+        return next(self.pipe.unet.parameters())  # diffusers' own properties walk through all modules: milliseconds, every step
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
