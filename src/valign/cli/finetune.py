@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from valign.checks import UserError, check_choice
-from valign.cli.common import example, out, setting
+from valign.cli.common import example, out, resolve_model, setting
 
 
 @example(
@@ -14,19 +14,26 @@ from valign.cli.common import example, out, setting
     "own data: valign finetune --model FOLDER --task classification --data train.csv --text review --target stars "
     "--adapter lora --out runs/stars   "
     "a language model: valign finetune --model FOLDER --task causal-lm --data pairs.jsonl --text ask --text answer --adapter pissa "
-    "--out runs/lm"
+    "--out runs/lm   "
+    "a diffusion model: valign finetune --model shapes --task diffusion --data pictures --adapter lora --out runs/style"
 )
 def command(
-    model: Annotated[str, Option("--model", "-m", help="minilm, or a folder or hub id of a transformers model in safetensors")],
-    task: Annotated[str, Option("--task", "-t", help="cola, sst2, mrpc, rte, stsb, classification, regression or causal-lm")],
+    model: Annotated[
+        str,
+        Option("--model", "-m", help="minilm, shapes, or a folder or hub id: of a transformers model, or a pipeline"),
+    ],
+    task: Annotated[
+        str, Option("--task", "-t", help="cola, sst2, mrpc, rte, stsb, classification, regression, causal-lm or diffusion")
+    ],
     data: Annotated[Path, Option("--data", "-d", help="table (csv, tsv, jsonl, parquet) or folder with train and dev in it")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")],
     adapter: Annotated[
         str, Option("--adapter", "-a", help="ADAPTER[+OPTIMIZER][+PERTURBATION], e.g. lora, full+dct-adamw or lora+mgpo")
     ] = "lora",
     held_out: Annotated[Path | None, Option(help="table to judge by; without one, a tenth of the data")] = None,
-    text: Annotated[list[str], Option(help="column of the text; twice for pairs, or for prompt and answer")] = [],  # noqa: B006
+    text: Annotated[list[str], Option(help="column of the text; twice for pairs, or for prompt and answer; of the caption")] = [],  # noqa: B006
     target: Annotated[str, Option(help="column of the class or the number")] = "label",
+    picture: Annotated[str, Option(help="column of the picture's file, from the table's folder; for diffusion")] = "file_name",
     score: Annotated[str, Option(help="what chooses the best step: accuracy, matthews, f1, spearman or pearson")] = "",
     set_: Annotated[
         list[str], Option("--set", metavar="NAME=VALUE", help="an option of the method, e.g. rank=4 or learning_rate=1.0e-3")
@@ -48,15 +55,17 @@ def command(
     seed: Annotated[int, Option(help="of every draw")] = 0,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Fine-tune a transformers model on labelled texts with any adapter of the house or its peers. The same command resumes."""
+    """Fine-tune a transformers model on labelled texts, or a diffusion model on pictures, with any adapter of the house or its
+    peers. The same command resumes."""
     from dataclasses import asdict
 
+    from valign.data.picture_captions import CaptionTask, read_captions
     from valign.data.tasks import SCORES
-    from valign.data.text_tasks import GLUE, TextTask, named_task, read_data
-    from valign.models.task_model import Target
+    from valign.data.text_tasks import GLUE, read_data
+    from valign.models.task_model import Target, TaskModel
     from valign.models.text_model import load_text_model
     from valign.training.adapting import parse_tuning
-    from valign.training.supervised import SupervisedConfig, finetune
+    from valign.training.supervised import DiffusionTaskModel, SupervisedConfig, finetune
 
     check_choice("--task", task, (*GLUE, *SCORES))
     check_choice("--pairs", pairs, ("together", "apart", None))
@@ -72,21 +81,35 @@ def command(
         trackers=tuple(tracker),
         seed=seed,
     )
-    if task in GLUE:
-        if text:
-            raise UserError(f"--text must not be given for {task}, which names its columns itself. Use --task classification.")
-        chosen, place = named_task(task, data)
+    rows: dict[str, Any] = {"train_rows": train_rows, "seed": seed}
+    if task == "diffusion":
+        if len(text) > 1:
+            raise UserError(f"--text must be the one column of captions, got {', '.join(text)}. Give it once.")
+        captioned = CaptionTask(name=task, kind="diffusion", score=score, picture=picture, caption=(*text, "text")[0])
+        found = read_captions(captioned, data, held_out, **rows)
+        subject: TaskModel = DiffusionTaskModel(resolve_model(model, device=device, dtype="float32"))  # type: ignore[arg-type]
     else:
-        columns: dict[str, Any] = {"texts": tuple(text) or ("text",), "target": "" if task == "causal-lm" else target}
-        chosen, place = TextTask(name=task, kind=task, score=score, **columns), data  # type: ignore[arg-type]
-    found = read_data(chosen, place, held_out, train_rows=train_rows, seed=seed)
-    subject = load_text_model(
-        model,
-        Target.of(found),
-        pairs=pairs,  # type: ignore[arg-type]
-        max_tokens=max_tokens,
-        seed=seed,
-        device=device,
-    )
+        chosen, place = _text_task(task, data, text, target, score)
+        found = read_data(chosen, place, held_out, **rows)
+        subject = load_text_model(
+            model,
+            Target.of(found),
+            pairs=pairs,  # type: ignore[arg-type]
+            max_tokens=max_tokens,
+            seed=seed,
+            device=device,
+        )
     result = finetune(subject, found, folder, tuning, config, targets=tuple(targets), label=f"{tuning.name} on {task}")
     out.print_json(data=asdict(result))
+
+
+def _text_task(name: str, data: Path, texts: list[str], target: str, score: str) -> tuple[Any, Path]:
+    """A named task and its folder, or one of the user's own columns."""
+    from valign.data.text_tasks import GLUE, TextTask, named_task
+
+    if name not in GLUE:
+        columns: dict[str, Any] = {"texts": tuple(texts) or ("text",), "target": "" if name == "causal-lm" else target}
+        return TextTask(name=name, kind=name, score=score, **columns), data  # type: ignore[arg-type]
+    if texts:
+        raise UserError(f"--text must not be given for {name}, which names its columns itself. Use --task classification.")
+    return named_task(name, data)

@@ -4,7 +4,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,21 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{path} must hold at least one row, got 0. Check that it was written to the end.")
     return rows
+
+
+def find_table(folder: Path, stems: Sequence[str]) -> Path:
+    """The first file in ``folder`` with one of these names and an ending of `SUFFIXES`. Raises: UserError if there is none."""
+    for stem in stems:
+        if found := tables_named(folder, stem):
+            return found[0]
+    wanted = " or ".join(f"{stem}.jsonl" for stem in stems)
+    raise UserError(f"{folder} must hold {wanted} (or csv, tsv, parquet), got none of them. Name the files themselves.")
+
+
+def tables_named(folder: Path, stem: str) -> list[Path]:
+    """Files ``stem.csv`` and the like in ``folder``."""
+    endings = [*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES if suffix != ".parquet")]
+    return [folder / f"{stem}{ending}" for ending in endings if (folder / f"{stem}{ending}").is_file()]
 
 
 def _text(path: Path) -> str:

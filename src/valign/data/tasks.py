@@ -8,11 +8,12 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 from valign.checks import UserError, check_choice, check_range
 from valign.files import hash_value
 
-Kind = Literal["classification", "regression", "causal-lm"]
+Kind = Literal["classification", "regression", "causal-lm", "diffusion"]
 SCORES: dict[Kind, tuple[str, ...]] = {  # what may decide about the best step; the first is the default
     "classification": ("accuracy", "matthews", "f1"),
     "regression": ("spearman", "pearson"),
     "causal-lm": ("loss",),
+    "diffusion": ("loss",),
 }
 
 
@@ -82,6 +83,34 @@ def split(rows: Sequence[AnyRow], share: float) -> tuple[list[AnyRow], list[AnyR
     check_range("split.share", share, above=0.0, high=0.5)
     held_out = [_rank(row.content, "held out") < share * 2**64 for row in rows]
     return [row for row, out in zip(rows, held_out) if not out], [row for row, out in zip(rows, held_out) if out]
+
+
+def assemble(
+    task: Task,
+    where: object,
+    rows: Sequence[AnyRow],
+    others: Sequence[AnyRow],
+    *,
+    share: float,
+    train_rows: int | None,
+    held_out_rows: int | None,
+    seed: int,
+) -> TaskData:
+    """A data set of ``rows`` to learn from and ``others`` to be judged by; without others, ``share`` of the rows judges.
+
+    Rows that stand on both sides are judged by alone.
+    Raises: UserError, naming ``where``, if nothing is left on one side.
+    """
+    for name, count in (("train_rows", train_rows), ("held_out_rows", held_out_rows)):
+        if count is not None:
+            check_range(name, count, low=1)
+    if not others:
+        rows, others = split(rows, share)
+    known = {row.content for row in others}
+    rows = [row for row in rows if row.content not in known]
+    if not rows or not others:
+        raise UserError(f"{where} must leave rows for training and for judging, got {len(rows)} and {len(others)}. Add rows.")
+    return TaskData(task, chosen(rows, train_rows, seed), chosen(others, held_out_rows, "judge"))
 
 
 def check_labels(where: object, data: TaskData) -> None:

@@ -1,14 +1,13 @@
 """Labelled texts for fine-tuning: what a task is, the GLUE tasks by name, and rows from any table."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_range
-from valign.data.tables import SUFFIXES, read_table
-from valign.data.tasks import Task, TaskData, check_labels, chosen, split
+from valign.data.tables import find_table, read_table, tables_named
+from valign.data.tasks import Task, TaskData, assemble, check_labels
 
 HELD_OUT = ("dev", "validation", "test")  # names of the second file in a task's folder, in this order
 
@@ -114,19 +113,10 @@ def read_data(
             are the same for every seed.
     Raises: UserError as `read_rows`; for rows in both files, fewer than two classes, classes that training never sees, or no rows.
     """
-    for name, count in (("train_rows", train_rows), ("held_out_rows", held_out_rows)):
-        if count is not None:
-            check_range(name, count, low=1)
     if train.is_dir():
-        train, held_out = _file(train, ("train",)), held_out or _file(train, HELD_OUT)
+        train, held_out = find_table(train, ("train",)), held_out or find_table(train, HELD_OUT)
     rows, others = read_rows(train, task), read_rows(held_out, task) if held_out else []
-    if not others:
-        rows, others = split(rows, share)
-    known = {row.texts for row in others}
-    rows = [row for row in rows if row.texts not in known]
-    if not rows or not others:
-        raise UserError(f"{train} must leave rows for training and for judging, got {len(rows)} and {len(others)}. Add rows.")
-    found = TaskData(task, chosen(rows, train_rows, seed), chosen(others, held_out_rows, "judge"))
+    found = assemble(task, train, rows, others, share=share, train_rows=train_rows, held_out_rows=held_out_rows, seed=seed)
     if task.kind == "classification":
         check_labels(train, found)
     elif task.kind == "regression" and len({row.target for row in found.train}) < 2:
@@ -141,19 +131,6 @@ def named_task(name: str, folder: Path) -> tuple[TextTask, Path]:
     """
     task = GLUE[name]
     for place in (folder / task.folder, folder):
-        if any(_files(place, "train")):
+        if tables_named(place, "train"):
             return task, place
     raise UserError(f"{folder} must hold {task.folder}/train.jsonl for task {name}, got nothing there. Check --data.")
-
-
-def _files(folder: Path, stem: str) -> list[Path]:
-    endings = [*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES if suffix != ".parquet")]
-    return [folder / f"{stem}{ending}" for ending in endings if (folder / f"{stem}{ending}").is_file()]
-
-
-def _file(folder: Path, stems: Sequence[str]) -> Path:
-    for stem in stems:
-        if found := _files(folder, stem):
-            return found[0]
-    wanted = " or ".join(f"{stem}.jsonl" for stem in stems)
-    raise UserError(f"{folder} must hold {wanted} (or csv, tsv, parquet), got none of them. Name the files themselves.")

@@ -82,6 +82,6 @@ class UnetLora:
         save_adapter(self.result(out), lora_factors(self.model.unet), metadata=metadata)
 
 
-def lora_factors(unet: nn.Module, name: str = ADAPTER) -> dict[str, LoraFactors]:
+def lora_factors(unet: nn.Module, name: str | None = ADAPTER) -> dict[str, LoraFactors]:
     """The attached adapter as plain LoRA by module, on the CPU, however it started."""
     return {module: LoraFactors(lora.down.cpu(), lora.up.cpu(), lora.scale) for module, lora in export_lora(unet, name).items()}

@@ -133,13 +133,13 @@ def linear_endings(network: nn.Module) -> list[str]:
 
 
 def layer_linears(network: nn.Module) -> tuple[str, ...]:
-    """Endings of all linear modules inside numbered layers: attention and MLP, neither heads nor projections of the input."""
-    found = {
-        name.rpartition(".")[2]
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and any(part.isdigit() for part in name.split("."))
-    }
-    return tuple(sorted(found))
+    """Endings of all linear modules inside numbered layers: attention and MLP, neither heads nor projections of the input.
+
+    A module that is itself a number goes with the name before it, as ``to_out.0``.
+    """
+    paths = [name.split(".") for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    inner = [path for path in paths if any(part.isdigit() for part in path)]
+    return tuple(sorted({".".join(path[-2:] if path[-1].isdigit() else path[-1:]) for path in inner}))
 
 
 def default_targets(network: nn.Module, wanted: Sequence[str] = ()) -> tuple[str, ...]:

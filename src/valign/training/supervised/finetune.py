@@ -1,4 +1,4 @@
-"""Fine-tune a model on labelled texts into a folder: the checks, the run record, the adapter and the head."""
+"""Fine-tune a model on a task into a folder: the checks, the run record, the adapter and the head."""
 
 import shutil
 from collections.abc import Mapping
@@ -11,13 +11,16 @@ from safetensors.torch import save_file
 from valign.checks import UserError
 from valign.data.tasks import TaskData
 from valign.files import atomic_path, hash_file, write_json
+from valign.models.adapter_files import save_adapter
 from valign.models.task_model import TaskModel
 from valign.runs import Run
-from valign.training.adapting import Tuning, adapter_bytes
+from valign.training.adapting import Attached, AttachedLora, Tuning, adapter_bytes
 from valign.training.processes import start_processes
 from valign.training.supervised.config import SupervisedConfig
+from valign.training.supervised.diffusion_task import DiffusionTaskModel
 from valign.training.supervised.judging import judge
 from valign.training.supervised.loop import SupervisedLoop
+from valign.training.trainee import lora_factors
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def finetune(
     best = loop.keep_best()
     folder = out / "adapter"
     shutil.rmtree(folder, ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
-    loop.attached.save(folder)
+    _save_adapter(folder, model, loop.attached)
     _save_head(out, model)
     result = FinetuneResult(
         adapter=str(folder),
@@ -91,6 +94,13 @@ def finetune(
     )
     run.finish(**asdict(result))
     return result
+
+
+def _save_adapter(folder: Path, model: TaskModel, attached: Attached) -> None:
+    """LoRA on a diffusion model's U-Net as the rest of the house writes it, which diffusers loads; all else as peft has it."""
+    if not isinstance(model, DiffusionTaskModel) or not isinstance(attached, AttachedLora):
+        return attached.save(folder)
+    save_adapter(folder, lora_factors(attached.network, None), metadata=model.provenance())
 
 
 def _save_head(out: Path, model: TaskModel) -> None:

@@ -21,16 +21,17 @@ def judge(model: TaskModel, rows: Sequence[Row], *, batch_size: int) -> dict[str
     order = sorted(range(len(rows)), key=lambda place: rows[place].size)
     loss, weight, answers = 0.0, 0, np.zeros(len(rows))
     kind = model.target.kind
+    graded = SCORES[kind] != ("loss",)
     for first in range(0, len(rows), batch_size):
         places = order[first : first + batch_size]
         batch = model.batch([rows[place] for place in places])
         found = model(batch).float()
         loss, weight = loss + float(model.summed(found, batch)), weight + batch.weight
-        if kind != "causal-lm":
+        if graded:
             answers[places] = (found.argmax(1) if kind == "classification" else found[:, 0]).cpu().numpy()
     model.train(was)
     mean = {"loss": loss / max(weight, 1)}
-    if kind == "causal-lm":
+    if not graded:
         return mean
     truth = model.target.tensor(rows).numpy()
     return mean | scores(SCORES[kind], truth, answers.astype(truth.dtype))

@@ -1,4 +1,4 @@
-"""The loop over steps of a fine-tuning on labelled texts: one for every method, every task and every model."""
+"""The loop over steps of a fine-tuning: one for every method, every task and every model."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -109,9 +109,10 @@ class SupervisedLoop:
                 group[name] = height * group.get("rate", 1.0) * share
         rows = [self.data.train[place] for place, _ in self.visits.at(step)]
         size = -(-len(rows) // config.accumulation)
-        batches = [self.model.batch(rows[first : first + size]) for first in range(0, len(rows), size)]
-        weight, total = sum(batch.weight for batch in batches), 0.0
-        with _dropout("dropout", config.seed, step):
+        total = 0.0
+        with _drawing("dropout", config.seed, step):
+            batches = [self.model.batch(rows[first : first + size]) for first in range(0, len(rows), size)]
+            weight = sum(batch.weight for batch in batches)
             for batch in batches:
                 with self.accelerator.autocast():
                     loss = self.model.loss(batch) / weight
@@ -146,8 +147,8 @@ class SupervisedLoop:
         def loss(number: int, half: int | None) -> Tensor:
             known = range(len(self.data.train)) if half is None else parts[half]
             picked = Visits(len(known), config.batch_size, config.seed).at(number)
-            batch = self.model.batch([self.data.train[known[place]] for place, _ in picked])
-            with _dropout("start", config.seed, number, str(half)), self.accelerator.autocast():
+            with _drawing("start", config.seed, number, str(half)), self.accelerator.autocast():
+                batch = self.model.batch([self.data.train[known[place]] for place, _ in picked])
                 return self.model.loss(batch) / batch.weight
 
         if head is not None:
@@ -216,8 +217,8 @@ class SupervisedLoop:
 
 
 @contextmanager
-def _dropout(*key: str | int) -> Iterator[None]:
-    """Dropout draws from torch's global generators: seed them by name inside the block, and put them back."""
+def _drawing(*key: str | int) -> Iterator[None]:
+    """Dropout, and the noise of diffusion, hang on torch's global seed: set it by name inside the block, and put it back."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(generator_for(*key).initial_seed())
         yield

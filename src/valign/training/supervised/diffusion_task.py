@@ -1,0 +1,86 @@
+"""A diffusion model's U-Net as something to fine-tune: it learns to take the noise out of pictures, given their captions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from valign.checks import check_range
+from valign.data.picture_captions import CaptionRow
+from valign.models.base import Conditioning, LatentDist
+from valign.models.pipeline_model import PipelineModel
+from valign.models.task_model import Target, TaskBatch, TaskModel
+from valign.training.draws import generator_for
+
+
+class DiffusionTaskModel(TaskModel):
+    """``network`` is the U-Net. The loss of a picture is the mean squared error of its noise (or velocity), at one timestep.
+
+    Timestep, noise and dropped caption of a picture hang on the picture and, while training, on torch's global seed, which the
+    caller sets for each step; in evaluation mode they are always the same. So neither batches nor a resume change a draw.
+
+    Args:
+        diffusion: Its U-Net is changed by training.
+        empty_prompt_prob: Share of captions replaced by the empty one while training: the other half of guidance.
+    """
+
+    def __init__(self, diffusion: PipelineModel, *, empty_prompt_prob: float = 0.1) -> None:
+        check_range("DiffusionTaskModel.empty_prompt_prob", empty_prompt_prob, low=0.0, high=1.0)
+        target = Target("diffusion")
+        super().__init__(diffusion.unet, target, apart=False, fingerprint=diffusion.fingerprint(), seed=None)
+        self.diffusion, self.empty_prompt_prob = diffusion, empty_prompt_prob
+        self._latents: dict[str, LatentDist] = {}  # by the picture's digest; read and encoded when first met
+        self._texts: dict[str, Conditioning] = {}
+
+    def batch(self, rows: Sequence[CaptionRow]) -> TaskBatch:
+        drawn = [self._draw(row) for row in rows]
+        known = [self._picture(row) for row in rows]
+        noises = torch.stack([noise for *_, noise in drawn]).to(self.device)
+        latents = torch.cat([dist.mean for dist in known]) + torch.cat([dist.std for dist in known]) * noises[:, 1]
+        timesteps = torch.tensor([timestep for timestep, *_ in drawn], device=self.device)
+        texts = Conditioning.cat([self._caption("" if empty else row.caption) for row, (_, empty, _) in zip(rows, drawn)])
+        inputs = {
+            "noisy": self.diffusion.add_noise(latents, noises[:, 0], timesteps),
+            "timesteps": timesteps,
+            **{name: value for name, value in vars(texts).items() if value is not None},
+        }
+        return TaskBatch(inputs, self.diffusion.target(latents, noises[:, 0], timesteps), len(rows))
+
+    def forward(self, batch: TaskBatch) -> Float[Tensor, "row channel height width"]:
+        inputs = dict(batch.inputs)
+        return self.diffusion.predict(inputs.pop("noisy"), inputs.pop("timesteps"), Conditioning(**inputs))
+
+    def summed(self, answer: Tensor, batch: TaskBatch) -> Float[Tensor, ""]:
+        return (answer - batch.target).square().mean((1, 2, 3)).sum()
+
+    def vectors(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "input width"]:
+        raise TypeError("A U-Net gives pictures, not one vector per input.")
+
+    def reading(self) -> dict[str, Any]:
+        return {"side": self.diffusion.image_size, "empty_prompt_prob": self.empty_prompt_prob}
+
+    def provenance(self) -> dict[str, str]:
+        """For the adapter's record."""
+        return {"base": self.diffusion.folder, "base_fingerprint": self.fingerprint, "family": self.diffusion.family}
+
+    def _draw(self, row: CaptionRow) -> tuple[int, bool, Float[Tensor, "two channel height width"]]:
+        """Timestep, whether the caption is dropped, and two noises: of the diffusion, and of the posterior."""
+        key = ("training", torch.initial_seed()) if self.training else ("judged",)
+        generator = generator_for("picture", *key, row.content)
+        when, drop = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        noises = torch.randn(2, *self.diffusion.latent_shape, generator=generator)
+        timestep = min(int(when * self.diffusion.num_timesteps), self.diffusion.num_timesteps - 1)
+        return timestep, self.training and drop < self.empty_prompt_prob, noises
+
+    def _picture(self, row: CaptionRow) -> LatentDist:
+        """One by one: what a picture's latents are must not depend on its neighbours."""
+        if row.digest not in self._latents:
+            self._latents[row.digest] = self.diffusion.encode_images(row.pixels(self.diffusion.image_size)[None])
+        return self._latents[row.digest]
+
+    def _caption(self, text: str) -> Conditioning:
+        if text not in self._texts:
+            self._texts[text] = self.diffusion.encode_prompts([text])
+        return self._texts[text]

@@ -1,0 +1,186 @@
+"""Fine-tuning a U-Net on pictures: draws hang on picture and step alone, every kind of method learns and resumes, files load."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import PeftModel
+from PIL import Image
+from torch.testing import assert_close
+from typer.testing import CliRunner
+
+from text_data import write_jsonl
+from valign.checks import UserError
+from valign.cli.root import build
+from valign.data.picture_captions import CaptionTask, read_captions
+from valign.models.loading import load_model
+from valign.models.lora import load_adapter
+from valign.training.adapting import parse_tuning
+from valign.training.metrics import MetricsLog
+from valign.training.supervised import DiffusionTaskModel, SupervisedConfig, finetune, judge
+
+TASK = CaptionTask(name="diffusion", kind="diffusion")
+LOADED = ("full", "svfit", "clip-svd", "lora", "ailora", "dora", "sora", "full+trion")  # one of each way to attach and to save
+SMALL = {"rank": 2, "learning_rate": 0.01}
+SETTINGS = {"full+trion": {"rank": 2}, "lora": SMALL, "ailora": SMALL, "dora": SMALL, "sora": SMALL}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve flat pictures, red or blue as the caption says, in a table as the Hub's image folders have it."""
+    place, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    rows = []
+    for number in range(12):
+        colour = ("red", "blue")[number % 2]
+        tint = {"red": (200, 30, 30), "blue": (30, 30, 200)}[colour]
+        pixels = np.clip(random.normal(tint, 5, (70, 64, 3)), 0, 255).astype("uint8")
+        Image.fromarray(pixels).save(place / f"{number}.png")
+        rows.append({"file_name": f"{number}.png", "text": f"{colour} {number}"})
+    write_jsonl(place / "metadata.jsonl", rows)
+    return place
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return read_captions(TASK, folder, share=0.3)
+
+
+def run(base, data, out, name, **changes):
+    given = {"steps": 6, "batch_size": 4, "validate_every": 0, "checkpoint_every": 2, "keep_checkpoints": 9, **changes}
+    model = DiffusionTaskModel(load_model(base, device="cpu"))
+    return model, finetune(model, data, out, parse_tuning(name, SETTINGS.get(name, {})), SupervisedConfig(**given))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_methods_resume_to_the_same_bytes_and_their_files_draw_as_the_trained_model(name, tiny_sd, data, tmp_path, monkeypatch):
+    model, result = run(tiny_sd, data, tmp_path / "straight", name)
+    append = MetricsLog.append
+
+    def append_and_die(log, record):
+        append(log, record)
+        if record["step"] == 3:  # after the checkpoint of step 2
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "append", append_and_die)
+        with pytest.raises(Killed):
+            run(tiny_sd, data, tmp_path / "again", name)
+    resumed, again = run(tiny_sd, data, tmp_path / "again", name)
+    ours, theirs = model.state_dict(), resumed.state_dict()
+    assert sorted(ours) == sorted(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert again.scores == result.scores
+    fresh = DiffusionTaskModel(load_model(tiny_sd, device="cpu")).eval()
+    batch = fresh.batch(data.held_out)
+    bare = fresh(batch)
+    if name.startswith("full"):
+        fresh.diffusion.pipe.unet = type(fresh.diffusion.unet).from_pretrained(result.adapter).eval()
+    elif name in ("svfit", "clip-svd", "dora"):
+        PeftModel.from_pretrained(fresh.diffusion.unet, result.adapter)
+    else:
+        load_adapter(fresh.diffusion, result.adapter, name="made")
+    assert_close(fresh(batch), model.eval()(batch), rtol=1e-4, atol=1e-4)
+    assert (bare - fresh(batch)).abs().max() > 1e-5
+
+
+def test_diffusers_loads_the_lora_and_its_record_names_the_base(tiny_sd, data, tmp_path):
+    model, result = run(tiny_sd, data, tmp_path / "run", "lora")
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    pipe.load_lora_weights(result.adapter)
+    assert pipe.get_active_adapters()
+    record = json.loads((tmp_path / "run" / "adapter" / "valign.json").read_text())
+    assert record["base_fingerprint"] == model.fingerprint
+
+
+def test_training_brings_the_error_down(tiny_sd, data, tmp_path):
+    before = judge(DiffusionTaskModel(load_model(tiny_sd, device="cpu")), data.held_out, batch_size=8)
+    _, result = run(tiny_sd, data, tmp_path / "run", "full", steps=40, validate_every=10)
+    assert result.scores["loss"] < before["loss"]
+    assert result.score == "loss"
+
+
+def test_batches_share_no_draw_and_cutting_them_changes_none(tiny_sd, data):
+    model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"))
+    rows = data.train[:4]
+    torch.manual_seed(3)
+    whole, parts = model.batch(rows), [model.batch(rows[:2]), model.batch(rows[2:])]
+    for name in whole.inputs:
+        assert torch.equal(whole.inputs[name], torch.cat([part.inputs[name] for part in parts])), name
+    torch.manual_seed(4)
+    assert not torch.equal(model.batch(rows).target, whole.target)
+    model.eval()
+    judged = model.batch(rows)
+    torch.manual_seed(5)
+    assert torch.equal(model.batch(rows).target, judged.target)
+    assert len(set(map(float, judged.target.mean((1, 2, 3))))) == len(rows)
+
+
+def test_the_loss_is_the_models_own(tiny_sd, data):
+    """Against the formula, with every caption dropped and with none."""
+    sd = load_model(tiny_sd, device="cpu")
+    for share, caption in ((1.0, ""), (0.0, data.train[0].caption)):
+        model = DiffusionTaskModel(sd, empty_prompt_prob=share)
+        batch = model.batch(data.train[:1])
+        answer = sd.pipe.unet(batch.inputs["noisy"], batch.inputs["timesteps"], sd.encode_prompts([caption]).embeds).sample
+        assert_close(model.loss(batch), (answer - batch.target).square().mean())
+
+
+def test_sdxl_and_velocity_models_train(tiny_sdxl, tiny_sd_v, data, tmp_path):
+    for number, base in enumerate((tiny_sdxl, tiny_sd_v)):
+        _, result = run(base, data, tmp_path / str(number), "lora", steps=2)
+        assert np.isfinite(result.scores["loss"])
+
+
+def test_accumulation_gives_the_same_gradient(tiny_sd, data, tmp_path):
+    run(tiny_sd, data, tmp_path / "whole", "lora", steps=1)
+    run(tiny_sd, data, tmp_path / "parts", "lora", steps=1, accumulation=2)
+    whole, parts = (MetricsLog(tmp_path / name / "metrics.jsonl").read()[0] for name in ("whole", "parts"))
+    assert_close(whole["gradient_norm"], parts["gradient_norm"], rtol=1e-4, atol=0)
+
+
+def test_the_command_on_a_folder(tiny_sd, folder, tmp_path):
+    command = ["finetune", "--model", tiny_sd, "--task", "diffusion", "--data", str(folder), "--set", "rank=2", "--device", "cpu"]
+    done = CliRunner().invoke(build(), [*command, "--steps", "2", "--batch-size", "2", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["score"] == "loss"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file_name": "nowhere.png"}, r"row 2 must name a picture, got .*nowhere\.png"),
+        ({"file_name": "note.txt"}, r"row 2 must name a picture, got .*note\.txt"),
+        ({"text": " "}, r"row 2 must have a caption in text, got an empty one"),
+        ({"text": None}, r"row 2 must have the column text, got file_name"),
+    ],
+)
+def test_a_bad_row_is_named_before_any_work(change, message, folder, tmp_path):
+    (tmp_path / "note.txt").write_text("no picture")
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()[:3]]
+    rows = [{**row, "file_name": str(folder / row["file_name"])} for row in rows]
+    rows[1] = {name: value for name, value in (rows[1] | change).items() if value is not None}
+    table = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=message):
+        read_captions(TASK, table)
+
+
+def test_a_picture_that_goes_away_is_named(folder, data, tiny_sd):
+    row = data.train[0]
+    model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"))
+    hidden = row.path.rename(row.path.with_suffix(".gone"))
+    try:
+        with pytest.raises(UserError, match=r"\.png must stay as it was until training ends"):
+            model.batch([row])
+    finally:
+        hidden.rename(row.path)
+
+
+def test_a_score_that_pictures_do_not_have():
+    with pytest.raises(ValueError, match=r"CaptionTask\.score of diffusion must be one of loss; got 'accuracy'"):
+        CaptionTask(name="diffusion", kind="diffusion", score="accuracy")
