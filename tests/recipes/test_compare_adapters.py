@@ -12,6 +12,7 @@ from text_data import glue_folder, pictures_folder, tiny_bert
 from valign.checks import UserError
 from valign.cli.compare import parse_rates, parse_seeds, parse_settings
 from valign.cli.root import build
+from valign.recipes import adapter_drawings
 from valign.recipes import compare_adapters as module
 from valign.recipes.adapter_places import BUDGETS, TextPlace
 from valign.recipes.adapter_runs import measure_overhead, peak_memory, stretches
@@ -153,7 +154,7 @@ def test_seeds_and_settings_are_read():
 
 def test_tasks_with_files_need_a_folder():
     given = {"model": "minilm", "bases": Path("bases"), "methods": ("lora",), "seeds": (0,), "budget": BUDGETS["tiny"]}
-    with pytest.raises(UserError, match=r"--data must be the folder of sst2, got none\. Tasks without one: glyphs, glyph-stream"):
+    with pytest.raises(UserError, match=r"--data must be the folder of sst2, got none\. Tasks without one: glyphs, .*counterparts"):
         Comparison(data=None, tasks=("sst2", "glyphs"), **given)
     assert Comparison(data=None, tasks=("glyphs",), **given).place("glyphs", 0).rows().train
 
@@ -163,7 +164,10 @@ def test_tasks_with_files_need_a_folder():
     [
         ({"methods": ()}, r"methods must be one or more, each once, got none"),
         ({"seeds": (0, 0)}, r"seeds must be one or more, each once, got 0, 0"),
-        ({"tasks": ("qnli",)}, r"tasks must be of cola, sst2, mrpc, rte, stsb, cifar10, mnist, glyphs, glyph-stream, got qnli"),
+        (
+            {"tasks": ("qnli",)},
+            r"tasks must be of cola, sst2, mrpc, rte, stsb, cifar10, mnist, glyphs, .*, got qnli",
+        ),
         ({"settings": {"dora": {}}}, r"--set must name methods of the comparison, got dora"),
     ],
 )
@@ -252,3 +256,26 @@ def test_glyphs_are_learnt_at_once_and_in_turn_without_a_folder(tmp_path):
     assert "Backward" in page
     assert "forgets less of earlier tasks than LoRA" in page
     assert "| backward |" in (out / "table.md").read_text()
+
+
+def test_a_diffusion_model_learns_counterparts_and_is_judged_by_what_it_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter_drawings, "STEPS", 2)
+    command = Comparison(
+        model="minilm",
+        data=None,
+        bases=tmp_path / "bases",
+        methods=("lora", "svfit"),
+        tasks=("counterparts",),
+        seeds=(0,),
+        budget=replace(BUDGETS["tiny"], steps=3, batch_size=2, train_rows=14, timed=1),
+        device="cpu",
+    )
+    summary = compare_adapters(command, tmp_path / "out", overhead=False)
+    assert not summary["failed"]
+    assert summary["scores"] == {"counterparts": "drawn"}
+    found = [record["measured"] for record in runs(tmp_path / "out").values()]
+    assert all(0 <= entry["score"] <= 1 and entry["score"] == entry["scores"]["drawn"] for entry in found)
+    assert all(entry["drift"] > 0 and entry["steps"] == 3 for entry in found)
+    assert len({(entry["untrained"], entry["skill_before"]) for entry in found}) == 1
+    rows = {row["method"]: row for row in summary["rows"]}
+    assert rows["svfit"]["trained"] < rows["lora"]["trained"]

@@ -27,11 +27,12 @@ def compare() -> None:
 def adapters(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; only what is missing or failed is done")],
     data: Annotated[
-        Path | None, Option("--data", "-d", help="folder with glue_cola, glue_sst2, ... as in the documentation; glyphs need none")
+        Path | None,
+        Option("--data", "-d", help="folder with glue_cola, ... as documented; the shapes world's tasks need none"),
     ] = None,
     methods: Annotated[str, Option(help="names joined by commas, as in valign finetune; empty is all")] = "",
     tasks: Annotated[
-        str, Option(help="of cola, sst2, mrpc, rte, stsb, cifar10, mnist, glyphs, glyph-stream, joined by commas")
+        str, Option(help="of cola, sst2, mrpc, rte, stsb, cifar10, mnist, glyphs, glyph-stream, counterparts, joined by commas")
     ] = "cola,sst2,mrpc,rte,stsb",
     seeds: Annotated[str, Option(help="numbers joined by commas, or a span such as 0-4")] = "0-2",
     budget: Annotated[str, Option(help="tiny (tries the path, proves nothing), quick or full")] = "quick",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from PIL import Image
@@ -10,7 +11,7 @@ from torch import Tensor
 from valign.checks import UserError
 from valign.data.latents import image_tensor
 from valign.data.tables import find_table, read_table
-from valign.data.tasks import Task, TaskData, assemble
+from valign.data.tasks import Row, Task, TaskData, assemble
 from valign.files import hash_file
 
 TABLES = ("metadata", "train")  # names of the table in a folder of pictures
@@ -22,6 +23,17 @@ class CaptionTask(Task):
 
     picture: str = "file_name"  # path, from the table's folder
     caption: str = "text"
+
+
+@runtime_checkable
+class PictureRow(Row, Protocol):
+    """A picture with a caption, wherever it comes from."""
+
+    @property
+    def digest(self) -> str: ...  # equal for equal pictures
+    @property
+    def caption(self) -> str: ...
+    def pixels(self, size: int) -> Float[Tensor, "3 {size} {size}"]: ...  # in [-1, 1]
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,10 @@ class TaskModel(nn.Module, ABC):
     def reading(self) -> dict[str, Any]:
         """How rows are read, for a run's record."""
 
+    def graded(self, rows: Sequence[Any]) -> dict[str, float]:
+        """Scores on held-out rows that need more than one answer per row; none by default."""
+        return {}
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

@@ -51,6 +51,10 @@ class Budget:
         """A step of the miniature CLIP is cheap, too."""
         return replace(self, batch_size=4 * self.batch_size)
 
+    def for_drawings(self) -> "Budget":
+        """To judge and to probe is to draw, a picture at a time."""
+        return replace(self, held_out_rows=self.held_out_rows // 10, probes=self.probes // 4)
+
 
 BUDGETS: dict[str, Budget] = {
     "tiny": Budget(steps=10, batch_size=4, train_rows=64, held_out_rows=40, max_tokens=16, probes=20, timed=3, rate=5.0),

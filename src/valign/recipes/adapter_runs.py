@@ -21,7 +21,7 @@ from valign.models.task_model import Target, TaskModel
 from valign.recipes.adapter_places import Place
 from valign.training.adapting import Tuning, adapter_bytes, default_targets, parse_tuning
 from valign.training.processes import start_processes
-from valign.training.supervised import SupervisedLoop, judge
+from valign.training.supervised import SupervisedLoop, judge, mean_loss
 
 NOISE, DRAWS = 0.1, 4  # of the sharpness: share of a row's root mean square, and how often it is drawn
 STATUS = Path("/proc/self/status")
@@ -101,7 +101,7 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
         size = adapter_bytes(Path(folder) / "adapter")
 
     def loss() -> float:
-        return judge(model, tasks[-1].train[: 8 * budget.batch_size], batch_size=64)["loss"]
+        return mean_loss(model, tasks[-1].train[: 8 * budget.batch_size], batch_size=64)
 
     return {
         "score": scores[score],

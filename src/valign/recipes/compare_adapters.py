@@ -16,6 +16,7 @@ from valign.evaluation.adapter_table import summarise
 from valign.files import hash_value, read_json, write_json, write_text
 from valign.progress import console, track
 from valign.recipes.adapter_claims import judge_claims
+from valign.recipes.adapter_drawings import DRAWINGS, DrawingPlace
 from valign.recipes.adapter_glyphs import GLYPHS, GlyphPlace
 from valign.recipes.adapter_places import BASES, PROBES, Budget, ImagePlace, Place, TextPlace
 from valign.recipes.adapter_runs import fingerprint, measure_overhead, rehearse, run_once
@@ -23,7 +24,8 @@ from valign.runs import versions
 from valign.training.adapting import ADAPTERS, Tuning, parse_tuning
 
 FORMAT = 1
-TASKS = (*GLUE, *IMAGES, *GLYPHS)
+SHAPES = (*GLYPHS, *DRAWINGS)  # of the shapes world: they need no data
+TASKS = (*GLUE, *IMAGES, *SHAPES)
 REHEARSAL_SEED = 10_000  # draws the rows and orders by which learning rates are chosen
 REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is tested against
 METHODS = (*ADAPTERS, "lora+ggpo", "lora+mgpo", "full+dct-adamw", "full+galore", "full+trion")
@@ -56,9 +58,9 @@ class Comparison:
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown:
             raise UserError(f"tasks must be of {', '.join(TASKS)}, got {', '.join(unknown)}. Use `valign finetune` for your own.")
-        files = [task for task in self.tasks if task not in GLYPHS]
+        files = [task for task in self.tasks if task not in SHAPES]
         if self.data is None and files:
-            raise UserError(f"--data must be the folder of {', '.join(files)}, got none. Tasks without one: {', '.join(GLYPHS)}.")
+            raise UserError(f"--data must be the folder of {', '.join(files)}, got none. Tasks without one: {', '.join(SHAPES)}.")
         strange = sorted(set(self.settings) - set(self.methods))
         if strange:
             raise UserError(f"--set must name methods of the comparison, got {', '.join(strange)}. Add them to --methods.")
@@ -71,6 +73,8 @@ class Comparison:
         common: dict[str, Any] = {"task": task, "seed": seed, "rehearsal": rehearsal}
         if task in GLYPHS:
             return GlyphPlace(budget=self.budget.for_glyphs(), **common)
+        if task in DRAWINGS:
+            return DrawingPlace(budget=self.budget.for_drawings(), **common)
         common["data"] = self.data
         if task in IMAGES:
             return ImagePlace(bases=self.bases, budget=self.budget.for_images(), **common)
@@ -89,7 +93,7 @@ def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True
     """
     for method in comparison.methods:
         comparison.tuning(method)
-    others = {BASES.get(task) or PROBES.get(task, "stsb") for task in comparison.tasks if task not in GLYPHS}
+    others = {BASES.get(task) or PROBES.get(task, "stsb") for task in comparison.tasks if task not in SHAPES}
     for task in (*comparison.tasks, *sorted(others)):
         comparison.place(task, comparison.seeds[0]).rows()  # tasks, and what the probes need, must be there
     sha256 = {task: comparison.place(task, comparison.seeds[0]).load("cpu").fingerprint for task in comparison.tasks}

@@ -3,7 +3,7 @@
 from valign.training.supervised.config import SupervisedConfig
 from valign.training.supervised.diffusion_task import DiffusionTaskModel
 from valign.training.supervised.finetune import FinetuneResult, finetune
-from valign.training.supervised.judging import judge
+from valign.training.supervised.judging import judge, mean_loss
 from valign.training.supervised.loop import SupervisedLoop
 
-__all__ = ["DiffusionTaskModel", "FinetuneResult", "SupervisedConfig", "SupervisedLoop", "finetune", "judge"]
+__all__ = ["DiffusionTaskModel", "FinetuneResult", "SupervisedConfig", "SupervisedLoop", "finetune", "judge", "mean_loss"]

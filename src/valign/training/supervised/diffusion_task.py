@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valign.checks import check_range
-from valign.data.picture_captions import CaptionRow
+from valign.data.picture_captions import PictureRow
 from valign.models.base import Conditioning, LatentDist
 from valign.models.pipeline_model import PipelineModel
 from valign.models.task_model import Target, TaskBatch, TaskModel
@@ -34,7 +34,7 @@ class DiffusionTaskModel(TaskModel):
         self._latents: dict[str, LatentDist] = {}  # by the picture's digest; read and encoded when first met
         self._texts: dict[str, Conditioning] = {}
 
-    def batch(self, rows: Sequence[CaptionRow]) -> TaskBatch:
+    def batch(self, rows: Sequence[PictureRow]) -> TaskBatch:
         drawn = [self._draw(row) for row in rows]
         known = [self._picture(row) for row in rows]
         noises = torch.stack([noise for *_, noise in drawn]).to(self.device)
@@ -65,7 +65,7 @@ class DiffusionTaskModel(TaskModel):
         """For the adapter's record."""
         return {"base": self.diffusion.folder, "base_fingerprint": self.fingerprint, "family": self.diffusion.family}
 
-    def _draw(self, row: CaptionRow) -> tuple[int, bool, Float[Tensor, "two channel height width"]]:
+    def _draw(self, row: PictureRow) -> tuple[int, bool, Float[Tensor, "two channel height width"]]:
         """Timestep, whether the caption is dropped, and two noises: of the diffusion, and of the posterior."""
         key = ("training", torch.initial_seed()) if self.training else ("judged",)
         generator = generator_for("picture", *key, row.content)
@@ -74,7 +74,7 @@ class DiffusionTaskModel(TaskModel):
         timestep = min(int(when * self.diffusion.num_timesteps), self.diffusion.num_timesteps - 1)
         return timestep, self.training and drop < self.empty_prompt_prob, noises
 
-    def _picture(self, row: CaptionRow) -> LatentDist:
+    def _picture(self, row: PictureRow) -> LatentDist:
         """One by one: what a picture's latents are must not depend on its neighbours."""
         if row.digest not in self._latents:
             self._latents[row.digest] = self.diffusion.encode_images(row.pixels(self.diffusion.image_size)[None])
