@@ -20,11 +20,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from math import log
 from pathlib import Path
 from typing import Any
 
-VARIANTS = ("stock", "ours", "ours, stored reference", "ours, split pairs")
+VARIANTS = ("stock", "ours", "ours, stored reference", "ours, stored, compiled", "ours, split pairs")
 
 
 def main() -> None:
@@ -192,6 +193,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     from valign.objectives import DiffusionDPO
     from valign.training import PreferenceConfig
     from valign.training.batches import PairSource
+    from valign.training.compiling import compiled_step
     from valign.training.optimization import build_optimizer
     from valign.training.pair_step import PairStep
     from valign.training.processes import start_processes
@@ -212,12 +214,15 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     optimizer = build_optimizer(parameters, config)
     table = reference_table(step, source, data, safe_caption=False, batch=pairs) if draws else None
     visits = iter([(pair, visit) for pair in range(pairs)] for visit in range(2 + steps))
+    first = source.visit([(pair, 0) for pair in range(pairs)])
+    fast = compiled_step(step, first, parameters) if "compiled" in variant else nullcontext
 
     def one_step() -> float:
         places = next(visits)
         batch = source.visit(places)
         reference = table.at(places) if table else step.errors(batch, reference=True)
-        sums = step.backward(batch, reference, share=1 / pairs)
+        with fast():
+            sums = step.backward(batch, reference, share=1 / pairs)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

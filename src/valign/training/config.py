@@ -10,6 +10,7 @@ EXECUTION = (
     "accumulation",
     "split_pairs",
     "gradient_checkpointing",
+    "compile",
     "checkpoint_every",
     "keep_checkpoints",
     "sample_every",
@@ -58,6 +59,7 @@ class PreferenceConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # autocast of the forward passes; errors and factors stay float32
     split_pairs: bool = False  # winners and losers one after the other: the same gradient, half the activations, a third more time
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile of the U-Net in steps: pays off in long trainings; needs a compiler (g++, Triton)
     # validation on held-out pairs
     val_fraction: float = 0.1  # of the pairs, chosen by hash of their id; 0 is off
     val_pairs: int = 32  # at most

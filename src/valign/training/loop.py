@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +19,7 @@ from valign.runs import Run
 from valign.training.alarm import DisplacementAlarm
 from valign.training.batches import PairBatch, split_rows
 from valign.training.checkpoint import Checkpoints
+from valign.training.compiling import compiled_step
 from valign.training.draws import Visits, share
 from valign.training.metrics import MetricsLog
 from valign.training.optimization import build_optimizer, flatten_gradients, rate_at, spread_gradients
@@ -76,6 +78,10 @@ class PreferenceLoop:
         self.previews = Previews(trainee.sampler, out / "samples", config.sample_prompts, config.sample_steps, trainee.off)
         if config.gradient_checkpointing:
             model.pipe.unet.enable_gradient_checkpointing()
+        self.fast: Callable[[], AbstractContextManager[None]] = nullcontext
+        if config.compile:
+            first = self.source.visit(self.visits.at(0)[: self.micro])
+            self.fast = compiled_step(step, first, list(self.parameters.values()))
 
     def run(self) -> str:
         """Train to the end; say why it ended."""
@@ -105,7 +111,8 @@ class PreferenceLoop:
         """Step ``step`` (from 0) with all that follows from it."""
         config, number = self.config, step + 1
         started = perf_counter()
-        record = self._train(step)
+        with self.fast():
+            record = self._train(step)
         self.seconds += perf_counter() - started
         level = self.alarm.update(record["winner_displacement"], record["winner_reference"])
         self._warn(level, number)
