@@ -85,7 +85,7 @@ def command(
     if task == "diffusion":
         if len(text) > 1:
             raise UserError(f"--text must be the one column of captions, got {', '.join(text)}. Give it once.")
-        check_choice("--score of diffusion", score, ("", "loss"))
+        check_choice("--score of diffusion", score or "loss", ("loss",))
         captioned = CaptionTask(name=task, kind="diffusion", score=score, picture=picture, caption=(*text, "text")[0])
         found = read_captions(captioned, data, held_out, **rows)
         subject: TaskModel = DiffusionTaskModel(resolve_model(model, device=device, dtype="float32"))  # type: ignore[arg-type]
