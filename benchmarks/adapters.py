@@ -1,11 +1,11 @@
-"""What does a training step with each tuner cost, against peft's LoRA? Prints one table of ratios.
+"""What does a training step with each tuner and each start of LoRA cost, against peft's LoRA? Prints one table of ratios.
 
-    python benchmarks/adapters.py                     # four CLIP text blocks of width 768, random weights
+    python benchmarks/adapters.py                     # twelve CLIP text blocks of width 768, random weights
     python benchmarks/adapters.py --layers 2 --rounds 1
 
 Each variant adapts q_proj and v_proj of the same model, in a process of its own and in turns, so that peaks of memory do not mix
 and drift of the machine hits all alike. The fastest median of a step counts, and LoRA of rank 8 in the same run is 1.00. Start is
-what making the adapter takes, once: factorising weights, drawing bases.
+what making the adapter takes, once: factorising weights, drawing bases, gradients of 32 texts for LoRA-SB.
 """
 
 import argparse
@@ -30,13 +30,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # label -> slug, options
     "NOLA k=64, kept": ("nola", {"r": 8, "num_basis_a": 64, "num_basis_b": 64, "materialize": True}),
     "LoCA K=1000": ("loca", {}),
     "RandLoRA r=32": ("randlora", {"r": 32}),
+    "PiSSA r=8": ("lora", {"r": 8, "init_lora_weights": "pissa"}),
+    "AILoRA r=8": ("ailora", {}),
+    "Comp-LoRA r=8": ("comp-lora", {}),
+    "Comp-LoRA r=8, random": ("comp-lora", {"directions": 64, "niter": 4}),
+    "LoRA-SB r=8": ("lora-sb", {}),
+    "LoRA-SB r=8, random": ("lora-sb", {"niter": 10}),
 }
+SAMPLES = 8  # batches of four texts for LoRA-SB's gradient
 
 
 def main() -> None:
     """Run every variant in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=77, help="per text")
     parser.add_argument("--batch", type=int, default=4, help="texts per step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps per round, after two that are not")
@@ -60,10 +67,7 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Seconds to start, median seconds of a step, peak memory above the loaded model, trained numbers."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import CLIPTextConfig, CLIPTextModel
-
-    from valign.adapters.tuners import TUNERS
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
@@ -73,15 +77,13 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         .to(device)
         .train()
     )
-    slug, extra = VARIANTS[options.variant]
-    tables = {"lora": LoraConfig, **TUNERS}
+    ids = torch.randint(1000, (options.batch, options.tokens), generator=torch.Generator().manual_seed(1)).to(device)
     before = peak(device)
     began = time.perf_counter()
-    model = get_peft_model(model, tables[slug](target_modules=TARGETS, **extra))
+    model = adapt(model, *VARIANTS[options.variant], ids)
     started = time.perf_counter() - began
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-    ids = torch.randint(1000, (options.batch, options.tokens), generator=torch.Generator().manual_seed(1)).to(device)
     seconds = []
     for step in range(options.steps + 2):
         began = time.perf_counter()
@@ -94,6 +96,27 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             seconds.append(time.perf_counter() - began)
     trained = sum(parameter.numel() for parameter in parameters)
     return {"start": started, "step": statistics.median(seconds), "memory": peak(device) - before, "trained": trained}
+
+
+def adapt(model: Any, slug: str, extra: dict[str, Any], ids: Any) -> Any:
+    """The model with its adapter, started."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from valign.adapters import INITIALISERS, initialize
+    from valign.adapters.tuners import TUNERS
+
+    if slug not in INITIALISERS:
+        return get_peft_model(model, {"lora": LoraConfig, **TUNERS}[slug](target_modules=TARGETS, **extra))
+    model = get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS))
+    if "niter" in extra:
+        extra = {**extra, "generator": torch.Generator(ids.device).manual_seed(0)}
+    if slug == "lora-sb":
+        texts = [ids.roll(shift, 1) for shift in range(SAMPLES)]
+        extra = {**extra, "samples": texts, "learning_rate": 1e-3, "allow_scale": True}
+        extra["loss"] = lambda network, text: network(text).last_hidden_state.square().mean()
+    initialize(model, slug, **extra)
+    return model
 
 
 def peak(device: str) -> float:
