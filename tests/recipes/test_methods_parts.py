@@ -3,14 +3,16 @@
 import pytest
 from PIL import Image
 
+from valign.checks import UserError
 from valign.detectors.oracle import OracleDetector, SceneReading
 from valign.evaluation.results import Row
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.evaluation.systems import System
-from valign.recipes.bench_methods import cost_section, harm_by_run
+from valign.recipes import bench_methods
+from valign.recipes.bench_methods import cost_section, harm_by_run, refuse_trained
 from valign.recipes.methods_bias import bias_section, role_bias
 from valign.recipes.methods_curves import CurvePoint, curves_section, mean_curve
-from valign.recipes.methods_trained import Made
+from valign.recipes.methods_trained import Made, methods_config
 from valign.worlds.shapes.vocabulary import HEADS
 
 DRAWING = {"steps": 1, "guidance_scale": 1.0, "batch_size": 4}
@@ -89,3 +91,14 @@ def test_harm_is_split_by_the_run_that_drew():
 def test_costs_are_means_with_their_range(tmp_path):
     runs = [{"livo": Made(tmp_path, 1234567, 100, 2.0)}, {"livo": Made(tmp_path, 1234567, 80, 4.0)}]
     assert cost_section(runs).rows == (("livo", "1,234,567", "100, 80", "3.0 (2.0–4.0)"),)
+
+
+def test_a_run_must_not_be_tested_on_what_it_trained_on(tmp_path, monkeypatch):
+    trained = {tmp_path / "run-0": ["a red star"], tmp_path / "run-1": ["a blue cup"]}
+    monkeypatch.setattr(bench_methods, "_trained_on", trained.__getitem__)
+    config = methods_config("small")
+    asked = EvalPrompt("p0", "a blue cup")
+    suite = Suite("words", (asked,), stand_in=True)
+    refuse_trained(suite, tmp_path / "run-0", config)
+    with pytest.raises(UserError, match=r"got 1 of 1: p0"):
+        refuse_trained(suite, tmp_path / "run-1", config)

@@ -56,8 +56,8 @@ def bench_methods(
     drawing, compared = systems.config.drawing, systems.all(made)
     parts = [shapes_suite(per_concept=config.per_concept, seed=config.align.seed) for config in configs]
     tests = suite_of_runs(parts)
-    for folder, config in zip(folders, configs):
-        refuse_overlap(tests, [*config.align.data.retain, *_trained_on(folder)])
+    for folder, config, part in zip(folders, configs, parts):
+        refuse_trained(part, folder, config)
     curves = _curves(systems, folders, configs, parts, oracle)
     asked = suite_of_runs([roles(pictures=config.role_pictures, seed=config.align.seed) for config in configs])
     mixed = [systems.livo(made, name=f"{LIVO}-{mixing:g}", mixing=mixing) for mixing in (0.0, 1.0)]
@@ -121,6 +121,11 @@ def _curves(
         every = config.every(config.livo.training.steps)
         found[LIVO].append(convergence(ValueTokens(model, fresh), folder / LIVO, every, systems.valued, out=out / LIVO, **seen))
     return found
+
+
+def refuse_trained(part: Suite, folder: Path, config: MethodsConfig) -> None:
+    """Raise UserError if a run's suite holds prompts that this run trained on; what other runs did draws none of its pictures."""
+    refuse_overlap(part, [*config.align.data.retain, *_trained_on(folder)])
 
 
 def _trained_on(folder: Path) -> list[str]:
