@@ -71,6 +71,15 @@ def test_a_window_finds_what_much_else_hides(policy):
     assert found.fingerprint() != EmbeddingRetriever(policy, bag, threshold=0.9).fingerprint()
 
 
+def test_an_embedding_retriever_may_look_at_some_principles_alone(policy):
+    harms = tuple(principle.id for principle in policy.principles if principle.kind == "toxicity")
+    found = EmbeddingRetriever(policy, bag, threshold=0.9, among=harms)
+    assert found.retrieve("a doctor") is None
+    assert found.retrieve("zombie zombie") == "horror-inappropriate"
+    with pytest.raises(ValueError, match="nonsense"):
+        EmbeddingRetriever(policy, bag, threshold=0.9, among=("nonsense",))
+
+
 def test_one_principle_for_all():
     assert Always("calm").retrieve("whatever") == "calm"
     assert Always("calm").fingerprint() != Always("bright").fingerprint()

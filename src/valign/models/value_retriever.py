@@ -55,6 +55,11 @@ class KeywordRetriever:
         return [(name, WordList(words)) for name, words in found if words]
 
 
+def _choices(policy: Policy, among: Sequence[str]) -> list[Principle]:
+    """The named principles, or all. Raises: as `Policy.principle`."""
+    return [policy.principle(name) for name in among] or list(policy.principles)
+
+
 @dataclass(frozen=True)
 class EmbeddingRetriever:
     """The principle whose text, alias or keyword is nearest in meaning, if its cosine reaches ``threshold``.
@@ -67,11 +72,12 @@ class EmbeddingRetriever:
     embed: Embed
     threshold: float  # cosine in [-1, 1]
     window: int | None = None  # words, 1 or more; None reads the prompt as a whole
+    among: tuple[str, ...] = ()  # ids to choose from; none means all of the policy's
 
     def __post_init__(self) -> None:
         check_range("EmbeddingRetriever.threshold", self.threshold, low=-1.0, high=1.0)
         check_range("EmbeddingRetriever.window", float(1 if self.window is None else self.window), low=1.0)
-        if not self.policy.principles:
+        if not _choices(self.policy, self.among):
             raise UserError(f"policy {self.policy.id} has no principles. Add some, or choose another policy.")
 
     def retrieve(self, prompt: str) -> str | None:
@@ -90,7 +96,7 @@ class EmbeddingRetriever:
     def _known(self) -> tuple[list[str], Float[np.ndarray, "text dim"]]:
         texts = [
             (principle.id, text)
-            for principle in self.policy.principles
+            for principle in _choices(self.policy, self.among)
             for text in (principle.text, *principle.aliases, *self.policy.principle_keywords(principle))
         ]
         return [name for name, _ in texts], _unit(self.embed([text for _, text in texts]))
@@ -106,18 +112,13 @@ class ChatRetriever:
     unreadable: list[str] = field(default_factory=list, compare=False)  # answers that were no such JSON, for a look afterwards
 
     def __post_init__(self) -> None:
-        if not self._choices:
+        if not _choices(self.policy, self.among):
             raise UserError(f"policy {self.policy.id} has no principles to choose from. Add some, or choose another policy.")
-
-    @property
-    def _choices(self) -> list[Principle]:
-        chosen = [self.policy.principle(name) for name in self.among]
-        return chosen or list(self.policy.principles)
 
     @cached_property
     def schema(self) -> dict[str, Any]:
         """JSON schema of the answer."""
-        names = [principle.id for principle in self._choices]
+        names = [principle.id for principle in _choices(self.policy, self.among)]
         return {
             "type": "object",
             "properties": {"principle": {"type": "string", "enum": [*names, NONE]}},
@@ -129,7 +130,7 @@ class ChatRetriever:
         """What is asked. The prompt is quoted as JSON, so that nothing in it is taken for an instruction."""
         known = "\n".join(
             f"- {principle.id}: {principle.text}" + (f" ({', '.join(principle.aliases)})" if principle.aliases else "")
-            for principle in self._choices
+            for principle in _choices(self.policy, self.among)
         )
         system = (
             "You sort prompts of a text-to-image model. Given one prompt as a JSON string, name the one principle that a picture "

@@ -33,9 +33,13 @@ WINDOW, NEAR = 4, 0.44  # words read at a time, and their cosine (all-MiniLM-L6-
 
 
 def principle_retriever(policy: Policy) -> Retriever:
-    """The policy's keywords, then its word list, which also names held-out concepts, then the meaning of any few words."""
+    """The policy's keywords, then its word list, which also names held-out concepts, then the meaning of any few words.
+
+    Bias principles go by keyword alone: they hang on the word for a role, and "a square" means much the same as "square heads".
+    """
     listed = StageRetriever(policy, (LexicalStage.from_policy(policy),))
-    return FirstOf((KeywordRetriever(policy), listed, EmbeddingRetriever(policy, MiniLM().encode, NEAR, WINDOW)))
+    harms = tuple(principle.id for principle in policy.principles if principle.kind == "toxicity")
+    return FirstOf((KeywordRetriever(policy), listed, EmbeddingRetriever(policy, MiniLM().encode, NEAR, WINDOW, among=harms)))
 
 
 @dataclass(frozen=True)
