@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from dying import killed_at
 from peft import PeftModel
 from PIL import Image
 from torch.testing import assert_close
@@ -53,24 +54,11 @@ def run(base, data, out, name, **changes):
     return model, finetune(model, data, out, parse_tuning(name, SETTINGS.get(name, {})), SupervisedConfig(**given))
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("name", LOADED)
 def test_methods_resume_to_the_same_bytes_and_their_files_draw_as_the_trained_model(name, tiny_sd, data, tmp_path, monkeypatch):
     model, result = run(tiny_sd, data, tmp_path / "straight", name)
-    append = MetricsLog.append
-
-    def append_and_die(log, record):
-        append(log, record)
-        if record["step"] == 3:  # after the checkpoint of step 2
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsLog, "append", append_and_die)
-        with pytest.raises(Killed):
-            run(tiny_sd, data, tmp_path / "again", name)
+    with killed_at(3, monkeypatch):  # after the checkpoint of step 2
+        run(tiny_sd, data, tmp_path / "again", name)
     resumed, again = run(tiny_sd, data, tmp_path / "again", name)
     ours, theirs = model.state_dict(), resumed.state_dict()
     assert sorted(ours) == sorted(theirs)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dying import killed_at
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -69,24 +70,11 @@ def data(glue):
     return read_data(*named_task("sst2", glue))
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_resumes_to_the_same_bytes_and_is_saved_as_it_is(name, bert, data, tmp_path, monkeypatch):
     straight, result = run(bert, data, tmp_path / "straight", name)
-    append = MetricsLog.append
-
-    def append_and_die(log, record):
-        append(log, record)
-        if record["step"] == 8:  # after the checkpoint of step 5
-            raise Killed
-
-    monkeypatch.setattr(MetricsLog, "append", append_and_die)
-    with pytest.raises(Killed):
+    with killed_at(8, monkeypatch):  # after the checkpoint of step 5
         run(bert, data, tmp_path / "again", name)
-    monkeypatch.setattr(MetricsLog, "append", append)
     resumed, again = run(bert, data, tmp_path / "again", name)
     ours, theirs = tensors(straight), tensors(resumed)
     assert sorted(ours) == sorted(theirs)

@@ -1,8 +1,9 @@
 """Pictures with captions for fine-tuning a diffusion model: a table beside the pictures, as the Hub's image folders have it."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 from jaxtyping import Float
 from PIL import Image
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from valign.checks import UserError
 from valign.data.latents import image_tensor
-from valign.data.tables import find_table, read_table
-from valign.data.tasks import Row, Task, TaskData, assemble
+from valign.data.tables import find_table, read_records
+from valign.data.tasks import Task, TaskData, assemble
 from valign.files import hash_file
 
 TABLES = ("metadata", "train")  # names of the table in a folder of pictures
@@ -25,36 +26,32 @@ class CaptionTask(Task):
     caption: str = "text"
 
 
-@runtime_checkable
-class PictureRow(Row, Protocol):
-    """A picture with a caption, wherever it comes from."""
-
-    @property
-    def digest(self) -> str: ...  # equal for equal pictures
-    @property
-    def caption(self) -> str: ...
-    def pixels(self, size: int) -> Float[Tensor, "3 {size} {size}"]: ...  # in [-1, 1]
-
-
 @dataclass(frozen=True)
-class CaptionRow:
-    """A picture's file, its SHA-256 and its caption."""
+class PictureRow(ABC):
+    """A caption and a picture, wherever that comes from. ``digest`` is equal for equal pictures."""
 
-    path: Path
-    digest: str
     caption: str
-    target: None = None
-
-    @property
-    def size(self) -> int:
-        return 1
+    digest: str
+    target: ClassVar[None] = None
+    size: ClassVar[int] = 1
 
     @property
     def content(self) -> str:
         return f"{self.digest}\0{self.caption}"
 
+    @abstractmethod
     def pixels(self, size: int) -> Float[Tensor, "3 {size} {size}"]:
-        """As `image_tensor` makes it. Raises: UserError if the file has gone or changed since it was listed."""
+        """The picture in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class CaptionRow(PictureRow):
+    """The picture is a file, ``digest`` its SHA-256."""
+
+    path: Path
+
+    def pixels(self, size: int) -> Float[Tensor, "3 {size} {size}"]:
+        """As `image_tensor` makes it. Raises: UserError if the file has gone since it was listed."""
         try:
             with Image.open(self.path) as image:
                 return image_tensor(image, size)
@@ -85,15 +82,11 @@ def read_captions(
 def _rows(place: Path, task: CaptionTask) -> list[CaptionRow]:
     table = find_table(place, TABLES) if place.is_dir() else place
     found = []
-    for number, record in enumerate(read_table(table), start=1):
-        where = f"{table}, row {number}"
-        absent = [column for column in (task.picture, task.caption) if record.get(column) is None]
-        if absent:
-            raise UserError(f"{where} must have the column {absent[0]}, got {', '.join(record)}. Name the columns of your file.")
+    for where, record in read_records(table, (task.picture, task.caption)):
         caption, path = str(record[task.caption]), table.parent / str(record[task.picture])
         if not caption.strip():
             raise UserError(f"{where} must have a caption in {task.caption}, got an empty one. Mend or delete the row.")
-        found.append(CaptionRow(path, _digest(path, where), caption))
+        found.append(CaptionRow(caption, _digest(path, where), path))
     return found
 
 

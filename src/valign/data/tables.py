@@ -37,6 +37,16 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of `read_table` with its place in words. Raises: UserError, with the place, where one of ``columns`` is missing."""
+    for number, record in enumerate(read_table(path), start=1):
+        where = f"{path}, row {number}"
+        absent = [column for column in columns if record.get(column) is None]
+        if absent:
+            raise UserError(f"{where} must have the column {absent[0]}, got {', '.join(record)}. Name the columns of your file.")
+        yield where, record
+
+
 def find_table(folder: Path, stems: Sequence[str]) -> Path:
     """The first file in ``folder`` with one of these names and an ending of `SUFFIXES`. Raises: UserError if there is none."""
     for stem in stems:

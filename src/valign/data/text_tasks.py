@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_range
-from valign.data.tables import find_table, read_table, tables_named
+from valign.data.tables import find_table, read_records, tables_named
 from valign.data.tasks import Task, TaskData, assemble, check_labels
 
 HELD_OUT = ("dev", "validation", "test")  # names of the second file in a task's folder, in this order
@@ -68,11 +68,7 @@ def read_rows(path: Path, task: TextTask) -> list[TextRow]:
     Raises: UserError, with the row, for a missing column, an empty text, a class that is empty or a number that is none.
     """
     rows = []
-    for number, record in enumerate(read_table(path), start=1):
-        where = f"{path}, row {number}"
-        absent = [column for column in (*task.texts, task.target) if column and record.get(column) is None]
-        if absent:
-            raise UserError(f"{where} must have the column {absent[0]}, got {', '.join(record)}. Name the columns of your file.")
+    for where, record in read_records(path, [column for column in (*task.texts, task.target) if column]):
         texts = tuple(str(record[column]) for column in task.texts)
         if not all(text.strip() for text in texts):
             raise UserError(f"{where} must have a text in {' and '.join(task.texts)}, got an empty one. Mend or delete the row.")

@@ -12,7 +12,7 @@ from valign.data.picture_captions import PictureRow
 from valign.models.base import Conditioning, LatentDist
 from valign.models.pipeline_model import PipelineModel
 from valign.models.task_model import Target, TaskBatch, TaskModel
-from valign.training.draws import generator_for
+from valign.training.draws import PairDraw, draw_pair, generator_for
 
 
 class DiffusionTaskModel(TaskModel):
@@ -28,8 +28,7 @@ class DiffusionTaskModel(TaskModel):
 
     def __init__(self, diffusion: PipelineModel, *, empty_prompt_prob: float = 0.1) -> None:
         check_range("DiffusionTaskModel.empty_prompt_prob", empty_prompt_prob, low=0.0, high=1.0)
-        target = Target("diffusion")
-        super().__init__(diffusion.unet, target, apart=False, fingerprint=diffusion.fingerprint(), seed=None)
+        super().__init__(diffusion.unet, Target("diffusion"), apart=False, fingerprint=diffusion.fingerprint(), seed=None)
         self.diffusion, self.empty_prompt_prob = diffusion, empty_prompt_prob
         self._latents: dict[str, LatentDist] = {}  # by the picture's digest; read and encoded when first met
         self._texts: dict[str, Conditioning] = {}
@@ -37,16 +36,16 @@ class DiffusionTaskModel(TaskModel):
     def batch(self, rows: Sequence[PictureRow]) -> TaskBatch:
         drawn = [self._draw(row) for row in rows]
         known = [self._picture(row) for row in rows]
-        noises = torch.stack([noise for *_, noise in drawn]).to(self.device)
-        latents = torch.cat([dist.mean for dist in known]) + torch.cat([dist.std for dist in known]) * noises[:, 1]
-        timesteps = torch.tensor([timestep for timestep, *_ in drawn], device=self.device)
-        texts = Conditioning.cat([self._caption("" if empty else row.caption) for row, (_, empty, _) in zip(rows, drawn)])
+        noise, posterior = (torch.stack(each).to(self.device) for each in zip(*((d.noise, d.winner_noise) for d in drawn)))
+        latents = torch.cat([dist.mean for dist in known]) + torch.cat([dist.std for dist in known]) * posterior
+        timesteps = torch.tensor([draw.timestep for draw in drawn], device=self.device)
+        texts = Conditioning.cat([self._caption("" if draw.drop_caption else row.caption) for row, draw in zip(rows, drawn)])
         inputs = {
-            "noisy": self.diffusion.add_noise(latents, noises[:, 0], timesteps),
+            "noisy": self.diffusion.add_noise(latents, noise, timesteps),
             "timesteps": timesteps,
             **{name: value for name, value in vars(texts).items() if value is not None},
         }
-        return TaskBatch(inputs, self.diffusion.target(latents, noises[:, 0], timesteps), len(rows))
+        return TaskBatch(inputs, self.diffusion.target(latents, noise, timesteps), len(rows))
 
     def forward(self, batch: TaskBatch) -> Float[Tensor, "row channel height width"]:
         inputs = dict(batch.inputs)
@@ -65,14 +64,15 @@ class DiffusionTaskModel(TaskModel):
         """For the adapter's record."""
         return {"base": self.diffusion.folder, "base_fingerprint": self.fingerprint, "family": self.diffusion.family}
 
-    def _draw(self, row: PictureRow) -> tuple[int, bool, Float[Tensor, "two channel height width"]]:
-        """Timestep, whether the caption is dropped, and two noises: of the diffusion, and of the posterior."""
+    def _draw(self, row: PictureRow) -> PairDraw:
+        """A pair's draw, of which the picture is the winner."""
         key = ("training", torch.initial_seed()) if self.training else ("judged",)
-        generator = generator_for("picture", *key, row.content)
-        when, drop = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-        noises = torch.randn(2, *self.diffusion.latent_shape, generator=generator)
-        timestep = min(int(when * self.diffusion.num_timesteps), self.diffusion.num_timesteps - 1)
-        return timestep, self.training and drop < self.empty_prompt_prob, noises
+        return draw_pair(
+            generator_for("picture", *key, row.content),
+            self.diffusion.latent_shape,
+            num_timesteps=self.diffusion.num_timesteps,
+            empty_prompt_prob=self.empty_prompt_prob if self.training else 0.0,
+        )
 
     def _picture(self, row: PictureRow) -> LatentDist:
         """One by one: what a picture's latents are must not depend on its neighbours."""

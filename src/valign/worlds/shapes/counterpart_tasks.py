@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valign.data.latents import image_tensor
+from valign.data.picture_captions import PictureRow
 from valign.data.tasks import Task, TaskData
 from valign.files import hash_value
 from valign.worlds.shapes.grammar import caption, is_test_scene, random_scene
@@ -19,25 +20,11 @@ SHOWN = tuple((word.name, group.safe) for group in GROUPS for word in group.word
 
 
 @dataclass(frozen=True)
-class SceneRow:
+class SceneRow(PictureRow):
     """A caption that asks for one glyph, and the same scene with the glyph that is to be drawn instead."""
 
     scene: Scene
     seed: int  # of the rendering
-    caption: str
-    target: None = None
-
-    @property
-    def size(self) -> int:
-        return 1
-
-    @property
-    def digest(self) -> str:
-        return hash_value([repr(self.scene), self.seed])
-
-    @property
-    def content(self) -> str:
-        return f"{self.digest}\0{self.caption}"
 
     @property
     def glyph(self) -> str:
@@ -68,4 +55,5 @@ def _row(rng: np.random.Generator, glyph: str, safe: str, *, test: bool) -> Scen
     while is_test_scene(scene) != test:
         scene = random_scene(rng, glyph)
     shown = Scene((replace(scene.items[0], glyph=safe),), scene.background, scene.style)
-    return SceneRow(shown, int(rng.integers(2**32)), caption(scene, rng))
+    seed = int(rng.integers(2**32))
+    return SceneRow(caption(scene, rng), hash_value([repr(shown), seed]), shown, seed)
