@@ -11,6 +11,7 @@ from networks import Attention, inputs, train, trainable, with_lora
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.testing import assert_close
+from transformers.pytorch_utils import Conv1D
 
 from valign.adapters import AILoRA, export_lora, initialize, save_peft_lora
 from valign.adapters.ailora import split_start
@@ -41,11 +42,23 @@ def test_the_start_is_the_best_or_the_least_part_of_the_weight(rows, columns, da
 
 def test_dead_directions_are_passed_over_with_a_warning():
     spectrum = exact_svd(torch.diag(torch.tensor([4.0, 3.0, 2.0, 0.0])))
-    with pytest.warns(UserWarning, match="1 singular values are zero"):
+    with pytest.warns(UserWarning, match="Of the weight, 1 singular values are zero"):
         start = split_start(spectrum, 2, part="minor")
     assert_close(start.up @ start.down, torch.diag(torch.tensor([0.0, 3.0, 2.0, 0.0])), atol=1e-6, rtol=0)
-    with pytest.raises(ValueError, match=r"split_start\.rank must be in \[1, 3\], the weight's own rank, got 4"):
-        split_start(spectrum, 4, part="minor")
+    with pytest.raises(ValueError, match=r"split_start\.rank must be in \[1, 3\], to_v's own rank, got 4\. Lower the rank"):
+        split_start(spectrum, 4, part="minor", module="to_v")
+
+
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        ("to_q q_proj query q add_q_proj q_lin wq", "principal"),
+        ("to_v v_proj value v add_v_proj v_lin wv", "minor"),
+        ("to_k k_proj key to_out.0 fc1 vq to_q.0 my_v_proj", None),
+    ],
+)
+def test_the_last_name_of_a_module_gives_its_role(names, part):
+    assert {AILoRA().role(f"blocks.0.to_v.{name}") for name in names.split()} == {part}
 
 
 @pytest.mark.parametrize("preserve", [False, True])
@@ -97,6 +110,29 @@ def test_two_principal_halves_are_peft_pissa():
         one, two = (getattr(m.base_model.model, name) for m in (ours, theirs))
         assert_close(one.get_delta_weight("default"), two.get_delta_weight("default"), rtol=1e-4, atol=1e-5)
         assert_close(one.base_layer.weight, two.base_layer.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_two_minor_halves_are_milora():
+    """MiLoRA freezes the head of the spectrum and trains the tail, split by its roots."""
+    model = with_lora(Attention(dtype=torch.float64), targets=("to_q", "to_v"))
+    initialize(model, "ailora", part_query="minor")
+    for name, layer in lora_layers(model, "default").items():
+        u, s, vh = torch.linalg.svd(getattr(Attention(dtype=torch.float64), name).weight.detach(), full_matrices=False)
+        assert_close(layer.base_layer.weight, nn.Parameter(u[:, :-3] * s[:-3] @ vh[:-3]))
+        assert_close(layer.get_delta_weight("default"), u[:, -3:] * s[-3:] @ vh[-3:])
+
+
+def test_transposed_weights():
+    torch.manual_seed(0)
+    base = nn.ModuleDict({"to_q": Conv1D(12, 8), "to_v": Conv1D(6, 8)})
+    x, weight = inputs(8), base["to_v"].weight.detach().clone()
+    before = {name: layer(x) for name, layer in base.items()}
+    model = with_lora(base, targets=("to_q", "to_v"), fan_in_fan_out=True)
+    initialize(model, "ailora")
+    for name, layer in lora_layers(model, "default").items():
+        assert_close(layer(x), before[name], rtol=0, atol=1e-5)
+    tail = torch.linalg.svdvals(weight)[-3:]
+    assert_close(torch.linalg.svdvals(model.base_model.model["to_v"].get_delta_weight("default"))[:3], tail)
 
 
 def test_full_rank_leaves_no_residual_and_the_halves_coincide():
@@ -223,6 +259,12 @@ def test_modules_on_the_meta_device_are_left_to_the_checkpoint():
     with torch.device("meta"):
         model = with_lora(nn.ModuleDict({"to_q": nn.Linear(4, 4), "to_v": nn.Linear(4, 4)}), rank=2, targets=("to_q", "to_v"))
     assert initialize(model, "ailora").skipped == ("to_q", "to_v")
+    config = LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"])
+    model = get_peft_model(Attention(), config, low_cpu_mem_usage=True)  # the base is there, the adapter's tensors are yet to come
+    weights = {name: layer.base_layer.weight.clone() for name, layer in lora_layers(model, "default").items()}
+    report = initialize(model, "ailora")
+    assert (report.skipped, report.roles) == (("to_k", "to_q", "to_v"), {})
+    assert all(torch.equal(layer.base_layer.weight, weights[name]) for name, layer in lora_layers(model, "default").items())
 
 
 def test_the_first_steps_gain_on_lora_where_the_spectrum_is_strong():
@@ -271,9 +313,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"AILoRA\.query must match a module"):
             initialize(with_lora(targets=("to_v",)), "ailora")
 
-    def test_fused_projections(self):
-        model = with_lora(nn.ModuleDict({"qkv": nn.Linear(6, 18)}), targets=("qkv",))
-        with pytest.raises(ValueError, match=r"AILoRA must tell queries from values, got qkv, which holds both"):
+    @pytest.mark.parametrize("name", ["qkv", "to_qkv", "c_attn", "in_proj_weight", "query_key_value"])
+    def test_fused_projections(self, name):
+        model = with_lora(nn.ModuleDict({name: nn.Linear(6, 18)}), targets=(name,))
+        with pytest.raises(ValueError, match=rf"AILoRA must tell queries from values, got {name}, which holds both\. Unfuse"):
             initialize(model, "ailora", allow_one_sided=True)
 
     def test_weights_that_are_not_finite_or_not_float(self):

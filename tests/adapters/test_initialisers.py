@@ -4,6 +4,7 @@ import pytest
 import torch
 from networks import Attention, inputs, train, trainable, with_lora
 from peft import PeftModel
+from torch import nn
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2Model
 
@@ -77,6 +78,43 @@ def test_the_saved_state_goes_on_to_the_same_bytes(method):
     for network in (model, other):
         train(network, steps=2)
     assert torch.equal(model(inputs()), other(inputs()))
+
+
+def test_ranks_and_scales_of_single_modules_are_the_layers_own(method, tmp_path):
+    model, report = start(method, with_lora(rank_pattern={"to_q": 2}, alpha_pattern={"to_v": 5}))
+    assert {name: layer.r["default"] for name, layer in lora_layers(model, "default").items()} == {"to_k": 3, "to_q": 2, "to_v": 3}
+    assert torch.allclose(model(inputs()), Attention()(inputs()), rtol=0, atol=1e-5) is report.keeps_function
+    train(model)
+    again = PeftModel.from_pretrained(Attention(), str(save_peft_lora(tmp_path / "lora", export_lora(model))))
+    assert_close(again(inputs()), model(inputs()), rtol=0, atol=5e-6)
+
+
+def test_fused_attention_is_refused(method):
+    model = with_lora(nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2), "to_v": nn.Linear(8, 8)}), targets=("attn", "to_v"))
+    with pytest.raises(ValueError, match=r"must have linear layers only, got attn, a MultiheadAttention\. .* unfuse it"):
+        start(method, model)
+
+
+def test_a_weight_that_is_not_the_models_own_is_refused_and_left(method):
+    merged = with_lora()
+    merged.merge_adapter()
+    residual = with_lora()
+    initialize(residual, "ailora")
+    residual.add_adapter("other", residual.peft_config["default"])
+    for model, adapter, message in (
+        (merged, "default", r"must read the base weight, got to_k with default merged\. Call unmerge_adapter first"),
+        (residual, "other", r"must read the base weight, got to_q which holds the residual of adapter 'default'\. Load the base"),
+    ):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(ValueError, match=message):
+            initialize(model, method, adapter=adapter, **OPTIONS.get(method, {}))
+        after = model.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    preserved = with_lora()
+    initialize(preserved, "ailora", preserve_base=True)
+    preserved.add_adapter("other", preserved.peft_config["default"])
+    initialize(preserved, method, adapter="other", **OPTIONS.get(method, {}))  # its base is the model's own
 
 
 def test_a_second_adapter_can_come_and_go(method):

@@ -60,6 +60,19 @@ def test_the_core_is_the_best_part_of_the_step(rows, columns, data):
     assert all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
 
 
+@given(st.integers(2, 5), st.integers(2, 5), st.data())
+def test_the_cores_gradient_is_the_best_image_of_the_weights_without_a_preconditioner(rows, columns, data):
+    """``(1/s^2) (B^T B)^-1 g_R (A A^T)^-1``, which minimises ``|s B X A - G|``, is ``g_R / s^2`` for orthonormal factors."""
+    rank, scale = data.draw(st.integers(1, min(rows, columns))), data.draw(st.floats(0.2, 4))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    step, gradient = (torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(2))
+    start = core_start(step, rank, scale=scale)
+    by_core = scale * start.up.T @ gradient @ start.down.T
+    design = scale * torch.einsum("oi,jk->okij", start.up, start.down).reshape(rows * columns, rank**2)  # times X, flattened
+    best = torch.linalg.lstsq(design, gradient.reshape(-1, 1), driver="gelsd").solution.view(rank, rank)
+    assert_close(best, by_core / scale**2, rtol=1e-6, atol=1e-9)
+
+
 def test_no_step_where_the_gradient_is_zero():
     assert first_step(torch.tensor([[0.0, -2.0]]), learning_rate=0.1).tolist() == [[0.0, pytest.approx(0.1)]]
 
@@ -165,6 +178,13 @@ def test_evaluation_mode_unless_asked_otherwise():
     assert modes == [False] * 4 + [True] * 4
 
 
+def test_gradients_are_plain_sums_over_the_samples():
+    sums = []
+    start(reduce=lambda gradient: sums.append(gradient.clone()) or gradient)
+    for name, found in zip(("to_k", "to_q", "to_v"), sums, strict=True):
+        assert_close(found, summed_gradient(name))
+
+
 def test_half_precision_gradients_are_summed_in_float32():
     sums = []
     base = Attention(dtype=torch.bfloat16)
@@ -252,6 +272,10 @@ class TestRefusals:
             start(model)
         with pytest.raises(UserError, match="the model has none"):
             start(Attention())
+
+    def test_a_random_decomposition_without_a_generator(self):
+        with pytest.raises(ValueError, match=r"core_start\.generator must be given with niter, got None"):
+            core_start(torch.eye(3), 2, niter=2)
 
     def test_a_scale_without_a_word(self):
         with pytest.warns(UserWarning, match=r"meant for lora_alpha == r, got a scale of 2; R is divided by it"):

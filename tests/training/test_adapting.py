@@ -12,6 +12,7 @@ from transformers import BertConfig, BertModel
 
 from valign.checks import UserError
 from valign.training.adapting import ADAPTERS, OPTIMIZERS, PERTURBATIONS, Ground, parse_tuning
+from valign.training.adapting.adaptive import AttachedDiffora
 from valign.training.adapting.stepping import by_rank
 
 
@@ -49,6 +50,34 @@ def test_an_unknown_combination_lists_what_there_is(text):
 def test_an_option_that_cannot_be_is_named(settings, message):
     with pytest.raises(UserError, match=message):
         parse_tuning("lora", settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("adalora", {"rank": 0}, r"AdaLora\.rank must be in \[1, inf\), got 0"),
+        ("adalora", {"init_rank": 2}, r"AdaLora\.init_rank must be in \[8, inf\), got 2\. It falls to the rank"),
+        ("adalora", {"orthogonality": -1}, r"AdaLora\.orthogonality must be in \[0, inf\), got -1"),
+        ("adalora", {"learning_rate": 0}, r"AdaLora\.learning_rate must be in \(0, inf\), got 0"),
+        ("increlora", {"rank": 0}, r"Increlora\.rank must be in \[1, inf\), got 0"),
+        ("increlora", {"top": 0}, r"Increlora\.top must be in \[1, inf\), got 0"),
+        ("increlora", {"orthogonality": -1}, r"Increlora\.orthogonality must be in \[0, inf\), got -1"),
+        ("increlora", {"dropout": 2}, r"Increlora\.dropout must be in \[0, 1\], got 2"),
+        ("increlora", {"learning_rate": 0}, r"Increlora\.learning_rate must be in \(0, inf\), got 0"),
+        ("diffora", {"ratio": 0}, r"Diffora\.ratio must be in \(0, 1\], got 0"),
+        ("diffora", {"search_share": 1}, r"Diffora\.search_share must be in \(0, 0\.9\], got 1"),
+    ],
+)
+def test_numbers_of_adaptive_methods_are_read_before_any_work(name, settings, message):
+    with pytest.raises(UserError, match=message):
+        parse_tuning(name, settings)
+
+
+def test_a_search_that_chose_otherwise_is_not_resumed():
+    attached = AttachedDiffora(nn.Linear(2, 2), spent=2, selected=("a", "b"))
+    attached.restore(attached.extra())
+    with pytest.raises(UserError, match=r"Diffora: the state was saved for other modules: b, c\. The search came out otherwise"):
+        attached.restore({"selected": ["a", "c"]})
 
 
 def test_names_of_parts_are_unique_and_options_have_defaults():

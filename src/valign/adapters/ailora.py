@@ -47,7 +47,7 @@ class SplitStart(NamedTuple):
     up: Float[Tensor, "fan_out rank"]
 
 
-def split_start(spectrum: Spectrum, rank: int, *, part: Part, scale: float = 1.0) -> SplitStart:
+def split_start(spectrum: Spectrum, rank: int, *, part: Part, scale: float = 1.0, module: str = "the weight") -> SplitStart:
     """Factors of ``rank`` singular triplets: ``up = u sqrt(s / scale)``, ``down = sqrt(s / scale) vh``, so the two are balanced.
 
     ``"principal"`` takes the largest singular values (PiSSA, arXiv 2404.02948), ``"minor"`` the smallest (MiLoRA, arXiv 2406.09044)
@@ -56,6 +56,7 @@ def split_start(spectrum: Spectrum, rank: int, *, part: Part, scale: float = 1.0
     Args:
         spectrum: Descending; all triplets for ``"minor"``.
         scale: LoRA's ``alpha / rank``, > 0.
+        module: What a message calls the weight.
     Raises: ValueError if fewer than ``rank`` singular values are above the limit.
     """
     check_choice("split_start.part", part, ("principal", "minor"))
@@ -64,8 +65,9 @@ def split_start(spectrum: Spectrum, rank: int, *, part: Part, scale: float = 1.0
     alive = int((spectrum.s > DEAD * spectrum.s[0]).sum())
     if part == "minor" and alive < len(spectrum.s):
         if alive < rank:
-            raise ValueError(f"split_start.rank must be in [1, {alive}], the weight's own rank, got {rank}. Lower the rank.")
-        warnings.warn(f"{len(spectrum.s) - alive} singular values are zero; the smallest above zero are taken.", stacklevel=2)
+            raise ValueError(f"split_start.rank must be in [1, {alive}], {module}'s own rank, got {rank}. Lower the rank.")
+        dead = len(spectrum.s) - alive
+        warnings.warn(f"Of {module}, {dead} singular values are zero; the smallest above zero are taken.", stacklevel=2)
     keep = slice(0, rank) if part == "principal" else slice(alive - rank, alive)
     root = (spectrum.s[keep] / scale).sqrt()
     return SplitStart(down=root[:, None] * spectrum.vh[keep], up=spectrum.u[:, keep] * root)
@@ -163,7 +165,7 @@ class AILoRA:
             found = randomised_svd(weight_of(layer), rank, niter=self.niter, oversample=self.oversample, generator=self.generator)
         else:
             found = exact_svd(weight_of(layer))
-        return split_start(found, rank, part=part, scale=layer.scaling[adapter])
+        return split_start(found, rank, part=part, scale=layer.scaling[adapter], module=name)
 
     def _check(self, modules: list[str]) -> None:
         fused = [name for name in modules if name.rpartition(".")[2] in FUSED]

@@ -117,7 +117,7 @@ class CompLoRA:
 
     def __call__(self, model: nn.Module, adapter: str | None = None) -> InitReport:
         adapter = only_adapter(model, adapter)
-        layers = fresh_linears(model, adapter, "CompLoRA")
+        layers = fresh_linears(model, adapter, "CompLoRA", rewrites_base=True)  # a merge would write through both of a tied pair
         found = {name: self._protect(name, layer, adapter) for name, layer in layers.items()}
         for name, basis in found.items():
             layer = layers[name]
@@ -169,7 +169,9 @@ class CompLoRA:
 
 
 def protected(layer: Any, name: str) -> Protected:
-    """The directions that ``name`` must leave alone in this layer."""
+    """The directions that ``name`` must leave alone in this layer. Raises: ValueError if Comp-LoRA did not start it."""
+    if name not in getattr(layer, "lora_protect_left", {}):
+        raise ValueError(f"Comp-LoRA must have started the adapter, got {name!r}, which it did not. Call initialize first.")
     return Protected(layer.lora_protect_left[name], layer.lora_protect_right[name])
 
 

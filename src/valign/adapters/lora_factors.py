@@ -101,8 +101,8 @@ def fresh_linears(model: nn.Module, adapter: str, method: str, *, rewrites_base:
     """The linear layers of a LoRA that nobody has initialised or trained, by name; everything that cannot work is refused.
 
     Raises: UserError if the adapter has no layer; TypeError for quantised weights; ValueError for another method's adapter (DoRA,
-        PiSSA, this one a second time, a trained one), layers that are not linear, weights that are not finite, ranks above a
-        layer's size, and, if the method ``rewrites_base``, for tied weights.
+        PiSSA, this one a second time, a trained one), layers that are not linear, base weights that are not the model's own (merged
+        adapters, AILoRA's residual) or not finite, ranks above a layer's size, and, with ``rewrites_base``, for tied weights.
     """
     layers = lora_layers(model, adapter)
     if not layers:
@@ -122,9 +122,23 @@ def _check_layer(name: str, layer: Any, adapter: str, method: str) -> None:
     if adapter in layer.lora_variant or adapter in getattr(layer, "lora_method", {}):
         other = getattr(layer, "lora_method", {}).get(adapter, type(layer.lora_variant.get(adapter)).__name__)
         raise ValueError(f"{method} must start from a plain new LoRA, got {name} which is {other} already. Attach a new adapter.")
-    if adapter not in layer.lora_A or not isinstance(layer.lora_A[adapter], nn.Linear):
-        kind = type(base).__name__
-        raise ValueError(f"{method} must have linear layers only, got {name}, a {kind}. Leave it out of target_modules.")
+    linear_down = adapter in layer.lora_A and isinstance(layer.lora_A[adapter], nn.Linear)
+    if not linear_down or not hasattr(base, "weight"):  # nn.MultiheadAttention has linear factors on a fused weight
+        raise ValueError(
+            f"{method} must have linear layers only, got {name}, a {type(base).__name__}. "
+            "Leave it out of target_modules, or unfuse it if it is attention."
+        )
+    if layer.merged:
+        raise ValueError(
+            f"{method} must read the base weight, got {name} with {', '.join(layer.merged_adapters)} merged. "
+            "Call unmerge_adapter first."
+        )
+    for other in getattr(layer, START[0], {}):
+        if other not in layer.lora_variant:
+            raise ValueError(
+                f"{method} must read the base weight, got {name} which holds the residual of adapter {other!r}. "
+                "Load the base model again, or start that adapter with preserve_base."
+            )
     weight = base.weight
     if weight.dtype not in FLOATS:
         raise TypeError(f"{method} must read float weights, got {name} in {weight.dtype}. Initialise before quantising.")

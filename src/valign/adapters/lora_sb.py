@@ -68,13 +68,15 @@ def core_start(
     Args:
         scale: LoRA's ``alpha / rank``, > 0.
         niter: None for the exact SVD, else rounds of a randomised one, which needs ``generator``.
+    Raises: ValueError for a rank outside ``[1, min(shape)]``, a scale that is not positive, or ``niter`` without ``generator``.
     """
     check_range("core_start.rank", rank, low=1, high=min(step.shape), hint=f"The weight is {tuple(step.shape)}.")
     check_range("core_start.scale", scale, above=0)
     if niter is None:
         u, s, vh = exact_svd(step)
+    elif generator is None:
+        raise ValueError("core_start.generator must be given with niter, got None. A randomised SVD draws from it.")
     else:
-        assert generator is not None
         u, s, vh = randomised_svd(step, rank, niter=niter, oversample=oversample, generator=generator)
     return CoreStart(down=vh[:rank], core=torch.diag(s[:rank] / scale), up=u[:, :rank])
 

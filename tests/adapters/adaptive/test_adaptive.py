@@ -1,29 +1,41 @@
-"""What every adaptive method in the table promises on a U-Net: the base at the start, and plain LoRA at the end."""
+"""What every adaptive method in the table promises: the base at the start, plain LoRA at the end, and what it refuses."""
+
+import warnings
 
 import pytest
 import torch
+from networks import Attention, inputs, with_lora
+from torch import nn
 from torch.testing import assert_close
 
 from valign.adapters import export_lora
 from valign.adapters.adaptive import ADAPTIVE
+from valign.adapters.lora_factors import lora_layers
 from valign.methods import declared_methods
 from valign.models.adapter_files import save_adapter
 from valign.models.loading import load_model
 from valign.models.lora import attach_lora, unload_adapters
 
+OPTIONS = {
+    "codyra": {"steps": 2, "levels": 1},
+    "diffora": {"steps": 2, "lr": 1e-2, "warmup": 0.0},
+    "increlora": {"init_warmup": 0, "interval": 1},
+    "sora": {"threshold": 0.2},
+}
+
+
+def make(method, model):
+    drawn = {} if method == "diffora" else {"generator": torch.Generator().manual_seed(0)}
+    return ADAPTIVE[method](model, **OPTIONS[method], **drawn)
+
 
 def drive(method, unet, loss):
     """Two steps of a method as its page says."""
-    generator = torch.Generator().manual_seed(0)
+    made = make(method, unet)
     if method == "diffora":
-        made = ADAPTIVE[method](unet, steps=2, lr=1e-2, warmup=0.0)
         for _ in range(2):
             made.step(loss, loss)
         return
-    options = {"codyra": {"steps": 2, "levels": 1}, "increlora": {"init_warmup": 0, "interval": 1}, "sora": {"threshold": 0.2}}[
-        method
-    ]
-    made = ADAPTIVE[method](unet, generator=generator, **options)
     if method == "sora":
         optimizers = [torch.optim.AdamW(made.weights(), lr=1e-2), made.gate_optimizer(lr=1e-2)]
     else:
@@ -63,3 +75,70 @@ def test_a_unet_keeps_its_base_and_loads_the_export(method, tiny_sd, tmp_path):
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_the_method_is_declared(method):
     assert method in {declared.slug for declared in declared_methods() if declared.room == "adapters"}
+
+
+def moved(method, dtype=torch.float32):
+    """A method on a small network, away from its start."""
+    model = with_lora(Attention(dtype=dtype), rank=1)
+    made = make(method, model)
+    with torch.no_grad():
+        for layer in lora_layers(model, "default").values():
+            layer.lora_B["default"].weight.normal_(generator=torch.Generator().manual_seed(1))
+            if method == "increlora":
+                layer.lora_blocks["default"].first_gain.fill_(0.7)
+    return model, made
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_float64_stays_float64(method):
+    model, _ = moved(method, torch.float64)
+    x = inputs(dtype=torch.float64)
+    for name, lora in export_lora(model).items():
+        layer = lora_layers(model, "default")[name]
+        expected = layer.base_layer(x) + lora.scale * (x @ lora.down.T) @ lora.up.T
+        assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_merging_twice_merges_once_and_comes_off_again(method):
+    model, _ = moved(method)
+    model.eval()
+    answer = model(inputs())
+    model.merge_adapter()
+    with pytest.warns(UserWarning, match="All adapters are already merged"):
+        model.merge_adapter()
+    assert_close(model(inputs()), answer, rtol=1e-4, atol=1e-5)
+    model.unmerge_adapter()
+    assert_close(model(inputs()), answer, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize(
+    ("network", "options", "message"),
+    [
+        (Attention, {"rank": 9}, r"\.rank must be in \[1, 8\] for to_v, got 9\. The weight is \(8, 12\)"),
+        (lambda: nn.ModuleDict({"to_q": nn.Embedding(5, 4)}), {"rank": 1, "targets": ["to_q"]}, "linear layers only, got to_q"),
+        (lambda: nn.ModuleDict({"to_q": nn.Conv2d(4, 4, 3)}), {"rank": 1, "targets": ["to_q"]}, "linear layers only, got to_q"),
+        (Attention, {"use_dora": True}, "must start from a plain new LoRA, got to_k which is Dora"),
+        (Attention, {"init_lora_weights": "olora"}, "must start from init_lora_weights=True, got 'olora'"),
+    ],
+)
+def test_a_layer_that_cannot_work_is_named(method, network, options, message):
+    model = with_lora(network(), **options)
+    with pytest.raises(ValueError, match=rf"{ADAPTIVE[method].__name__}.*{message}"):
+        make(method, model)
+
+
+@pytest.mark.parametrize("method", ["codyra", "increlora", "sora"])
+def test_small_numbers_keep_float32_or_are_refused(method):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CoDyRA's, on merging
+        model = with_lora(Attention(dtype=torch.bfloat16), rank=1)
+        made = make(method, model)
+    small = [p for name, p in model.named_parameters() if "gate" in name or "gain" in name]
+    assert len(small) >= 3
+    assert all(p.dtype == torch.float32 for p in small)
+    model.half()
+    step = {"codyra": "after_step", "increlora": "before_step", "sora": "shut"}[method]
+    with pytest.raises(TypeError, match=r"must stay in float32, got torch\.float16\. Change the model's dtype before"):
+        getattr(made, step)()

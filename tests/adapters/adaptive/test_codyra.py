@@ -9,8 +9,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from valign.adapters import adapter_state, export_lora
-from valign.adapters.adaptive import CoDyRA, continual_scores
+from valign.adapters.adaptive import CoDyRA, continual_scores, image_text_loss, task_columns
 from valign.adapters.adaptive.codyra import threshold_trace
+from valign.adapters.adaptive.gate import reference_threshold
 from valign.adapters.lora_factors import lora_layers
 from valign.checks import UserError
 
@@ -69,6 +70,15 @@ def test_nothing_is_shut_without_a_threshold():
     train(plain, other, 12)
     assert all(torch.equal(p, trainable(plain)[n]) for n, p in trainable(model).items())
     assert set(codyra.ranks().values()) == {3}
+
+
+def test_the_released_codes_updates_are_there_for_parity():
+    _, codyra, _ = start(prox="reference", dense=0.0, levels=2, max_threshold=0.4)
+    before = [layer.lora_gate["default"].clone() for layer in lora_layers(codyra.model, "default").values()]
+    codyra.iteration = 11
+    codyra.after_step()
+    for layer, gate in zip(lora_layers(codyra.model, "default").values(), before, strict=True):
+        assert torch.equal(layer.lora_gate["default"], reference_threshold(gate, 0.4))
 
 
 def test_merging_is_the_adapters_answer_and_then_nothing():
@@ -136,6 +146,40 @@ def test_resuming_gives_the_same_bytes():
     assert all(torch.equal(p, adapter_state(straight[0], "default")[n]) for n, p in adapter_state(again[0], "default").items())
 
 
+def forget(max_threshold):
+    """The card's experiment: one 32 x 32 map learns three rank-1 tasks of 80 noisy samples in turn.
+
+    Returns the mean surviving rank, and the error on the original map at the end.
+    """
+    g = generator()
+    net = nn.ModuleDict({"a": nn.Linear(32, 32, bias=False)})
+    original = torch.randn(32, 32, generator=g) / 32**0.5
+    net["a"].weight.data = original.clone()
+    ranks = []
+    for _ in range(3):
+        change = torch.randn(32, 1, generator=g) @ torch.randn(1, 32, generator=g) / 32**0.5
+        x = torch.randn(80, 32, generator=g)
+        y = x @ (original + change).T + 0.1 * torch.randn(80, 32, generator=g)
+        model = with_lora(net, rank=16, targets=("a",))
+        codyra = CoDyRA(model, steps=300, max_threshold=max_threshold, generator=g)
+        optimizer = torch.optim.AdamW(codyra.parameters(), lr=1e-2, weight_decay=0.0)
+        codyra.watch(optimizer)
+        for _ in range(300):
+            optimizer.zero_grad()
+            (lora_layers(model, "default")["a"](x) - y).square().mean().backward()
+            optimizer.step()
+        ranks.append(codyra.finish()["a"])
+        net = model.unload()
+    return sum(ranks) / 3, float((net["a"].weight - original).square().sum())
+
+
+def test_less_rank_forgets_less():
+    (full, far), (few, near) = forget(0.0), forget(0.1)
+    assert full == 16
+    assert few < 8
+    assert near < far
+
+
 def test_scores_of_a_toy_table():
     table = [[0.9, 0.2, 0.0], [0.8, 0.7, 0.4], [0.7, 0.6, 0.9]]
     scores = continual_scores(table)
@@ -143,6 +187,30 @@ def test_scores_of_a_toy_table():
     assert scores.average == pytest.approx(5.2 / 9)
     assert scores.last == pytest.approx(2.2 / 3)
     assert scores.backward == pytest.approx(((0.7 - 0.9) + (0.6 - 0.7)) / 2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_images_and_texts(smoothing):
+    logits = torch.randn(4, 5, generator=generator(), dtype=torch.float64)  # two classes of an earlier task, three of this one
+    labels, columns = torch.tensor([2, 4, 2, 2]), range(2, 5)
+    probabilities, mine = logits[:, 2:].log_softmax(1), labels - 2
+    images = -sum((1 - smoothing) * probabilities[i, c] + smoothing * probabilities[i].mean() for i, c in enumerate(mine)) / 4
+    texts = 0.0
+    for text in range(3):  # the second has no image: it adds 0
+        over_batch = logits[:, 2 + text].log_softmax(0)
+        texts = texts - sum(over_batch[i] for i, c in enumerate(mine) if c == text) / 3
+    options = {"columns": columns, "label_smoothing": smoothing}
+    assert_close(image_text_loss(logits, labels, **options), images + texts)
+    assert_close(image_text_loss(logits, labels, **options, both=False), images)
+    assert_close(image_text_loss(logits[:, 2:], mine, label_smoothing=smoothing), images + texts)
+    with pytest.raises(ValueError, match=r"image_text_loss\.labels must be in \[2, 5\), got \[2, 1\]\. Use one task's images"):
+        image_text_loss(logits[:2], torch.tensor([2, 1]), columns=columns)
+
+
+def test_tasks_have_classes_of_their_own():
+    assert task_columns([["a", "b"], [], ["c"]]) == [range(2), range(2, 2), range(2, 3)]
+    with pytest.raises(UserError, match=r"task_columns\.tasks must have classes of their own, got 'b' twice\. Rename"):
+        task_columns([["a", "b"], ["b", "c"]])
 
 
 class TestRefusals:
@@ -182,6 +250,8 @@ class TestRefusals:
             codyra.finish()
         with pytest.raises(UserError, match=r"CoDyRA: the state was saved with another schedule"):
             start(max_threshold=0.1)[1].load_state_dict(codyra.state_dict())
+        with pytest.raises(UserError, match=r"CoDyRA: the state was saved for other modules: to_v\. Use the same LoRA"):
+            start()[1].load_state_dict({**codyra.state_dict(), "modules": ["to_k", "to_q"]})
 
     @pytest.mark.parametrize("table", [[[1.0]], [[1.0, 2.0], [3.0]]])
     def test_tables(self, table):

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import Attention, inputs, trainable, with_lora
+from peft import PeftModel
 from torch import nn
 from torch.testing import assert_close
 
-from valign.adapters import adapter_state, export_lora
-from valign.adapters.adaptive import DiffoRA, halves, share_unselected
+from valign.adapters import adapter_state, export_lora, save_peft_lora
+from valign.adapters.adaptive import DiffoRA, gram_matrix, halves, share_unselected
 from valign.adapters.adaptive.diffora import choose, place_of
 from valign.adapters.lora_factors import lora_layers
 from valign.checks import UserError
@@ -76,6 +77,14 @@ def test_halves_are_disjoint_and_cover(count, seed):
     assert abs(len(one) - len(two)) <= 1
 
 
+def test_the_defaults():
+    found = DiffoRA(with_lora(), steps=200)
+    assert (found.warmup_steps, found.clip, found.budget) == (20, 1.0, 0.0)
+    assert (found.upper.defaults["lr"], found.upper.defaults["betas"]) == (3e-2, (0.5, 0.999))
+    assert found.upper.defaults["weight_decay"] == found.lower.defaults["weight_decay"] == 0
+    assert set(found.select().gates.values()) == {0.5}
+
+
 @pytest.mark.parametrize("relaxation", ["sigmoid", "row_softmax"])
 def test_the_start_is_the_base_and_choices_have_no_gradient_yet(relaxation):
     model, found = start(relaxation=relaxation)
@@ -127,6 +136,28 @@ def test_each_level_leaves_the_other_alone():
     assert not any(torch.equal(x, y) for x, y in zip(middle["a"], names["a"](), strict=True))
 
 
+def test_micro_batches_add_up_in_both_levels():
+    ends = []
+    for parts in (False, True):
+        model, found = start(warmup=0.0, budget=0.1)
+
+        def losses(one, two, model=model, parts=parts):
+            each = [loss_on(model, seed) for seed in (one, two)]
+            return (lambda: (loss() for loss in each)) if parts else (lambda: sum(loss() for loss in each))
+
+        for _ in range(3):
+            found.step(losses(3, 4), losses(5, 6))
+        ends.append([p.detach() for p in (*found.weights(), *found.choices().values())])
+    assert all(torch.allclose(whole, summed, atol=1e-5) for whole, summed in zip(*ends, strict=True))
+
+
+def test_gradients_of_both_levels_may_be_reduced():
+    model, found = start(warmup=0.0, reduce=torch.zeros_like)
+    before = [p.clone() for p in (*found.weights(), *found.choices().values())]
+    search(model, found, 2)
+    assert all(torch.equal(x, y) for x, y in zip(before, (*found.weights(), *found.choices().values()), strict=True))
+
+
 def test_a_budget_pulls_the_choices_down():
     gates = []
     for budget in (0.0, 5.0):
@@ -148,7 +179,9 @@ def test_keeping_the_factors_changes_no_answer_of_selected_modules():
     search(model, found, 6)
     outcome = found.select(ratio=0.4)
     found.keep(outcome)
-    assert [name for name, lora in export_lora(model).items() if lora.delta().any()] == list(outcome.selected)
+    model.set_adapter("default")  # does not bring the others back
+    assert list(export_lora(model)) == list(outcome.selected)
+    assert len(trainable(model)) == 2 * len(outcome.selected)
     assert outcome.table() == {"": dict(sorted(outcome.gates.items()))}
 
 
@@ -163,7 +196,7 @@ class Stack(nn.Module):
         return x
 
 
-def test_unselected_modules_share_one_pair():
+def test_unselected_modules_share_one_pair(tmp_path):
     torch.manual_seed(0)
     model = with_lora(Stack(), rank=2, targets=("a", "b"))
     assert share_unselected(model, ["layers.0.a", "layers.1.b"]) == 2
@@ -181,8 +214,43 @@ def test_unselected_modules_share_one_pair():
         network(x).square().sum().backward()
     total = sum(users[name].lora_B["default"].weight.grad for name in ("layers.1.a", "layers.2.a"))
     assert_close(layers["layers.1.a"].lora_B["default"].weight.grad, total)
+    with torch.no_grad():
+        layers["layers.1.a"].lora_B["default"].weight.normal_(generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    again = PeftModel.from_pretrained(Stack(), str(save_peft_lora(tmp_path / "lora", export_lora(model))))
+    assert_close(again(x), model(x))
     with pytest.raises(UserError, match=r"share_unselected\.selected must name modules of the LoRA, got layers\.9\.a"):
         share_unselected(model, ["layers.9.a"])
+
+
+def test_unequal_shapes_and_ranks_of_a_kind_do_not_share():
+    wide = nn.ModuleDict({str(i): nn.ModuleDict({"a": nn.Linear(4, out)}) for i, out in enumerate((4, 4, 6, 4))})
+    model = with_lora(wide, rank=2, targets=("a",), rank_pattern={"3.a": 1})
+    assert share_unselected(model, []) == 3
+
+
+def test_kept_factors_may_share_too():
+    model, found = start(with_lora(Stack(), rank=2, targets=("a", "b")))
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    for _ in range(4):
+        found.step(lambda: model(x).square().mean(), lambda: model(x).square().mean())
+    outcome = found.select(ratio=1 / 3, scope="global")
+    found.keep(outcome, share=True)
+    others = {name: lora for name, lora in export_lora(model).items() if name not in outcome.selected}
+    assert len(others) == 4
+    assert not any(lora.delta().any() for lora in others.values())
+    assert len({id(layer.lora_B["default"].weight) for layer in found.layers.values()}) < 6
+
+
+def test_the_gram_matrix_of_the_diagnostic():
+    g = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(7, 3, generator=g, dtype=torch.float64), torch.randn(4, 3, generator=g, dtype=torch.float64)
+    for slope in (lambda z: (z > 0).double(), lambda z: 1 - z.tanh() ** 2):
+        expected = [[(a @ b * (slope(weight @ a) @ slope(weight @ b)) / 7).item() for b in x] for a in x]
+        found = gram_matrix(weight, x, slope=slope)
+        assert_close(found, torch.tensor(expected, dtype=torch.float64))
+        assert torch.linalg.eigvalsh(found)[0] > -1e-12
+    assert_close(gram_matrix(weight, x), gram_matrix(weight, x, slope=lambda z: (z > 0).double()))
 
 
 def test_resuming_gives_the_same_bytes():
@@ -245,6 +313,8 @@ class TestRefusals:
             choose({"l.0.a": 1.0, "l.1.a": 0.5})
         with pytest.raises(UserError, match=r"DiffoRA must split the data in two, got 1 rows"):
             halves(1, generator=torch.Generator())
+        with pytest.raises(UserError, match=r"got 7 rows for two batches of 4\. Give it more data"):
+            halves(7, generator=torch.Generator(), batch_size=4)
 
     def test_another_search(self):
         model, found = start()

@@ -49,6 +49,14 @@ def test_the_start_is_the_base_model():
     assert not layer.lora_blocks["default"].first_gain.any()
 
 
+def test_alpha_zero_is_the_rank_at_the_start():
+    model, incre, _ = start(with_lora(rank=2, alpha=0), total=20, step_rank=1, early=False)
+    incre._activate({"to_q": 1})
+    with torch.no_grad():
+        incre.layers["to_q"].lora_blocks["default"].first_gain.fill_(1.0)
+    assert export_lora(model)["to_q"].scale == pytest.approx(2 / (3 + 1e-5))
+
+
 def test_the_score_is_the_closed_form():
     model, incre, _ = start(early=False)
     layers, seen = lora_layers(model, "default"), {}
@@ -99,6 +107,15 @@ def test_the_last_round_takes_what_is_left_best_first():
     assert incre.growths[0]["grown"] == {"to_k": 2, "to_v": 2, "to_q": 1}
     gains = {n: layer.lora_blocks["default"].gain for n, layer in lora_layers(model, "default").items()}
     assert [g.item() for g in gains["to_q"]] == pytest.approx([1e-5, 0.0, 0.0])  # the leftover reserve is nothing
+
+
+def test_equals_of_the_last_of_the_best_grow_too_while_there_is_rank():
+    for total, expected in ((8, {"to_k": 2, "to_q": 1, "to_v": 2}), (4, {"to_k": 2, "to_q": 1, "to_v": 1})):
+        _, incre, _ = start(total=total, top=1)
+        incre.mean.update(to_k=3.0, to_q=1.0, to_v=3.0)
+        incre.spread.update(dict.fromkeys(incre.layers, 1.0))
+        incre._grow()
+        assert incre.ranks == expected
 
 
 def test_only_the_order_of_scores_counts():
@@ -154,6 +171,17 @@ def test_groups_warm_up_anew_and_end_together():
     train(model, optimizer, 5)  # the step of number 4 was the last
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == pytest.approx([1e-2 * share for share in (16 / 18, 16 / 18, 0.5)])
+
+
+def test_each_group_has_a_rate_of_its_own():
+    model = with_lora(rank=1, alpha=4)
+    incre = IncreLoRA(model, generator=generator(), restart_warmup=2, total_steps=10)
+    head = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([{"params": incre.parameters(), "lr": 1.0}, {"params": [head], "lr": 0.1}])
+    incre.watch(optimizer)
+    for _ in range(2):
+        incre.before_step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.05, 0.5])
 
 
 def test_the_export_is_the_trained_model(tmp_path):
@@ -230,6 +258,10 @@ class TestRefusals:
             ({"betas": (0.9, 1.0)}, r"IncreLoRA\.betas must be in \(0, 1\), got 1\.0"),
             ({"average_rank": 3}, r"IncreLoRA\.step_rank must be given for average rank 3, got None"),
             ({"step_rank": 0}, r"IncreLoRA\.step_rank must be in \[1, inf\), got 0"),
+            ({"average_rank": 0}, r"IncreLoRA\.average_rank must be in \[1, inf\), got 0"),
+            ({"init_warmup": -1}, r"IncreLoRA\.init_warmup must be in \[0, inf\), got -1"),
+            ({"restart_warmup": -1, "total_steps": 5}, r"IncreLoRA\.restart_warmup must be in \[0, inf\), got -1"),
+            ({"restart_warmup": 1, "total_steps": 0}, r"IncreLoRA\.total_steps must be in \[1, inf\), got 0"),
             ({"restart_warmup": 2}, r"IncreLoRA\.restart_warmup and total_steps must come together"),
         ],
     )

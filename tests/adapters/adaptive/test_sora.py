@@ -10,7 +10,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from valign.adapters import adapter_state, export_lora, save_peft_lora
-from valign.adapters.adaptive import SoRA
+from valign.adapters.adaptive import SoRA, prune_in_rounds
+from valign.adapters.adaptive.gate import reference_threshold
 from valign.adapters.lora_factors import lora_layers
 from valign.checks import UserError
 
@@ -82,6 +83,16 @@ def test_gates_shut_after_the_step_of_their_optimiser():
         assert_close(g.detach(), moved.sign() * (moved.abs() - 0.3).clamp(min=0), rtol=0, atol=2e-4)
 
 
+def test_the_released_codes_updates_are_there_for_parity():
+    _, sora, _, _ = start(prox="reference", threshold=0.4)
+    before = {name: gate.clone() for name, gate in sora.gates().items()}
+    sora.shut()
+    assert all(torch.equal(gate, reference_threshold(before[name], 0.4)) for name, gate in sora.gates().items())
+    soft = start(threshold=0.4)[1]
+    soft.shut()
+    assert sum(sora.ranks().values()) < sum(soft.ranks().values())
+
+
 def test_a_threshold_may_follow_the_learning_rate():
     found = []
     for options in ({"threshold": 0.5, "threshold_times_lr": True}, {"threshold": 0.005}):
@@ -136,11 +147,40 @@ def test_resuming_gives_the_same_bytes():
     assert all(torch.equal(p, adapter_state(straight[0], "default")[n]) for n, p in adapter_state(again[0], "default").items())
 
 
+def test_a_module_without_a_rank_is_left_out():
+    model, sora, _, _ = start()
+    with torch.no_grad():
+        sora.gates()["to_k"].zero_()
+    assert sora.ranks()["to_k"] == 0
+    assert sorted(export_lora(model)) == ["to_q", "to_v"]
+
+
+def test_rounds_go_on_from_each_others_weights():
+    model, sora, _, _ = start()
+    first = []
+
+    def once():
+        first.append((sora.threshold, torch.cat([gate.detach().clone() for gate in sora.gates().values()])))
+        train(model, sora, torch.optim.AdamW(sora.weights(), lr=1e-2), sora.gate_optimizer(lr=1e-2), 2)
+        return float(len(first))
+
+    rounds = prune_in_rounds(sora, [0.0, 0.3, 50.0], once)
+    assert (
+        [(r.threshold, r.score) for r in rounds]
+        == [(0.0, 1.0), (0.3, 2.0), (50.0, 3.0)]
+        == [(t, n) for n, (t, _) in enumerate(first, 1)]
+    )
+    assert rounds[0].parameters == 3 * (24 + 24 + 20) > rounds[1].parameters > rounds[2].parameters == 0
+    assert not torch.equal(first[0][1], first[1][1])
+    with pytest.raises(ValueError, match=r"prune_in_rounds\.thresholds must be in \[0, inf\), got -1"):
+        prune_in_rounds(sora, [0.1, -1.0], once)
+
+
 def test_a_higher_threshold_keeps_less_and_the_fit_stays():
     """The card's experiment: rank-2 teacher of width 20, r_max 8, 400 noisy samples, soft prox."""
-    kept, errors = {}, {}
+    kept, errors, missed = {}, {}, {}
     for threshold in (0.0, 3e-3):
-        ranks, found = [], []
+        ranks, found, apart = [], [], []
         for seed in range(3):
             g = generator(seed)
             net = nn.ModuleDict({"a": nn.Linear(20, 20, bias=False)})
@@ -159,10 +199,12 @@ def test_a_higher_threshold_keeps_less_and_the_fit_stays():
                 main.step(), gate.step()
             ranks.append(sora.ranks()["a"])
             found.append(loss.item())
-        kept[threshold], errors[threshold] = sum(ranks) / 3, sum(found) / 3
+            apart.append(float((export_lora(model)["a"].delta() - teacher).norm() / teacher.norm()))
+        kept[threshold], errors[threshold], missed[threshold] = sum(ranks) / 3, sum(found) / 3, sum(apart) / 3
     assert kept[0.0] == 8
     assert 2 <= kept[3e-3] < 6
     assert errors[3e-3] < 1.5 * errors[0.0]
+    assert missed[3e-3] < missed[0.0]
 
 
 class TestRefusals:

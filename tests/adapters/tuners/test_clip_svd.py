@@ -9,6 +9,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from valign.adapters.tuners import ClipSvdConfig, singular_changes
 from valign.adapters.tuners.base import tuner_layers
+from valign.adapters.tuners.clip_svd import head_changes
 
 
 def random(*shape, seed=0):
@@ -85,14 +86,60 @@ def test_both_parameters_have_the_same_gradient():
     assert_close(gradients[0], gradients[1])
 
 
-def test_clip_has_default_targets():
-    """Six linears in every block of both encoders: 12 (6 * 768) + 12 (6 * 512) = 92,160 numbers for ViT-B/16."""
+@pytest.mark.parametrize("ratio", [1.0, 0.6])
+def test_gradient_is_the_diagonal_of_the_weight_gradient_in_singular_vectors(ratio):
+    weight, x, pull = random(6, 5), random(3, 5, seed=1), random(3, 6, seed=2)
+    _, layer = layer_of(weight, ratio=ratio)
+    (layer(x) * pull).sum().backward()
+    u, _, vh = torch.linalg.svd(weight, full_matrices=False)
+    found = layer.vtune_values["default"].grad
+    assert_close(found, (u.T @ (pull.T @ x) @ vh.T).diagonal()[: len(found)])  # G = pull^T x
+
+
+def test_order_of_the_triplets_does_not_matter():
+    _, layer = layer_of(random(6, 5))
+    with torch.no_grad():
+        layer.vtune_values["default"].add_(random(5, seed=1))
+    before, order = layer.get_delta_weight("default"), torch.tensor([3, 0, 4, 1, 2])
+    for name, turned in (("vtune_down", order), ("vtune_up", (slice(None), order)), ("vtune_start", order)):
+        getattr(layer, name)["default"] = getattr(layer, name)["default"][turned]
+    layer.vtune_values["default"].data = layer.vtune_values["default"].data[order]
+    assert_close(layer.get_delta_weight("default"), before)
+
+
+def clip():
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2}
     text = CLIPTextConfig(hidden_size=8, intermediate_size=32, vocab_size=20, **sizes)
     vision = CLIPVisionConfig(hidden_size=12, intermediate_size=48, image_size=8, patch_size=4, **sizes)
-    model = get_peft_model(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)), ClipSvdConfig())
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+
+
+def test_clip_has_default_targets():
+    """Six linears in every block of both encoders: 12 (6 * 768) + 12 (6 * 512) = 92,160 numbers for ViT-B/16."""
+    model = get_peft_model(clip(), ClipSvdConfig())
     assert len(list(tuner_layers(model))) == 2 * 2 * 6
     assert sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == 2 * 6 * 8 + 2 * 6 * 12
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"layers_to_transform": [1]}, 2 * 6),  # the top blocks
+        ({"exclude_modules": r".*text_model.*"}, 2 * 6),  # the image encoder
+        ({"target_modules": ["v_proj", "out_proj"]}, 2 * 2 * 2),
+        ({"target_modules": r".*vision_model.*\.1\..*fc[12]"}, 2),
+    ],
+)
+def test_blocks_encoders_and_kinds_of_linear_are_chosen_by_name(options, count):
+    assert len(list(tuner_layers(get_peft_model(clip(), ClipSvdConfig(**options))))) == count
+
+
+def test_changes_by_head_are_norms_of_blocks():
+    delta = torch.tensor([[3.0, 0.0], [0.0, 4.0], [0.0, 1.0], [0.0, 0.0]])
+    assert head_changes(delta, 2, side="rows").tolist() == [5.0, 1.0]  # rows 0 and 1, rows 2 and 3
+    assert_close(head_changes(delta, 2, side="columns"), torch.tensor([3.0, 17.0**0.5]))
+    with pytest.raises(ValueError, match=r"head_changes\.heads must divide the 4 rows, got 3\. Take it from the model's config"):
+        head_changes(delta, 3, side="rows")
 
 
 def fit(layer, x, y, steps=500):

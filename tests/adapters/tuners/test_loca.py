@@ -136,6 +136,7 @@ def run(layer, schedule, steps, optimizer):
     groups = {"coefficients": layer.vtune_coefficients["default"], "locations": layer.vtune_locations["default"]}
     for step in range(steps):
         before = {name: parameter.clone() for name, parameter in groups.items()}
+        layer(random(3, 5))  # forward passes do not count, as they do in the source
         optimizer.zero_grad(set_to_none=False)  # a gradient of 0 would let momentum and decay move a frozen group
         (layer(random(3, 5, seed=step)) - random(3, 6, seed=100 + step)).square().sum().backward()
         optimizer.step()
@@ -202,6 +203,27 @@ def test_half_precision_moves_no_place_and_its_file_neither():
     other, loaded = layer_of(300, 200, dtype=torch.float32, n_coefficients=200, seed=5)
     set_peft_model_state_dict(other, get_peft_model_state_dict(model))
     assert torch.equal(loaded.places("default"), places)
+
+
+def test_autocast_leaves_the_transforms_in_float32():
+    image = random(30, 20).float()
+    plain = dct2(image), idct2(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(dct2(image), plain[0])
+        assert torch.equal(idct2(image), plain[1])
+
+
+@pytest.mark.parametrize("count", [4, 40])  # rank-1 terms, or the transform
+def test_half_precision_is_transformed_in_float32(count):
+    _, layer = layer_of(30, 20, dtype=torch.float32, n_coefficients=count)
+    fill(layer)
+    layer.half()
+    assert layer.get_delta_weight("default").dtype == layer.factors("default").up.dtype == torch.float32
+    values = layer.vtune_coefficients["default"].detach().double()  # rounded; all the rest is exact
+    expected = idct2(spectrum(values, layer.places("default"), (30, 20)))
+    assert_close(layer.get_delta_weight("default").double(), expected, atol=1e-6, rtol=1e-5)
+    assert_close(layer.factors("default").product().detach().double(), expected, atol=1e-6, rtol=1e-5)
+    assert layer(random(3, 20).half()).dtype == torch.float16
 
 
 def test_places_of_a_larger_weight_are_refused():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from peft import get_peft_model, get_peft_model_state_dict
 from peft.utils import set_peft_model_state_dict
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from valign.adapters.tuners import LolduConfig
@@ -147,6 +148,23 @@ def test_random_starts_depend_on_seed_and_module_alone():
     assert not torch.equal(starts[0], starts[2])
 
 
+def test_convolutions_are_matrices():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3, stride=2, padding=1).double()
+    model = get_peft_model(nn.ModuleDict({"conv": conv}), LolduConfig(target_modules=["conv"], r=4, convs=True))
+    layer, x = model.base_model.model["conv"], random(2, 3, 8, 8)
+    assert torch.equal(layer(x), conv(x))
+    with torch.no_grad():
+        layer.vtune_diagonal["default"].mul_(1.5)
+    parts = ldu(conv.weight.detach().flatten(1), 4)
+    delta = (parts.lower @ torch.diag(0.5 * parts.pivots) @ parts.upper)[parts.rows].view(5, 3, 3, 3)
+    assert_close(layer.get_delta_weight("default"), delta)
+    adapter = layer(x)
+    assert_close(adapter, conv(x) + F.conv2d(x, delta, stride=2, padding=1))
+    layer.merge()
+    assert_close(layer(x), adapter)
+
+
 def test_its_factors_reach_what_random_factors_cannot():
     """Target P L diag(D c) U: least squares in 16 numbers is exact with the LDU factors, far off with random ones of equal norm."""
     weight = random(16, 16)
@@ -171,6 +189,7 @@ def test_its_factors_reach_what_random_factors_cannot():
         (random(5, 4), {"r": 2, "alpha": 0.0}, r"LolduConfig\.alpha must be in \(0, inf\), got 0\.0"),
         (random(5, 4), {"r": 2, "seed": -1}, r"LolduConfig\.seed must be in \[0, "),
         (torch.ones(4, 4, dtype=torch.float64), {"r": 2}, "lin must have 2 leading pivots that are not 0, got 0 as number 2"),
+        (torch.tensor([[1e-9, 1.0], [0.0, 1.0]]).double(), {"r": 1}, "1 leading pivots that are not 0, got 1e-09 as number 1"),
         (torch.zeros(4, 4, dtype=torch.float64), {"r": 1}, "lin must have 1 leading pivots that are not 0, got 0 as number 1"),
     ],
 )

@@ -111,6 +111,40 @@ def test_large_factors_are_drawn_in_chunks_with_the_same_result(monkeypatch):
     assert torch.autograd.gradcheck(lambda c: Combine.apply(c, basis), coefficients)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_cast_after_combining(dtype):
+    basis, coefficients = Basis(3, 200, (4, 5)), random(200).to(dtype).requires_grad_()
+    wide = coefficients.detach().float().requires_grad_()
+    total, expected = Combine.apply(coefficients, basis), Combine.apply(wide, basis)
+    assert total.dtype == dtype
+    assert torch.equal(total, expected.to(dtype))
+    pull = random(4, 5, seed=1).to(dtype)
+    (total * pull).sum().backward()
+    (expected * pull.float()).sum().backward()
+    assert torch.equal(coefficients.grad, wide.grad.to(dtype))
+
+
+@pytest.mark.parametrize("materialize", [False, True])
+def test_autocast_leaves_the_sums_in_float32(materialize):
+    _, layer = layer_of(materialize=materialize)
+    layer.float()
+    set_coefficients(layer, random(4), random(3))
+    plain = layer.factors("default")
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = layer.factors("default")
+    assert torch.equal(cast.down, plain.down)
+    assert torch.equal(cast.up, plain.up)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_written_in_half_precision_is_known_again(dtype):
+    model, layer = layer_of()
+    set_coefficients(layer, random(4), random(3))
+    other, loaded = layer_of()
+    set_peft_model_state_dict(other, get_peft_model_state_dict(model.to(dtype)))
+    assert_close(loaded.vtune_a["default"].detach(), random(4), atol=0, rtol=0.01)
+
+
 def test_the_global_generator_is_left_alone():
     model, layer = layer_of()
     state = torch.get_rng_state()
@@ -178,6 +212,7 @@ def test_dropout_is_on_the_input_of_the_change_in_training_only():
         ({"num_basis_b": 0}, r"NolaConfig\.num_basis_b must be in \[1"),
         ({"alpha": 0.0}, r"NolaConfig\.alpha must be in \(0"),
         ({"seed": -1}, r"NolaConfig\.seed must be in \[0"),
+        ({"seed": 2**63}, r"NolaConfig\.seed must be in \[0"),
         ({"dropout": 1.5}, r"NolaConfig\.dropout must be in \[0, 1\]"),
     ],
 )

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from peft import RandLoraConfig, get_peft_model
+from peft import PeftModel, RandLoraConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
 
+from models import UNET_TARGETS, ask, build, shake
 from valign.adapters.tuners import randlora_config, set_randlora_scale
 from valign.adapters.tuners.randlora import paper_alpha, rank_like_lora, trained_numbers
 
@@ -54,15 +55,53 @@ def test_a_budget_like_a_lora_s(longer, shorter, q):
     assert config.r == round(64 / (2 * 20 - 8))
 
 
-def trained(shape=(9, 7), r=2):
+def trained(shape=(9, 7), r=2, **options):
     model = net(shape)
-    model = get_peft_model(model, randlora_config(model, target_modules=["lin0"], r=r))
+    model = get_peft_model(model, randlora_config(model, target_modules=["lin0"], r=r, **options))
     layer = model.base_model.model["lin0"]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         layer.randlora_lambda["default"].copy_(torch.randn(layer.randlora_lambda["default"].shape, generator=generator))
         layer.randlora_gamma["default"].copy_(torch.randn(layer.randlora_gamma["default"].shape, generator=generator))
     return model, layer
+
+
+def test_the_start_lets_the_first_gradient_reach_lambda_alone():
+    model = net((9, 7))
+    model = get_peft_model(model, randlora_config(model, target_modules=["lin0"], r=3))
+    layer = model.base_model.model["lin0"]
+    lam, gamma = layer.randlora_lambda["default"], layer.randlora_gamma["default"]
+    assert torch.equal(lam, torch.zeros(3, 3))
+    assert torch.equal(gamma, torch.full((3, 7), 1 / 7))  # 1 / max(n, d)
+    layer(torch.ones(2, 7)).square().sum().backward()
+    assert lam.grad.abs().min() > 0
+    assert torch.equal(gamma.grad, torch.zeros(3, 7))
+
+
+@pytest.mark.parametrize(
+    ("options", "zeros"),  # entries -1, 0, 1 with probabilities 1 / 2s, 1 - 1 / s, 1 / 2s; s = 3 or sqrt(d)
+    [({}, 0.0), ({"sparse": True}, 1 - 1 / 3), ({"very_sparse": True}, 1 - 1 / 8)],
+)
+def test_the_bases_have_unit_spread(options, zeros):
+    _, layer = trained((80, 64), r=8, **options)
+    for basis in (layer.randlora_A["default"].float(), layer.randlora_B["default"].float()):
+        assert basis.std() == pytest.approx(1, rel=0.01)
+        assert (basis == 0).float().mean() == pytest.approx(zeros, abs=0.06)
+        if zeros:
+            assert len(basis.unique()) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Specified to not save")
+def test_a_file_without_bases_draws_them_again_from_its_key_and_says_so(tmp_path):
+    model, layer = trained(save_projection=False, projection_prng_key=5)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="restored using the PRNG key"):  # on every load: another machine may draw others
+        loaded = PeftModel.from_pretrained(net((9, 7)), tmp_path)
+    again = loaded.base_model.model["lin0"]
+    assert torch.equal(again.randlora_B["default"], layer.randlora_B["default"])
+    assert torch.equal(again.get_delta_weight("default"), layer.get_delta_weight("default"))
+    _, other = trained(save_projection=False, projection_prng_key=6)
+    assert not torch.equal(other.randlora_B["default"], layer.randlora_B["default"])
 
 
 @pytest.mark.parametrize("shape", [(9, 7), (7, 9), (8, 8)])
@@ -85,12 +124,21 @@ def test_the_change_is_bilinear_and_its_gradient_autograd_s():
     pull = torch.randn(9, 7, generator=torch.Generator().manual_seed(2))
     grads = torch.autograd.grad((layer.get_delta_weight("default") * pull).sum(), (lam, gamma))
     a, b = layer.randlora_A["default"][:, : layer.num_bases, :7], layer.randlora_B["default"][:9, : layer.num_bases]
-    product = torch.einsum("okj,jc,jk,kc->oc", b, a[:, 0], lam, gamma) * layer.scaling["default"]
     plain = b.flatten(1) @ (lam[:, :, None] * a * gamma[None]).flatten(end_dim=1) * layer.scaling["default"]
-    assert product.shape == plain.shape
     assert_close(plain.detach(), layer.get_delta_weight("default").detach())
     for ours, autograd in zip(grads, torch.autograd.grad((plain * pull).sum(), (lam, gamma)), strict=True):
         assert_close(ours, autograd, atol=1e-5, rtol=1e-4)
+
+
+def test_peft_pairs_the_bases_in_another_order_than_the_formula():
+    """Alike in distribution, but sum_j B_j diag(lambda_j) A diag(gamma_j) of the same tensors is another matrix."""
+    _, layer = trained()
+    lam, gamma = layer.randlora_lambda["default"].detach(), layer.randlora_gamma["default"].detach()
+    a, b = layer.randlora_A["default"][:, 0].float(), layer.randlora_B["default"].float()
+    literal = layer.scaling["default"] * sum(b[:, j] @ torch.diag(lam[:, j]) @ a @ torch.diag(gamma[j]) for j in range(4))
+    delta = layer.get_delta_weight("default").detach()
+    assert literal.shape == delta.shape
+    assert (literal - delta).norm() > 0.1 * delta.norm()
 
 
 def test_an_orthogonal_target_is_fitted_better_than_by_any_lora_of_equal_size():
@@ -123,6 +171,24 @@ def test_weights_like_diffusers_set_adapters():
         set_randlora_scale(model, "default", math.inf)
 
 
+def test_on_a_diffusers_unet():
+    unet = build("unet")
+    base = ask(unet)
+    unet.add_adapter(randlora_config(unet, target_modules=UNET_TARGETS, r=4), adapter_name="expert")
+    assert torch.equal(ask(unet), base)
+    shake(unet, "expert")
+    full = ask(unet)
+    with pytest.raises(AttributeError, match="set_scale"):  # peft's layer lacks it, hence `set_randlora_scale`
+        unet.set_adapters(["expert"], weights=[0.5])
+    set_randlora_scale(unet, "expert", 0.0)
+    assert torch.equal(ask(unet), base)
+    set_randlora_scale(unet, "expert", 1.0)
+    unet.fuse_lora()
+    assert_close(ask(unet), full, atol=1e-4, rtol=1e-4)
+    unet.unfuse_lora()
+    assert_close(ask(unet), full, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -130,12 +196,12 @@ def test_weights_like_diffusers_set_adapters():
         ({"like_lora": 0}, r"rank_like_lora\.lora_rank must be in \[1, inf\), got 0"),
         ({"r": 2, "like_lora": 2}, "must have r or like_lora, got both"),
         ({"sparse": True, "very_sparse": True}, "must have sparse or very_sparse, got both"),
-        ({"target_modules": ["nowhere"]}, r"target_modules must name modules of the model, got nowhere"),
+        ({"target_modules": ["nowhere"]}, r"must name modules of the model, got \['nowhere'\]\. It can name lin0, lin1\."),
         ({"target_modules": ["conv"]}, r"randlora_config\.target_modules must name nn\.Linear .* got conv, a Conv2d"),
     ],
 )
 def test_bad_input(options, match):
-    model = net((8, 8))
+    model = net((8, 8), (8, 6))
     model["conv"] = nn.Conv2d(2, 2, 3)
     with pytest.raises(ValueError, match=match):
         randlora_config(model, **({"target_modules": ["lin0"]} | options))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from valign.adapters.tuners import SvfitConfig
+from valign.adapters.tuners import SvfitConfig, lora_factors
 from valign.adapters.tuners.svfit import rank_for_energy
 
 
@@ -45,6 +45,19 @@ def test_the_changed_weight_is_the_formula(rows, columns, data):
     move = values - torch.from_numpy(s[:rank])
     assert_close(delta.norm(), move.norm(), atol=1e-10, rtol=1e-10)
     assert_close(torch.linalg.matrix_norm(delta, 2), move.abs().max(), atol=1e-10, rtol=1e-10)
+
+
+def test_each_value_that_moves_is_one_rank_and_the_lora_file_holds_it_exactly():
+    weight = random(6, 5)
+    model, layer = layer_of(weight, r=4)
+    with torch.no_grad():
+        layer.vtune_values["default"] += torch.tensor([0.0, 0.7, 0.0, -0.4], dtype=torch.float64)
+    delta = layer.get_delta_weight("default")
+    assert torch.linalg.matrix_rank(delta, rtol=1e-9) == 2
+    lora = lora_factors(model)["lin"]
+    assert lora.rank == 4
+    assert_close(lora.up @ lora.down, delta, rtol=0, atol=1e-14)
+    assert_close(lora.down @ lora.down.T, torch.eye(4, dtype=torch.float64))  # Vh_r; B is U_r (s - S_r)
 
 
 def test_gradient_is_the_diagonal_of_the_weight_gradient_in_singular_vectors():
@@ -119,9 +132,13 @@ def test_other_singular_values_and_shapes_are_refused():
     weight = random(5, 4)
     model, _ = layer_of(weight, r=2)
     state = get_peft_model_state_dict(model)
-    state["base_model.model.lin.vtune_start"] = 1.01 * state["base_model.model.lin.vtune_start"]
-    with pytest.raises(ValueError, match="lin must have the singular values that the adapter was trained on"):
-        set_peft_model_state_dict(model, state)
+    start = state["base_model.model.lin.vtune_start"]
+    for factors in ([1.01, 1.01], [1.0011, 1.0]):  # 1e-3 of the largest is the limit
+        state["base_model.model.lin.vtune_start"] = start * torch.tensor(factors, dtype=torch.float64)
+        with pytest.raises(ValueError, match="lin must have the singular values that the adapter was trained on"):
+            set_peft_model_state_dict(model, state)
+    state["base_model.model.lin.vtune_start"] = 1.0005 * start
+    set_peft_model_state_dict(model, state)
     basis, _ = layer_of(weight, r=2, save_basis=True)
     saved = get_peft_model_state_dict(basis)
     assert saved["base_model.model.lin.vtune_up"].shape == (5, 2)
@@ -205,12 +222,15 @@ def test_convolutions_are_matrices(options):
         get_peft_model(nn.ModuleDict({"conv": nn.Conv2d(3, 3, 3, groups=3)}), SvfitConfig(target_modules=["conv"], convs=True))
 
 
-def test_a_rescaled_spectrum_is_within_reach_and_not_of_a_lora():
-    """24 numbers fit a target that shares the singular vectors; the best LoRA of rank 1 (48 numbers) cannot."""
+@pytest.mark.parametrize("rank", [24, 12])
+def test_a_rescaled_spectrum_is_within_reach_and_not_of_a_lora(rank):
+    """24 numbers fit a target that shares the singular vectors, 12 all but the rest of the spectrum; the best LoRA of rank 1
+    (48 numbers) stays further off."""
     weight = random(24, 24) / 24**0.5
     u, s, vh = torch.linalg.svd(weight)
-    target = u @ torch.diag(s * (0.5 + torch.rand(24, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))) @ vh
-    _, layer = layer_of(weight)
+    wanted = s * (0.5 + torch.rand(24, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
+    target = u @ torch.diag(wanted) @ vh
+    _, layer = layer_of(weight, r=rank)
     values, x = layer.vtune_values["default"], torch.eye(24, dtype=torch.float64)
     optimizer = torch.optim.LBFGS([values], max_iter=100)
 
@@ -222,7 +242,9 @@ def test_a_rescaled_spectrum_is_within_reach_and_not_of_a_lora():
 
     optimizer.step(loss)
     best_lora = torch.linalg.svdvals(target - weight)[1:].square().sum()  # Eckart-Young
-    assert loss() < 1e-6 * best_lora
+    out_of_reach = (wanted - s)[rank:].square().sum()
+    assert_close(loss(), out_of_reach, rtol=1e-6, atol=1e-6 * best_lora.item())
+    assert out_of_reach < best_lora
 
 
 @pytest.mark.parametrize(

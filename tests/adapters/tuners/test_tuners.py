@@ -86,7 +86,8 @@ def test_a_saved_adapter_comes_back_bit_for_bit(slug, kind, low_cpu_mem_usage, t
 @our_tuners
 def test_a_file_holds_no_frozen_matrix(slug):
     state = get_peft_model_state_dict(adapted(slug, "text"))
-    assert all(tensor.squeeze().ndim < 2 or len(tensor) == 2 for tensor in state.values())  # vectors, and LoCA's [2, K] places
+    places = ("vtune_locations", "vtune_grid")  # LoCA's, [2, K]
+    assert all(tensor.squeeze().ndim < 2 or name.endswith(places) for name, tensor in state.items())
 
 
 @every_tuner
@@ -98,9 +99,6 @@ def test_merging_and_unmerging(slug, kind):
     adapter = ask(model)
     model.merge_adapter(safe_merge=True)
     assert_close(ask(model), adapter, atol=1e-4, rtol=1e-4)
-    with pytest.warns(UserWarning, match="merged"):  # a second time is peft's harmless warning
-        model.merge_adapter()
-    assert_close(ask(model), adapter, atol=1e-4, rtol=1e-4)
     model.unmerge_adapter()
     assert_close(ask(model), adapter, atol=1e-4, rtol=1e-4)
     with model.disable_adapter():
@@ -108,6 +106,39 @@ def test_merging_and_unmerging(slug, kind):
     bare = model.merge_and_unload()
     assert not any("vtune" in name or "randlora" in name for name, _ in bare.named_modules())
     assert_close(ask(bare), adapter, atol=1e-4, rtol=1e-4)
+
+
+@our_tuners
+def test_merging_twice_is_refused_and_changes_nothing(slug):
+    model = adapted(slug, "text", size=0.03)
+    model.merge_adapter()
+    merged = ask(model)
+    for names in (None, ["default"]):
+        with pytest.raises(ValueError, match=r"must not all be merged already, got default\. Call unmerge_adapter first"):
+            model.merge_adapter(adapter_names=names)
+    with pytest.warns(UserWarning, match="already merged"):  # by layer, as diffusers' fuse_lora does: peft's harmless warning
+        next(tuner_layers(model))[1].merge()
+    assert torch.equal(ask(model), merged)
+    with pytest.warns(UserWarning, match="already merged"):
+        assert torch.equal(ask(model.merge_and_unload()), merged)
+
+
+@our_tuners
+def test_a_second_adapter_is_merged_on_top(slug):
+    model = adapted(slug, "text", size=0.03)
+    model.add_adapter("other", config(slug))
+    model.set_adapter("other")
+    shake(model, "other", size=0.03, seed=3)
+    base = {name: layer.weight.clone() for name, layer in tuner_layers(model)}
+    model.merge_adapter(adapter_names=["default"])
+    with pytest.warns(UserWarning, match="additionally merging other"):
+        model.merge_adapter(adapter_names=["default", "other"])
+    for name, layer in tuner_layers(model):
+        both = layer.get_delta_weight("default") + layer.get_delta_weight("other")
+        assert_close(layer.weight, base[name] + both)
+    model.unmerge_adapter()
+    for name, layer in tuner_layers(model):
+        assert_close(layer.weight, base[name], atol=1e-6, rtol=1e-5)
 
 
 @every_tuner
@@ -272,7 +303,7 @@ def test_transformers_loads_it(slug, tmp_path):
         ("mha.out_proj", TypeError, r"got mha\.out_proj, a NonDynamicallyQuantizableLinear"),
         ("mha", TypeError, r"got mha, a MultiheadAttention"),
         ("int8", TypeError, r"int8\.weight must be float16, bfloat16, float32 or float64, got torch\.int8"),
-        ("nowhere", ValueError, r"Target modules .* not found in the base model"),
+        ("nowhere", ValueError, r"Target modules .* not found in the base model.* target_modules can name fine\."),
     ],
 )
 def test_layers_that_it_cannot_sit_on_are_refused_and_the_model_is_as_before(slug, target, error, match):
@@ -366,6 +397,31 @@ def test_targets_must_be_known(slug):
     one = get_peft_model(build("text"), config(slug, layers_to_transform=[1]))
     assert all(".1." in name for name, _ in tuner_layers(one))
     assert len(list(tuner_layers(one))) == 2
+
+
+@our_tuners
+def test_what_can_be_named_is_listed_also_beside_an_adapter(slug):
+    model = adapted(slug, "unet")
+    with pytest.raises(ValueError, match=r"can name .*net\.2, .*to_k, .*to_out\.0, to_q, to_v\.") as error:
+        model.add_adapter("other", config(slug, ["query"]))
+    assert not any(word in str(error.value) for word in ("base_layer", "conv_in", "norm"))
+
+
+@our_tuners
+@pytest.mark.parametrize("targets", [r".*\.0\..*q_proj", "all-linear"])
+def test_targets_as_a_pattern_and_all_but_some(slug, targets):
+    options = OPTIONS[slug] | {"target_modules": targets, "exclude_modules": ["fc2", "out_proj"]}
+    names = {name.rpartition(".")[2] for name, _ in tuner_layers(get_peft_model(build("text"), TUNERS[slug](**options)))}
+    assert names == ({"q_proj"} if "q_proj" in targets else {"q_proj", "k_proj", "v_proj", "fc1"})
+
+
+@our_tuners
+def test_modules_that_are_trained_whole_are_saved_beside_it(slug, tmp_path):
+    model = get_peft_model(build("text"), config(slug, modules_to_save=["final_layer_norm"]))
+    shake(model)
+    model.save_pretrained(tmp_path)
+    assert any(name.endswith("final_layer_norm.weight") for name in get_peft_model_state_dict(model))
+    assert torch.equal(ask(PeftModel.from_pretrained(build("text"), tmp_path)), ask(model))
 
 
 def test_register_is_enough_to_load(tmp_path):

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
 
+from valign.adapters.adaptive.checking import check_modules
 from valign.adapters.adaptive.gate import Prox, gates, install_gates, shut, surviving, threshold_schedule
 from valign.adapters.lora_factors import factors_of, fresh_linears, lora_layers, only_adapter, weight_of, write_weight
 from valign.checks import UserError, check_choice, check_range
@@ -133,13 +136,57 @@ class CoDyRA:
 
     def state_dict(self) -> dict[str, Any]:
         """What is not in the adapter's tensors (`adapter_state`)."""
-        return {"iteration": self.iteration, "merged": self.merged, "trace": list(self.trace)}
+        modules = sorted(gates(self.model, self.adapter))
+        return {"modules": modules, "iteration": self.iteration, "merged": self.merged, "trace": list(self.trace)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises: UserError for a state of another schedule."""
+        """Raises: UserError for a state of other modules or of another schedule."""
+        check_modules("CoDyRA", state["modules"], gates(self.model, self.adapter))
         if state["trace"] != self.trace:
             raise UserError("CoDyRA: the state was saved with another schedule. Use the same steps, levels and thresholds.")
         self.iteration, self.merged = state["iteration"], state["merged"]
+
+
+def task_columns(tasks: Sequence[Sequence[str]]) -> list[range]:
+    """Where each task's classes stand in one list of all.
+
+    Raises: UserError for a class of two tasks: its text would be one task's answer and another's mistake.
+    """
+    names = [name for task in tasks for name in task]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"task_columns.tasks must have classes of their own, got {twice!r} twice. Rename one of them.")
+    ends = [sum(map(len, tasks[: number + 1])) for number in range(len(tasks))]
+    return [range(end - len(task), end) for task, end in zip(tasks, ends, strict=True)]
+
+
+def image_text_loss(
+    logits: Float[Tensor, "image text"],
+    labels: Int[Tensor, " image"],
+    *,
+    columns: range | None = None,
+    both: bool = True,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """CLIP's loss on one task: cross-entropy of the images over the task's classes, plus that of its texts over the batch.
+
+    A text's target is 1 at every image of its class, not divided by their number; a class without an image adds 0 to the mean.
+
+    Args:
+        logits: One column per class text, scaled. labels: Column of each image's class.
+        columns: Of the current task, see `task_columns`; the other classes take no part. None is all.
+        both: False is the first term alone, for when only the text encoder trains.
+        label_smoothing: Of the first term, [0, 1].
+    Raises: ValueError for a label of another task.
+    """
+    columns = range(logits.shape[1]) if columns is None else columns
+    own, inside = logits[:, columns.start : columns.stop], labels - columns.start
+    if ((inside < 0) | (inside >= own.shape[1])).any():
+        raise ValueError(
+            f"image_text_loss.labels must be in [{columns.start}, {columns.stop}), got {labels.tolist()}. Use one task's images."
+        )
+    images = cross_entropy(own, inside, label_smoothing=label_smoothing)
+    return images + cross_entropy(own.T, one_hot(inside, own.shape[1]).T.to(own.dtype)) if both else images
 
 
 class ContinualScores(NamedTuple):

@@ -2,14 +2,16 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from valign.adapters.adaptive.checking import check_modules
 from valign.adapters.lora_factors import (
     FactorVariant,
     LoraFactors,
@@ -33,6 +35,7 @@ METHOD = Method(
 
 Relaxation = Literal["sigmoid", "row_softmax"]
 Scope = Literal["row", "global"]
+Losses = Tensor | Iterable[Tensor]  # a loss, or one per micro-batch: they add up
 
 
 class Place(NamedTuple):
@@ -52,13 +55,14 @@ def place_of(module: str) -> Place:
     return Place(found[1], found[2]) if found else Place("", module)
 
 
-def halves(count: int, *, generator: torch.Generator) -> tuple[list[int], list[int]]:
+def halves(count: int, *, generator: torch.Generator, batch_size: int = 1) -> tuple[list[int], list[int]]:
     """Indices of training and validation, drawn at random: disjoint, sorted, together all.
 
-    Raises: UserError for fewer than two rows.
+    Raises: UserError for fewer rows than two batches.
     """
-    if count < 2:
-        raise UserError(f"DiffoRA must split the data in two, got {count} rows. Give it more data.")
+    check_range("halves.batch_size", batch_size, low=1)
+    if count < 2 * batch_size:
+        raise UserError(f"DiffoRA must split the data in two, got {count} rows for two batches of {batch_size}. Give it more data.")
     order = torch.randperm(count, generator=generator).tolist()
     return sorted(order[: count // 2]), sorted(order[count // 2 :])
 
@@ -130,6 +134,7 @@ class DiffoRA:
         lr: Of A and B (AdamW, no weight decay). choice_lr: Of ``a`` (Adam, betas 0.5 and 0.999).
         budget: Weight of ``mean(p)`` in the upper loss, >= 0.
         clip: Gradient norm of either level, > 0.
+        reduce: Applied to every gradient before clipping, as its mean over processes.
     Raises: ValueError for numbers outside their range; as `fresh_linears`.
     """
 
@@ -144,6 +149,7 @@ class DiffoRA:
         budget: float = 0.0,
         clip: float = 1.0,
         relaxation: Relaxation = "sigmoid",
+        reduce: Callable[[Tensor], Tensor] | None = None,
         adapter: str | None = None,
     ) -> None:
         check_range("DiffoRA.steps", steps, low=1)
@@ -154,7 +160,7 @@ class DiffoRA:
         check_choice("DiffoRA.relaxation", relaxation, ("sigmoid", "row_softmax"))
         if not 0 <= warmup < 1:
             raise ValueError(f"DiffoRA.warmup must be in [0, 1), got {warmup!r}.")
-        self.model, self.adapter = model, only_adapter(model, adapter)
+        self.model, self.adapter, self.reduce = model, only_adapter(model, adapter), reduce
         self.warmup_steps, self.budget, self.clip, self.relaxation, self.done = round(warmup * steps), budget, clip, relaxation, 0
         self.layers = fresh_linears(model, self.adapter, "DiffoRA")
         for layer in self.layers.values():
@@ -186,15 +192,33 @@ class DiffoRA:
         row = self._rows[name]
         return len(row) * torch.stack([self.choices()[module] for module in row]).softmax(0)[row.index(name)]
 
-    def step(self, train_loss: Callable[[], Tensor], held_out_loss: Callable[[], Tensor]) -> None:
-        """One alternation: A and B on ``train_loss``, then, after the warm-up, the choices on ``held_out_loss``."""
-        _move(train_loss(), self.lower, self.weights(), self.clip)
+    def step(self, train_loss: Callable[[], Losses], held_out_loss: Callable[[], Losses]) -> None:
+        """One alternation: A and B on ``train_loss``, then, after the warm-up, the choices on ``held_out_loss``.
+
+        Either is a loss, or an iterable of micro-batches' losses that is read one by one; they are summed.
+        """
+        self._move(_each(train_loss()), self.lower, self.weights())
         if self.done >= self.warmup_steps:
-            loss = held_out_loss()
+            losses = _each(held_out_loss())
             if self.budget:
-                loss = loss + self.budget * torch.stack([self.gate_of(layer) for layer in self.layers.values()]).mean()
-            _move(loss, self.upper, list(self.choices().values()), self.clip)
+                losses = chain(losses, [self.budget * torch.stack([self.gate_of(layer) for layer in self.layers.values()]).mean()])
+            self._move(losses, self.upper, list(self.choices().values()))
         self.done += 1
+
+    def _move(self, losses: Iterable[Tensor], optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+        """One step of these parameters alone; no gradient is left behind on others."""
+        optimizer.zero_grad()
+        for loss in losses:
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, found, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        for parameter in parameters:
+            if self.reduce is not None and parameter.grad is not None:
+                parameter.grad = self.reduce(parameter.grad)
+        nn.utils.clip_grad_norm_(parameters, self.clip)
+        optimizer.step()
+        optimizer.zero_grad()
 
     @torch.no_grad()
     def select(self, *, ratio: float = 0.5, scope: Scope = "row") -> Outcome:
@@ -203,8 +227,11 @@ class DiffoRA:
         return Outcome(selected=tuple(choose(found, ratio=ratio, scope=scope)), gates=found)
 
     @torch.no_grad()
-    def keep(self, outcome: Outcome) -> None:
-        """End the search with its own factors: ``B <- p B`` in selected modules, which changes no answer there, and 0 elsewhere."""
+    def keep(self, outcome: Outcome, *, share: bool = False) -> None:
+        """End the search with its own factors: ``B <- p B`` in selected modules, which changes no answer there.
+
+        The others leave the LoRA, or, with ``share``, have one pair per kind from ``B = 0``, as `share_unselected`.
+        """
         gates = {name: self.gate_of(layer) for name, layer in self.layers.items()}
         for name, layer in self.layers.items():
             up = layer.lora_B[self.adapter].weight
@@ -213,6 +240,11 @@ class DiffoRA:
             layer.lora_variant.pop(self.adapter)
             layer.lora_method.pop(self.adapter)
             del layer.lora_choice[self.adapter]
+        if share:
+            share_unselected(self.model, outcome.selected, adapter=self.adapter)
+            return
+        for name in sorted(set(self.layers) - set(outcome.selected)):
+            self.layers[name].delete_adapter(self.adapter)
 
     def state_dict(self) -> dict[str, Any]:
         """What is not in the adapter's tensors (`adapter_state`)."""
@@ -225,9 +257,7 @@ class DiffoRA:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises: UserError for a state of other modules."""
-        differing = sorted(set(state["modules"]) ^ set(self.layers))
-        if differing:
-            raise UserError(f"DiffoRA: the state was saved for other modules: {', '.join(differing[:4])}. Use the same LoRA.")
+        check_modules("DiffoRA", state["modules"], self.layers)
         self.done = state["done"]
         self.lower.load_state_dict(state["lower"])
         self.upper.load_state_dict(state["upper"])
@@ -244,21 +274,32 @@ def share_unselected(model: nn.Module, selected: Sequence[str], *, adapter: str 
     unknown = sorted(set(selected) - set(layers))
     if unknown:
         raise UserError(f"share_unselected.selected must name modules of the LoRA, got {unknown[0]}. Attach it to all modules.")
-    first: dict[tuple[str, int, int], Any] = {}
+    first: dict[tuple[str, torch.Size, torch.Size], Any] = {}
     for name, layer in layers.items():
         if name in selected:
             continue
-        owner = first.setdefault((place_of(name).kind, layer.out_features, layer.in_features), layer)
+        down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        owner = first.setdefault((place_of(name).kind, down.shape, up.shape), layer)
         for part in ("lora_A", "lora_B"):
             getattr(layer, part)[adapter].weight = getattr(owner, part)[adapter].weight
     return len(first)
 
 
-def _move(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> None:
-    """One step of these parameters alone; no gradient is left behind on others."""
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, found, strict=True):
-        parameter.grad = gradient
-    torch.nn.utils.clip_grad_norm_(parameters, clip)
-    optimizer.step()
-    optimizer.zero_grad()
+@torch.no_grad()
+def gram_matrix(
+    weight: Float[Tensor, "fan_out fan_in"],
+    inputs: Float[Tensor, "sample fan_in"],
+    *,
+    slope: Callable[[Tensor], Tensor] = lambda z: (z > 0).to(z.dtype),
+) -> Float[Tensor, "sample sample"]:
+    """``H_ij = (x_i . x_j) <act'(W x_i), act'(W x_j)> / fan_out``, for a ReLU unless another ``slope`` is given.
+
+    Its smallest eigenvalue (``torch.linalg.eigvalsh(H)[0]``) with and without a module's change is a diagnostic of the choice,
+    never the rule.
+    """
+    slopes = slope(inputs @ weight.T)
+    return (inputs @ inputs.T) * (slopes @ slopes.T) / len(weight)
+
+
+def _each(losses: Losses) -> Iterable[Tensor]:
+    return [losses] if isinstance(losses, Tensor) else losses

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from valign.adapters.adaptive.checking import check_precision
 from valign.adapters.lora_factors import FactorVariant, LoraFactors, add_parameter, fresh_linears, lora_layers, mark
 from valign.checks import check_choice, check_range
 
@@ -22,15 +23,14 @@ class Gated(FactorVariant):
         self.scaled = scaled
 
     def factors(self, layer: Any, name: str) -> LoraFactors:
-        gate = layer.lora_gate[name]
-        down = (gate[:, None] * layer.lora_A[name].weight.to(gate.dtype)).to(layer.lora_A[name].weight.dtype)
-        return LoraFactors(down, layer.lora_B[name].weight, float(layer.scaling[name]) if self.scaled else 1.0)
+        down, scale = layer.lora_A[name].weight, float(layer.scaling[name]) if self.scaled else 1.0
+        return LoraFactors((layer.lora_gate[name][:, None] * down).to(down.dtype), layer.lora_B[name].weight, scale)
 
     def exported(self, layer: Any, name: str) -> LoraFactors:
         """Without the components whose gate is 0; the scale stays that of the full rank."""
         gate, full = layer.lora_gate[name], self.factors(layer, name)
         keep = gate != 0
-        return LoraFactors(layer.lora_A[name].weight[keep], full.up[:, keep] * gate[keep].to(full.up.dtype), full.scale)
+        return LoraFactors(layer.lora_A[name].weight[keep], full.up[:, keep] * gate[keep], full.scale)
 
 
 def soft_threshold(gate: Float[Tensor, " rank"], threshold: float) -> Float[Tensor, " rank"]:
@@ -93,7 +93,11 @@ def gates(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def shut(found: Mapping[str, nn.Parameter], threshold: float, prox: Prox) -> None:
-    """Apply the proximal step to every gate in place; a threshold of 0 changes nothing."""
+    """Apply the proximal step to every gate in place; a threshold of 0 changes nothing.
+
+    Raises: TypeError for gates in half precision.
+    """
+    check_precision("gates", found.values())
     for gate in found.values():
         gate.copy_(PROX[prox](gate, threshold))
 

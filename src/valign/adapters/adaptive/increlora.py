@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from valign.adapters.adaptive.checking import check_modules, check_precision
 from valign.adapters.lora_factors import FactorVariant, LoraFactors, fresh_linears, mark, only_adapter, write_factors
 from valign.checks import UserError, check_range
 from valign.methods import Method
@@ -60,7 +61,8 @@ class Growing(FactorVariant):
         gain = torch.cat([blocks.first_gain, *blocks.gain])
         down = (gain[:, None] * torch.cat([first, *blocks.down])).to(first.dtype)
         up = torch.cat([layer.lora_B[name].weight, *blocks.up], dim=1)
-        return LoraFactors(down, up, layer.lora_alpha[name] / (self.owner.ranks[self.module] + EPS))
+        alpha = layer.lora_alpha[name] or layer.r[name]  # 0 is the rank at the start, as in the authors' code
+        return LoraFactors(down, up, alpha / (self.owner.ranks[self.module] + EPS))
 
     def exported(self, layer: Any, name: str) -> LoraFactors:
         """Without the components whose gain is 0."""
@@ -84,7 +86,7 @@ class IncreLoRA:
     Score: ``S = sum |dW * dL/ddW| / sqrt(numel)`` summed over the micro-batches of a step, ``I`` its running mean, ``U`` that of
     ``|S - I|``, score ``I U``. At steps ``> init_warmup`` that are multiples of ``interval`` the ``top`` best grow. Every module
     keeps a reserve whose directions learn early (gain 1e-5, fixed), so that a new component starts well and without a jump; old
-    components shrink by the growth of ``R``. The last round grows by what is left, best score first.
+    components shrink by the growth of ``R``. Equals of the ``top``-th grow too; the last round grows by what is left, best first.
 
         incre = IncreLoRA(model, average_rank=2, generator=generator)     # a new LoRA of rank 1
         optimizer = AdamW(incre.parameters(), lr=1e-3);  incre.watch(optimizer)
@@ -131,6 +133,8 @@ class IncreLoRA:
         check_range("IncreLoRA.step_rank", self.step_rank, low=1)
         if (restart_warmup is None) != (total_steps is None):
             raise ValueError("IncreLoRA.restart_warmup and total_steps must come together, got one of them.")
+        check_range("IncreLoRA.restart_warmup", restart_warmup or 0, low=0)
+        check_range("IncreLoRA.total_steps", 1 if total_steps is None else total_steps, low=1)
         self.adapter, self.generator = only_adapter(model, adapter), generator
         self.top, self.init_warmup, self.interval, self.betas, self.early = top, init_warmup, interval, betas, early
         self.restart_warmup, self.total_steps = restart_warmup, total_steps
@@ -142,7 +146,7 @@ class IncreLoRA:
         self.mean, self.spread = dict.fromkeys(self.layers, 0.0), dict.fromkeys(self.layers, 0.0)
         self._noted: dict[str, Tensor] = {}
         self.growths: list[dict[str, Any]] = []  # {"step": t, "grown": {module: components}}, to be replayed
-        self._starts: list[int] = []  # step at which each parameter group came
+        self._clocks: list[tuple[int, float]] = []  # step at which each parameter group came, and its learning rate at the height
         self.optimizer: torch.optim.Optimizer | None = None
         for name, layer in self.layers.items():
             self._install(name, layer)
@@ -165,8 +169,8 @@ class IncreLoRA:
         """
         if not hasattr(optimizer, "add_param_group"):
             raise UserError("IncreLoRA.watch must get an optimiser with add_param_group, got none. Use one of torch.optim.")
-        self.optimizer, self._rate = optimizer, float(optimizer.param_groups[0]["lr"])
-        self._starts = [0] * len(optimizer.param_groups)
+        self.optimizer = optimizer
+        self._clocks = [(0, float(group["lr"])) for group in optimizer.param_groups]
         reserve = [
             p for layer in self.layers.values() for part in ("down", "up") for p in getattr(layer.lora_blocks[self.adapter], part)
         ]
@@ -179,7 +183,8 @@ class IncreLoRA:
         self._noted[module] = self._noted[module] + score.detach() if module in self._noted else score.detach()
 
     def before_step(self) -> None:
-        """Update the scores, grow if it is time, set learning rates."""
+        """Update the scores, grow if it is time, set learning rates. Raises: TypeError for gains in half precision."""
+        check_precision("IncreLoRA's gains", (layer.lora_blocks[self.adapter].first_gain for layer in self.layers.values()))
         if self.scoring:
             one, two = self.betas
             for name in self.layers:
@@ -190,9 +195,8 @@ class IncreLoRA:
                 self._grow()
         self._noted.clear()
         if self.restart_warmup is not None and self.total_steps is not None and self.optimizer is not None:
-            for group, start in zip(self.optimizer.param_groups, self._starts, strict=True):
-                share = restart_rate(self.step, start=start, warmup=self.restart_warmup, total=self.total_steps)
-                group["lr"] = self._rate * share
+            for group, (start, rate) in zip(self.optimizer.param_groups, self._clocks, strict=True):
+                group["lr"] = rate * restart_rate(self.step, start=start, warmup=self.restart_warmup, total=self.total_steps)
         self.step += 1
 
     def scores(self) -> dict[str, float]:
@@ -227,9 +231,7 @@ class IncreLoRA:
 
         Raises: UserError for other modules, or an object that has trained.
         """
-        differing = sorted(set(state["modules"]) ^ set(self.layers))
-        if differing:
-            raise UserError(f"IncreLoRA: the state was saved for other modules: {', '.join(differing[:4])}. Use the same LoRA.")
+        check_modules("IncreLoRA", state["modules"], self.layers)
         if self.step:
             raise UserError(f"IncreLoRA.load_state_dict must be called on a new object, got one at step {self.step}. Make it anew.")
         for growth in state["growths"]:
@@ -270,9 +272,11 @@ class IncreLoRA:
     def _grow(self) -> None:
         left, scores = self.target - sum(self.ranks.values()), self.scores()
         grown: dict[str, int] = {}
-        for name in sorted(self.layers, key=lambda module: (-scores[module], module))[: self.top]:
+        order = sorted(self.layers, key=lambda module: (-scores[module], module))
+        least = scores[order[min(self.top, len(order)) - 1]]
+        for name in order:
             count = min(self.step_rank, left - sum(grown.values()))
-            if count:
+            if count and scores[name] >= least:
                 grown[name] = count
         self._activate(grown)
 
@@ -308,4 +312,4 @@ class IncreLoRA:
             raise UserError("IncreLoRA must watch an optimiser before it grows, got none. Call watch first.")
         options = {key: value for key, value in self.optimizer.param_groups[0].items() if key not in ("params", "param_names")}
         self.optimizer.add_param_group({**options, "params": parameters})
-        self._starts.append(start)
+        self._clocks.append((start, self._clocks[0][1]))

@@ -1,12 +1,14 @@
 """Start LoRA with a generous rank and let training shut what it does not need (SoRA, arXiv 2311.11696)."""
 
 import warnings
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from valign.adapters.adaptive.checking import check_modules
 from valign.adapters.adaptive.gate import Prox, gates, install_gates, shut, surviving
 from valign.adapters.lora_factors import lora_layers, only_adapter
 from valign.checks import UserError, check_choice, check_range
@@ -110,7 +112,30 @@ class SoRA:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises: UserError for a state of other modules."""
-        differing = sorted(set(state["modules"]) ^ set(self.gates()))
-        if differing:
-            raise UserError(f"SoRA: the state was saved for other modules: {', '.join(differing[:4])}. Use the same LoRA.")
+        check_modules("SoRA", state["modules"], self.gates())
         self.threshold = state["threshold"]
+
+
+class Round(NamedTuple):
+    """How a training with one threshold ended."""
+
+    threshold: float
+    score: float
+    parameters: int  # left
+
+
+def prune_in_rounds(sora: SoRA, thresholds: Sequence[float], train: Callable[[], float]) -> list[Round]:
+    """See how much can be shut: one threshold after the other, each from the weights that the one before left.
+
+    Args:
+        thresholds: Any list, or a `threshold_schedule`; each >= 0.
+        train: Trains to the end with new optimisers, and returns the score.
+    """
+    for threshold in thresholds:
+        check_range("prune_in_rounds.thresholds", threshold, low=0)
+    rounds = []
+    for threshold in thresholds:
+        sora.threshold = threshold
+        score = train()
+        rounds.append(Round(threshold, score, sora.parameters_left()))
+    return rounds

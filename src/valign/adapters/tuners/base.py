@@ -16,6 +16,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
@@ -381,6 +382,9 @@ class TunerModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except NoMatchingPeftModuleError as error:
+            names = target_names(model, self.tuner_layer_cls, self.peft_config[adapter_name])
+            raise NoMatchingPeftModuleError(f"{error} target_modules can name {names}.") from None
         except Exception:
             for name, layer in list(tuner_layers(model)):
                 if adapter_name not in layer.scaling:
@@ -391,6 +395,19 @@ class TunerModel(BaseTuner):
                     parent, _, child = name.rpartition(".")
                     setattr(model.get_submodule(parent), child, layer.base_layer)
             raise
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """peft's, but a second time is an error. (`merge_and_unload` after it is not.)
+
+        Raises: ValueError if all of ``adapter_names`` (the active ones when None) are merged.
+        """
+        names = self.active_adapters if adapter_names is None else adapter_names
+        merged = {name for _, layer in tuner_layers(self.model) for name in layer.merged_adapters}
+        if names and merged.issuperset(names):
+            raise ValueError(
+                f"merge_adapter.adapter_names must not all be merged already, got {', '.join(names)}. Call unmerge_adapter first."
+            )
+        super().merge_adapter(adapter_names, safe_merge)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -413,6 +430,21 @@ class TunerModel(BaseTuner):
 def tuner_layers(model: nn.Module) -> Iterator[tuple[str, TunerLayer]]:
     """Name and layer of everything in ``model`` that carries one of these tuners."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, TunerLayer))
+
+
+def target_names(model: nn.Module, kind: type[TunerLayer], config: Any) -> str:
+    """What ``target_modules`` can name: the endings of the names of all layers that ``kind`` can sit on."""
+    endings = set()
+    for name, module in model.named_modules():
+        words = name.split(".")
+        if words[-1] in ("", "base_layer"):
+            continue
+        try:
+            kind.check(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, name, config)
+        except TypeError:
+            continue
+        endings.add(".".join(words[-2:] if words[-1].isdigit() else words[-1:]))
+    return ", ".join(sorted(endings)) or "none of its layers"
 
 
 def check_dropout(name: str, dropout: float) -> None:

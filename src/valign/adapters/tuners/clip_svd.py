@@ -87,3 +87,20 @@ def singular_changes(model: nn.Module, adapter: str = "default") -> dict[str, Fl
             start = layer.vtune_start[adapter][: len(values)]
             changes[name] = (values - start) / start
     return changes
+
+
+def head_changes(
+    delta: Float[Tensor, "fan_out fan_in"], heads: int, *, side: Literal["rows", "columns"]
+) -> Float[Tensor, " heads"]:
+    """Frobenius norm of each attention head's block of a change of weight (a layer's ``get_delta_weight``).
+
+    A head has rows of query, key and value, and columns of the output projection; singular values it has none.
+
+    Raises: ValueError if the heads do not divide that side.
+    """
+    check_choice("head_changes.side", side, ("rows", "columns"))
+    check_range("head_changes.heads", heads, low=1)
+    blocks = delta if side == "rows" else delta.T
+    if len(blocks) % heads:
+        raise ValueError(f"head_changes.heads must divide the {len(blocks)} {side}, got {heads}. Take it from the model's config.")
+    return blocks.unflatten(0, (heads, -1)).flatten(1).norm(dim=1)

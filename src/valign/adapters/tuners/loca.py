@@ -128,16 +128,20 @@ class LocaLayer(TunerLayer):
             return grid(unit, self.fan_out, self.fan_in, self.edge[adapter]).long()
         return self.vtune_grid[adapter].long()
 
+    def values(self, adapter: str) -> Float[Tensor, " count"]:
+        """The coefficients in at least float32: tables of cosines lose too much in half precision."""
+        values = self.vtune_coefficients[adapter]
+        return values if values.dtype in EXACT else values.float()
+
     def factors(self, adapter: str) -> Factors:
         """Rank-1 terms, one per coefficient: the cheap form for few of them."""
-        values, places = self.vtune_coefficients[adapter], self.places(adapter)
+        values, places = self.values(adapter), self.places(adapter)
         rows, columns = (dct_matrix(n, values.dtype, values.device) for n in (self.fan_out, self.fan_in))
         return Factors(columns[places[1]], rows[places[0]].T * (values * self.alpha[adapter]))
 
     def matrix_change(self, adapter: str) -> Float[Tensor, "fan_out fan_in"]:
-        """By FFT, in at least float32: tables of cosines lose too much in half precision."""
-        values, unit, shape = self.vtune_coefficients[adapter], self.vtune_locations[adapter], (self.fan_out, self.fan_in)
-        values = values if values.dtype in EXACT else values.float()
+        """By FFT."""
+        values, unit, shape = self.values(adapter), self.vtune_locations[adapter], (self.fan_out, self.fan_in)
         if unit.requires_grad:
             return self.alpha[adapter] * LocatedChange.apply(values, unit, self.places(adapter), shape, self.edge[adapter])
         return self.alpha[adapter] * idct2(spectrum(values, self.places(adapter), shape))
@@ -296,9 +300,10 @@ def dct_matrix(size: int, dtype: torch.dtype, device: torch.device) -> Float[Ten
 
 
 def dct2(change: Float[Tensor, "fan_out fan_in"]) -> Float[Tensor, "fan_out fan_in"]:
-    """``C_out change C_in^T``, in at least float32."""
+    """``C_out change C_in^T`` in the precision of ``change``, also under autocast."""
     rows, columns = (dct_matrix(n, change.dtype, change.device) for n in change.shape)
-    return rows @ change @ columns.T
+    with torch.autocast(change.device.type, enabled=False):
+        return rows @ change @ columns.T
 
 
 def idct2(image: Float[Tensor, "fan_out fan_in"]) -> Float[Tensor, "fan_out fan_in"]:

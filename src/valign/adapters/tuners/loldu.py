@@ -131,11 +131,11 @@ class Ldu:
 def ldu(matrix: Float[Tensor, "fan_out fan_in"], rank: int, module: str = "ldu.matrix") -> Ldu:
     """Factorise with partial pivoting, in the matrix's precision.
 
-    Raises: ValueError for a pivot among the first ``rank`` below 1e-8 of the largest, which would be divided by.
+    Raises: ValueError for a pivot among the first ``rank`` below 1e-8 of the largest of all, which would be divided by.
     """
     permutation, lower, upper = torch.linalg.lu(matrix)
+    check_pivots(upper.diagonal(), rank, module)
     pivots = upper.diagonal()[:rank].clone()
-    check_pivots(pivots, module)
     return Ldu(lower[:, :rank].contiguous(), pivots, upper[:rank] / pivots[:, None], permutation.argmax(dim=1))
 
 
@@ -147,18 +147,19 @@ def ldu_in_order(
     lower, upper, pivots = rest.new_zeros(len(rest), rank), rest.new_zeros(rank, rest.shape[1]), rest.new_zeros(rank)
     for i in range(rank):
         pivots[i] = rest[i, i]
-        check_pivots(pivots[: i + 1], module)
+        check_pivots(pivots[: i + 1], i + 1, module)
         lower[i:, i], upper[i, i:] = rest[i:, i] / pivots[i], rest[i, i:] / pivots[i]
         rest[i:, i:] -= pivots[i] * torch.outer(lower[i:, i], upper[i, i:])
     return Ldu(lower.to(matrix.dtype), pivots.to(matrix.dtype), upper.to(matrix.dtype), rows)
 
 
-def check_pivots(pivots: Float[Tensor, " rank"], module: str) -> None:
+def check_pivots(pivots: Float[Tensor, " count"], rank: int, module: str) -> None:
     sizes = pivots.abs()
-    if not sizes.min() > TINY_PIVOT * sizes.max():
+    leading = sizes[:rank]
+    if not leading.min() > TINY_PIVOT * sizes.max():
         raise ValueError(
-            f"{module} must have {len(pivots)} leading pivots that are not 0, got {sizes.min().item():.3g} as number "
-            f"{int(sizes.argmin()) + 1}. The weight is (nearly) singular there: use a smaller r, or leave the module out."
+            f"{module} must have {rank} leading pivots that are not 0, got {leading.min().item():.3g} as number "
+            f"{int(leading.argmin()) + 1}. The weight is (nearly) singular there: use a smaller r, or leave the module out."
         )
 
 

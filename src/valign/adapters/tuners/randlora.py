@@ -13,7 +13,7 @@ from peft import RandLoraConfig
 from peft.tuners.randlora.layer import RandLoraLayer
 from torch import nn
 
-from valign.adapters.tuners.base import TunerLayer
+from valign.adapters.tuners.base import TunerLayer, target_names
 from valign.checks import check_range
 from valign.methods import Method
 
@@ -88,7 +88,10 @@ def linear_sizes(model: nn.Module, target_modules: Sequence[str]) -> list[tuple[
             longer, shorter = sorted(TunerLayer.matrix_shape(base), reverse=True)
             sizes.append((longer, shorter))
     if not sizes:
-        raise ValueError(f"randlora_config.target_modules must name modules of the model, got {', '.join(target_modules)}.")
+        raise ValueError(
+            f"randlora_config.target_modules must name modules of the model, got {target_modules!r}. "
+            f"It can name {target_names(model, TunerLayer, None)}."
+        )
     return sizes
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from valign.adapters import export_lora
 from valign.adapters.adaptive import CoDyRA, DiffoRA, IncreLoRA, SoRA
+from valign.adapters.adaptive.checking import check_modules
 from valign.adapters.adaptive.increlora import STEP_RANKS
 from valign.checks import check_range
 from valign.training.adapting.base import Attached, AttachedLora, Ground, seeded
@@ -25,6 +26,13 @@ class AdaLora:
     init_rank: int | None = None  # None is 1.5 times the rank
     orthogonality: float = 0.1  # weight of the penalty; the authors' 0.1 on most of GLUE
     learning_rate: float = 4e-3  # more than LoRA's: all factors start near 0
+
+    def __post_init__(self) -> None:
+        check_range("AdaLora.rank", self.rank, low=1)
+        check_range("AdaLora.orthogonality", self.orthogonality, low=0)
+        check_range("AdaLora.learning_rate", self.learning_rate, above=0)
+        if self.init_rank is not None:
+            check_range("AdaLora.init_rank", self.init_rank, low=self.rank, hint="It falls to the rank.")
 
     def attach(self, ground: Ground) -> Attached:
         first = round(1.5 * self.rank) if self.init_rank is None else self.init_rank
@@ -184,6 +192,13 @@ class Increlora:
     dropout: float = 0.0
     learning_rate: float = 4e-3  # more than LoRA's: all factors start near 0
 
+    def __post_init__(self) -> None:
+        check_range("Increlora.rank", self.rank, low=1)
+        check_range("Increlora.top", self.top, low=1)
+        check_range("Increlora.orthogonality", self.orthogonality, low=0)
+        check_range("Increlora.dropout", self.dropout, low=0, high=1)
+        check_range("Increlora.learning_rate", self.learning_rate, above=0)
+
     def attach(self, ground: Ground) -> Attached:
         network = Lora(rank=1, alpha=float(self.rank), dropout=self.dropout).lora(ground)
         modules = sum(1 for _ in export_lora(network))
@@ -282,6 +297,11 @@ class AttachedDiffora(AttachedLora):
 
     def extra(self) -> dict[str, Any]:
         return {"selected": list(self.selected)}
+
+    def restore(self, extra: Mapping[str, Any]) -> None:
+        """Raises: UserError if this search chose other modules, which a GPU's rounding may do."""
+        hint = "The search came out otherwise on this device; train in a new folder."
+        check_modules("Diffora", extra["selected"], self.selected, hint=hint)
 
 
 def exported_numbers(network: nn.Module) -> int:
