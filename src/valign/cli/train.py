@@ -33,7 +33,7 @@ def alignguard(
     steps: Annotated[int | None, Option(min=1, help="optimiser steps at most; validation may stop earlier")] = None,
     learning_rate: Annotated[float | None, Option(help="learning rate")] = None,
     beta: Annotated[float | None, Option(help="strength of the preference, 1 / mean squared error")] = None,
-    adapter: Annotated[str | None, Option(help="how the LoRA starts: lora, ailora, comp-lora or lora-sb")] = None,
+    adapter: Annotated[str | None, Option(help="lora, ailora, comp-lora, lora-sb, sora, codyra, increlora or diffora")] = None,
     rank: Annotated[int | None, Option(min=1, help="LoRA rank")] = None,
     pairs_per_step: Annotated[int | None, Option(min=1, help="pairs per step, over all processes")] = None,
     accumulation: Annotated[int | None, Option(min=1, help="micro-batches per step and process, to save memory")] = None,

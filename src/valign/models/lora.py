@@ -45,11 +45,17 @@ def attach_lora(
     """
     check_range("attach_lora.rank", float(rank), low=1.0)
     check_range("attach_lora.alpha", float(rank) if alpha is None else alpha, above=0.0)
+    return add_lora(bare_unet(model), rank=rank, alpha=alpha, targets=targets, name=name, seed=seed)
+
+
+def bare_unet(model: DiffusionModel) -> Any:
+    """The U-Net, frozen. Raises: ValueError if adapters are loaded or attached."""
     unet = model.pipe.unet
     if getattr(unet, "peft_config", None):
-        raise ValueError(f"attach_lora needs a bare U-Net, got one with {', '.join(unet.peft_config)}. Call unload_adapters first.")
-    unet.requires_grad_(False)
-    return add_lora(unet, rank=rank, alpha=alpha, targets=targets, name=name, seed=seed)
+        raise ValueError(
+            f"A new adapter needs a bare U-Net, got one with {', '.join(unet.peft_config)}. Call unload_adapters first."
+        )
+    return unet.requires_grad_(False)
 
 
 def add_lora(

@@ -1,19 +1,18 @@
 """How the trained LoRA starts: plain, or by one of `valign.adapters`; all of them leave the base weights alone, as the
-reference wants."""
+reference wants. Those whose ranks change while they train are in `adaptive_trainee`."""
 
 from math import ceil
 
+from jaxtyping import Float
 from torch import Tensor
 
 from valign.adapters import InitReport, initialize
 from valign.adapters.lora_sb import FLOOR, FRACTION
 from valign.objectives import PairErrors, denoising_error
-from valign.training.batches import PairSource
+from valign.training.batches import PairBatch, PairSource
 from valign.training.optimization import rate_at
 from valign.training.pair_step import PairStep, weigh
 from valign.training.processes import reduce_sum
-
-ADAPTERS = ("lora", "ailora", "comp-lora", "lora-sb")
 
 
 def start_adapter(step: PairStep, source: PairSource, adapter: str) -> InitReport | None:
@@ -46,13 +45,16 @@ def start_adapter(step: PairStep, source: PairSource, adapter: str) -> InitRepor
 
 
 def first_loss(step: PairStep, source: PairSource, place: tuple[int, int]) -> Tensor:
-    """The loss of one pair where policy and reference are the base model, as a number whose gradient is that of training's
-    first step."""
-    batch = source.visit([place], safe_caption=False)
+    """`graded` of one pair where policy and reference are the base model: the gradient of training's first step."""
+    return graded(step, source.visit([place], safe_caption=False))
+
+
+def graded(step: PairStep, batch: PairBatch, reference: Float[Tensor, " image"] | None = None) -> Tensor:
+    """A number whose gradient is that of the pairs' summed loss; without ``reference`` the policy is its own."""
     (images,) = batch.pieces(split=False)
     with step.accelerator.autocast():
         prediction = step.model.predict(images.noisy, images.timesteps, images.conditioning)
     policy = denoising_error(prediction, images.target)
-    errors = PairErrors.split(policy.detach(), policy.detach())
+    errors = PairErrors.split(policy.detach(), policy.detach() if reference is None else reference)
     _, gradient = weigh(errors, step.objective, weight=batch.weight, sft_weight=step.config.sft_weight)
     return (policy * gradient).sum()

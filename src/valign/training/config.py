@@ -3,7 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from valign.checks import check_choice, check_range
+from valign.checks import UserError, check_choice, check_range
+
+ADAPTIVE = ("sora", "codyra", "increlora", "diffora")  # ranks or modules are found while training
+ADAPTERS = ("lora", "ailora", "comp-lora", "lora-sb", *ADAPTIVE)  # how the LoRA starts, and what of it trains
 
 # They change where, how fast or how visibly a training runs, not what it computes (beyond rounding): a run may resume with others.
 EXECUTION = (
@@ -25,7 +28,7 @@ class PreferenceConfig:
     """One LoRA trained on pairs (caption, winner, loser). Defaults: Stable Diffusion 1.5 as in AlignGuard (arXiv 2412.10493)."""
 
     # adapter
-    adapter: Literal["lora", "ailora", "comp-lora", "lora-sb"] = "lora"  # how the LoRA starts and what of it trains
+    adapter: Literal["lora", "ailora", "comp-lora", "lora-sb", "sora", "codyra", "increlora", "diffora"] = "lora"  # see `ADAPTERS`
     rank: int = 4
     alpha: float | None = None  # LoRA scale is alpha / rank; None is rank, so scale 1
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # linears of every attention, self and cross
@@ -92,7 +95,11 @@ class PreferenceConfig:
             check_range(f"PreferenceConfig.{name}", float(getattr(self, name)), low=0.0)
         check_range("PreferenceConfig.empty_prompt_prob", self.empty_prompt_prob, low=0.0, high=1.0)
         check_range("PreferenceConfig.val_fraction", self.val_fraction, low=0.0, high=0.5)
-        check_choice("PreferenceConfig.adapter", self.adapter, ("lora", "ailora", "comp-lora", "lora-sb"))
+        check_choice("PreferenceConfig.adapter", self.adapter, ADAPTERS)
+        if self.adapter in ADAPTIVE and self.compile:
+            raise UserError(f"PreferenceConfig.compile must be off with {self.adapter}, got True: its layers change. Leave it out.")
+        if self.adapter == "increlora" and self.alpha is not None:
+            raise UserError(f"PreferenceConfig.alpha must be None with increlora, got {self.alpha}: its scale goes with its rank.")
         check_choice("PreferenceConfig.decay", self.decay, ("none", "cosine"))
         check_choice("PreferenceConfig.optimizer", self.optimizer, ("adamw", "adafactor"))
         check_choice("PreferenceConfig.mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))

@@ -68,8 +68,9 @@ class PreferenceLoop:
         self.terms = (False, True) if config.safe_prompt_term else (False,)  # under the safe caption?
         self.visits = Visits(len(train), config.pairs_per_step, config.seed)
         trainee.start(step, self.source)
-        self.parameters, self.saved = trainee.parameters(), trainee.state()
-        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(list(self.parameters.values()), config))
+        self.rules = trainee.rules()
+        self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.rules.groups(), config))
+        self.rules.watch(self.optimizer.optimizer)
         self.alarm = DisplacementAlarm(config.alarm_warn, config.alarm_stop, config.alarm_window)
         self.warned, self.seconds = False, 0.0
         self.selection = Selection(config.max_drift, config.patience)
@@ -81,7 +82,7 @@ class PreferenceLoop:
         self.fast: Callable[[], AbstractContextManager[None]] = nullcontext
         if config.compile:
             first = self.source.visit(self.visits.at(0)[: self.micro])
-            self.fast = compiled_step(step, first, list(self.parameters.values()))
+            self.fast = compiled_step(step, first, list(trainee.parameters().values()))
 
     def run(self) -> str:
         """Train to the end; say why it ended."""
@@ -96,6 +97,7 @@ class PreferenceLoop:
             accelerator.init_trackers(
                 "valign", config={k: v for k, v in config.recipe().items() if isinstance(v, int | float | str)}
             )
+        done = max(done, self.rules.spent)
         steps = range(done, config.steps)
         try:
             for step in track(steps, self.label, total=config.steps, done=done) if accelerator.is_main_process else steps:
@@ -117,12 +119,13 @@ class PreferenceLoop:
         level = self.alarm.update(record["winner_displacement"], record["winner_reference"])
         self._warn(level, number)
         checkpoint = number % config.checkpoint_every == 0 or number == config.steps
+        settled = self.rules.settled or number == config.steps
         stopped = "displacement" if level == "stop" else ""
         if self._validates and (number % config.validate_every == 0 or number == config.steps):
             record |= (found := self._validate(number))
-            best = self.selection.offer(number, score=found["val_score"], drift=found.get("drift", 0.0))
+            best = settled and self.selection.offer(number, score=found["val_score"], drift=found.get("drift", 0.0))
             checkpoint, stopped = checkpoint or best, stopped or ("patience" if self.selection.exhausted else "")
-        elif not self._validates and checkpoint and level == "calm":
+        elif not self._validates and checkpoint and level == "calm" and settled:
             self.selection.best_step = number
         if self.accelerator.is_main_process:
             self.log.append({"step": number, **record})
@@ -136,10 +139,10 @@ class PreferenceLoop:
 
     def _train(self, step: int) -> dict[str, float]:
         """Gradient over all pairs of the step, then one move of the factors."""
-        config, accelerator, parameters = self.config, self.accelerator, list(self.parameters.values())
+        config, accelerator, parameters = self.config, self.accelerator, list(self.trainee.parameters().values())
         rate = rate_at(step, config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate", 1.0)
         places, sums = self.visits.at(step), torch.zeros(len(SUMS), device=accelerator.device)
         suspects: list[str] = []
         for micro in range(config.accumulation):
@@ -163,6 +166,9 @@ class PreferenceLoop:
         sums = spread_gradients(parameters, flat)
         if sums[-1] or not sums.isfinite().all():
             self._diverged(step + 1, gather_object(suspects))
+        penalty = self.rules.penalty()
+        if penalty is not None:  # the same on every process, and of no pair: added once, after the sum
+            accelerator.backward(penalty)
         norm = self._move(parameters, step)
         means = dict(zip(SUMS, (sums / (config.pairs_per_step * len(self.terms))).tolist(), strict=True))
         means["loss"] *= len(self.terms)
@@ -182,6 +188,7 @@ class PreferenceLoop:
         if norm != norm or (norm == float("inf") and self.accelerator.scaler is None):
             self._diverged(step + 1, [])
         self.optimizer.step()
+        self.rules.after_step(step)
         self.optimizer.zero_grad()
         return norm if norm != float("inf") else 0.0  # float16: the scaler has skipped this step and lowers its scale
 
@@ -218,7 +225,7 @@ class PreferenceLoop:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         state: dict[str, Any] = {"selection": self.selection.state(), "alarm": self.alarm.state(), "stopped": stopped}
         state |= {"scaler": scaler, "seconds": self.seconds}
-        self.checkpoints.save(number, self.saved, self.optimizer.optimizer, state)
+        self.checkpoints.save(number, self.trainee.state(), self.optimizer.optimizer, state, extra=self.rules.extra() or None)
         self.checkpoints.prune(self.config.keep_checkpoints, also=self.selection.best_step)
 
     def _resume(self) -> tuple[int, str]:
@@ -228,7 +235,9 @@ class PreferenceLoop:
         on_main(self.accelerator, lambda: self.log.rewind(done))
         if not done:
             return 0, ""
-        state = self.checkpoints.load(done, self.saved, self.optimizer.optimizer)
+        if self.rules.extra():
+            self.rules.restore(self.checkpoints.extra(done))
+        state = self.checkpoints.load(done, self.trainee.state(), self.optimizer.optimizer)
         self.selection.restore(state["selection"])
         self.alarm.restore(state["alarm"])
         self.seconds = state.get("seconds", 0.0)
@@ -247,7 +256,7 @@ class PreferenceLoop:
                 f"{self.out} has no step worth keeping: {'winners were displaced' if stopped else 'no validation gave a number'}. "
                 "Lower the learning rate, raise beta, or set sft_weight or winner_safeguard; train into a new folder."
             )
-        self.checkpoints.load(best, self.saved)
+        self.checkpoints.load(best, self.trainee.state())
         self.trainee.save(self.out, {**metadata, "step": best})
         lines = {int(line["step"]): line for line in self.log.read()}
         metrics = {name: float(value) for name, value in lines[best].items() if name != "step"}

@@ -5,11 +5,12 @@ from math import cos, pi
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from valign.training.config import PreferenceConfig
 
 
-def build_optimizer(parameters: Sequence[nn.Parameter], config: PreferenceConfig) -> torch.optim.Optimizer:
+def build_optimizer(parameters: ParamsT, config: PreferenceConfig) -> torch.optim.Optimizer:
     """AdamW (0.9, 0.999, 1e-8), or Adafactor at a fixed rate with update clipping at 1, as in the authors' launchers."""
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)

@@ -16,12 +16,13 @@ from valign.files import hash_value
 from valign.models.base import DiffusionModel
 from valign.objectives import PairObjective
 from valign.runs import Run
+from valign.training.adaptive_trainee import unet_trainee
 from valign.training.config import PreferenceConfig
 from valign.training.loop import PreferenceLoop, TrainResult
 from valign.training.pair_step import PairStep
 from valign.training.processes import on_main, start_processes
 from valign.training.residence import encoders_parked
-from valign.training.trainee import Trainee, UnetLora
+from valign.training.trainee import Trainee
 
 
 def train_preference(
@@ -49,7 +50,7 @@ def train_preference(
     Raises: UserError if the run is of another recipe, a batch cannot be shared out, pairs and model do not fit, or the loss is
         not finite (with step, timesteps and pair ids; checkpoints stay).
     """
-    trainee = UnetLora(model, config)
+    trainee = unet_trainee(model, config)
     return run_training(trainee, cache, rows, out, config, objective, metadata=metadata, validate=validate, label=label)
 
 

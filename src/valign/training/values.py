@@ -23,12 +23,14 @@ from valign.models.pipeline_model import PipelineModel
 from valign.models.value_encoder import ValueConditioning, ValueEncoder, ValueText, copy_encoder, save_value_encoder
 from valign.models.value_pipeline import ValueGuidedPipeline
 from valign.objectives import PairObjective
+from valign.training.adapting.base import Attached
 from valign.training.batches import PairBatch, PairSource
 from valign.training.config import PreferenceConfig
 from valign.training.draws import PairDraw, generator_for
 from valign.training.loop import TrainResult
 from valign.training.pair_step import PairStep
 from valign.training.preference import run_training
+from valign.training.trainee import Fixed
 
 
 class ValueSource(PairSource):
@@ -116,6 +118,9 @@ class ValueTokens:
 
     def off(self, model: Any) -> AbstractContextManager[Any]:
         return self.encoder.off()
+
+    def rules(self) -> Attached:
+        return Fixed(self.encoder, self.parameters())
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.encoder.trained()
