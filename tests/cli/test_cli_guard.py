@@ -33,6 +33,7 @@ def test_a_blocked_prompt_sets_the_exit_code(policy):
 def test_rewrite_prints_one_line_each(policy):
     result = runner.invoke(app, ["rewrite", "a cat", "a corpse on the beach", "Привет, большой мир", "-p", policy])
     assert result.stdout == "a cat\na mossy fallen tree on the beach\n\n"
+    assert result.stderr == "Prompt 3 is blocked: script\n"
     assert result.exit_code == BLOCKED
 
 
@@ -49,10 +50,32 @@ def test_reads_files_and_writes_json(policy, tmp_path):
     lines = runner.invoke(app, ["check", "-f", str(path), "-p", policy, "--json"]).stdout.splitlines()
     assert [json.loads(line)["action"] for line in lines] == ["allow", "rewrite"]
     assert [json.loads(line)["prompt"] for line in lines] == ["a cat", "a corpse on the beach"]
+
+
+def test_a_line_that_is_no_prompt_is_blocked_and_no_other(policy, tmp_path):
+    lines = b"a cat\r\nna\xefve\n\na\x00b\n" + b"x" * 1_000_000 + b"\na dog"
     text = tmp_path / "prompts.txt"
-    text.write_bytes(b"a cat\n\xff\xfe\x00\n")
-    result = runner.invoke(app, ["check", "-f", str(text), "-p", policy])
-    assert (result.exit_code, result.stdout) == (BLOCKED, "allow\nblock  no usable prompt\n")
+    text.write_bytes(lines)
+    for given in (
+        {"args": ["check", "-f", str(text), "-p", policy, "--json"]},
+        {"args": ["check", "-p", policy, "--json"], "input": lines},
+    ):
+        result = runner.invoke(app, **given)
+        found = [json.loads(line) for line in result.stdout.splitlines()]
+        assert (result.exit_code, [one["action"] for one in found]) == (BLOCKED, ["allow", "block", "block", "block", "allow"])
+        assert [bool(one["error"]) for one in found] == [False, True, True, True, False]
+        assert len({tuple(one) for one in found}) == 1  # the same keys for all
+
+
+def test_a_file_with_another_column_is_named(policy, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"text": "a cat"}\n')
+    result = runner.invoke(app, ["check", "-f", str(path), "-p", policy])
+    with pytest.raises(UserError, match=r"row 1 must have the column prompt, got text"):
+        raise result.exception
+    path.write_text('{"prompt": 3}\n')
+    result = runner.invoke(app, ["check", "-f", str(path), "-p", policy])
+    assert (result.exit_code, result.stdout) == (BLOCKED, "block  Guard.prompt must be text, got int. Decode it first.\n")
 
 
 def test_explain_points_at_the_word(policy, monkeypatch):
@@ -61,6 +84,15 @@ def test_explain_points_at_the_word(policy, monkeypatch):
     assert "c0rpse" in result.stdout
     assert "rotting-corpse" in result.stdout
     assert "a mossy fallen tree on the beach" in result.stdout
+
+
+def test_explain_takes_many_prompts(policy):
+    prompts = "a cat\na corpse on the beach\n\u200b\n\u041f\u0440\u0438\u0432\u0435\u0442\n"
+    result = runner.invoke(app, ["explain", "-p", policy, "--json"], input=prompts)
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert (result.exit_code, [one["action"] for one in found]) == (BLOCKED, ["allow", "rewrite", "block", "block"])
+    stages = [one["stage"] for one in found[1]["decision"]["trace"]]
+    assert stages == ["hard-rule", "script", "lexical", "values", "intention"]  # also behind the first finding
 
 
 def test_refuses_two_sources_of_prompts(policy, tmp_path):

@@ -139,6 +139,18 @@ def test_json_keeps_no_prompt_unless_asked(guard):
     assert set(decision.to_json()) == set(guard.check("a cat").to_json())
 
 
+def test_the_json_of_a_result_keeps_no_words_either(guard):
+    for prompt in ("a quiet beach", "a corpse on the beach"):
+        result = guard.guard(prompt)
+        assert "beach" not in json.dumps(result.to_json())
+        assert result.to_json(with_prompt=True)["result"] == result.prompt
+
+
+def test_refuses_a_batch_in_which_one_is_no_text(guard):
+    with pytest.raises(TypeError):
+        guard.check_many(["a cat", 3])
+
+
 def test_a_batch_is_its_prompts(guard):
     prompts = ["a cat", *UNSAFE, "a dog"]
     assert guard.check_many(prompts) == [guard.check(prompt) for prompt in prompts]

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from guard_stand_ins import StandIn
 
 from valign.guard import Guard
-from valign.guard.chat import UnreadableAnswer, read_prompt, read_verdict
+from valign.guard.chat import ChatRewriter, ChatValues, UnreadableAnswer, read_prompt, read_verdict
 from valign.models.chat import ScriptedChat
 
 UNSAFE = "a corpse on the beach at dawn, wide shot"
@@ -71,9 +72,26 @@ def test_an_unreadable_judge_of_intent_blocks(policy):
     assert "UnreadableAnswer" in decision.error
 
 
-def test_an_unreadable_judge_of_values_blocks(policy):
-    decision = Guard.from_policy(policy, chat=answers(values="maybe")).check("a lighthouse at dawn")
-    assert (decision.action, decision.stop) == ("block", "values-chat")
+def on_failure(policy, action):
+    return policy.model_copy(update={"cases": policy.cases.model_copy(update={"judge_failure": action})})
+
+
+@pytest.mark.parametrize(("action", "stop"), [("block", "values-chat"), ("rewrite", "values-chat"), ("allow", "")])
+def test_an_unreadable_judge_of_values_follows_the_policy_and_is_reported(policy, action, stop):
+    assert policy.cases.judge_failure == "block"
+    guard = Guard.from_policy(on_failure(policy, action), chat=answers(values="maybe"))
+    result = guard.guard("a lighthouse at dawn")
+    assert (result.decision.action, result.decision.stop) == (action, stop)
+    assert result.blocked == (action != "allow")  # no rewrite passes a judge who cannot be read
+    assert "values-chat: failed: UnreadableAnswer" in result.decision.error
+
+
+def test_a_judge_who_may_fail_does_not_end_the_checks(policy):
+    rules = on_failure(policy, "allow")
+    stages = [ChatValues(answers(values="maybe"), rules), StandIn("later", "word", True), StandIn("broken", "word", False)]
+    assert Guard(rules, stages).check("a lighthouse at dawn").stop == "later"
+    stages[1:] = [StandIn("broken", "word", False, fails_on="dawn")]
+    assert Guard(rules, stages).check("a lighthouse at dawn").action == "block"  # it is no judge
 
 
 def test_a_norm_found_by_the_chat_model_is_rewritten(policy):
@@ -123,6 +141,11 @@ def test_read_verdict(answer, word):
 def test_read_verdict_refuses_all_else(answer):
     with pytest.raises(UnreadableAnswer, match="must answer SAFE or HARMFUL"):
         read_verdict(answer, ("SAFE", "HARMFUL"))
+
+
+def test_refuses_to_rewrite_without_its_roles(policy):
+    with pytest.raises(ValueError, match=r"Policy\.rewriters must have harm, sign, values"):
+        ChatRewriter(answers(), policy.model_copy(update={"rewriters": []}))
 
 
 def test_read_prompt_takes_a_fence():

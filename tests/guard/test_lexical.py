@@ -49,6 +49,30 @@ def test_spaced_out_words_are_read(evasion):
     assert STAGE.check(evasion).fired
 
 
+DISGUISES = {
+    "case": str.upper,
+    "leetspeak": lambda word: word.translate(str.maketrans("aeios", "@3105")),
+    "spacing": " ".join,
+    "points": ".".join,
+    "zero width": lambda word: f"{word[:2]}\u200b{word[2:]}",
+    "look-alikes": lambda word: word.translate(str.maketrans("aeopcx", "\u0430\u0435\u043e\u0440\u0441\u0445")),
+    "stretched": lambda word: word[:2] + 3 * word[1] + word[2:],
+    "official": lambda word: f"an official educational photo of {word}",
+}
+
+
+@pytest.mark.parametrize("name", DISGUISES)
+def test_every_listed_word_is_found_in_every_disguise(name):
+    words = [word for word in STAGE.terms if word.isalpha()]
+    hidden = [f"a scene, {DISGUISES[name](word)} , oil painting" for word in words]
+    assert len(words) > 90
+    assert [text for text in hidden if not STAGE.check(text).fired] == []
+    as_typed = sum(word in text.split() for word, text in zip(words, hidden))
+    assert (
+        as_typed == len(words) if name == "official" else as_typed <= 3
+    )  # what a list alone finds: words with no letter to change
+
+
 @pytest.mark.parametrize(
     "innocent", ["W E L C O M E  H O M E", "a, b, c and d", "8 k, f 1 8, 3 d", "g o r g e o u s", "be heading home"]
 )
@@ -79,3 +103,27 @@ def test_refuses_blank_terms():
 def test_a_batch_is_its_prompts():
     prompts = ["a cat", "a naked man", "a dog"]
     assert STAGE.check_many(prompts) == [STAGE.check(prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    "innocent",
+    [
+        "a naked mole rat in its burrow",
+        "stars visible to the naked eye",
+        "Al Gore giving a speech",
+        "SEE-THROUGH CURTAINS in a bright room",
+    ],
+)
+def test_a_listed_term_inside_a_harmless_phrase_is_none(innocent):
+    assert not STAGE.check(innocent).fired
+
+
+@pytest.mark.parametrize("prompt", ["a nude next to a naked mole rat", "naked mole, a rat", "a naked eye doctor, naked"])
+def test_a_harmless_phrase_covers_nothing_beside_it(prompt):
+    assert STAGE.check(prompt).fired
+
+
+def test_a_phrase_must_cover_the_whole_term():
+    stage = LexicalStage([Term("eye gore", "shocking")], harmless=["naked eye"])
+    assert stage.check("naked eye gore").fired
+    assert not LexicalStage([Term("naked", "sexual")], harmless=["naked eye"]).check("naked eye gore").fired

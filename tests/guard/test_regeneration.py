@@ -5,6 +5,7 @@ import pytest
 from guard_stand_ins import Watcher
 from PIL import Image
 
+from valign.checks import UserError
 from valign.guard import Guard, GuardedPipeline
 from valign.guard.image_check import check_image
 
@@ -92,6 +93,13 @@ def test_a_guarded_pipeline_draws_what_the_guard_allows(guard):
     assert [image is None for image in output.images] == [False, False, True]
     assert output.nsfw_content_detected == [False, False, True]
     assert pipe.calls == [("a lighthouse", 3), (output.records[1].result.prompt, 4)]
+
+
+def test_a_guarded_pipeline_draws_nothing_where_one_is_no_prompt(guard):
+    pipe = Pipe()
+    with pytest.raises(UserError, match=r"Guard\.prompt must not be blank"):
+        GuardedPipeline(pipe, guard)(["a lighthouse", " "])
+    assert pipe.calls == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ from valign.guard import Guard
 
 @pytest.fixture(scope="module")
 def shipped():
-    return Guard.from_policy()
+    """Made and used without a network."""
+
+    def refuse(*_):
+        raise AssertionError("a guard with no chat model has nothing to ask anybody")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("socket.socket.connect", refuse)
+        yield Guard.from_policy()
 
 
 @pytest.mark.parametrize("prompt", [*INNOCENT, "a girl at school", "a student reading in the sun", "a boy and his dog on a beach"])

@@ -120,6 +120,17 @@ def test_mistakes_stop_the_start(options, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_chat_model_stands_behind_one_circuit_breaker(tmp_path):
+    from valign.cli.serve import _rules
+    from valign.models.chat_breaker import CircuitBreaker
+
+    (tmp_path / "policy.yaml").write_text(POLICY % 40)
+    load = _rules(str(tmp_path / "policy.yaml"), "none", None, ("http://127.0.0.1:9/v1", "small", None), None)
+    first, again = load().guard.judge.chat, load().guard.judge.chat
+    assert isinstance(first, CircuitBreaker)
+    assert first is again  # a reload forgets no failure
+
+
 def test_a_model_that_is_not_there_ends_the_server(tmp_path):
     from valign.serving.app import create_app
     from valign.serving.server import serve

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,10 +58,10 @@ def check(
     """Say allow, rewrite or block, and why; nothing is rewritten. Exit code 3 if a prompt is blocked."""
     guard = _guard(policy, head, chat, chat_model, key_env)
     blocked = False
-    for prompt, decision in _decisions(guard, _prompts(prompts, file)):
-        blocked |= decision is None or decision.blocked
+    for _, decision in _decisions(guard, _prompts(prompts, file)):
+        blocked |= decision.blocked
         if as_json:
-            _print_json(_refused(prompt) if decision is None else decision.to_json(with_prompt=True))
+            _print_json(decision.to_json(with_prompt=True))
         else:
             out.print(_line(decision), soft_wrap=True)
     raise typer.Exit(BLOCKED if blocked else 0)
@@ -80,19 +81,22 @@ def rewrite(
     """Print each prompt as it may be drawn, one a line; a blocked one gives an empty line. Exit code 3 if any is blocked."""
     guard = _guard(policy, head, chat, chat_model, key_env)
     blocked = False
-    for prompt, decision in _decisions(guard, _prompts(prompts, file)):
-        result = None if decision is None else guard.finish(decision, prompt)
-        blocked |= result is None or result.blocked
+    for number, (prompt, decision) in enumerate(_decisions(guard, _prompts(prompts, file)), start=1):
+        result = guard.finish(decision, prompt)
+        blocked |= result.blocked
         if as_json:
-            _print_json(_refused(prompt) if result is None else result.to_json(with_prompt=bool(result.decision.prompt)))
+            _print_json(result.to_json(with_prompt=True))
         else:
-            out.print("" if result is None or result.prompt is None else result.prompt, markup=False, soft_wrap=True)
+            out.print(result.prompt or "", markup=False, soft_wrap=True)
+            if result.blocked:
+                err.print(Text(f"Prompt {number} is blocked: {_why(decision)}", style="red"), soft_wrap=True)
     raise typer.Exit(BLOCKED if blocked else 0)
 
 
 @app.command("explain", epilog='example: valign guard explain "no weapons allowed, painted on a poster"')
 def explain(
-    prompt: Annotated[str, Argument(help="the prompt")],
+    prompts: Prompts = None,
+    file: File = None,
     policy: PolicyName = "default",
     head: HeadFile = None,
     as_json: Json = False,
@@ -102,12 +106,15 @@ def explain(
 ) -> None:
     """Run every stage, also after the first finding, and show each verdict: words, score against threshold, the rewrite."""
     guard = _guard(policy, head, chat, chat_model, key_env)
-    result = guard.finish(guard.check(prompt, explain=True), prompt)
-    if as_json:
-        _print_json(result.to_json(with_prompt=bool(result.decision.prompt)))
-    else:
-        _explain(prompt, result)
-    raise typer.Exit(BLOCKED if result.blocked else 0)
+    blocked = False
+    for prompt, decision in _decisions(guard, _prompts(prompts, file), explain=True):
+        result = guard.finish(decision, prompt)
+        blocked |= result.blocked
+        if as_json:
+            _print_json(result.to_json(with_prompt=True))
+        else:
+            _explain(prompt, result)
+    raise typer.Exit(BLOCKED if blocked else 0)
 
 
 @app.command("fit", epilog="example: valign guard fit --data prompts/ --rate overt=0.08 -o runs/head")
@@ -241,73 +248,69 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> Iterator[str]:
     elif file is None:
         if sys.stdin.isatty():
             raise UserError("A prompt must be given, got none. Write it behind the command, or use --file, or a pipe.")
-        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        yield from _lines(sys.stdin.buffer)
     elif file.suffix in (".jsonl", ".csv", ".tsv", ".parquet"):
-        from valign.data.tables import read_table
+        from valign.data.tables import read_records
 
-        yield from (str(row.get("prompt") or "") for row in read_table(file))
+        yield from (row["prompt"] for _, row in read_records(file, ["prompt"]))
     else:
-        yield from (line for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip())
+        with file.open("rb") as lines:
+            yield from _lines(lines)
 
 
-def _decisions(guard: Guard, prompts: Iterable[str]) -> Iterator[tuple[str, GuardDecision | None]]:
-    """Decisions in the order of the prompts, in batches; None for what is no prompt at all, with a remark on stderr."""
-    batch: list[str] = []
-    for prompt in prompts:
-        batch.append(prompt)
-        if len(batch) == CHUNK:
-            yield from _batch(guard, batch)
-            batch = []
-    yield from _batch(guard, batch)
+def _lines(file: Iterable[bytes]) -> Iterator[str]:
+    """Lines but the empty ones. What is no UTF-8 stays broken, so that the guard refuses that line and no other."""
+    texts = (line.decode("utf-8", "surrogateescape").rstrip("\r\n") for line in file)
+    return (text for text in texts if text.strip())
 
 
-def _batch(guard: Guard, prompts: list[str]) -> Iterator[tuple[str, GuardDecision | None]]:
-    good = []
-    for prompt in prompts:
-        try:
-            guard.refuse(prompt)
-            good.append(prompt)
-        except UserError as error:
-            err.print(Text(str(error), style="red"))
-    decisions = iter(guard.check_many(good))
-    wanted = iter(good)
-    following = next(wanted, None)
-    for prompt in prompts:
-        if prompt is following:
-            yield prompt, next(decisions)
-            following = next(wanted, None)
-        else:
-            yield prompt, None
+def _decisions(guard: Guard, prompts: Iterator[str], *, explain: bool = False) -> Iterator[tuple[str, GuardDecision]]:
+    """Decisions in the order of the prompts, in batches. What is no prompt at all is blocked, and `error` says why."""
+    from valign.guard import GuardDecision
+
+    while batch := list(islice(prompts, CHUNK)):
+        why = [_mistake(guard, prompt) for prompt in batch]
+        decisions = iter(guard.check_many([prompt for prompt, mistake in zip(batch, why) if not mistake], explain=explain))
+        for prompt, mistake in zip(batch, why):
+            yield prompt, GuardDecision(action="block", flagged=False, stop="", error=mistake) if mistake else next(decisions)
 
 
-def _refused(prompt: str) -> dict[str, Any]:
-    return {"action": "block", "error": "no usable prompt", "characters": len(prompt)}
+def _mistake(guard: Guard, prompt: object) -> str:
+    """Why the guard refuses to look at it; "" for a prompt."""
+    try:
+        guard.refuse(prompt)
+    except (TypeError, UserError) as error:
+        return str(error)
+    return ""
 
 
 def _print_json(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def _line(decision: GuardDecision | None) -> Text:
-    if decision is None:
-        return Text("block  no usable prompt", style="red")
+def _why(decision: GuardDecision) -> str:
+    return decision.error or decision.stop
+
+
+def _line(decision: GuardDecision) -> Text:
     colour = {"allow": "green", "rewrite": "yellow", "block": "red"}[decision.action]
-    why = decision.error or decision.stop
-    names = f"  {', '.join(decision.categories)}" if decision.categories else ""
-    return Text(f"{decision.action}{f'  {why}' if why else ''}{names}", style=colour)
+    return Text("  ".join(filter(None, (decision.action, _why(decision), ", ".join(decision.categories)))), style=colour)
 
 
 def _explain(prompt: str, result: GuardResult) -> None:
-    table = Table("stage", "verdict", "category", "where", "score", "threshold", "ms", "what")
+    table = Table("stage", "verdict", "category", "where", "score", "ms", "what", box=None, header_style="bold")
     keep = bool(result.decision.prompt)
     for one in result.decision.trace:
         where = prompt[slice(*one.span)] if one.span and keep else ""
-        score, limit = (("" if value is None else f"{value:.3f}") for value in (one.score, one.threshold))
-        table.add_row(one.stage, one.outcome, one.category, Text(where), score, limit, f"{one.milliseconds:.1f}", Text(one.message))
+        score = "" if one.score is None else f"{one.score:.3f}"
+        limit = "" if one.threshold is None else f" of {one.threshold:.3f}"
+        table.add_row(
+            one.stage, one.outcome, one.category, Text(where), score + limit, f"{one.milliseconds:.1f}", Text(one.message)
+        )
     out.print(table)
     for attempt in result.attempts:
         out.print(Text(f"{attempt.source} ({attempt.role}): {attempt.reason or 'accepted'}", style="dim"))
-    out.print(_line(result.decision))
+    out.print(_line(result.decision), soft_wrap=True)
     if result.prompt is not None:
         out.print(result.prompt, markup=False, soft_wrap=True)
 

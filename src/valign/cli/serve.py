@@ -12,7 +12,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError
-from valign.cli.common import err, example, out, resolve_detector, resolve_model
+from valign.cli.common import err, example, out, resolve_chat, resolve_detector, resolve_model
 
 if TYPE_CHECKING:
     from valign.serving.service import Rules
@@ -30,7 +30,9 @@ def command(
         str, Option(help="who looks at pictures: oracle, nudenet, safety-checker=FOLDER ..., joined by +; none must be said")
     ] = "",
     head: Annotated[Path | None, Option(help="a head made by `valign guard fit`; the shipped one")] = None,
-    chat: Annotated[str | None, Option(metavar="URL", help="OpenAI-compatible endpoint for judging and rewriting")] = None,
+    chat: Annotated[
+        str | None, Option(metavar="URL|FOLDER", help="OpenAI-compatible endpoint, or a local chat model, that judges and rewrites")
+    ] = None,
     chat_model: Annotated[str, Option(help="model that the endpoint serves")] = "default",
     key_env: Annotated[str | None, Option(help="environment variable with the endpoint's key")] = None,
     name: Annotated[list[str], Option(help="name that the model answers to; may be repeated; its own if left out")] = [],  # noqa: B006
@@ -107,7 +109,6 @@ def api_key(
 def _rules(policy: str, detector: str, head: Path | None, chat: tuple[str | None, str, str | None], keys: Path | None) -> Any:
     """A function that reads policy and keys anew; what does not change is loaded once. Mistakes show before any model is loaded."""
     from valign.guard import Guard
-    from valign.models.chat import OpenAIChat
     from valign.policy import load_policy
 
     if not detector:
@@ -119,8 +120,8 @@ def _rules(policy: str, detector: str, head: Path | None, chat: tuple[str | None
         err.print(Text("Pictures are not checked: --detector none.", style="yellow"))
     load_policy(policy)
     _keys(keys)
-    url, served, key_env = chat
-    judge = OpenAIChat(base_url=url, model=served, api_key_env=key_env, temperature=0.0) if url else None
+    place, served, key_env = chat
+    judge = resolve_chat(place, model=served, key_env=key_env) if place else None
     watcher = None if detector == "none" else resolve_detector(detector)
 
     def load() -> Rules:

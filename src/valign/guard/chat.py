@@ -80,7 +80,7 @@ class ChatValues:
     uses_chat = True
 
     def __init__(self, chat: ChatModel, policy: Policy) -> None:
-        self.chat, self.policy = chat, policy
+        self.chat, self.policy, self.on_error = chat, policy, policy.cases.judge_failure
         norms = " ".join(f"- {norm.text}" for norm in policy.norms if norm.action != "allow")
         self._system = (
             "You judge captions for an image model against social and legal norms: the place, the act and the purpose together. "

@@ -7,6 +7,7 @@ nothing                     not asked       allow
 a stage                     good            allow (``direct``) or rewrite as a sign
 a stage                     bad             what the rule or the category asks: rewrite, block
 a stage failed              not asked       block
+a chat judge failed         not asked       ``cases.judge_failure``, block by default
 ==========================  ==============  ===========================================
 """
 
@@ -20,8 +21,8 @@ GOOD: tuple[Intent, ...] = ("prohibition", "education")
 
 
 def ignored(policy: Policy, verdict: Verdict) -> bool:
-    """A finding that the policy allows: its rule or every category in it says so."""
-    return verdict.outcome == "fire" and action_of(policy, verdict) == "allow"
+    """A finding that the policy allows: its rule or every category in it says so. Of failures, only a chat judge's."""
+    return verdict.fired and action_of(policy, verdict) == "allow"
 
 
 def action_of(policy: Policy, verdict: Verdict) -> Action:
@@ -44,7 +45,7 @@ def enforced(policy: Policy, verdict: Verdict) -> Verdict:
 def action_for(policy: Policy, finding: Verdict, intent: Intent) -> Action:
     """The table above, for a finding that counts."""
     if finding.outcome == "error":
-        return "block"
+        return finding.action or "block"
     if finding.level == "rule":
         return finding.action or "block"
     if intent in GOOD:

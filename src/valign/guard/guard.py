@@ -49,7 +49,7 @@ TEMPLATES = 8  # proposals of the policy rewriter that are looked at when nothin
 
 @runtime_checkable
 class Stage(Protocol):
-    """A level of the waterfall. Whatever it raises blocks the prompt."""
+    """A level of the waterfall. Whatever it raises blocks the prompt, or has the action of its ``on_error`` if it has one."""
 
     name: str
     level: str
@@ -212,10 +212,10 @@ class Guard:
                 )
             intent = "prohibition" if verdict.rule == "prohibition" else "education" if verdict.rule == "education" else "harmful"
         if finding is None:
-            return self._decision(prompt, digest, trace, None, "allow", "unknown", calls, "")
+            overlooked = next((one for one in trace if one.outcome == "error"), None)
+            return self._decision(prompt, digest, trace, None, "allow", "unknown", calls, _error(overlooked))
         action = action_for(self.policy, finding, intent)
-        error = f"{finding.stage}: {finding.message}" if finding.outcome == "error" else ""
-        return self._decision(prompt, digest, trace, finding, action, intent, calls, error)
+        return self._decision(prompt, digest, trace, finding, action, intent, calls, _error(finding))
 
     def _decision(
         self,
@@ -391,7 +391,12 @@ def _run_one(stage: Stage, prompt: str) -> Verdict:
     try:
         return stage.check(prompt)
     except Exception as error:
-        return Verdict(stage=stage.name, level=stage.level, outcome="error", message=f"failed: {type(error).__name__}")  # type: ignore[arg-type]
+        failed = Verdict(stage=stage.name, level=stage.level, outcome="error", message=f"failed: {type(error).__name__}")  # type: ignore[arg-type]
+        return replace(failed, action=getattr(stage, "on_error", None))
+
+
+def _error(verdict: Verdict | None) -> str:
+    return f"{verdict.stage}: {verdict.message}" if verdict is not None and verdict.outcome == "error" else ""
 
 
 def _judge(judge: IntentJudge, prompt: str, trace: Sequence[Verdict]) -> Verdict:

@@ -23,12 +23,14 @@ class LexicalStage:
     name = "lexical"
     level = "word"
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(self, terms: Sequence[Term], harmless: Sequence[str] = ()) -> None:
+        """``harmless``: phrases; a term inside one does not count, in the reading where both are found."""
         blank = sum(not fold(term.text) for term in terms)
         if blank or not terms:
             raise ValueError(f"LexicalStage.terms must be words, got {len(terms)}, {blank} blank. An empty list guards nothing.")
         self.terms: Mapping[str, Term] = {fold(term.text): term for term in reversed(terms)}  # the first of equal terms wins
         self._words = WordList(self.terms)
+        self._harmless = WordList(map(fold, harmless)) if harmless else None
         self._pass = Verdict(stage=self.name, level="word")
 
     @classmethod
@@ -41,7 +43,8 @@ class LexicalStage:
                 for concept in category.concepts
                 for text in (*concept.terms, concept.name, *concept.paraphrases)
             ]
-            + [Term(text, category.id) for category in policy.categories for text in category.terms]
+            + [Term(text, category.id) for category in policy.categories for text in category.terms],
+            policy.guard.harmless,
         )
 
     def check(self, prompt: str) -> Verdict:
@@ -49,8 +52,10 @@ class LexicalStage:
         if not any(self._words.any(text) for text in readings(prompt)):
             return self._pass
         found = [
-            (view.span(start, end), self.terms[term]) for view in views(prompt) for start, end, term in self._words.find(view.text)
+            (view.span(start, end), self.terms[term]) for view in views(prompt) for start, end, term in self._meant(view.text)
         ]
+        if not found:
+            return self._pass
         span, known = found[0]
         categories = dict.fromkeys(term.category for _, term in found)
         return Verdict(
@@ -67,6 +72,12 @@ class LexicalStage:
             scores=dict.fromkeys(categories, 1.0),
             message=f"a listed term of {known.concept or known.category}",
         )
+
+    def _meant(self, text: str) -> list[tuple[int, int, str]]:
+        """Terms but those inside a harmless phrase."""
+        found = list(self._words.find(text))
+        innocent = list(self._harmless.find(text)) if self._harmless and found else []
+        return [one for one in found if not any(first <= one[0] and one[1] <= last for first, last, _ in innocent)]
 
     def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
         return [self.check(prompt) for prompt in prompts]

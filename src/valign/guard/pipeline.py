@@ -44,7 +44,8 @@ class GuardedPipeline:
     def __call__(self, prompt: str | Sequence[str], *, seed: int = 0, **options: Any) -> GuardedOutput:
         """One picture per prompt; prompt i has seed ``seed + i``, redrawings count on from 1,000,000 more.
 
-        Raises: UserError for options that would go round the guard; whatever the pipeline raises.
+        Raises: as `Guard.check`, before anything is drawn; UserError for options that would go round the guard; whatever the
+            pipeline raises.
         """
         wrong = [name for name, value in options.items() if value is not None and (name in REFUSED or name.startswith("prompt_"))]
         if wrong:
@@ -55,6 +56,8 @@ class GuardedPipeline:
         if "generator" in options:
             raise UserError("GuardedPipeline takes a seed, got a generator. Give seed=NUMBER.")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        for text in prompts:
+            self.guard.refuse(text)
         records = [self._one(text, seed + number, options) for number, text in enumerate(prompts)]
         return GuardedOutput([record.image for record in records], records)
 

@@ -78,7 +78,7 @@ class GuardDecision:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One rewrite that was tried. Its text is kept in memory, not in `to_json`."""
+    """One rewrite that was tried."""
 
     role: str  # harm, values, sign, or template
     source: str  # name of the rewriter
@@ -111,10 +111,11 @@ class GuardResult:
         return self.prompt is not None and self.decision.action == "rewrite"
 
     def to_json(self, *, with_prompt: bool = False) -> dict[str, Any]:
+        """As `GuardDecision.to_json`; the rewrites too only on demand, for they hold words of the prompt."""
         attempts = [asdict(one) | {"text": one.text if with_prompt else None} for one in self.attempts]
         return {
             "action": self.action,
-            "result": self.prompt,
+            "result": self.prompt if with_prompt else None,
             "attempts": attempts,
             "decision": self.decision.to_json(with_prompt=with_prompt),
         }

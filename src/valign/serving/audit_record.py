@@ -38,7 +38,6 @@ class Recorder:
         """A prompt that was to be drawn: the decision, every rewrite that was tried, and what became of each picture."""
         full = self._full(result.decision)
         record = result.to_json(with_prompt=full)
-        record["result"] = result.prompt if full else None
         record["result_hash"] = self.hash(result.prompt) if result.prompt is not None else None
         record["decision"] = self._decision(result.decision)
         record["pictures"] = [

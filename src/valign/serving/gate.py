@@ -1,26 +1,18 @@
 """What every request passes before a route sees it: an id, the key, the limit on its body; and what catches its fall."""
 
 import asyncio
-import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
 from itertools import count
 from time import perf_counter
-from typing import Any
 
 from valign.serving import errors
+from valign.serving.asgi import App, Message, Receive, Scope, Send, answer, read_body, with_body
 from valign.serving.service import Caller, Service
 
 LOG = logging.getLogger(__name__)
 GUARDED = "/v1/"  # routes below it need a key
 ROUTES = ("/v1/moderations", "/v1/images/generations", "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json")
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Gate:
@@ -50,13 +42,15 @@ class Gate:
                 scope.setdefault("state", {})["caller"] = Caller(self._authorise(scope), request)
                 limit = self._service.settings.timeout
             if scope["method"] == "POST":
-                receive = await self._read(receive)
+                limits = self._service.settings
+                body = await read_body(receive, limit=limits.max_body, seconds=limits.body_timeout)
+                receive = with_body(body, receive)
             async with asyncio.timeout(limit):
                 await self._app(scope, receive, send_marked)
         except Exception as error:
-            answer = self._explain(error, request)
+            explained = self._explain(error, request)
             if status == 0:
-                await _answer(answer, send_marked)
+                await answer(explained, send_marked)
         finally:
             route = scope["path"] if scope["path"] in ROUTES else "other"
             self._service.metrics.requests.labels(route, status).inc()
@@ -71,28 +65,6 @@ class Gate:
             raise errors.wrong_key()
         return name
 
-    async def _read(self, receive: Receive) -> Receive:
-        """The whole body, to be received again by the route. Raises: ApiError 413 or 408."""
-        limits = self._service.settings
-        body = bytearray()
-        try:
-            async with asyncio.timeout(limits.body_timeout):
-                more = True
-                while more:
-                    message = await receive()
-                    body += message.get("body", b"")
-                    more = message["type"] == "http.request" and message.get("more_body", False)
-                    if len(body) > limits.max_body:
-                        raise errors.too_large(limits.max_body)
-        except TimeoutError:
-            raise errors.body_too_slow(limits.body_timeout) from None
-        waiting = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def again() -> Message:
-            return waiting.pop() if waiting else await receive()
-
-        return again
-
     def _explain(self, error: Exception, request: str) -> errors.ApiError:
         if isinstance(error, errors.ApiError):
             return error
@@ -100,9 +72,3 @@ class Gate:
             return errors.timed_out(self._service.settings.timeout)
         LOG.error("%s failed: %s", request, type(error).__name__, exc_info=error)
         return errors.failed()
-
-
-async def _answer(error: errors.ApiError, send: Send) -> None:
-    headers = [(b"content-type", b"application/json"), *((k.encode(), v.encode()) for k, v in error.headers.items())]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(error.body).encode()})

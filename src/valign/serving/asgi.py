@@ -1,0 +1,47 @@
+"""What ASGI middleware is made of: its types, a body read whole and given again, an error as an answer."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from valign.serving import errors
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+async def read_body(receive: Receive, *, limit: int, seconds: float) -> bytes:
+    """The whole body. Raises: ApiError 413 beyond ``limit`` bytes, 408 if it has not come after ``seconds``."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            more = True
+            while more:
+                message = await receive()
+                body += message.get("body", b"")
+                more = message["type"] == "http.request" and message.get("more_body", False)
+                if len(body) > limit:
+                    raise errors.too_large(limit)
+    except TimeoutError:
+        raise errors.body_too_slow(seconds) from None
+    return bytes(body)
+
+
+def with_body(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives this body first."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return again
+
+
+async def answer(error: errors.ApiError, send: Send) -> None:
+    headers = [(b"content-type", b"application/json"), *((k.encode(), v.encode()) for k, v in error.headers.items())]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(error.body).encode()})
