@@ -66,6 +66,8 @@ def test_the_strongest_columns_lose_least(rank, rows, seed):
 
     least = min(loss(columns) for columns in combinations(range(6), rank))
     assert loss(chosen.tolist()) == pytest.approx(least, abs=1e-9)
+    if rank == 6:
+        assert_close(found[:, chosen] @ basis[:, chosen].T, matrix)  # all of them lose nothing
     energy = matrix.square().sum() - found[:, chosen].square().sum()
     assert loss(chosen.tolist()) == pytest.approx(energy.item(), abs=1e-9)
     assert loss(chosen.tolist()) <= (1 - rank / 6) * matrix.square().sum().item() + 1e-9
@@ -84,7 +86,7 @@ def relative_errors(matrix, rank):
 
 
 def test_cosines_come_near_an_svd_only_where_neighbouring_columns_are_alike():
-    """The card's experiment: n = 64, r = 16; columns correlated as AR(1) with 0.95, and a generic rank-4 matrix with noise."""
+    """n = 64, r = 16; columns correlated as AR(1) with 0.95, and a generic rank-4 matrix with noise."""
     noise = random(64, 64, seed=1)
     alike = [noise[:, 0]]
     for j in range(1, 64):
@@ -130,6 +132,13 @@ def test_constant_rows_survive_and_numbers_keep_their_place(bits):
     assert_close(unpack(pack(constant, bits), bits), constant)
     ramp = torch.arange(16.0)[None]
     assert_close(unpack(pack(ramp, bits), bits), ramp, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_codes_round_halves_up(bits):
+    levels = {"8bit": 255, "4bit": 15}[bits]
+    row = torch.tensor([[0.0, 0.5, 2.5, float(levels)]])  # the step is 1
+    assert unpack(pack(row, bits), bits).tolist() == [[0.0, 1.0, 3.0, levels]]
 
 
 def test_four_bits_want_even_rows():

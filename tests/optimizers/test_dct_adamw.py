@@ -63,7 +63,7 @@ def test_kernels_of_convolutions_are_matrices():
 
 
 def transcript(parameter, found, *, rank, feedback, rotate, every, betas=(0.9, 0.999), eps=1e-8, lr=0.1, decay=0.01):
-    """The card's step, dense and slow, float64, with the rotation as the product it stands for."""
+    """The step, dense and slow, float64, with the rotation as the product it stands for."""
     p, q = parameter.detach().clone(), vectors(min(parameter.shape), "dct2", parameter.detach())
     left = p.shape[0] < p.shape[1]
     p = p.T if left else p
@@ -115,6 +115,31 @@ def test_nothing_is_lost_with_feedback():
         before = state["error"]
     assert state["exp_avg"].shape == state["exp_avg_sq"].shape == (6, 2)
     assert (state["exp_avg_sq"] >= 0).all()
+
+
+@pytest.mark.parametrize(("shape", "thin"), [((6, 4), (6, 2)), ((4, 7), (2, 7))])
+def test_moments_are_thin_along_the_projected_side(shape, thin):
+    parameter = weight(*shape)
+    optimizer = DCTAdamW([parameter], **NUMBERS)
+    run(parameter, optimizer, gradients(parameter, 2))
+    state = optimizer.state[parameter]
+    assert state["exp_avg"].shape == state["exp_avg_sq"].shape == thin
+    assert state["indices"].shape == (2,)
+
+
+def test_the_reference_code_is_one_choice_of_options():
+    """Norm 1, columns of the DCT-II matrix, no rotation, no feedback: the moments stay in their slots."""
+    ours, found = weight(), gradients(weight(), 4)
+    p, q, m, v = ours.detach().clone(), vectors(4, "dct3", ours.detach()), 0, 0
+    for t, gradient in enumerate(found, start=1):
+        p = p * (1 - 0.1 * 0.01)
+        chosen = (gradient @ q).abs().sum(0).topk(2).indices.sort().values
+        a = gradient @ q[:, chosen]
+        m, v = 0.9 * m + 0.1 * a, 0.999 * v + 0.001 * a**2
+        root = (1 - 0.999**t) ** 0.5
+        p = p - 0.1 * root / (1 - 0.9**t) * m / (v**0.5 + 1e-8 * root) @ q[:, chosen].T
+    run(ours, DCTAdamW([ours], **NUMBERS, norm=1, basis="dct3", rotate=False, feedback="none"), found)
+    assert_close(ours.detach(), p)
 
 
 def test_a_gradient_inside_the_cosines_leaves_nothing_over():
@@ -169,7 +194,7 @@ def test_checkpoints_of_the_trainer_hold_it(tmp_path):
 
 
 def test_it_learns_and_rotation_with_feedback_helps():
-    """The card's experiment B in small: 32-32-32 tanh net, correlated inputs, r = 4, one seed's order is fixed here over three."""
+    """32-32-32 tanh net, correlated inputs, r = 4, over three seeds."""
     for seed in range(3):
         final = {}
         for name, options in {"both": {}, "neither": {"rotate": False, "feedback": "none"}}.items():
@@ -214,9 +239,23 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             DCTAdamW([weight()], **{**NUMBERS, **options})
 
+    @pytest.mark.parametrize("name", ["feedback", "basis", "transform", "side"])
+    def test_words(self, name, as_in_use):
+        with pytest.raises(ValueError, match=rf"DCTAdamW\.{name} must be one of .*; got '5bit'"):
+            DCTAdamW([weight()], **NUMBERS, **{name: "5bit"})
+
+    def test_a_group_that_is_refused_is_not_kept(self):
+        optimizer = DCTAdamW([weight()], **NUMBERS)
+        with pytest.raises(ValueError, match=r"DCTAdamW\.rank for parameter 0 must be in \[1, 4\], got 5"):
+            optimizer.add_param_group({"params": [weight()], "rank": 5})
+        optimizer.add_param_group({"params": [weight()], "rank": 4})
+        assert [group["rank"] for group in optimizer.param_groups] == [2, 4]
+
     def test_parameters_and_gradients_it_cannot_take(self):
         with pytest.raises(TypeError, match=r"DCTAdamW must have real float parameters, got parameter 0 in torch\.complex64"):
             DCTAdamW([nn.Parameter(torch.ones(3, 3, dtype=torch.complex64))], **NUMBERS)
+        with pytest.raises(TypeError, match=r"DCTAdamW must have real float parameters, got parameter 0 in torch\.int64"):
+            DCTAdamW([nn.Parameter(torch.ones(3, 3, dtype=torch.int64), requires_grad=False)], **NUMBERS)
         parameter = weight()
         parameter.grad = torch.ones(6, 4, dtype=torch.float64).to_sparse()
         with pytest.raises(TypeError, match=r"DCTAdamW must have dense gradients, got a sparse one of \(6, 4\)"):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from valign.checks import UserError
-from valign.optimizers import MGPO
+from valign.optimizers import MGPO, DCTAdamW, Trion
 from valign.optimizers.mgpo import product_norm
 
 
@@ -23,7 +23,7 @@ def start(model=None, steps=0, kind=torch.optim.AdamW, momentum=None, **options)
 
 
 def dense(model, optimizer):
-    """``v`` as the card writes it, float64."""
+    """``v`` as a full matrix, float64."""
     layer = layer_of(model)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     name = "exp_avg" if "exp_avg" in optimizer.state[a] else "momentum_buffer"
@@ -94,6 +94,24 @@ def test_the_first_step_has_no_shift():
     assert mgpo.shifts
 
 
+def test_the_size_of_the_shift_without_a_mean_and_with_a_small_one():
+    model, optimizer, mgpo = start(steps=2, rho=0.2)
+    mgpo.mean = {"a": 1e-3}
+    mgpo.after_step()
+    assert product_norm(mgpo.shifts["a"].up, mgpo.shifts["a"].down) == pytest.approx(10 * 0.2, rel=1e-4)
+    again = MGPO(model, optimizer, rho=0.2)  # the optimiser has momentum already
+    assert product_norm(again.shifts["a"].up, again.shifts["a"].down) == pytest.approx(0.2, rel=1e-4)
+
+
+def test_a_last_gradient_is_momentum_too():
+    model = network().train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, betas=(0.0, 0.9))
+    mgpo = MGPO(model, optimizer)
+    train(model, optimizer, 2)
+    assert mgpo.shifts
+    assert list(model.state_dict()) == list(network().state_dict())
+
+
 def test_resuming_gives_the_same_losses():
     model, optimizer, _ = start(rho=0.3)
     straight = train(model, optimizer, 6)
@@ -112,12 +130,20 @@ class TestRefusals:
         [
             ({"rho": -1.0}, r"MGPO\.rho must be in \[0, inf\), got -1"),
             ({"beta": 1.0}, r"MGPO\.beta must be in \[0, 1\), got 1"),
-            ({"kind": torch.optim.SGD}, r"MGPO\.optimizer must have momentum in \(0, 1\), got 0\. Use AdamW"),
+            ({"kind": torch.optim.SGD}, r"MGPO\.optimizer must keep a momentum, of \[0, 1\), got 0\. Use AdamW"),
         ],
     )
     def test_numbers_and_optimisers(self, options, message):
         with pytest.raises(ValueError, match=message):
             start(**options)
+
+    @pytest.mark.parametrize(("kind", "options"), [(DCTAdamW, {"lr": 0.1, "weight_decay": 0.0}), (Trion, {})])
+    def test_momentum_of_other_shapes(self, kind, options):
+        model = network(rank=3).train()
+        optimizer = kind([p for p in model.parameters() if p.requires_grad], rank=2, **options)
+        MGPO(model, optimizer)
+        with pytest.raises(ValueError, match=rf"must keep exp_avg or momentum_buffer .*, got {kind.__name__} without one"):
+            train(model, optimizer, 1)
 
     def test_convolutions_and_other_modules(self):
         with pytest.raises(ValueError, match=r"MGPO must have linear layers only, got a, a Conv2d"):

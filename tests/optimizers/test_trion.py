@@ -1,4 +1,4 @@
-"""Trion: the card's step, a full momentum that loses nothing, scales, exact resume, refusals."""
+"""Trion: the step, a full momentum that loses nothing, scales, exact resume, refusals."""
 
 import copy
 

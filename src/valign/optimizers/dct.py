@@ -101,7 +101,7 @@ def pack(matrix: Float[Tensor, "row n"], bits: Literal["8bit", "4bit"]) -> Packe
     wide = matrix.float()
     low, high = wide.amin(1, keepdim=True), wide.amax(1, keepdim=True)
     unit = (high - low) / LEVELS[bits]
-    codes = ((wide - low) / torch.where(unit > 0, unit, torch.ones_like(unit))).round().clamp(0, LEVELS[bits]).to(torch.uint8)
+    codes = ((wide - low) / torch.where(unit > 0, unit, 1.0) + 0.5).floor().clamp(0, LEVELS[bits]).to(torch.uint8)
     if bits == "4bit":
         codes = codes[:, ::2] | (codes[:, 1::2] << 4)
     return Packed(codes, low, unit)

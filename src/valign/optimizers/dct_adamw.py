@@ -31,8 +31,8 @@ class DCTAdamW(MatrixOptimizer):
     """AdamW on ``a = (grad + E) Q[:, I]``: ``I`` are the ``rank`` strongest of ``n = min(rows, columns)`` cosines, ``E`` what
     was left out.
 
-    Per matrix the states are ``2 rank max(rows, columns)`` numbers, ``rank`` integers, and the error feedback. No SVD, no stored
-    projection. Moments follow their cosine when the choice changes (``rotate``). The update ``u Q[:, I]^T`` has rank ``rank``.
+    Per matrix the states are two of ``[rows, rank]`` or ``[rank, columns]``, ``rank`` integers, and the error feedback. No SVD, no
+    stored projection. Moments follow their cosine when the choice changes (``rotate``). The update ``u Q[:, I]^T`` has that rank.
     Vectors, scalars and matrices with a dimension from ``max_dim`` on (embeddings) get plain AdamW; kernels of convolutions are
     matrices ``[fan_out, rest]``.
 
@@ -106,7 +106,11 @@ class DCTAdamW(MatrixOptimizer):
 
 def _low_rank(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     left, step = goes_left(gradient, group["side"]), state["step"]
-    full = gradient.T if left else gradient
+
+    def turned(matrix: Tensor) -> Tensor:
+        return matrix.T if left else matrix
+
+    full = turned(gradient)
     if group["feedback"] != "none":
         full = full + recall(state, group["feedback"], full)
     basis = vectors(full.shape[1], group["basis"], full)
@@ -115,12 +119,11 @@ def _low_rank(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) ->
         chosen = select(found, group["rank"], norm=group["norm"])
         if step > 1 and group["rotate"]:
             for moment in ("exp_avg", "exp_avg_sq"):
-                state[moment] = carry(state[moment], state["indices"], chosen)
+                state[moment] = turned(carry(turned(state[moment]), state["indices"], chosen))
         state["indices"], small = chosen, found[:, chosen]
     else:
         small = full @ basis[:, state["indices"]]
     kept = basis[:, state["indices"]]
     if group["feedback"] != "none":
         remember(state, full - small @ kept.T, group["feedback"])
-    update = adam_update(state, small, betas=group["betas"], eps=group["eps"]) @ kept.T
-    return update.T if left else update
+    return turned(turned(adam_update(state, turned(small), betas=group["betas"], eps=group["eps"])) @ kept.T)

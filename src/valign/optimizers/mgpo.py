@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from valign.checks import check_range
 from valign.methods import Method
-from valign.optimizers.perturbation import Perturbation
+from valign.optimizers.perturbation import Perturbation, widened
 
 METHOD = Method(
     slug="lora-mgpo",
@@ -47,7 +47,8 @@ class MGPO(Perturbation):
         optimizer: One with momentum: ``exp_avg`` (Adam and its kin) or ``momentum_buffer`` (SGD); its beta1 is the paper's mu.
         rho: Size of the shift, >= 0; 0.05 for understanding, 0.01 for generation.
         beta: Of the running mean, [0, 1); 0.9 and 0.8.
-    Raises: ValueError for numbers outside their range or an optimiser without momentum; as `Perturbation`.
+    Raises: ValueError for numbers outside their range or an optimiser without momentum (at its first step, where only that tells);
+        as `Perturbation`.
     """
 
     def __init__(
@@ -64,9 +65,9 @@ class MGPO(Perturbation):
         if not 0 <= beta < 1:
             raise ValueError(f"MGPO.beta must be in [0, 1), got {beta!r}.")
         for group in optimizer.param_groups:
-            mu = group["betas"][0] if "betas" in group else group.get("momentum")
-            if not mu or not 0 <= mu < 1:
-                raise ValueError(f"MGPO.optimizer must have momentum in (0, 1), got {mu!r}. Use AdamW, or SGD with momentum.")
+            mu = group["betas"][0] if "betas" in group else group.get("momentum", 0)
+            if not 0 <= mu < 1 or ("betas" not in group and not mu):
+                raise ValueError(f"MGPO.optimizer must keep a momentum, of [0, 1), got {mu!r}. Use AdamW, or SGD with momentum.")
         self.rho, self.beta, self.sign = rho, beta, 1.0 if ascent else -1.0
         super().__init__(model, optimizer, adapter=adapter)
         self.mean: dict[str, float] = {}  # gbar
@@ -86,7 +87,7 @@ class MGPO(Perturbation):
             a, b, scale = self.factors(name)
             if a.grad is None or b.grad is None:
                 continue
-            size = abs(scale) * product_norm(torch.cat([b.grad, b], dim=1).float(), torch.cat([a, a.grad]).float())
+            size = abs(scale) * product_norm(widened(torch.cat([b.grad, b], dim=1)), widened(torch.cat([a, a.grad])))
             self.mean[name] = size if name not in self.mean else self.beta * self.mean[name] + (1 - self.beta) * size
 
     @torch.no_grad()
@@ -97,7 +98,7 @@ class MGPO(Perturbation):
             self.shifts.pop(name, None)
             if moments[0] is None or moments[1] is None:
                 continue
-            down, up = torch.cat([a, moments[0]]).float(), scale * torch.cat([moments[1], b], dim=1).float()
+            down, up = widened(torch.cat([a, moments[0]])), scale * widened(torch.cat([moments[1], b], dim=1))
             size = product_norm(up, down)
             if size > TINY:
                 factor = min(1 / (self.mean[name] + TINY), MAX_SCALE) if name in self.mean else 1.0
@@ -116,5 +117,12 @@ class MGPO(Perturbation):
 
 def _momentum(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor | None:
     state = optimizer.state.get(parameter, {})
+    if not state:
+        return None
     found = state.get("exp_avg", state.get("momentum_buffer"))
-    return found if isinstance(found, Tensor) and found.shape == parameter.shape else None
+    if not isinstance(found, Tensor) or found.shape != parameter.shape:
+        raise ValueError(
+            f"MGPO.optimizer must keep exp_avg or momentum_buffer of its parameters' shapes, got {type(optimizer).__name__} "
+            f"without one of {tuple(parameter.shape)}. Use AdamW, or SGD with momentum."
+        )
+    return found

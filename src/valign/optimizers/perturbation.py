@@ -12,9 +12,15 @@ from valign.checks import UserError
 
 
 def row_norms(left: Float[Tensor, "row rank"], right: Float[Tensor, "rank column"]) -> Float[Tensor, " row"]:
-    """L2 norm of each row of ``left @ right``, float32, without forming the product."""
-    wide, gram = left.float(), right.float() @ right.float().T
+    """L2 norm of each row of ``left @ right``, float32 at least, without forming the product."""
+    wide, short = widened(left), widened(right)
+    gram = short @ short.T
     return ((wide @ gram) * wide).sum(1).clamp(min=0).sqrt()
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Half precision in float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class Perturbation(ABC):

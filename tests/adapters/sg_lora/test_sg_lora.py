@@ -11,7 +11,8 @@ from peft.utils import set_peft_model_state_dict
 from torch import distributions, nn
 from torch.testing import assert_close
 
-from valign.adapters.sg_lora import Expert, LoraSchema, SgLoraConfig, aggregate, build_library, fit_sg_lora
+from valign.adapters.sg_lora import Expert, LoraSchema, SgLoraConfig, aggregate, build_library, fingerprint, fit_sg_lora
+from valign.adapters.sg_lora.chunks import Chunks
 from valign.adapters.sg_lora.cvae import Gaussian, SemanticCvae, kl_divergence
 from valign.adapters.sg_lora.library import canonical
 
@@ -45,7 +46,7 @@ def library():
     return build_library([expert(name, 10 * i) for i, name in enumerate("abcdef")], encode)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_flattening_is_undone_bit_for_bit(dtype):
     before = state(3, dtype=dtype)
     schema = LoraSchema.of(before)
@@ -82,9 +83,26 @@ def test_weights_and_total_variance(top_k, tau, seed):
 
 def test_total_variance_is_that_of_samples_of_the_mixture(library):
     found = aggregate(library, library.embeddings[0], top_k=4, tau=0.5)
-    which = torch.multinomial(found.weights, 40000, replacement=True, generator=gen(0))
-    draws = library.means[which] + library.variances[which].sqrt() * torch.randn(40000, 22, generator=gen(1))
-    assert_close(draws.var(0), found.variance, rtol=0.05, atol=0.01)
+    which = torch.multinomial(found.weights, 100_000, replacement=True, generator=gen(0))
+    draws = library.means[which] + library.variances[which].sqrt() * torch.randn(100_000, 22, generator=gen(1))
+    assert_close(draws.var(0), found.variance, rtol=0.03, atol=0)
+
+
+def test_float64_experts_are_weighed_in_float64():
+    experts = [
+        expert(name, 10 * i, checkpoints=[state(10 * i + j, dtype=torch.float64) for j in range(3)]) for i, name in enumerate("abc")
+    ]
+    library = build_library(experts, lambda text: encode(text).double())
+    target = torch.randn(4, generator=gen(3), dtype=torch.float64)
+    cosines = library.embeddings @ target / library.embeddings.norm(dim=1) / target.norm()
+    share = (cosines / 0.05).softmax(0)[:, None]
+    mean = (share * library.means).sum(0)
+    found = aggregate(library, target, top_k=3, floor=-1)
+    assert_close(found.mean, mean, rtol=1e-12, atol=1e-12)
+    spread = (share * (library.variances + (library.means - mean).square())).sum(0)
+    assert_close(found.variance, spread, rtol=1e-12, atol=1e-12)
+    made = fit_sg_lora(library, SgLoraConfig(latent=2, hidden=8, steps=2, top_k=2)).generate(lambda text: target, "a b")
+    assert made[NAMES[0]].dtype == torch.float64
 
 
 def test_limits_of_the_aggregator(library):
@@ -95,9 +113,15 @@ def test_limits_of_the_aggregator(library):
     assert one.similarity == pytest.approx(1, abs=1e-3)
     assert aggregate(library, target, top_k=6, tau=1e-4).weights[2] == 1
     assert_close(aggregate(library, target, top_k=6, tau=1e6).weights, torch.full((6,), 1 / 6))
+    assert aggregate(library, target, top_k=3, tau=1e6).weights.sort().values.tolist() == pytest.approx([0, 0, 0] + 3 * [1 / 3])
     assert aggregate(library, target, top_k=3, leave_out=2, floor=-1).weights[2] == 0
     same = build_library([expert("a", 0), expert("b", 0)], encode)
-    assert_close(aggregate(same, target, top_k=2, floor=-1).variance, same.variances[0], atol=1e-6, rtol=1e-5)
+    found = aggregate(same, target, top_k=2, floor=-1)
+    assert_close(found.mean, same.means[0])
+    assert_close(found.variance, same.variances[0], atol=1e-6, rtol=1e-5)
+    still = dataclasses.replace(library, variances=torch.zeros_like(library.variances))
+    found = aggregate(still, target, top_k=6, tau=0.5)
+    assert_close(found.variance, found.weights @ (library.means - found.mean).square())
 
 
 def test_the_divergence_is_torch_s():
@@ -193,6 +217,68 @@ def test_what_is_generated_loads_into_peft(generator):
     assert all(torch.equal(loaded[name], made[name]) for name in made)
 
 
+def two_layers(seed):
+    """A wide and a narrow layer."""
+    wide, narrow = state(seed), state(seed + 1)
+    return {f"wide.{name}": wide[name] for name in NAMES} | {f"narrow.{name}": narrow[name][:, :2] for name in NAMES}
+
+
+def test_a_chunk_for_each_layer():
+    before = two_layers(0)
+    schema = LoraSchema.of(before)
+    chunks, vector = Chunks.of(schema, "layer"), schema.flatten(before)
+    rows = chunks.split(vector)
+    assert rows.shape == (2, 22)  # narrow: 2 x 2 and 6 x 2 numbers and 6 of padding
+    narrow = [before[f"narrow.{name}"].flatten() for name in NAMES]
+    assert torch.equal(rows[0], torch.cat([*narrow, torch.zeros(6)]))
+    assert torch.equal(chunks.join(rows + ~chunks.counted), vector)
+    assert torch.equal(Chunks.of(schema, "none").split(vector), vector[None])
+
+
+def test_chunks_share_networks_that_know_the_layer():
+    experts = [expert(name, 0, checkpoints=[two_layers(10 * i), two_layers(10 * i + 5)]) for i, name in enumerate("abcd")]
+    library = build_library(experts, encode)
+    options = {"latent": 2, "hidden": 32, "steps": 60, "learning_rate": 1e-2, "top_k": 2}
+    whole, chunked = (SgLoraConfig(**options, chunk=chunk) for chunk in ("none", "layer"))
+    sizes = [sum(p.numel() for p in config.network(library.schema).parameters()) for config in (whole, chunked)]
+    assert sizes[1] < sizes[0]
+    made = fit_sg_lora(library, chunked)
+    assert made.losses[-1] < 0.85 * made.losses[0]
+    found = made.generate(encode, "a b", mode="mean")
+    assert {name: tensor.shape for name, tensor in found.items()} == {name: tensor.shape for name, tensor in two_layers(0).items()}
+    rows = torch.randn(1, 44, generator=gen(1)).expand(2, -1)  # the same condition for both layers
+    prior = made.network.prior_of(rows)
+    assert not torch.equal(prior.mean[0], prior.mean[1])
+
+
+def test_what_stands_in_the_padding_costs_nothing():
+    torch.manual_seed(0)
+    network = SemanticCvae(5, latent=3, hidden=8, layers=2)
+    x, condition = torch.randn(4, 2, 5, generator=gen(0)), torch.randn(4, 2, 10, generator=gen(1))
+    counted = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    q, p = network.encode(x, condition), network.prior_of(condition)
+    error = (x - network.decode(q.sample(gen(2)), condition)).square() * counted
+    assert_close(network.loss(x, condition, gen(2), 1.0, counted), error.sum(2) + kl_divergence(q, p))
+
+
+def test_the_fingerprint_is_of_names_and_numbers():
+    assert fingerprint(state(0)) == fingerprint(dict(reversed(state(0).items()))) != fingerprint(state(1))
+    known = build_library([expert("a", 0, start=fingerprint(state(0)))], encode)
+    assert known.start == fingerprint(state(0))
+
+
+def test_variances_may_be_given():
+    given = {name: torch.full_like(tensor, 0.25) for name, tensor in state(0).items()}
+    library = build_library([expert("a", 0, count=1, variances=given)], encode)
+    assert (library.variances == 0.25).all()
+    with pytest.raises(ValueError, match=r"variances of a must have the tensors of its checkpoints, got others"):
+        build_library([expert("a", 0, variances={NAMES[0]: given[NAMES[0]]})], encode)
+    with pytest.raises(ValueError, match=r"variances of a must be finite and not negative, got -1 at least"):
+        build_library([expert("a", 0, variances=given | {NAMES[1]: -torch.ones(6, 2)})], encode)
+    with pytest.raises(ValueError, match=r"variances of a must not be given with canonicalise=True"):
+        build_library([expert("a", 0, variances=given)], encode, canonicalise=True)
+
+
 def test_canonical_factors_keep_the_product_and_forget_the_gauge():
     before = state(4)
     turn = torch.randn(2, 2, generator=gen(5))
@@ -215,6 +301,9 @@ NAN = {NAMES[0]: torch.full((2, 5), torch.nan), NAMES[1]: torch.zeros(6, 2)}
     ("changes", "match"),
     [
         ({"config": CONFIG | {"r": 4}}, "must share rank, alpha and targets, got b unlike a"),
+        ({"config": CONFIG | {"lora_alpha": 8}}, "must share rank, alpha and targets, got b unlike a"),
+        ({"config": CONFIG | {"base_model_name_or_path": "other"}}, "must share rank, alpha and targets, got b unlike a"),
+        ({"checkpoints": [state(0) | {"classifier.weight": torch.ones(6)}]}, "must hold LoRA factors alone, got classifier"),
         ({"start": "other"}, "must share their start, got b unlike a"),
         ({"description": " "}, "must be described, got an empty description of b"),
         ({"checkpoints": []}, "must have checkpoints, got none in b"),
@@ -271,4 +360,6 @@ def test_bad_options_and_requests(generator):
         SgLoraConfig(kl_weight=-1.0)
     with pytest.raises(ValueError, match=r"description must not be empty"):
         generator.generate(encode, "")
+    with pytest.warns(UserWarning, match=r"No related expert"):
+        generator.generate(lambda text: -generator.library.embeddings.mean(0), "far away")
     assert isinstance(generator.lora_config(), LoraConfig)

@@ -14,17 +14,18 @@ def encode(text):
     return torch.randn(4, generator=torch.Generator().manual_seed(sum(map(ord, text)))) + 0.5
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(scope="module", params=["none", "layer"])
+def folder(request, tmp_path_factory):
     def state(seed):
         draw = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(seed)).bfloat16()
-        return {"m.lora_A.weight": draw[0].T.contiguous(), "m.lora_B.weight": draw[1].contiguous()}
+        return {f"{m}.lora_A.weight": draw[0].T.contiguous() for m in "mn"} | {f"{m}.lora_B.weight": draw[1] + 1 for m in "mn"}
 
     experts = [
-        Expert(name=n, description=f"a {n}", checkpoints=[state(10 * i), state(10 * i + 1)], config={"r": 2})
+        Expert(name=n, description=f"a {n}", checkpoints=[state(10 * i), state(10 * i + 1)], config={"r": 2}, start="s")
         for i, n in enumerate("abcd")
     ]
-    generator = fit_sg_lora(build_library(experts, encode), SgLoraConfig(latent=2, hidden=5, steps=3, top_k=3))
+    config = SgLoraConfig(latent=2, hidden=5, steps=3, top_k=3, chunk=request.param)
+    generator = fit_sg_lora(build_library(experts, encode), config)
     path = tmp_path_factory.mktemp("sg") / "generator"
     save_sg_lora(path, generator)
     return path, generator
@@ -37,6 +38,7 @@ def test_a_loaded_generator_makes_the_same_bytes(folder, mode):
     before, after = (made.generate(encode, "a red b", mode=mode, seed=3) for made in (generator, loaded))
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.bfloat16 for name in before)
+    assert loaded.library.start == "s"
     assert (loaded.config, loaded.losses, loaded.library.names) == (generator.config, generator.losses, generator.library.names)
     with pytest.raises(ValueError, match="must have its samples, got those of a loaded generator"):
         fit_sg_lora(loaded.library)

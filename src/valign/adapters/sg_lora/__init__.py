@@ -3,7 +3,7 @@
 from valign.adapters.sg_lora.cvae import SemanticCvae
 from valign.adapters.sg_lora.files import load_sg_lora, save_sg_lora
 from valign.adapters.sg_lora.generation import SgLora, SgLoraConfig, fit_sg_lora
-from valign.adapters.sg_lora.library import Condition, Expert, ExpertLibrary, LoraSchema, aggregate, build_library
+from valign.adapters.sg_lora.library import Condition, Expert, ExpertLibrary, LoraSchema, aggregate, build_library, fingerprint
 
 __all__ = [
     "Condition",
@@ -15,6 +15,7 @@ __all__ = [
     "SgLoraConfig",
     "aggregate",
     "build_library",
+    "fingerprint",
     "fit_sg_lora",
     "load_sg_lora",
     "save_sg_lora",

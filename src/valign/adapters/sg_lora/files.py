@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from valign.adapters.sg_lora.cvae import SemanticCvae
 from valign.adapters.sg_lora.generation import Scales, SgLora, SgLoraConfig
 from valign.adapters.sg_lora.library import ExpertLibrary, LoraSchema
 from valign.checks import UserError
@@ -26,6 +25,7 @@ def save_sg_lora(folder: Path, generator: SgLora) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
         record = {
             "names": list(library.names),
+            "start": library.start,
             "lora": dict(library.config),
             "shapes": {name: list(shape) for name, shape in library.schema.shapes.items()},
             "dtype": str(library.schema.dtype).removeprefix("torch."),
@@ -51,10 +51,11 @@ def load_sg_lora(folder: Path) -> SgLora:
     config = SgLoraConfig(**record["config"])
     shapes = {name: tuple(shape) for name, shape in record["shapes"].items()}
     schema = LoraSchema(shapes, getattr(torch, record["dtype"]))
-    network = SemanticCvae(schema.size, config.latent, config.hidden)
+    network = config.network(schema)
     try:
         network.load_state_dict(part("network"))
-        library = ExpertLibrary(schema, tuple(record["names"]), record["lora"], **part("library"), samples=())
+        statistics, start = part("library"), record.get("start", "")
+        library = ExpertLibrary(schema, tuple(record["names"]), record["lora"], **statistics, samples=(), start=start)
         scales = Scales(**part("scales"))
     except (RuntimeError, TypeError) as error:
         raise UserError(

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from peft import LoraConfig
 from torch import Tensor
 
+from valign.adapters.sg_lora.chunks import Chunk, Chunks
 from valign.adapters.sg_lora.cvae import SemanticCvae
-from valign.adapters.sg_lora.library import Condition, ExpertLibrary, aggregate, embed
+from valign.adapters.sg_lora.library import Condition, ExpertLibrary, LoraSchema, aggregate, embed
 from valign.checks import check_choice, check_range
 from valign.methods import Method
 
@@ -39,6 +40,7 @@ class SgLoraConfig:
     kl_weight: float = 1.0  # lambda, >= 0
     latent: int = 64
     hidden: int = 512
+    chunk: Chunk = "none"  # "layer": small networks that all adapted layers share, for many parameters
     learning_rate: float = 1e-3  # of Adam
     steps: int = 2000
     batch: int = 64  # pairs per step, drawn with replacement
@@ -51,6 +53,12 @@ class SgLoraConfig:
             check_range(f"SgLoraConfig.{name}", getattr(self, name), above=0.0)
         check_range("SgLoraConfig.kl_weight", self.kl_weight, low=0.0)
         check_range("SgLoraConfig.seed", self.seed, low=0)
+        check_choice("SgLoraConfig.chunk", self.chunk, ("none", "layer"))
+
+    def network(self, schema: LoraSchema) -> SemanticCvae:
+        """A new one, drawn from the global generator."""
+        layers, width = Chunks.of(schema, self.chunk).places.shape
+        return SemanticCvae(width, self.latent, self.hidden, layers)
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,11 @@ class Scales:
         spread = [values.std(0, correction=0).clamp(min=STD_FLOOR) for values in (samples, logs)]
         return cls(samples.mean(0), spread[0], logs.mean(0), spread[1])
 
-    def condition(self, condition: Condition) -> Float[Tensor, " width"]:
-        """Standardised mean and log-variance in one vector of 2 P; far variances are held at 10 standard deviations."""
+    def condition(self, condition: Condition, chunks: Chunks) -> Float[Tensor, "chunk width"]:
+        """Standardised mean and log-variance side by side, 2 P numbers; far variances are held at 10 standard deviations."""
         logs = ((condition.variance + LOG_FLOOR).log() - self.log_mean) / self.log_std
-        return torch.cat([(condition.mean - self.mean) / self.std, logs.clamp(-10, 10)])
+        parts = ((condition.mean - self.mean) / self.std, logs.clamp(-10, 10))
+        return torch.cat([chunks.split(part) for part in parts], dim=1).float()
 
 
 @dataclass(frozen=True)
@@ -106,10 +115,11 @@ class SgLora:
         condition = self.condition(encode, description)
         if mode == "merge":
             return self.library.schema.unflatten(condition.mean)
-        row = self.scales.condition(condition)[None]
-        prior = self.network.prior_of(row)
+        chunks = Chunks.of(self.library.schema, self.config.chunk)
+        rows = self.scales.condition(condition, chunks)
+        prior = self.network.prior_of(rows)
         z = prior.mean if mode == "mean" else prior.sample(torch.Generator().manual_seed(seed))
-        return self.library.schema.unflatten(self.network.decode(z, row)[0] * self.scales.std + self.scales.mean)
+        return self.library.schema.unflatten(chunks.join(self.network.decode(z, rows)) * self.scales.std + self.scales.mean)
 
 
 def fit_sg_lora(library: ExpertLibrary, config: SgLoraConfig | None = None) -> SgLora:
@@ -123,23 +133,24 @@ def fit_sg_lora(library: ExpertLibrary, config: SgLoraConfig | None = None) -> S
     check_range("fit_sg_lora.library", len(library.names), low=2, hint="One expert has nobody to be described by.")
     if len(library.samples) != len(library.names):
         raise ValueError("fit_sg_lora.library must have its samples, got those of a loaded generator. Build it from the experts.")
-    scales = Scales.of(library)
+    scales, chunks = Scales.of(library), Chunks.of(library.schema, config.chunk)
     count = len(library.names)
     others = {"top_k": min(config.top_k, count - 1), "tau": config.tau}
     rows = [aggregate(library, library.embeddings[e], **others, leave_out=e) for e in range(count)]  # type: ignore[arg-type]
-    conditions = torch.stack([scales.condition(row) for row in rows])
+    conditions = torch.stack([scales.condition(row, chunks) for row in rows])
     owners = torch.repeat_interleave(torch.arange(count), torch.tensor([len(s) for s in library.samples]))
-    samples = (torch.cat(library.samples) - scales.mean) / scales.std
+    samples = ((torch.cat(library.samples) - scales.mean) / scales.std).float()
     with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, which is put back afterwards
         torch.manual_seed(config.seed)
-        network = SemanticCvae(library.schema.size, config.latent, config.hidden)
+        network = config.network(library.schema)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     losses = []
     for _ in range(config.steps):
         pick = torch.randint(len(samples), (min(config.batch, len(samples)),), generator=generator)
         optimizer.zero_grad()
-        loss = network.loss(samples[pick], conditions[owners[pick]], generator, config.kl_weight).mean()
+        picked = chunks.split(samples[pick])
+        loss = network.loss(picked, conditions[owners[pick]], generator, config.kl_weight, chunks.counted).sum(1).mean()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from valign.checks import check_range
+from valign.files import hash_value
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
@@ -39,16 +40,20 @@ class LoraSchema:
     @property
     def size(self) -> int:
         """P, numbers in all."""
-        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers in each tensor."""
+        return [torch.Size(shape).numel() for shape in self.shapes.values()]
 
     def flatten(self, state: Mapping[str, Tensor]) -> Float[Tensor, " size"]:
-        """All parameters in one float32 vector."""
-        return torch.cat([state[name].detach().cpu().float().flatten() for name in self.shapes])
+        """All parameters in one vector, float32 at least."""
+        return torch.cat([_wide(state[name]).flatten() for name in self.shapes])
 
     def unflatten(self, vector: Float[Tensor, " size"]) -> dict[str, Tensor]:
         """The inverse of `flatten`, bit for bit, in the schema's dtype."""
-        sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
-        parts = vector.split(sizes)
+        parts = vector.split(self.sizes)
         return {name: part.view(shape).to(self.dtype) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
@@ -60,7 +65,8 @@ class Expert:
     description: str  # the paper's template: "a photo of a <class>"
     checkpoints: Sequence[Mapping[str, Tensor]]  # as peft's `get_peft_model_state_dict` gives them
     config: Mapping[str, Any] = field(default_factory=dict)  # arguments of peft.LoraConfig: r, lora_alpha, target_modules
-    start: str = ""  # fingerprint of the factors before training; experts can be averaged only if they share it
+    start: str = ""  # `fingerprint` of the factors before training; experts can be averaged only if they share it
+    variances: Mapping[str, Tensor] | None = None  # of each parameter, where the checkpoints are too few to tell
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class ExpertLibrary:
     means: Float[Tensor, "expert size"]
     variances: Float[Tensor, "expert size"]  # over checkpoints, of the population (our choice)
     samples: tuple[Float[Tensor, "checkpoint size"], ...]  # what the generator learns; empty when read from a file
+    start: str = ""  # the experts'; empty where it is unknown or they were brought to one form
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,9 @@ def build_library(experts: Sequence[Expert], encode: Callable[[str], Tensor], *,
         encode: Text to a vector, such as a frozen CLIP text encoder; called once per expert, without gradients.
         canonicalise: Bring every module's factors to ``B = U sqrt(S)``, ``A = sqrt(S) V^T`` with fixed signs. Needed for experts
             that did not share a start: (B Q, Q^-1 A) is the same adapter for every Q, so their averages would mean nothing.
-    Raises: ValueError for no experts, an empty description, NaN or infinity, tensors other than LoRA factors, or experts that
-        differ in names, shapes, config or (without ``canonicalise``) start, or embeddings that are not vectors of one size.
+    Raises: ValueError for no experts, an empty description, NaN, infinity or a negative variance, tensors other than LoRA factors,
+        or experts that differ in names, shapes, config or (without ``canonicalise``) start, or embeddings that are not vectors of
+        one size, or given variances of factors that are to be canonicalised.
     """
     if not experts:
         raise ValueError("build_library.experts must not be empty, got 0 experts.")
@@ -102,7 +110,7 @@ def build_library(experts: Sequence[Expert], encode: Callable[[str], Tensor], *,
     if not first.checkpoints:
         raise ValueError(f"build_library.experts must have checkpoints, got none in {first.name}.")
     schema = LoraSchema.of(first.checkpoints[0])
-    embeddings, samples = [], []
+    embeddings, samples, variances = [], [], []
     for expert in experts:
         if not expert.description.strip():
             raise ValueError(f"build_library.experts must be described, got an empty description of {expert.name}.")
@@ -121,9 +129,10 @@ def build_library(experts: Sequence[Expert], encode: Callable[[str], Tensor], *,
         sample = torch.stack([schema.flatten(state) for state in states])
         if not sample.isfinite().all():
             raise ValueError(f"build_library.experts must be finite, got NaN or infinity in {expert.name}.")
-        if len(sample) < 2:
+        if len(sample) < 2 and expert.variances is None:
             warnings.warn(f"{expert.name} has one checkpoint, so its variance is taken as 0.", stacklevel=2)
         samples.append(sample)
+        variances.append(sample.var(0, correction=0) if expert.variances is None else _given(expert, schema, canonicalise))
         embeddings.append(embed(encode, expert.description))
     if len({embedding.shape for embedding in embeddings}) > 1:
         raise ValueError("build_library.encode must give vectors of one size, got several.")
@@ -133,23 +142,47 @@ def build_library(experts: Sequence[Expert], encode: Callable[[str], Tensor], *,
         dict(first.config),
         torch.stack(embeddings),
         torch.stack([sample.mean(0) for sample in samples]),
-        torch.stack([sample.var(0, correction=0) for sample in samples]),
+        torch.stack(variances),
         tuple(samples),
+        "" if canonicalise else first.start,
     )
+
+
+def _given(expert: Expert, schema: LoraSchema, canonicalise: bool) -> Float[Tensor, " size"]:
+    assert expert.variances is not None
+    owner = f"build_library.experts: the variances of {expert.name}"
+    if canonicalise:
+        raise ValueError(f"{owner} must not be given with canonicalise=True, which changes the factors. Give more checkpoints.")
+    if LoraSchema.of(expert.variances).shapes != schema.shapes:
+        raise ValueError(f"{owner} must have the tensors of its checkpoints, got others. Give one for each parameter.")
+    found = schema.flatten(expert.variances)
+    if not (found >= 0).all() or not found.isfinite().all():
+        raise ValueError(f"{owner} must be finite and not negative, got {found.min().item():g} at least.")
+    return found
 
 
 @torch.no_grad()
 def embed(encode: Callable[[str], Tensor], description: str) -> Float[Tensor, " width"]:
-    """``encode(description)`` on the CPU in float32.
+    """``encode(description)`` on the CPU, float32 at least.
 
     Raises: ValueError if the description is empty or the result no finite vector other than 0.
     """
     if not description.strip():
         raise ValueError("embed.description must not be empty. Say in a few words what the task is.")
-    vector = encode(description).detach().cpu().float()
+    vector = _wide(encode(description))
     if vector.ndim != 1 or not vector.isfinite().all() or not vector.any():
         raise ValueError(f"embed.encode must give a finite vector other than 0, got a tensor of shape {tuple(vector.shape)}.")
     return vector
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(device="cpu", dtype=torch.promote_types(tensor.dtype, torch.float32))
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a LoRA's factors, hex: `Expert.start`, when taken before the first step."""
+    schema = LoraSchema.of(state)
+    return hash_value([schema, schema.flatten(state).tolist()])
 
 
 def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -158,7 +191,7 @@ def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in state:
         if name.endswith(DOWN):
             up_name = name.removesuffix(DOWN) + UP
-            down, up = state[name].float(), state[up_name].float()
+            down, up = _wide(state[name]), _wide(state[up_name])
             u, s, vh = torch.linalg.svd(up @ down, full_matrices=False)
             u, root, vh = u[:, : len(down)], s[: len(down)].sqrt(), vh[: len(down)]
             sign = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
@@ -205,7 +238,7 @@ def aggregate(
     best = cosines[near].max().item()
     if best < floor:
         warnings.warn(f"No related expert: the nearest, {library.names[int(near[0])]}, has cosine {best:.2f}.", stacklevel=2)
-    weights = torch.zeros(len(library.names))
+    weights = torch.zeros_like(cosines)
     weights[near] = (cosines[near] / tau).softmax(0)
     share = weights[near][:, None]
     mean = (share * library.means[near]).sum(0)
