@@ -51,9 +51,7 @@ class LexicalStage:
         """One verdict; span, category and concept are of the leftmost term of the first reading that holds one."""
         if not any(self._words.any(text) for text in readings(prompt)):
             return self._pass
-        found = [
-            (view.span(start, end), self.terms[term]) for view in views(prompt) for start, end, term in self._meant(view.text)
-        ]
+        found = [(view.span(start, end), self.terms[term]) for view in views(prompt) for start, end, term in self._meant(view.text)]
         if not found:
             return self._pass
         span, known = found[0]
