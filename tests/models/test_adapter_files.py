@@ -309,3 +309,10 @@ def test_refuses_to_save_nonsense(tmp_path):
     save_adapter(tmp_path, FEW, metadata={})
     with pytest.raises(UserError, match="must adapt m, got 4 others"):
         open_adapter(tmp_path).factors("m")
+
+
+def test_a_change_of_weight_keeps_double_precision():
+    down, up = (torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) for shape in ((2, 5), (4, 2)))
+    found = LoraFactors(down, up, 0.3).delta()
+    assert_close(found, 0.3 * up @ down, rtol=1e-14, atol=0)
+    assert LoraFactors(down.half(), up.half(), 0.3).delta().dtype == torch.float32

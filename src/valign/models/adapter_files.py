@@ -57,8 +57,9 @@ class LoraFactors:
         return LoraFactors(self.down.float(), self.up.float() if scale == 1 else self.up.float() * scale, 1.0)
 
     def delta(self) -> Float[Tensor, "fan_out fan_in"]:
-        """The dense change of weight, float32."""
-        return self.scale * (self.up.float() @ self.down.float())
+        """The dense change of weight, float32 at least."""
+        wide = torch.promote_types(self.up.dtype, torch.float32)
+        return self.scale * (self.up.to(wide) @ self.down.to(wide))
 
 
 @dataclass(frozen=True)
