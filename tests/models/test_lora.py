@@ -205,7 +205,7 @@ def test_refuses_what_does_not_fit_and_stays_as_it_was(tiny_sd, tiny_sdxl, tmp_p
             load_adapter(sd, good, name=bad)
     with pytest.raises(ValueError, match=r"load_adapter\.weight must be in"):
         load_adapter(sd, good, name="other", weight=float("nan"))
-    with pytest.raises(ValueError, match="attach_lora needs a bare U-Net, got one with good"):
+    with pytest.raises(ValueError, match="A new adapter needs a bare U-Net, got one with good"):
         attach_lora(sd, rank=1)
     unload_adapters(sd)
     attach_lora(sd, rank=1)
