@@ -100,5 +100,9 @@ def test_the_page_is_drawn_from_any_summary(tmp_path):
 
 def test_numbers_are_short():
     assert [number(value) for value in (0, 999, 73728, 22_565_376, 3e9)] == ["0", "999", "73.7 k", "22.6 M", "3 G"]
-    assert (size(2048), size(3 * 2**20)) == ("2.0 KiB", "3.0 MiB")
+    assert (size(2048), size(592_998), size(3 * 2**20)) == (
+        "2\N{NO-BREAK SPACE}KiB",
+        "579\N{NO-BREAK SPACE}KiB",
+        "3\N{NO-BREAK SPACE}MiB",
+    )
     assert np.isfinite(len(number(1e12)))

@@ -99,8 +99,8 @@ def number(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes as KiB or MiB."""
-    return f"{value / 2**20:.1f} MiB" if value >= 2**20 else f"{value / 2**10:.1f} KiB"
+    """Bytes as KiB or MiB, in three figures, that no line breaks apart."""
+    return f"{value / 2**20:.3g}\N{NO-BREAK SPACE}MiB" if value >= 1000 * 2**10 else f"{value / 2**10:.3g}\N{NO-BREAK SPACE}KiB"
 
 
 def _limits(interval: Mapping[str, float]) -> tuple[float, float, float]:
