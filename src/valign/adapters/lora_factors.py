@@ -1,7 +1,7 @@
 """What the LoRA methods share: their layers, extra tensors beside peft's own, a variant that is its factors, and export.
 
 A method here is peft's LoRA with another reading of its tensors: a `FactorVariant` says which ``down`` and ``up`` they stand
-for now, and forward, merging, unmerging and the export to plain LoRA follow from that.
+for, and forward, merging, unmerging and the export to plain LoRA follow from that.
 """
 
 from collections.abc import Iterator, Mapping

@@ -30,7 +30,7 @@ class LexicalStage:
             raise ValueError(f"LexicalStage.terms must be words, got {len(terms)}, {blank} blank. An empty list guards nothing.")
         self.terms: Mapping[str, Term] = {fold(term.text): term for term in reversed(terms)}  # the first of equal terms wins
         self._words = WordList(self.terms)
-        self._harmless = WordList(map(fold, harmless)) if harmless else None
+        self._harmless = WordList(harmless) if harmless else None
         self._pass = Verdict(stage=self.name, level="word")
 
     @classmethod

@@ -1,12 +1,14 @@
 """Every number of a preference training, with its unit and where the default comes from."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from valign.checks import UserError, check_choice, check_range
 
-ADAPTIVE = ("sora", "codyra", "increlora", "diffora")  # ranks or modules are found while training
-ADAPTERS = ("lora", "ailora", "comp-lora", "lora-sb", *ADAPTIVE)  # how the LoRA starts, and what of it trains
+Adaptive = Literal["sora", "codyra", "increlora", "diffora"]  # ranks or modules are found while training
+Adapter = Literal["lora", "ailora", "comp-lora", "lora-sb", Adaptive]  # how the LoRA starts, and what of it trains
+ADAPTIVE: tuple[str, ...] = get_args(Adaptive)
+ADAPTERS: tuple[str, ...] = get_args(Adapter)
 
 # They change where, how fast or how visibly a training runs, not what it computes (beyond rounding): a run may resume with others.
 EXECUTION = (
@@ -28,7 +30,7 @@ class PreferenceConfig:
     """One LoRA trained on pairs (caption, winner, loser). Defaults: Stable Diffusion 1.5 as in AlignGuard (arXiv 2412.10493)."""
 
     # adapter
-    adapter: Literal["lora", "ailora", "comp-lora", "lora-sb", "sora", "codyra", "increlora", "diffora"] = "lora"  # see `ADAPTERS`
+    adapter: Adapter = "lora"
     rank: int = 4
     alpha: float | None = None  # LoRA scale is alpha / rank; None is rank, so scale 1
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # linears of every attention, self and cross
