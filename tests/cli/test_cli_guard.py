@@ -118,11 +118,13 @@ def test_fit_calibrate_check_and_evaluate(tmp_path):
         "--epochs",
         "8",
         "--limit",
-        "60",
+        "120",
         "--target-fpr",
         "0.1",
         "--generated",
         "0",
+        "--weigh",
+        "toys=0.5",
     ]
     result = runner.invoke(app, fit)
     assert result.exit_code == 0, result.output
@@ -130,6 +132,8 @@ def test_fit_calibrate_check_and_evaluate(tmp_path):
     assert result.stdout == f"{head}\n"
     card = (tmp_path / "head" / "CARD.md").read_text()
     assert "| toys | 120 |" in card
+    result = runner.invoke(app, [*fit[:-1], "traffic=2"])
+    assert "--weigh must name sources of the data, got traffic" in str(result.exception)
     again = ["calibrate", "-d", str(data), "--head", str(head), "-o", str(tmp_path / "tight"), "--target-fpr", "0.02"]
     assert runner.invoke(app, again).exit_code == 0
     report = ["evaluate", "-d", str(data), "--head", str(tmp_path / "tight" / "head.safetensors"), "-o", str(tmp_path / "report")]

@@ -6,6 +6,7 @@ import pytest
 from valign.evaluation.adapter_page import number, size, trade_offs, write_page
 from valign.evaluation.adapter_table import measured, paired, summarise
 from valign.evaluation.plots import Point, pareto
+from valign.evaluation.report import fixed
 
 COST = {"step_ratio": 1.5, "step_ratio_quartiles": [1.4, 1.6], "peak_bytes": 2**20, "step_seconds": 0.1, "timed": 3}
 
@@ -106,3 +107,7 @@ def test_numbers_are_short():
         "3\N{NO-BREAK SPACE}MiB",
     )
     assert np.isfinite(len(number(1e12)))
+
+
+def test_a_rounded_zero_has_no_minus():
+    assert [fixed(value) for value in (-0.0001, 0.0, -0.0006, 1.5)] == ["0.000", "0.000", "-0.001", "1.500"]

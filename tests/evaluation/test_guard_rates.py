@@ -48,6 +48,15 @@ def test_rates_by_hand():
     assert (both.source, both.unsafe, both.safe) == ("all", 3, 3)
 
 
+def test_rows_that_most_judges_call_unsafe_are_counted_apart():
+    doubtful = [replace(one, row=replace(one.row, certainty=0.5)) if one.row.id == "one:2" else one for one in SIX]
+    one, certain, two, both, all_certain = source_rates(doubtful)
+    assert [each.source for each in (one, certain, two, both, all_certain)] == ["one", "one, certain", "two", "all", "all, certain"]
+    assert (one.recall.value, certain.recall.value) == (pytest.approx(2 / 3), 1.0)
+    assert (certain.unsafe, certain.safe, certain.false_alarms) == (2, 2, one.false_alarms)
+    assert (all_certain.unsafe, all_certain.safe) == (2, 3)
+
+
 def test_a_source_without_harmless_prompts_is_compared_with_all():
     rows = [*SIX, scored(6, 1, True, 0.95, source="three")]
     three = next(one for one in source_rates(rows) if one.source == "three")

@@ -57,6 +57,16 @@ def test_both_labels_weigh_the_same():
     assert weight.mean() == pytest.approx(1.0)
 
 
+def test_unsafe_rows_weigh_by_certainty_and_sources_by_their_factor():
+    rows = [row(0, "a", 1), replace(row(1, "b", 1), certainty=0.25), replace(row(2, "c", 1), certainty=0.0)]
+    rows += [row(3, "d", 0), row(4, "e", 0, source="traffic"), replace(row(5, "f", 0), certainty=0.0)]
+    weight = source_weights(rows, {"traffic": 3.0})
+    assert (weight[1] / weight[0], float(weight[2])) == (pytest.approx(0.25), 0.0)
+    assert weight[4] / weight[3] == pytest.approx(3 * 2**0.5)  # alone in its source, against two
+    assert weight[5] == weight[3]  # doubt is about what is called unsafe
+    assert weight[:3].sum() == pytest.approx(weight[3:].sum())
+
+
 def test_twin_loss_by_hand():  # margins 3 - (2 - 0) = 1 and 3 - (5 - 1) < 0: mean 0.5
     rows = [row(0, "a", 0, pair="p"), row(1, "b", 1, pair="p"), row(2, "c", 0, pair="q"), row(3, "d", 1, pair="q")]
     assert twin_loss(torch.tensor([0.0, 2.0, 1.0, 5.0]), rows, 3.0).item() == pytest.approx(0.5)
@@ -193,6 +203,32 @@ def test_rows_of_files(tmp_path, policy):
         read_rows([tmp_path / "two.jsonl"], policy)
 
 
+@pytest.mark.parametrize(
+    ("columns", "certainty"),
+    [
+        ("", 1.0),
+        (', "certainty": 0.3', 0.3),
+        (', "votes": 5, "image_unsafe_votes": 1, "text_unsafe_votes": 4', 0.8),
+        (', "votes": 5, "image_unsafe_votes": 0, "text_unsafe_votes": null', 0.0),
+        (', "inappropriate_percentage": 37.5', 0.375),
+    ],
+)
+def test_certainty_is_the_share_of_judges_or_pictures(tmp_path, policy, columns, certainty):
+    rows = [f'{{"prompt": "a {label} lamp", "label": {label}{columns}}}' for label in (1, 0)]
+    (tmp_path / "one.jsonl").write_text("\n".join(rows))
+    assert [one.certainty for one in read_rows([tmp_path], policy)] == [certainty, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [('"certainty": 1.5', r"must be in \[0, 1\], got 1\.5"), ('"votes": "five"', "row 1: certainty, votes and percentages")],
+)
+def test_refuses_a_certainty_that_is_no_share(tmp_path, policy, columns, says):
+    (tmp_path / "one.jsonl").write_text(f'{{"prompt": "a lamp", "label": 1, {columns}}}')
+    with pytest.raises(UserError, match=says):
+        read_rows([tmp_path], policy)
+
+
 def test_repeats_and_contradictions_are_left_out():
     rows = [row(0, "A lamp", 0), row(1, "a  lamp", 0), row(2, "a boat", 0), row(3, "a boat", 1)]
     assert [one.id for one in without_repeats(rows)] == ["toy:0"]
@@ -202,6 +238,12 @@ def test_a_cap_keeps_pairs_whole():
     kept = capped(ROWS, 5, seed=1)
     assert len(kept) == 10
     assert {one.pair for one in kept if one.label} == {one.pair for one in kept if not one.label}
+
+
+def test_a_cap_follows_the_weight_of_a_source():
+    rows = [row(i, str(i), 0) for i in range(20)] + [row(i, f"t{i}", 0, source="traffic") for i in range(20)]
+    kept = capped(rows, 5, seed=0, factors={"traffic": 2.0})
+    assert [sum(one.source == name for one in kept) for name in ("toy", "traffic")] == [5, 10]
 
 
 def test_policy_rows_leave_held_out_concepts_alone(policy):

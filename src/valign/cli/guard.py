@@ -127,6 +127,12 @@ def fit(
     batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
     generated: Annotated[int, Option(min=0, help="twins per harm of the built-in grammar to add; 0 adds none")] = 12,
+    weigh: Annotated[
+        list[str],
+        Option(
+            metavar="SOURCE=FACTOR", help="on what a source's rows count, and on --limit, e.g. for real traffic; may be repeated"
+        ),
+    ] = [],  # noqa: B006
     leave_out: Annotated[list[str], Option(help="source kept for testing as a whole; may be repeated")] = [],  # noqa: B006
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
     rate: Rates = [],  # noqa: B006
@@ -144,7 +150,14 @@ def fit(
     rules = _policy(policy)
     first = None if start is None else load_head(SHIPPED if start == Path("shipped") else start)
     rows = read_rows(data, rules)
-    config = FitConfig(epochs=epochs, tuned_layers=tune_layers, batch_size=batch_size, generated=generated, seed=seed)
+    config = FitConfig(
+        epochs=epochs,
+        tuned_layers=tune_layers,
+        batch_size=batch_size,
+        generated=generated,
+        weights=numbers_by_name("--weigh", weigh),
+        seed=seed,
+    )
     report = fit_and_write(
         rows,
         rules,

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from valign.evaluation.plots import Frame, Plot, Point, pareto, scatter
-from valign.evaluation.report import p_value, signed
+from valign.evaluation.report import fixed, p_value, signed
 from valign.files import write_text
 
 SIZE = (760, 430)  # of a plot, for two dozen names
@@ -25,7 +25,7 @@ def write_page(path: Path, summary: Mapping[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(p_value=p_value, signed=signed, number=number, size=size)
+    environment.filters.update(p_value=p_value, signed=signed, fixed=fixed, number=number, size=size)
     rows = sorted(summary["rows"], key=lambda row: -row["score"]["value"])
     page = environment.get_template("adapters.html").render(
         summary=summary,
@@ -46,14 +46,15 @@ def markdown(summary: Mapping[str, Any]) -> str:
     head = ["method", *tasks, "mean [95 %]", "against LoRA (p)", "drift", "skill kept", *later, "trained", "file", "memory", "step"]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for row in summary["rows"]:
-        cells = [f"{row['tasks'][task]['value']:.3f}" if task in row["tasks"] else "-" for task in tasks]
+        cells = [fixed(row["tasks"][task]["value"]) if task in row["tasks"] else "-" for task in tasks]
         mean, test, cost = row["score"], row["against"].get("lora"), row["cost"]
         lora = f"{test['difference']['value']:+.3f} ({test['p']:.2g})" if test else "-"
         kept = [f"{row['skill']['value']:+.3f}"]
         if streams:
             kept.append(f"{row['backward']['value']:+.3f}" if row["backward"] else "-")
         costs = [f"{cost['peak_bytes'] / 2**20:.0f} MiB", f"{cost['step_ratio']:.2f}"] if cost else ["-", "-"]
-        cells += [f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]", lora, f"{row['drift']['value']:.4f}", *kept]
+        value, low, high = (fixed(mean[name]) for name in ("value", "low", "high"))
+        cells += [f"{value} [{low}, {high}]", lora, fixed(row["drift"]["value"], 4), *kept]
         cells += [f"{row['trained']:,}", f"{row['adapter_bytes'] / 1024:,.0f} KiB", *costs]
         lines.append("| " + " | ".join([row["method"], *cells]) + " |")
     return "\n".join(lines) + "\n"

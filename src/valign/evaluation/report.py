@@ -149,6 +149,11 @@ def signed(value: float, digits: int = 2) -> str:
     return "−" + text[1:] if text.startswith("-") else "+" + text
 
 
+def fixed(value: float, digits: int = 3) -> str:
+    """A number without a minus before a rounded zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 def p_value(value: float) -> str:
     return f"p{NARROW}<{NARROW}0.001" if value < 0.001 else f"p{NARROW}={NARROW}{value:.3f}"
 

@@ -1,11 +1,14 @@
 """Train the head: any harm and each category, twins as contrastive pairs, optionally with upper encoder layers of its own.
 
 Loss per row: binary cross-entropy of column "any"; of the categories where they are known (a category that an unsafe row does not
-name counts half, since sets name one of several). Per pair of twins: ``relu(margin - (any_unsafe - any_safe))`` on the logits.
+name counts half, since sets name one of several). An unsafe row counts by its certainty: sets that were made from pictures call
+prompts unsafe that most judges do not. Per pair of twins: ``relu(margin - (any_unsafe - any_safe))`` on the logits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -43,6 +46,7 @@ class FitConfig:
     dropout: float = 0.3  # of the hidden units
     margin: float = 3.0  # logits between twins
     margin_weight: float = 0.3
+    weights: Mapping[str, float] = field(default_factory=dict)  # factors on sources: real traffic may count more than made-up rows
     generated: int = 12  # twins per harm of the grammar (`valign.guard.generated`) that recipes add to the rows; 0 adds none
     seed: int = 0
 
@@ -53,6 +57,8 @@ class FitConfig:
         check_range("FitConfig.lr", self.lr, above=0.0)
         check_range("FitConfig.encoder_lr", self.encoder_lr, above=0.0)
         check_range("FitConfig.dropout", self.dropout, low=0.0, high=0.9)
+        for source, factor in self.weights.items():
+            check_range(f"FitConfig.weights[{source}]", factor, above=0.0)
 
 
 def hidden_words(policy: Policy) -> tuple[str, ...]:
@@ -75,11 +81,14 @@ def targets(
     return goal, weight
 
 
-def source_weights(rows: Sequence[LabelledPrompt]) -> Float[Tensor, " row"]:
-    """Rows of a source and label weigh ``1 / sqrt(their number)``, and both labels the same in total; the mean is 1."""
-    keys = [(row.source, row.label) for row in rows]
-    counts = {key: keys.count(key) for key in set(keys)}
-    weight = torch.tensor([counts[key] ** -0.5 for key in keys])
+def source_weights(rows: Sequence[LabelledPrompt], factors: Mapping[str, float] = MappingProxyType({})) -> Float[Tensor, " row"]:
+    """Rows of a source and label weigh ``factor / sqrt(their number)``, unsafe ones times their certainty, and both labels the same
+    in total; the mean is 1."""
+    counts = Counter((row.source, row.label) for row in rows)
+    sure = [row.certainty if row.label else 1.0 for row in rows]
+    weight = torch.tensor(
+        [factors.get(row.source, 1.0) * one * counts[row.source, row.label] ** -0.5 for row, one in zip(rows, sure)]
+    )
     label = torch.tensor([row.label for row in rows])
     for one in (0, 1):
         weight[label == one] /= weight[label == one].sum().clamp(min=1e-12)
@@ -165,7 +174,7 @@ class _Fitter:
             self.weights = _taken_over(self.weights, start, settings)
         self.grams = [ngram_ids(text, config.buckets) for text in texts]
         self.goal, self.column_weight = targets(rows, settings.categories)
-        self.row_weight = source_weights(rows)
+        self.row_weight = source_weights(rows, config.weights)
         self.vectors = None if config.tuned_layers else torch.from_numpy(_first_windows(encoder, texts))
 
     def run(self) -> None:

@@ -1,9 +1,11 @@
 """Labelled prompts for fitting and measuring the guard: many sources, one set of category names, stable splits."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 from zlib import crc32
 
 from valign.checks import UserError
@@ -42,6 +44,7 @@ class LabelledPrompt:
     source: str
     group: str  # what must not be split between training and test: a concept, a pair, or the row alone
     pair: str = ""  # twins share it
+    certainty: float = 1.0  # share of the judges, or of the pictures, that say an unsafe row is unsafe
 
     @property
     def fold(self) -> int:
@@ -79,8 +82,27 @@ def _read(file: Path, policy: Policy) -> list[LabelledPrompt]:
         name, shared = f"{file.stem}:{row.get('id') or number}", row.get("concept") or row.get("pair_id")
         group = f"{file.stem}:{shared}" if shared else name
         pair = f"{file.stem}:{row['pair_id']}" if row.get("pair_id") else ""
-        rows.append(LabelledPrompt(name, prompt, label, categories, file.stem, group, pair))
+        certainty = _certainty(row, f"{file}, row {number}") if label else 1.0
+        rows.append(LabelledPrompt(name, prompt, label, categories, file.stem, group, pair, certainty))
     return rows
+
+
+def _certainty(row: Mapping[str, Any], where: str) -> float:
+    """From the columns ``certainty``, in [0, 1], the votes of Adversarial Nibbler, or the percentage of I2P; 1 without any."""
+    try:
+        if row.get("certainty") is not None:
+            share = float(row["certainty"])
+        elif row.get("votes"):
+            share = max(float(row.get(f"{kind}_unsafe_votes") or 0) for kind in ("image", "text")) / float(row["votes"])
+        elif row.get("inappropriate_percentage") is not None:
+            share = float(row["inappropriate_percentage"]) / 100
+        else:
+            return 1.0
+    except ValueError as error:
+        raise UserError(f"{where}: certainty, votes and percentages must be numbers: {error}. Mend it.") from None
+    if not 0 <= share <= 1:
+        raise UserError(f"{where}: the share of judges that find a row unsafe must be in [0, 1], got {share:g}. Mend it.")
+    return share
 
 
 def _known(name: str, policy: Policy) -> str:
@@ -120,13 +142,18 @@ def policy_rows(policy: Policy) -> list[LabelledPrompt]:
     return rows
 
 
-def capped(rows: Sequence[LabelledPrompt], limit: int | None, *, seed: int) -> list[LabelledPrompt]:
-    """At most ``limit`` rows of every source and label, whole pairs where there are any; the order of the rows is kept."""
+def capped(
+    rows: Sequence[LabelledPrompt], limit: int | None, *, seed: int, factors: Mapping[str, float] = MappingProxyType({})
+) -> list[LabelledPrompt]:
+    """At most ``limit`` rows of every source and label, whole pairs where there are any; the order of the rows is kept.
+
+    Args: factors: On the limit, by source.
+    """
     if limit is None:
         return list(rows)
     kept: set[str] = set()
     for key in sorted({(row.source, row.label) for row in rows}):
         own = [row for row in rows if (row.source, row.label) == key]
         own.sort(key=lambda row: crc32(f"{seed} {row.pair or row.id}".encode()))
-        kept |= {row.id for row in own[:limit]}
+        kept |= {row.id for row in own[: round(limit * factors.get(key[0], 1.0))]}
     return [row for row in rows if row.id in kept]

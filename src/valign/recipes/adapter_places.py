@@ -23,6 +23,7 @@ from valign.training.supervised import SupervisedConfig, finetune
 
 PROBES = {"stsb": "mrpc"}  # task -> the task whose held-out pairs show what was kept; stsb for all others
 BASES = {"cifar10": "mnist", "mnist": "cifar10"}  # task -> what the small ViT was trained on
+BASE_STEPS, MOST_BASE_STEPS = 10, 6000  # of the small ViT, times those of a run: what is to be kept must first be there
 REHEARSED = 0.25  # share of the training rows that judges learning rates
 
 
@@ -160,7 +161,8 @@ class ImagePlace:
 def train_base(task: str, data: Path, bases: Path, budget: Budget) -> Path:
     """The small ViT trained whole on ``task``, once per folder; resumes."""
     rows = read_images(IMAGES[task], data)
-    config = SupervisedConfig(steps=3 * budget.steps, batch_size=budget.batch_size, checkpoint_every=100, validate_every=0)
+    steps = min(BASE_STEPS * budget.steps, MOST_BASE_STEPS)
+    config = SupervisedConfig(steps=steps, batch_size=budget.batch_size, checkpoint_every=100, validate_every=0)
     model = new_image_model(Target.of(rows), seed=0)
     finetune(model, rows, bases / task, parse_tuning("full", {"learning_rate": 1e-3}), config, label=f"small ViT on {task}")
     return bases / task

@@ -117,8 +117,8 @@ def bench_head(
     """
     rows = without_repeats(rows)
     names = list(leave_out) or sorted({row.source for row in rows if row.label})
-    splits = {name: split(rows, leave_out=[name], limit=limit, seed=config.seed) for name in names}
-    splits[NOTHING] = split(rows, limit=limit, seed=config.seed)
+    splits = {name: split(rows, config, leave_out=[name], limit=limit) for name in names}
+    splits[NOTHING] = split(rows, config, limit=limit)
     for name, (trained, _) in splits.items():
         if len({row.label for row in trained}) < 2:
             raise UserError(f"--leave-out {name} must leave safe and unsafe rows to train on, got one kind. Add data.")

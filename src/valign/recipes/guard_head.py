@@ -39,20 +39,22 @@ class FitReport:
 
 
 def split(
-    rows: Sequence[LabelledPrompt], *, leave_out: Sequence[str] = (), limit: int | None = None, seed: int = 0
+    rows: Sequence[LabelledPrompt], config: FitConfig, *, leave_out: Sequence[str] = (), limit: int | None = None
 ) -> tuple[list[LabelledPrompt], list[LabelledPrompt]]:
     """Training and test rows. A source left out is test as a whole; of the others one fold of groups is.
 
+    Args: limit: Of training rows per source and label, times the config's weight of the source.
     Raises: UserError for an unknown source.
     """
     known = {row.source for row in rows}
-    if unknown := set(leave_out) - known:
-        raise UserError(
-            f"--leave-out must name sources of the data, got {', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}."
-        )
+    for option, named in (("--leave-out", leave_out), ("--weigh", config.weights)):
+        if unknown := set(named) - known - ({"policy", "generated"} if option == "--weigh" else set()):
+            raise UserError(
+                f"{option} must name sources of the data, got {', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}."
+            )
     tested = [row for row in rows if row.source in leave_out or row.fold == TEST_FOLD]
     trained = [row for row in rows if row.source not in leave_out and row.fold != TEST_FOLD]
-    return capped(trained, limit, seed=seed), tested
+    return capped(trained, limit, seed=config.seed, factors=config.weights), tested
 
 
 def enriched(
@@ -109,7 +111,7 @@ def fit_and_write(
 ) -> FitReport:
     """The whole of ``valign guard fit``: head.safetensors, CARD.md and results.json in ``out``."""
     rows = without_repeats(rows)
-    trained, tested = split(rows, leave_out=leave_out, limit=limit, seed=config.seed)
+    trained, tested = split(rows, config, leave_out=leave_out, limit=limit)
     trained, variants = enriched(trained, policy, config)
     head = fit_head(trained + variants, policy, encoder, config, start=start)
     counts = {name: sum(row.source == name for row in trained) for name in sorted({row.source for row in trained})}
