@@ -39,7 +39,7 @@ def generated_rows(policy: Policy, *, each: int, seed: int) -> list[LabelledProm
     known = policy.category_ids()
     for number, (safe, unsafe, category, about) in enumerate(_twins(each, Random(seed)) if each else ()):
         pair = f"generated:{number}"
-        shared = {"source": "generated", "group": f"generated:{about}", "pair": pair}
+        shared: dict[str, Any] = {"source": "generated", "group": f"generated:{about}", "pair": pair}
         rows.append(LabelledPrompt(f"{pair}-s", safe, 0, (), **shared))
         rows.append(LabelledPrompt(f"{pair}-u", unsafe, 1, (category,) if category in known else (), **shared))
     return rows

@@ -136,7 +136,7 @@ def policy_rows(policy: Policy) -> list[LabelledPrompt]:
             for number, name in enumerate((concept.name, *concept.paraphrases)):
                 frame = frames[(crc32(concept.id.encode()) + number) % len(frames)]
                 pair = f"policy:{concept.id}-{number}"
-                shared = {"source": "policy", "group": f"policy:{concept.id}", "pair": pair}
+                shared: dict[str, Any] = {"source": "policy", "group": f"policy:{concept.id}", "pair": pair}
                 rows.append(LabelledPrompt(f"{pair}-u", frame.format(name), 1, (category.id,), **shared))
                 rows.append(LabelledPrompt(f"{pair}-s", frame.format(concept.safe), 0, (), **shared))
     return rows

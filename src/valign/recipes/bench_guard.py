@@ -109,7 +109,7 @@ def training_rows(categories: Sequence[str], pairs: int, seed: int) -> list[Labe
     rows = []
     for category in categories:
         for pair in grammar.pairs(category, pairs, seed):
-            shared = {"source": "pairs", "group": pair.id, "pair": pair.id}
+            shared: dict[str, Any] = {"source": "pairs", "group": pair.id, "pair": pair.id}
             rows.append(LabelledPrompt(f"{pair.id}-u", pair.unsafe, 1, pair.categories, **shared))
             rows.append(LabelledPrompt(f"{pair.id}-s", pair.safe, 0, (), **shared))
     for number, text in enumerate(grammar.benign(BENIGN * pairs, seed)):

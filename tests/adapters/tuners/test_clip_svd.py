@@ -8,8 +8,8 @@ from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from valign.adapters.tuners import ClipSvdConfig, singular_changes
-from valign.adapters.tuners.base import tuner_layers
 from valign.adapters.tuners.clip_svd import head_changes
+from valign.adapters.tuners.layer import tuner_layers
 
 
 def random(*shape, seed=0):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from valign.adapters.tuners import NolaConfig
-from valign.adapters.tuners.base import module_seed
+from valign.adapters.tuners.layer import module_seed
 from valign.adapters.tuners.nola import Basis, Combine
 
 

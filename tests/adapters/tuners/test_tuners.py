@@ -15,7 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from models import TARGETS, ask, build, shake, weights
 from valign.adapters.tuners import TUNERS, register
-from valign.adapters.tuners.base import TunerConfig, TunerLayer, TunerType, register_tuner, tuner_layers
+from valign.adapters.tuners.base import TunerConfig, TunerType, register_tuner
+from valign.adapters.tuners.layer import TunerLayer, tuner_layers
 
 OPTIONS = {
     "clip-svd": {},

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from valign.adapters.tuners.base import TunerConfig, TunerModel, TunerType, tuner_layers
+from valign.adapters.tuners.base import TunerConfig, TunerModel, TunerType
+from valign.adapters.tuners.layer import tuner_layers
 from valign.adapters.tuners.singular import SingularLayer
 from valign.checks import check_choice, check_range
 from valign.methods import Method

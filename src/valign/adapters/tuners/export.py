@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
-from valign.adapters.tuners.base import tuner_layers
+from valign.adapters.tuners.layer import tuner_layers
 from valign.models.adapter_files import LoraFactors
 
 

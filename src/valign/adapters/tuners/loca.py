@@ -12,17 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from valign.adapters.tuners.base import (
-    Buffers,
-    Factors,
-    TunerConfig,
-    TunerLayer,
-    TunerModel,
-    TunerType,
-    check_dropout,
-    module_seed,
-    tuner_layers,
-)
+from valign.adapters.tuners.base import TunerConfig, TunerModel, TunerType, check_dropout
+from valign.adapters.tuners.layer import Buffers, Factors, TunerLayer, module_seed, tuner_layers
 from valign.checks import check_range
 from valign.methods import Method
 

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from valign.adapters.tuners.base import Buffers, Factors, TunerConfig, TunerLayer, TunerModel, TunerType, module_seed
+from valign.adapters.tuners.base import TunerConfig, TunerModel, TunerType
+from valign.adapters.tuners.layer import Buffers, Factors, TunerLayer, module_seed
 from valign.checks import check_choice, check_range
 from valign.methods import Method
 

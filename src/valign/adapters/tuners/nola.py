@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from valign.adapters.tuners.base import Buffers, Factors, TunerConfig, TunerLayer, TunerModel, TunerType, check_dropout, module_seed
+from valign.adapters.tuners.base import TunerConfig, TunerModel, TunerType, check_dropout
+from valign.adapters.tuners.layer import Buffers, Factors, TunerLayer, module_seed
 from valign.checks import check_range
 from valign.methods import Method
 

@@ -13,7 +13,7 @@ from peft import RandLoraConfig
 from peft.tuners.randlora.layer import RandLoraLayer
 from torch import nn
 
-from valign.adapters.tuners.base import TunerLayer, target_names
+from valign.adapters.tuners.layer import TunerLayer, target_names
 from valign.checks import check_range
 from valign.methods import Method
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from valign.adapters.tuners.base import Buffers, Factors, TunerLayer
+from valign.adapters.tuners.layer import Buffers, Factors, TunerLayer
 
 TIE = 1e-6  # gap of two singular values, relative to the largest, below which their vectors are not determined
 SAME_SPECTRUM = 1e-3  # difference of two singular values, relative to the largest, beyond which they are of different weights

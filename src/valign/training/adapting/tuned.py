@@ -9,7 +9,7 @@ import torch
 from peft import FourierFTConfig, PeftConfig, get_peft_model
 
 from valign.adapters.tuners import ClipSvdConfig, LocaConfig, LocaSchedule, LolduConfig, NolaConfig, SvfitConfig, randlora_config
-from valign.adapters.tuners.base import tuner_layers
+from valign.adapters.tuners.layer import tuner_layers
 from valign.adapters.tuners.loldu import Start
 from valign.checks import check_range
 from valign.training.adapting.base import Attached, Ground, layer_linears, seeded
