@@ -28,6 +28,10 @@ from valign.text.spelling import LEET
         "wea-pon",
         "weeeapon",
         "ᴡᴇᴀᴘᴏɴ",  # small capitals
+        "ⓦⓔⓐⓟⓞⓝ",  # circled
+        "\U0001f166\U0001f154\U0001f150\U0001f15f\U0001f15e\U0001f15d",  # black circled
+        "\U0001f186\U0001f174\U0001f170\U0001f17f\U0001f17e\U0001f17d",  # black squared
+        "\U0001f1fc\U0001f1ea\U0001f1e6\U0001f1f5\U0001f1f4\U0001f1f3",  # flag letters
     ],
 )
 def test_a_hidden_word_is_read(hidden):

@@ -16,7 +16,9 @@ _ALIKE = {
     "k": "кκᴋ", "l": "ӏʟł", "m": "мᴍ", "n": "ηոɴ", "o": "оοօᴏøɵ", "p": "рρᴘ", "q": "ԛզ", "r": "гᴦʀ", "s": "ѕꜱ", "t": "тτᴛŧ",
     "u": "υսᴜ", "v": "νᴠ", "w": "ԝωᴡ", "x": "хχ", "y": "уγʏ", "z": "зᴢ",
 }  # fmt: skip
+_ENCLOSED = (0x1F150, 0x1F170, 0x1F1E6)  # black circled and squared A, flag letter A: NFKC undoes the white ones alone
 LOOKALIKES = str.maketrans({char: latin for latin, chars in _ALIKE.items() for char in chars})
+LOOKALIKES |= {first + place: chr(ord("a") + place) for first in _ENCLOSED for place in range(26)}
 LEET = {one: str.maketrans("034578$9@!|€1", f"oeastbsgaiie{one}") for one in "il"}  # the digit 1 stands for both
 _LOWER = {code: " " if chr(code).isspace() else chr(code).lower() if chr(code).isprintable() else None for code in range(128)}
 _WORDS = {code: char if char is None or char.isalnum() else " " for code, char in _LOWER.items()}
