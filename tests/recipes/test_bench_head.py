@@ -55,7 +55,8 @@ def test_a_source_that_none_saw(encoder, config, tmp_path, monkeypatch):
     assert {row.source for row in first[1]} == {"one", "two", "odd", "policy"}
     assert (tmp_path / "roc.png").stat().st_size > 1000
     report = (tmp_path / "report.md").read_text()
-    assert report.count("| odd |") == 3
+    assert report.count("| odd |") == report.count("| rest of odd |") == 3
+    assert {name: each["tfidf"]["safe"] > 0 for name, each in results["seen"].items()} == {"odd": True, "one": True, "two": True}
     assert "furious" not in report
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Option, Typer
 
 from valign.checks import check_choice
-from valign.cli.common import out, resolve_clip, resolve_detector, resolve_model
+from valign.cli.common import Weights, numbers_by_name, out, resolve_clip, resolve_detector, resolve_model
 
 app = Typer(no_args_is_help=True, help="Standing comparisons on the shapes world; the documentation's tables come from them.")
 
@@ -103,6 +103,7 @@ def head(
     limit: Annotated[int | None, Option(min=1, help="rows per source and label that are trained on, at most")] = None,
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged")] = 0.01,
     generated: Annotated[int, Option(min=0, help="twins per harm of the built-in grammar to add; 0 adds none")] = 12,
+    weigh: Weights = [],  # noqa: B006
     seed: Annotated[int, Option(help="of every draw")] = 0,
 ) -> None:
     """The guard's head beside TF-IDF, linear and MLP on a frozen encoder, and reference similarity, on sources that none saw."""
@@ -115,7 +116,14 @@ def head(
     from valign.recipes.bench_head import bench_head, page
 
     rules = load_policy(policy)
-    config = FitConfig(epochs=epochs, tuned_layers=tune_layers, batch_size=batch_size, generated=generated, seed=seed)
+    config = FitConfig(
+        epochs=epochs,
+        tuned_layers=tune_layers,
+        batch_size=batch_size,
+        generated=generated,
+        weights=numbers_by_name("--weigh", weigh),
+        seed=seed,
+    )
     results = bench_head(
         read_rows(data, rules),
         rules,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from rich.console import Console
+from typer import Option
 
 from valign.checks import UserError
 
@@ -40,6 +41,16 @@ def setting(text: str) -> tuple[str, Any]:
     if not separator or not name:
         raise UserError(f"--set must be NAME=VALUE, got {text!r}. Example: --set rank=8")
     return name, yaml.safe_load(value)
+
+
+Weights = Annotated[
+    list[str],
+    Option(
+        "--weigh",
+        metavar="SOURCE=FACTOR",
+        help="on what a source's rows count, and on --limit, as for real traffic; may be repeated",
+    ),
+]
 
 
 def numbers_by_name(option: str, texts: Sequence[str]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError
-from valign.cli.common import err, numbers_by_name, out, resolve_chat
+from valign.cli.common import Weights, err, numbers_by_name, out, resolve_chat
 
 if TYPE_CHECKING:
     from valign.guard import Guard, GuardDecision, GuardResult
@@ -127,12 +127,7 @@ def fit(
     batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
     generated: Annotated[int, Option(min=0, help="twins per harm of the built-in grammar to add; 0 adds none")] = 12,
-    weigh: Annotated[
-        list[str],
-        Option(
-            metavar="SOURCE=FACTOR", help="on what a source's rows count, and on --limit, e.g. for real traffic; may be repeated"
-        ),
-    ] = [],  # noqa: B006
+    weigh: Weights = [],  # noqa: B006
     leave_out: Annotated[list[str], Option(help="source kept for testing as a whole; may be repeated")] = [],  # noqa: B006
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
     rate: Rates = [],  # noqa: B006

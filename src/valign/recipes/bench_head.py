@@ -136,6 +136,7 @@ def bench_head(
         run.finish(trained_on=len(trained), tested_on=len(tested))
     results = {
         "splits": {name: {rival: _rates(scored, name) for rival, scored in each.items()} for name, each in found.items()},
+        "seen": _by_source(found[NOTHING]),
         "settings": recipe,
     }
     write_json(out / "results.json", results)
@@ -182,6 +183,15 @@ def _rates(scored: Sequence[Scored], left_out: str) -> dict[str, Any]:
     return asdict(rates["all" if left_out == NOTHING else left_out])
 
 
+def _by_source(found: Mapping[str, Sequence[Scored]]) -> dict[str, dict[str, Any]]:
+    """Source -> rival -> rates on its held-out rows, after training on its others."""
+    rates: dict[str, dict[str, Any]] = {}
+    for rival, scored in found.items():
+        for one in source_rates(scored):
+            rates.setdefault(one.source, {})[rival] = asdict(one)
+    return {name: each for name, each in rates.items() if not name.startswith("all")}
+
+
 def _texts(rows: Sequence[LabelledPrompt]) -> list[str]:
     return [clean(row.prompt) for row in rows]
 
@@ -195,13 +205,16 @@ def page(results: Mapping[str, Any]) -> str:
     rate = results["settings"]["target_fpr"]
     lines = ["# The guard's head beside simple rivals", ""]
     lines += [
-        "All are trained on the same rows. Each line is a source that none of them saw; `nothing` is a tenth of the groups of all",
-        f"sources that is never trained on. Thresholds: at most {rate:.1%} of other sources' held-out harmless prompts flagged.",
+        "All are trained on the same rows. First the sources that none saw; `nothing` is a tenth of the groups of all sources",
+        "that is never trained on, and below it stand the sources of which that tenth was kept and the rest was seen.",
+        f"Thresholds: at most {rate:.1%} of other sources' held-out harmless prompts flagged.",
     ]
+    groups = results["splits"] | {f"rest of {name}": each for name, each in results["seen"].items()}
     for title, key, percent in (("AUROC", "auroc", False), ("Recall", "recall", True), ("False alarms", "false_alarms", True)):
-        lines += ["", f"## {title}", "", f"| left out | {' | '.join(RIVALS)} |", f"|---|{'---|' * len(RIVALS)}"]
-        for name, each in results["splits"].items():
-            lines.append(f"| {name} | {' | '.join(_cell(each[rival][key], percent=percent) for rival in RIVALS)} |")
+        lines += ["", f"## {title}", "", f"| trained without | {' | '.join(RIVALS)} |", f"|---|{'---|' * len(RIVALS)}"]
+        for name, each in groups.items():
+            if any(each[rival][key] for rival in RIVALS):
+                lines.append(f"| {name} | {' | '.join(_cell(each[rival][key], percent=percent) for rival in RIVALS)} |")
     return "\n".join([*lines, "", "![ROC curves](roc.png)", ""])
 
 
