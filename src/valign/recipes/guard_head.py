@@ -24,7 +24,7 @@ from valign.progress import track
 from valign.text import clean
 
 TEST_FOLD = 0  # one tenth of the groups is never trained on
-DILUTED, DISGUISED, FRAGMENTS = 0.15, 0.15, 0.05  # rows in harmless company, in disguise, and harmless fragments, per row
+DILUTED, DISGUISED, FRAGMENTS = 0.15, 0.15, 0.1  # rows in harmless company, in disguise, and harmless fragments, per row
 ENOUGH = 3  # false alarms that a source must be able to show at its rate, to be calibrated by itself
 CHUNK = 256  # prompts guarded at a time
 
