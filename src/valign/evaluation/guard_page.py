@@ -28,7 +28,7 @@ def page(found: Mapping[str, Any]) -> str:
         "# The guard on labelled prompts",
         "",
         "Flagged: harm that was meant, rewritten or blocked. Brackets: 95 % intervals. AUROC against a source's own harmless",
-        "prompts, or all of them where it has none. \"NAME, certain\": only the unsafe prompts that most judges call so.",
+        'prompts, or all of them where it has none. "NAME, certain": only the unsafe prompts that most judges call so.',
         "",
         "| source | unsafe | recall | safe | false alarms | AUROC | against |",
         "|---|---|---|---|---|---|---|",

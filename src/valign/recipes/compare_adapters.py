@@ -24,7 +24,7 @@ from valign.runs import versions
 from valign.training.adapting import ADAPTERS, Tuning, parse_tuning
 
 FORMAT = 1
-SHAPES = (*GLYPHS, *DRAWINGS)  # of the shapes world: they need no data
+SHAPES = (*GLYPHS, *DRAWINGS)  # of the shapes world: they need no data, and their models have no head to train alone
 TASKS = (*GLUE, *IMAGES, *SHAPES)
 REHEARSAL_SEED = 10_000  # draws the rows and orders by which learning rates are chosen
 REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is tested against
@@ -97,15 +97,15 @@ def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True
     for task in (*comparison.tasks, *sorted(others)):
         comparison.place(task, comparison.seeds[0]).rows()  # tasks, and what the probes need, must be there
     sha256 = {task: comparison.place(task, comparison.seeds[0]).load("cpu").fingerprint for task in comparison.tasks}
-    tunings = {(task, method): comparison.tuning(method) for task in comparison.tasks for method in comparison.methods}
-    if comparison.rates != (1.0,):
-        tunings = _rehearsed(comparison, tunings, out, sha256)
-    cells = [
-        (comparison.place(task, seed), tunings[task, method])
-        for seed in comparison.seeds
+    tunings = {
+        (task, method): comparison.tuning(method)
         for task in comparison.tasks
         for method in comparison.methods
-    ]
+        if method != "head" or task not in SHAPES
+    }
+    if comparison.rates != (1.0,):
+        tunings = _rehearsed(comparison, tunings, out, sha256)
+    cells = [(comparison.place(task, seed), tuning) for seed in comparison.seeds for (task, _), tuning in tunings.items()]
     missing = [cell for cell in cells if not _finished(_file(out, *cell), fingerprint(*cell, sha256[cell[0].task]))]
     for place, tuning in track(missing, "compare adapters", total=len(cells), done=len(cells) - len(missing)):
         _record(out, place, tuning, sha256[place.task], comparison.device)

@@ -223,7 +223,7 @@ def card(head: Head, sha256: str) -> str:
         f"Thresholds: at most {notes['target_fpr']:.1%} of the harmless prompts of every source flagged",
         f"({exceptions}), set on the same held-out",
         "harmless rows, so the false alarms below are fitted; recall and AUROC are not. Brackets: 95 % intervals.",
-        "\"NAME, certain\": only the unsafe rows that most judges call unsafe, or most pictures made from them.",
+        '"NAME, certain": only the unsafe rows that most judges call unsafe, or most pictures made from them.',
         "",
         "| source | unsafe | recall | safe | false alarms | AUROC | against |",
         "|---|---|---|---|---|---|---|",
