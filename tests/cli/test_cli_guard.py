@@ -136,6 +136,9 @@ def test_fit_calibrate_check_and_evaluate(tmp_path):
     assert "--weigh must name sources of the data, got traffic" in str(result.exception)
     again = ["calibrate", "-d", str(data), "--head", str(head), "-o", str(tmp_path / "tight"), "--target-fpr", "0.02"]
     assert runner.invoke(app, again).exit_code == 0
+    both = [*again[:3], "--head", str(head), "--head", str(head), "-o", str(tmp_path / "mean"), "--held-out", "--target-fpr", "0.1"]
+    assert runner.invoke(app, both).exit_code == 0
+    assert "The mean of 2 heads" in (tmp_path / "mean" / "CARD.md").read_text()
     report = ["evaluate", "-d", str(data), "--head", str(tmp_path / "tight" / "head.safetensors"), "-o", str(tmp_path / "report")]
     result = runner.invoke(app, [*report, "--limit", "40"])
     assert result.exit_code == 0, result.output

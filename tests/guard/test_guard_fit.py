@@ -12,7 +12,7 @@ from valign.checks import UserError
 from valign.guard.calibration import calibrate, flagged_share, presets
 from valign.guard.features import bag_of, ngram_ids
 from valign.guard.fit import FitConfig, fit_head, source_weights, targets, twin_loss
-from valign.guard.head import Head, HeadSettings, load_head, save_head
+from valign.guard.head import Head, HeadSettings, average, load_head, save_head
 from valign.guard.learned import LearnedStage
 from valign.guard.rows import LabelledPrompt, capped, policy_rows, read_rows, without_repeats
 
@@ -104,6 +104,33 @@ def test_a_fit_goes_on_from_a_head(head, policy, minilm):
     assert not torch.equal(further.weights["out.weight"], head.weights["out.weight"])
     with pytest.raises(UserError, match=r"fit_head\.start must have the fit's encoder, policy and sizes"):
         fit_head(ROWS, policy, minilm, replace(config, hidden=8), start=head)
+
+
+def test_heads_are_averaged_weight_by_weight(head):
+    noted = replace(head.settings, notes={"config": {"seed": 0, "epochs": 2}}, thresholds={"balanced": {"any": 0.5}})
+    other = {name: tensor + 2.0 for name, tensor in head.weights.items()}
+    mean = average([Head(noted, head.weights), Head(replace(noted, notes={"config": {"seed": 0, "epochs": 3}}), other)])
+    assert all(torch.allclose(mean.weights[name], tensor + 1.0) for name, tensor in head.weights.items())
+    assert (mean.settings.thresholds, mean.settings.notes["averaged"]) == ({}, [{"epochs": 3}])
+    alone = average([Head(noted, head.weights)])
+    assert all(torch.equal(alone.weights[name], tensor) for name, tensor in head.weights.items())
+    assert alone.settings.notes == noted.notes
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"encoder_sha256": "0" * 64}, "encoder"),
+        ({"categories": ("hate",)}, "columns"),
+        ({"notes": {"config": {"seed": 1}}}, "seed"),
+    ],
+)
+def test_refuses_to_average_heads_of_other_fits(head, change, says):
+    with pytest.raises(UserError, match=rf"average\.heads must have the same {says}"):
+        average([head, Head(replace(head.settings, **change), head.weights)])
+    narrow = {**head.weights, "hidden.bias": head.weights["hidden.bias"][:-1]}
+    with pytest.raises(UserError, match="the same shapes"):
+        average([head, Head(head.settings, narrow)])
 
 
 def test_a_head_without_tuning_reads_the_encoders_own_vectors(head, minilm):

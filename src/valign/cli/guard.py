@@ -127,6 +127,7 @@ def fit(
     batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
     generated: Annotated[int, Option(min=0, help="twins per harm of the built-in grammar to add; 0 adds none")] = 12,
+    fragments: Annotated[float, Option(help="harmless pieces of one to three words to add per harmless prompt")] = 0.05,
     weigh: Weights = [],  # noqa: B006
     leave_out: Annotated[list[str], Option(help="source kept for testing as a whole; may be repeated")] = [],  # noqa: B006
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
@@ -150,6 +151,7 @@ def fit(
         tuned_layers=tune_layers,
         batch_size=batch_size,
         generated=generated,
+        fragments=fragments,
         weights=numbers_by_name("--weigh", weigh),
         seed=seed,
     )
@@ -173,24 +175,27 @@ def fit(
 def calibrate(
     data: Data,
     folder: Annotated[Path, Option("--out", "-o", help="folder for the head with new thresholds")],
-    head: HeadFile = None,
+    head: Annotated[
+        list[Path],
+        Option(help="head made by `valign guard fit`; the shipped one; the weights of several of one seed are averaged"),
+    ] = [],  # noqa: B006
     policy: PolicyName = "default",
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
     rate: Rates = [],  # noqa: B006
-    held_out: Annotated[bool, Option(help="only the tenth of the groups that `fit` never trains on")] = False,
+    held_out: Annotated[bool, Option(help="only what `fit` never trained on: sources left out, a tenth of the others")] = False,
 ) -> None:
     """Set the head's thresholds from harmless prompts (label 0) of your own. Use prompts that it was not trained on."""
-    from valign.guard.head import load_head
+    from valign.guard.head import average, load_head
     from valign.guard.learned import SHIPPED
     from valign.guard.rows import read_rows, without_repeats
     from valign.models.minilm import MiniLM
     from valign.recipes.guard_head import TEST_FOLD, calibrate_and_write
 
     rules = _policy(policy)
-    rows = [row for row in without_repeats(read_rows(data, rules)) if not held_out or row.fold == TEST_FOLD]
-    report = calibrate_and_write(
-        load_head(head or SHIPPED), rows, rules, folder, encoder=MiniLM(), target_fpr=target_fpr, rates=_rates(rate, rows)
-    )
+    mean = average([load_head(path) for path in head or [SHIPPED]])
+    whole = mean.settings.notes.get("left_out", [])  # sources that the fit saw nothing of
+    rows = [row for row in without_repeats(read_rows(data, rules)) if not held_out or row.fold == TEST_FOLD or row.source in whole]
+    report = calibrate_and_write(mean, rows, rules, folder, encoder=MiniLM(), target_fpr=target_fpr, rates=_rates(rate, rows))
     _print_sources(report.sources)
     out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
 

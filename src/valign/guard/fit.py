@@ -47,6 +47,7 @@ class FitConfig:
     margin: float = 3.0  # logits between twins
     margin_weight: float = 0.3
     weights: Mapping[str, float] = field(default_factory=dict)  # factors on sources: real traffic may count more than made-up rows
+    fragments: float = 0.05  # harmless pieces of one to three words that recipes add per harmless row: short is not harmful
     generated: int = 12  # twins per harm of the grammar (`valign.guard.generated`) that recipes add to the rows; 0 adds none
     seed: int = 0
 
@@ -57,6 +58,7 @@ class FitConfig:
         check_range("FitConfig.lr", self.lr, above=0.0)
         check_range("FitConfig.encoder_lr", self.encoder_lr, above=0.0)
         check_range("FitConfig.dropout", self.dropout, low=0.0, high=0.9)
+        check_range("FitConfig.fragments", self.fragments, low=0.0, high=1.0)
         for source, factor in self.weights.items():
             check_range(f"FitConfig.weights[{source}]", factor, above=0.0)
 

@@ -7,7 +7,7 @@ vector comes from all-MiniLM-L6-v2; the upper layers of the encoder may be the h
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,43 @@ def head_logits(
     return linear(hidden, weights["out.weight"], weights["out.bias"])
 
 
+def average(heads: Sequence[Head]) -> Head:
+    """The mean of heads weight by weight, a model soup (Wortsman et al. 2022, arXiv 2203.05482): as cheap as one of them.
+
+    Settings are the first one's, without thresholds; its notes say in ``averaged`` how the others were fitted otherwise.
+
+    Raises: UserError unless the heads have the same encoder, columns and shapes, and were fitted from one seed: means of networks
+        that started elsewhere are no network.
+    """
+    first = heads[0]
+    for other in heads[1:]:
+        for name, ours, theirs in (
+            ("encoder", first.settings.encoder_sha256, other.settings.encoder_sha256),
+            ("columns", first.settings.columns, other.settings.columns),
+            ("hidden words", first.settings.hidden_words, other.settings.hidden_words),
+            ("shapes", _shapes(first.weights), _shapes(other.weights)),
+            ("seed", _config(first).get("seed"), _config(other).get("seed")),
+        ):
+            if ours != theirs:
+                raise UserError(f"average.heads must have the same {name}, got others. Give heads of fits with the same settings.")
+    weights = {name: torch.stack([head.weights[name] for head in heads]).mean(0) for name in first.weights}
+    notes = dict(first.settings.notes)
+    if len(heads) > 1:
+        notes["averaged"] = [
+            {name: value for name, value in _config(head).items() if value != _config(first).get(name)} for head in heads[1:]
+        ]
+    return Head(replace(first.settings, thresholds={}, notes=notes), weights)
+
+
+def _config(head: Head) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = head.settings.notes.get("config", {})
+    return found
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
 def save_head(head: Head, path: Path) -> str:
     """Write safetensors in half precision, settings in the header; returns the file's SHA-256."""
     tensors = {name: tensor.half().contiguous() for name, tensor in sorted(head.weights.items())}
@@ -120,7 +157,7 @@ def load_head(path: Path) -> Head:
             raise UserError(f"{path} must be a guard head of format {FORMAT}, got {metadata.get('format')}. Train it again.")
         raw = json.loads(metadata["settings"])
         settings = HeadSettings(**raw | {name: tuple(raw[name]) for name in ("categories", "hidden_words")})
-        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        shapes = _shapes(weights)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} could not be read as a guard head: {error}. Train it again.") from error
     if shapes["ngrams.weight"][0] != settings.buckets or shapes["out.weight"][0] != len(settings.columns):

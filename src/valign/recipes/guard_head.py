@@ -24,7 +24,7 @@ from valign.progress import track
 from valign.text import clean
 
 TEST_FOLD = 0  # one tenth of the groups is never trained on
-DILUTED, DISGUISED, FRAGMENTS = 0.15, 0.15, 0.1  # rows in harmless company, in disguise, and harmless fragments, per row
+DILUTED, DISGUISED = 0.15, 0.15  # rows in harmless company, and in disguise, per row
 ENOUGH = 3  # false alarms that a source must be able to show at its rate, to be calibrated by itself
 CHUNK = 256  # prompts guarded at a time
 
@@ -64,7 +64,7 @@ def enriched(
     seed = config.seed
     plain = [*rows, *policy_rows(policy), *generated_rows(policy, each=config.generated, seed=seed)]
     variants = diluted(plain, share=DILUTED, seed=seed)
-    variants += disguised(rows, share=DISGUISED, seed=seed) + fragments(rows, share=FRAGMENTS, seed=seed)
+    variants += disguised(rows, share=DISGUISED, seed=seed) + fragments(rows, share=config.fragments, seed=seed)
     return plain, variants
 
 
@@ -217,6 +217,12 @@ def card(head: Head, sha256: str) -> str:
         "`policy` and `generated` are twins made from the policy and from a grammar.",
         "",
         f"Left out altogether: {', '.join(notes['left_out']) or 'nothing'}. Settings: `{notes['config']}`.",
+        *(
+            ["", f"The mean of {len(notes['averaged']) + 1} heads: settings and rows are the first one's, then of the others:"]
+            if notes.get("averaged")
+            else []
+        ),
+        *(f"- `{changed}`" for changed in notes.get("averaged", [])),
         "",
         "## Measured on rows that it was not trained on",
         "",
