@@ -48,10 +48,10 @@ def markdown(summary: Mapping[str, Any]) -> str:
     for row in summary["rows"]:
         cells = [fixed(row["tasks"][task]["value"]) if task in row["tasks"] else "-" for task in tasks]
         mean, test, cost = row["score"], row["against"].get("lora"), row["cost"]
-        lora = f"{test['difference']['value']:+.3f} ({test['p']:.2g})" if test else "-"
-        kept = [f"{row['skill']['value']:+.3f}"]
+        lora = f"{signed(test['difference']['value'], 3)} ({test['p']:.2g})" if test else "-"
+        kept = [signed(row["skill"]["value"], 3)]
         if streams:
-            kept.append(f"{row['backward']['value']:+.3f}" if row["backward"] else "-")
+            kept.append(signed(row["backward"]["value"], 3) if row["backward"] else "-")
         costs = [f"{cost['peak_bytes'] / 2**20:.0f} MiB", f"{cost['step_ratio']:.2f}"] if cost else ["-", "-"]
         value, low, high = (fixed(mean[name]) for name in ("value", "low", "high"))
         cells += [f"{value} [{low}, {high}]", lora, fixed(row["drift"]["value"], 4), *kept]
