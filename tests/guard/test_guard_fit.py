@@ -123,6 +123,7 @@ def test_heads_are_averaged_weight_by_weight(head):
         ({"encoder_sha256": "0" * 64}, "encoder"),
         ({"categories": ("hate",)}, "columns"),
         ({"notes": {"config": {"seed": 1}}}, "seed"),
+        ({"notes": {"left_out": ["valor"]}}, "left-out sources"),
     ],
 )
 def test_refuses_to_average_heads_of_other_fits(head, change, says):
@@ -238,6 +239,7 @@ def test_rows_of_files(tmp_path, policy):
         (', "votes": 5, "image_unsafe_votes": 1, "text_unsafe_votes": 4', 0.8),
         (', "votes": 5, "image_unsafe_votes": 0, "text_unsafe_votes": null', 0.0),
         (', "inappropriate_percentage": 37.5', 0.375),
+        (', "votes": 12', 1.0),  # votes about something else
     ],
 )
 def test_certainty_is_the_share_of_judges_or_pictures(tmp_path, policy, columns, certainty):
@@ -248,7 +250,10 @@ def test_certainty_is_the_share_of_judges_or_pictures(tmp_path, policy, columns,
 
 @pytest.mark.parametrize(
     ("columns", "says"),
-    [('"certainty": 1.5', r"must be in \[0, 1\], got 1\.5"), ('"votes": "five"', "row 1: certainty, votes and percentages")],
+    [
+        ('"certainty": 1.5', r"must be in \[0, 1\], got 1\.5"),
+        ('"votes": "five", "image_unsafe_votes": 1', "row 1: certainty, votes and percentages"),
+    ],
 )
 def test_refuses_a_certainty_that_is_no_share(tmp_path, policy, columns, says):
     (tmp_path / "one.jsonl").write_text(f'{{"prompt": "a lamp", "label": 1, {columns}}}')

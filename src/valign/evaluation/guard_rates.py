@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 from valign.evaluation.statistics import Interval, wilson
 from valign.guard.rows import LabelledPrompt
 
+ALL = ("all", "all, certain")  # names of the rows over all sources
 CERTAIN = 0.5  # share of the judges above which an unsafe row is also counted in a row of its own
 Z95 = 1.959963984540054  # of a 95 % normal interval
 
@@ -73,7 +74,7 @@ def source_rates(scored: Sequence[Scored]) -> list[SourceRates]:
     for name in [name for name, own in groups.items() if (own & label & ~certain).any()]:
         groups[f"{name}, certain"] = groups[name] & (certain | ~label)
     found = []
-    for name in sorted(groups, key=lambda name: (name.startswith("all"), name)):
+    for name in sorted(groups, key=lambda name: (name in ALL, name)):
         own = groups[name]
         unsafe, safe = own & label, own & ~label
         pool, against = (safe, "own") if safe.any() else (~label, "all")

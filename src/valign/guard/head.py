@@ -111,6 +111,7 @@ def average(heads: Sequence[Head]) -> Head:
             ("columns", first.settings.columns, other.settings.columns),
             ("hidden words", first.settings.hidden_words, other.settings.hidden_words),
             ("shapes", _shapes(first.weights), _shapes(other.weights)),
+            ("left-out sources", first.settings.notes.get("left_out"), other.settings.notes.get("left_out")),
             ("seed", _config(first).get("seed"), _config(other).get("seed")),
         ):
             if ours != theirs:

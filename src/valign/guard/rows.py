@@ -92,7 +92,7 @@ def _certainty(row: Mapping[str, Any], where: str) -> float:
     try:
         if row.get("certainty") is not None:
             share = float(row["certainty"])
-        elif row.get("votes"):
+        elif row.get("votes") and any(f"{kind}_unsafe_votes" in row for kind in ("image", "text")):
             share = max(float(row.get(f"{kind}_unsafe_votes") or 0) for kind in ("image", "text")) / float(row["votes"])
         elif row.get("inappropriate_percentage") is not None:
             share = float(row["inappropriate_percentage"]) / 100

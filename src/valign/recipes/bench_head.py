@@ -15,7 +15,7 @@ from sklearn.neural_network import MLPClassifier
 
 from valign.checks import UserError
 from valign.evaluation.guard_page import roc
-from valign.evaluation.guard_rates import Scored, source_rates
+from valign.evaluation.guard_rates import ALL, Scored, source_rates
 from valign.files import atomic_path, hash_value, read_json, write_json, write_text
 from valign.guard.calibration import calibrate
 from valign.guard.fit import FitConfig, fit_head
@@ -189,7 +189,7 @@ def _by_source(found: Mapping[str, Sequence[Scored]]) -> dict[str, dict[str, Any
     for rival, scored in found.items():
         for one in source_rates(scored):
             rates.setdefault(one.source, {})[rival] = asdict(one)
-    return {name: each for name, each in rates.items() if not name.startswith("all")}
+    return {name: each for name, each in rates.items() if name not in ALL}
 
 
 def _texts(rows: Sequence[LabelledPrompt]) -> list[str]:
