@@ -230,7 +230,7 @@ def test_randomised_protects_nearly_the_same():
 def test_outside_is_the_projection():
     basis = torch.linalg.qr(torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
     matrix = torch.randn(7, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert_close(outside(matrix, basis), (torch.eye(7, dtype=torch.float64) - basis @ basis.T) @ matrix)
+    assert_close(outside(matrix.T, basis).T, (torch.eye(7, dtype=torch.float64) - basis @ basis.T) @ matrix)
     assert overlap(torch.zeros(7, 4, dtype=torch.float64), basis) == 0
 
 

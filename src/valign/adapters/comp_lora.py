@@ -43,9 +43,10 @@ class Protected(NamedTuple):
     right: Float[Tensor, "fan_in kept"]
 
 
-def outside(matrix: Float[Tensor, "row column"], basis: Float[Tensor, "row kept"]) -> Float[Tensor, "row column"]:
-    """``(I - basis basis^T) matrix``, without forming the projector."""
-    return matrix - basis @ (basis.T @ matrix)
+def outside(rows: Float[Tensor, "row size"], basis: Float[Tensor, "size kept"]) -> Float[Tensor, "row size"]:
+    """``rows (I - basis basis^T)``, without forming the projector; a few long contiguous rows are what BLAS projects fastest."""
+    rows = rows.contiguous()
+    return torch.addmm(rows, rows @ basis, basis.T, alpha=-1)
 
 
 def overlap(delta: Float[Tensor, "fan_out fan_in"], left: Float[Tensor, "fan_out kept"]) -> float:
@@ -67,7 +68,7 @@ class Complement(FactorVariant):
 
     def factors(self, layer: Any, name: str) -> LoraFactors:
         down, up, basis = layer.lora_A[name].weight, layer.lora_B[name].weight, protected(layer, name)
-        down, up = outside(down.T, basis.right).T, outside(up, basis.left)
+        down, up = outside(down, basis.right), outside(up.T, basis.left).T
         return LoraFactors(down, up, float(layer.scaling[name]))
 
 
@@ -125,7 +126,7 @@ class CompLoRA:
             for attribute, value in zip(("lora_protect_left", "lora_protect_right"), basis, strict=True):
                 add_buffer(layer, attribute, adapter, value.to(down.device, down.dtype), saved=False)  # remade from W, not saved
             mark(layer, adapter, "CompLoRA")
-            if self.mode == "hard":
+            if self.mode == "hard" and any(part.numel() for part in basis):  # nothing protected is plain LoRA
                 layer.lora_variant[adapter] = Complement()
             elif self.mode == "gradient":
                 _reproject(layer, adapter)
@@ -198,11 +199,11 @@ def penalty(model: nn.Module, adapter: str | None = None, *, weight: float = 1.0
 @torch.no_grad()
 def _reproject(layer: Any, name: str) -> None:
     basis = protected(layer, name)
-    for parameter, side in ((layer.lora_A[name].weight.T, basis.right), (layer.lora_B[name].weight, basis.left)):
-        parameter.copy_(outside(parameter, side))
+    for rows, side in ((layer.lora_A[name].weight, basis.right), (layer.lora_B[name].weight.T, basis.left)):
+        rows.copy_(outside(rows, side))
 
 
 def _project_gradients(layer: Any, name: str) -> None:
     basis = protected(layer, name)
-    layer.lora_A[name].weight.register_hook(lambda gradient: outside(gradient.T, basis.right).T)
-    layer.lora_B[name].weight.register_hook(lambda gradient: outside(gradient, basis.left))
+    layer.lora_A[name].weight.register_hook(lambda gradient: outside(gradient, basis.right))
+    layer.lora_B[name].weight.register_hook(lambda gradient: outside(gradient.T, basis.left).T)
