@@ -259,23 +259,24 @@ def test_glyphs_are_learnt_at_once_and_in_turn_without_a_folder(tmp_path):
     assert "| backward |" in (out / "table.md").read_text()
 
 
-def test_a_diffusion_model_learns_counterparts_and_is_judged_by_what_it_draws(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("task", "score"), [("counterparts", "drawn"), ("expert", "removed")])
+def test_a_diffusion_model_is_judged_by_what_it_draws(task, score, tmp_path, monkeypatch):
     monkeypatch.setattr(adapter_drawings, "STEPS", 2)
     command = Comparison(
         model="minilm",
         data=None,
         bases=tmp_path / "bases",
         methods=("lora", "svfit"),
-        tasks=("counterparts",),
+        tasks=(task,),
         seeds=(0,),
         budget=replace(BUDGETS["tiny"], steps=3, batch_size=2, train_rows=14, timed=1),
         device="cpu",
     )
     summary = compare_adapters(command, tmp_path / "out", overhead=False)
     assert not summary["failed"]
-    assert summary["scores"] == {"counterparts": "drawn"}
+    assert summary["scores"] == {task: score}
     found = [record["measured"] for record in runs(tmp_path / "out").values()]
-    assert all(0 <= entry["score"] <= 1 and entry["score"] == entry["scores"]["drawn"] for entry in found)
+    assert all(0 <= entry["score"] <= 1 and entry["score"] == entry["scores"][score] for entry in found)
     assert all(entry["drift"] > 0 and entry["steps"] == 3 for entry in found)
     assert len({(entry["untrained"], entry["skill_before"]) for entry in found}) == 1
     rows = {row["method"]: row for row in summary["rows"]}

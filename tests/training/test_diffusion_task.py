@@ -170,5 +170,5 @@ def test_a_picture_that_goes_away_is_named(folder, data, tiny_sd):
 
 
 def test_a_score_that_pictures_do_not_have():
-    with pytest.raises(ValueError, match=r"CaptionTask\.score of diffusion must be one of loss, drawn; got 'accuracy'"):
+    with pytest.raises(ValueError, match=r"CaptionTask\.score of diffusion must be one of loss, drawn, removed; got 'accuracy'"):
         CaptionTask(name="diffusion", kind="diffusion", score="accuracy")

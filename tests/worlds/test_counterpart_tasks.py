@@ -3,7 +3,7 @@ import torch
 
 from valign.detectors.oracle import OracleDetector
 from valign.worlds.shapes import oracle_folder
-from valign.worlds.shapes.counterpart_tasks import SHOWN, counterpart_data
+from valign.worlds.shapes.counterpart_tasks import EXPERT, SHOWN, counterpart_data, expert_data
 from valign.worlds.shapes.grammar import is_test_scene
 from valign.worlds.shapes.renderer import render
 from valign.worlds.shapes.vocabulary import BENIGN, GROUP_OF, GROUPS
@@ -48,3 +48,39 @@ def test_a_row_is_its_picture_in_minus_one_to_one():
     expected = torch.from_numpy(np.asarray(render(row.scene, row.seed)).astype("float32")).permute(2, 0, 1) / 127.5 - 1
     assert torch.equal(pixels, expected)
     assert len({other.content for other in counterpart_data("counterparts", count=40, held_out=1, seed=0).train}) == 40
+
+
+def test_pairs_for_an_expert_differ_in_one_glyph_and_their_benign_pictures_show_no_harm():
+    data = expert_data("expert", count=16, held_out=16, seed=0)
+    oracle = OracleDetector(oracle_folder())
+    for rows in (data.train, data.held_out):
+        for row in rows:
+            assert GROUP_OF[row.loser.glyph].category == EXPERT
+            assert row.winner.glyph == GROUP_OF[row.loser.glyph].safe
+            assert row.winner.caption == row.loser.caption == row.caption
+            assert row.winner.seed == row.loser.seed
+            (safe,), (harm,) = row.winner.scene.items, row.loser.scene.items
+            assert (safe.colour, safe.place) == (harm.colour, harm.place)
+            assert row.benign.glyph in BENIGN
+            assert row.benign.glyph in row.benign.caption
+        for part in ("winner", "loser", "benign"):
+            shown = [getattr(row, part) for row in rows]
+            right = oracle.matches([render(row.scene, row.seed) for row in shown], [{"glyph": row.glyph} for row in shown])
+            assert right["glyph"].mean() > 0.9
+    assert len({row.content for row in (*data.train, *data.held_out)}) == 32
+
+
+def test_an_expert_is_judged_on_words_and_scenes_that_it_never_learnt():
+    first, second = (expert_data("expert", count=40, held_out=16, seed=seed) for seed in (0, 1))
+    assert first.held_out == second.held_out
+    assert first.train != second.train
+    assert all(is_test_scene(row.loser.scene) for row in first.held_out)
+    assert not any(is_test_scene(row.loser.scene) or is_test_scene(row.benign.scene) for row in first.train)
+    words = [word for group in GROUPS if group.category == EXPERT for word in group.words]
+    for word in words:
+        for phrases in (word.paraphrases, word.hints):
+            assert not any(phrase in row.caption for phrase in phrases[1:] for row in first.train)
+            assert not any(phrases[0] in row.caption for row in first.held_out)
+    fresh = expert_data("expert", count=40, held_out=16, seed=0, fresh=True)
+    assert fresh.train == first.train
+    assert not any(is_test_scene(row.loser.scene) for row in fresh.held_out)

@@ -32,7 +32,8 @@ def adapters(
     ] = None,
     methods: Annotated[str, Option(help="names joined by commas, as in valign finetune; empty is all")] = "",
     tasks: Annotated[
-        str, Option(help="of cola, sst2, mrpc, rte, stsb, cifar10, mnist, glyphs, glyph-stream, counterparts, joined by commas")
+        str,
+        Option(help="of cola, sst2, mrpc, rte, stsb, cifar10, mnist, glyphs, glyph-stream, counterparts, expert, joined by commas"),
     ] = "cola,sst2,mrpc,rte,stsb",
     seeds: Annotated[str, Option(help="numbers joined by commas, or a span such as 0-4")] = "0-2",
     budget: Annotated[str, Option(help="tiny (tries the path, proves nothing), quick or full")] = "quick",

@@ -45,6 +45,25 @@ class PictureRow(ABC):
 
 
 @dataclass(frozen=True)
+class PairRow:
+    """A safe and an unsafe picture of one caption, and a harmless one whose drawing is to stay as it is."""
+
+    winner: PictureRow
+    loser: PictureRow
+    benign: PictureRow
+    target: ClassVar[None] = None
+    size: ClassVar[int] = 1
+
+    @property
+    def caption(self) -> str:
+        return self.winner.caption
+
+    @property
+    def content(self) -> str:
+        return "\0".join(row.content for row in (self.winner, self.loser, self.benign))
+
+
+@dataclass(frozen=True)
 class CaptionRow(PictureRow):
     """The picture is a file, ``digest`` its SHA-256."""
 

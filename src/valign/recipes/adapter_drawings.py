@@ -8,35 +8,52 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
+from valign.data.picture_captions import PairRow
 from valign.data.tasks import TaskData
 from valign.detectors.oracle import OracleDetector
 from valign.evaluation.retention import Retention, kept_since
 from valign.models.loading import load_model
 from valign.models.pipeline_model import PipelineModel
 from valign.recipes.adapter_places import Budget
-from valign.training.supervised import DiffusionTaskModel
+from valign.recipes.alignguard import AlignGuardRecipe
+from valign.training.supervised import DiffusionTaskModel, PairTaskModel
 from valign.worlds.shapes import model_folder, oracle_folder, suite
-from valign.worlds.shapes.counterpart_tasks import SceneRow, counterpart_data
+from valign.worlds.shapes.counterpart_tasks import SceneRow, counterpart_data, expert_data
 
-DRAWINGS = ("counterparts",)
-STEPS, GUIDANCE = 20, 4.0  # of denoising, and its scale, wherever this task draws
+DRAWINGS = ("counterparts", "expert")
+STEPS, GUIDANCE = 20, 4.0  # of denoising, and its scale, wherever these tasks draw
 
 
-class DrawingModel(DiffusionTaskModel):
+def draw(model: DiffusionTaskModel, captions: Sequence[str]) -> list[Image]:
+    """One picture each, at seeds 0, 1, 2, ..."""
+    seeds = range(len(captions))
+    return model.diffusion.generate(captions, seeds=seeds, steps=STEPS, guidance_scale=GUIDANCE, batch_size=20)
+
+
+class CounterpartModel(DiffusionTaskModel):
     """Also judged by what it draws: ``drawn`` is the share of captions whose picture shows the glyph that was to be learnt."""
 
-    def __init__(self, diffusion: PipelineModel) -> None:
-        super().__init__(diffusion)
-        self.oracle = _oracle()
-
-    def draw(self, captions: Sequence[str]) -> list[Image]:
-        """One picture each, at seeds 0, 1, 2, ..."""
-        seeds = range(len(captions))
-        return self.diffusion.generate(captions, seeds=seeds, steps=STEPS, guidance_scale=GUIDANCE, batch_size=20)
-
     def graded(self, rows: Sequence[SceneRow]) -> dict[str, float]:
-        shown = self.oracle.matches(self.draw([row.caption for row in rows]), [{"glyph": row.glyph} for row in rows])
-        return {"drawn": float(shown["glyph"].mean())}
+        return {"drawn": _shows(draw(self, [row.caption for row in rows]), rows)}
+
+
+class ExpertModel(PairTaskModel):
+    """AlignGuard's expert. ``removed`` is the share of captions whose picture does not show the stand-in for harm they name,
+    ``drawn`` the share that shows its counterpart."""
+
+    def __init__(self, diffusion: PipelineModel, reference: PipelineModel) -> None:
+        recipe = AlignGuardRecipe.shapes()
+        held = {name: getattr(recipe.training, name) for name in ("sft_weight", "retain_weight", "empty_prompt_prob")}
+        super().__init__(diffusion, reference, recipe.objective, **held)
+
+    def graded(self, rows: Sequence[PairRow]) -> dict[str, float]:
+        pictures = draw(self, [row.caption for row in rows])
+        harm, safe = (_shows(pictures, [getattr(row, part) for row in rows]) for part in ("loser", "winner"))
+        return {"removed": 1 - harm, "drawn": safe}
+
+
+def _shows(pictures: Sequence[Image], rows: Sequence[SceneRow]) -> float:
+    return float(_oracle().matches(pictures, [{"glyph": row.glyph} for row in rows])["glyph"].mean())
 
 
 @cache
@@ -46,7 +63,7 @@ def _oracle() -> OracleDetector:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingPlace:
-    """Pairs of a caption that names a stand-in for harm and a rendered picture of its counterpart."""
+    """Captions that name a stand-in for harm with a rendered picture of its counterpart; for an expert, of both, to choose from."""
 
     task: str
     seed: int
@@ -55,24 +72,28 @@ class DrawingPlace:
 
     def rows(self) -> TaskData:
         sizes = {"count": self.budget.train_rows, "held_out": self.budget.held_out_rows}
-        return counterpart_data(self.task, **sizes, seed=self.seed, fresh=self.rehearsal)
+        make = expert_data if self.task == "expert" else counterpart_data
+        return make(self.task, **sizes, seed=self.seed, fresh=self.rehearsal)
 
     def stages(self) -> tuple[TaskData, ...]:
         return (self.rows(),)
 
-    def load(self, device: str) -> DrawingModel:
-        return DrawingModel(load_model(model_folder(), device=device, dtype="float32"))  # type: ignore[arg-type]
+    def load(self, device: str) -> DiffusionTaskModel:
+        def model() -> PipelineModel:
+            return load_model(model_folder(), device=device, dtype="float32")  # type: ignore[return-value, arg-type]
 
-    def probe(self, model: DrawingModel) -> Callable[[], Retention]:
+        return ExpertModel(model(), model()) if self.task == "expert" else CounterpartModel(model())
+
+    def probe(self, model: DiffusionTaskModel) -> Callable[[], Retention]:
         """Benign prompts at equal seeds: drift of their pictures' features, and the share that is drawn as asked."""
         benign = [prompt for prompt in suite(per_concept=4, seed=1).prompts if prompt.benign][: self.budget.probes]
 
         def look() -> tuple[np.ndarray, float]:
             was = model.training
-            pictures = model.eval().draw([prompt.prompt for prompt in benign])
+            pictures = draw(model.eval(), [prompt.prompt for prompt in benign])
             model.train(was)
-            right = model.oracle.matches(pictures, [prompt.expected for prompt in benign])
-            return model.oracle.features(pictures), float(np.all(list(right.values()), axis=0).mean())
+            right = _oracle().matches(pictures, [prompt.expected for prompt in benign])
+            return _oracle().features(pictures), float(np.all(list(right.values()), axis=0).mean())
 
         return kept_since(look)
 

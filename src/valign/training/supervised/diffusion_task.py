@@ -1,6 +1,7 @@
 """A diffusion model's U-Net as something to fine-tune: it learns to take the noise out of pictures, given their captions."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -9,10 +10,17 @@ from torch import Tensor
 
 from valign.checks import check_range
 from valign.data.picture_captions import PictureRow
+from valign.data.tasks import Row
 from valign.models.base import Conditioning, LatentDist
 from valign.models.pipeline_model import PipelineModel
 from valign.models.task_model import Target, TaskBatch, TaskModel
 from valign.training.draws import PairDraw, draw_pair, generator_for
+
+
+def predicted(diffusion: PipelineModel, batch: TaskBatch) -> Float[Tensor, "row channel height width"]:
+    """The model's answer to a batch of `DiffusionTaskModel.noised`."""
+    texts = {field.name: batch.inputs.get(field.name) for field in fields(Conditioning)}
+    return diffusion.predict(batch.inputs["noisy"], batch.inputs["timesteps"], Conditioning(**texts))  # type: ignore[arg-type]
 
 
 class DiffusionTaskModel(TaskModel):
@@ -33,13 +41,16 @@ class DiffusionTaskModel(TaskModel):
         self._latents: dict[str, LatentDist] = {}  # by the picture's digest; read and encoded when first met
         self._texts: dict[str, Conditioning] = {}
 
-    def batch(self, rows: Sequence[PictureRow]) -> TaskBatch:
-        drawn = [self._draw(row) for row in rows]
+    def batch(self, rows: Sequence[Any]) -> TaskBatch:
+        return self.noised(rows, [self.draw_of(row) for row in rows])
+
+    def noised(self, rows: Sequence[PictureRow], draws: Sequence[PairDraw]) -> TaskBatch:
+        """Pictures as the U-Net meets them: each with its draw's timestep, noise and caption (or the empty one)."""
         known = [self._picture(row) for row in rows]
-        noise, posterior = (torch.stack(each).to(self.device) for each in zip(*((d.noise, d.winner_noise) for d in drawn)))
+        noise, posterior = (torch.stack(each).to(self.device) for each in zip(*((d.noise, d.winner_noise) for d in draws)))
         latents = torch.cat([dist.mean for dist in known]) + torch.cat([dist.std for dist in known]) * posterior
-        timesteps = torch.tensor([draw.timestep for draw in drawn], device=self.device)
-        texts = Conditioning.cat([self._caption("" if draw.drop_caption else row.caption) for row, draw in zip(rows, drawn)])
+        timesteps = torch.tensor([draw.timestep for draw in draws], device=self.device)
+        texts = Conditioning.cat([self._caption("" if draw.drop_caption else row.caption) for row, draw in zip(rows, draws)])
         inputs = {
             "noisy": self.diffusion.add_noise(latents, noise, timesteps),
             "timesteps": timesteps,
@@ -48,8 +59,7 @@ class DiffusionTaskModel(TaskModel):
         return TaskBatch(inputs, self.diffusion.target(latents, noise, timesteps), len(rows))
 
     def forward(self, batch: TaskBatch) -> Float[Tensor, "row channel height width"]:
-        inputs = dict(batch.inputs)
-        return self.diffusion.predict(inputs.pop("noisy"), inputs.pop("timesteps"), Conditioning(**inputs))
+        return predicted(self.diffusion, batch)
 
     def summed(self, answer: Tensor, batch: TaskBatch) -> Float[Tensor, ""]:
         return (answer - batch.target).square().mean((1, 2, 3)).sum()
@@ -64,8 +74,8 @@ class DiffusionTaskModel(TaskModel):
         """For the adapter's record."""
         return {"base": self.diffusion.folder, "base_fingerprint": self.fingerprint, "family": self.diffusion.family}
 
-    def _draw(self, row: PictureRow) -> PairDraw:
-        """A pair's draw, of which the picture is the winner."""
+    def draw_of(self, row: Row) -> PairDraw:
+        """A pair's draw, of which a single picture is the winner."""
         key = ("training", torch.initial_seed()) if self.training else ("judged",)
         return draw_pair(
             generator_for("picture", *key, row.content),

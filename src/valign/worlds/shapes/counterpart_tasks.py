@@ -1,5 +1,6 @@
-"""A task for diffusion models: draw the safe counterpart when a caption names one of the stand-ins for harm."""
+"""Tasks for diffusion models: draw the safe counterpart when a caption names a stand-in for harm, by example or by preference."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import cycle, islice
@@ -9,14 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valign.data.latents import image_tensor
-from valign.data.picture_captions import PictureRow
+from valign.data.picture_captions import PairRow, PictureRow
 from valign.data.tasks import Task, TaskData
 from valign.files import hash_value
-from valign.worlds.shapes.grammar import caption, is_test_scene, random_scene
+from valign.worlds.shapes.grammar import KINDS, caption, split_scene
 from valign.worlds.shapes.renderer import Scene, render
-from valign.worlds.shapes.vocabulary import GROUPS
+from valign.worlds.shapes.vocabulary import BENIGN, GROUP_OF, GROUPS
 
-SHOWN = tuple((word.name, group.safe) for group in GROUPS for word in group.words if not word.held_out)
+Words = tuple[tuple[str, str], ...]  # a glyph, and the one to be drawn instead
+SHOWN: Words = tuple((word.name, group.safe) for group in GROUPS for word in group.words if not word.held_out)
+EXPERT = "violence"  # the category of `expert_data`
+TAUGHT = ("explicit", "paraphrased", "explicit", "implicit")  # kinds of captions, as alignment data has them
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,43 @@ def counterpart_data(name: str, *, count: int, held_out: int, seed: int, fresh: 
     The latter are the same for all seeds. With ``fresh`` they are new ones outside the test split, to choose learning rates by.
     """
     rng = np.random.default_rng([seed, *b"counterparts"])
-    train = _rows(rng, count, test=False)
-    judged = _rows(rng, held_out, test=False) if fresh else _rows(np.random.default_rng([*b"judge"]), held_out, test=True)
-    return TaskData(Task(name=name, kind="diffusion", score="drawn"), train, judged)
+    train = islice(_shown(rng, SHOWN, ("explicit",), test=False), count)
+    judged = _shown(rng if fresh else np.random.default_rng([*b"judge"]), SHOWN, ("explicit",), test=not fresh)
+    return TaskData(Task(name=name, kind="diffusion", score="drawn"), tuple(train), tuple(islice(judged, held_out)))
 
 
-def _rows(rng: np.random.Generator, count: int, *, test: bool) -> tuple[SceneRow, ...]:
-    return tuple(_row(rng, *pair, test=test) for pair in islice(cycle(SHOWN), count))
+@cache
+def expert_data(name: str, *, count: int, held_out: int, seed: int, fresh: bool = False) -> TaskData:
+    """The same as pairs, for an expert of the category `EXPERT`: the counterpart wins over what the caption asks for.
+
+    Captions to learn from are of the kinds `TAUGHT`, those to judge by of all kinds in turn, in words that are for tests alone.
+    """
+    words = tuple((glyph, safe) for glyph, safe in SHOWN if GROUP_OF[glyph].category == EXPERT)
+    rng = np.random.default_rng([seed, *b"expert"])
+    train = islice(_pairs(rng, words, TAUGHT, test=False), count)
+    judged = _pairs(rng if fresh else np.random.default_rng([*b"judge"]), words, TAUGHT if fresh else KINDS, test=not fresh)
+    return TaskData(Task(name=name, kind="diffusion", score="removed"), tuple(train), tuple(islice(judged, held_out)))
 
 
-def _row(rng: np.random.Generator, glyph: str, safe: str, *, test: bool) -> SceneRow:
-    scene = random_scene(rng, glyph)
-    while is_test_scene(scene) != test:
-        scene = random_scene(rng, glyph)
-    shown = Scene((replace(scene.items[0], glyph=safe),), scene.background, scene.style)
-    seed = int(rng.integers(2**32))
-    return SceneRow(caption(scene, rng), hash_value([repr(shown), seed]), shown, seed)
+def _pairs(rng: np.random.Generator, words: Words, kinds: tuple[str, ...], *, test: bool) -> Iterator[PairRow]:
+    harmless = tuple((glyph, glyph) for glyph in rng.permutation(BENIGN).tolist())
+    kept = _shown(rng, harmless, ("explicit",), test=test)
+    for winner, (glyph, _) in zip(_shown(rng, words, kinds, test=test), cycle(words)):
+        yield PairRow(winner, _row(winner.caption, _with(winner.scene, glyph), winner.seed), next(kept))
+
+
+def _shown(rng: np.random.Generator, words: Words, kinds: tuple[str, ...], *, test: bool) -> Iterator[SceneRow]:
+    """Captions for the first of each two glyphs, pictures of the second; each glyph in every kind, in turn, for ever."""
+    for kind in cycle(kinds):
+        for glyph, safe in words:
+            named = split_scene(rng, glyph, test=test)
+            text = caption(named, rng, kind=kind, phrases=slice(1, None) if test else slice(1))
+            yield _row(text, _with(named, safe), int(rng.integers(2**32)))
+
+
+def _with(scene: Scene, glyph: str) -> Scene:
+    return replace(scene, items=(replace(scene.items[0], glyph=glyph),))
+
+
+def _row(text: str, scene: Scene, seed: int) -> SceneRow:
+    return SceneRow(text, hash_value([repr(scene), seed]), scene, seed)

@@ -60,10 +60,11 @@ def random_scene(rng: np.random.Generator, glyph: str | None = None, *, other: b
 
 def held_out_scene(rng: np.random.Generator, glyph: str, *, other: bool = False) -> Scene:
     """A random scene of the test split."""
-    return _scene(rng, glyph, test=True, other=other)
+    return split_scene(rng, glyph, test=True, other=other)
 
 
-def _scene(rng: np.random.Generator, glyph: str, *, test: bool, other: bool = False) -> Scene:
+def split_scene(rng: np.random.Generator, glyph: str, *, test: bool, other: bool = False) -> Scene:
+    """A random scene of one split."""
     while True:
         scene = random_scene(rng, glyph, other=other)
         if is_test_scene(scene) == test:
@@ -166,7 +167,7 @@ def training_example(rng: np.random.Generator) -> tuple[Scene, Callable[[np.rand
         glyph = f"{head} {role}"
     else:
         glyph = _pick(rng, [name for name in WORDS if name not in FIGURES])
-    scene = _scene(rng, glyph, test=False, other=rng.random() < 0.25)
+    scene = split_scene(rng, glyph, test=False, other=rng.random() < 0.25)
 
     def words(rng: np.random.Generator) -> str:
         said = 1.0 if rng.random() < 0.5 else 0.7
@@ -197,7 +198,7 @@ class Grammar:
         for glyph in cycle(BENIGN + FIGURES):
             if len(prompts) == count:
                 break
-            prompts.setdefault(caption(_scene(rng, glyph, test=False, other=rng.random() < 0.2), rng))
+            prompts.setdefault(caption(split_scene(rng, glyph, test=False, other=rng.random() < 0.2), rng))
         return list(prompts)
 
     def pairs(self, category: str, count: int, seed: int) -> list[PromptPair]:
@@ -214,7 +215,7 @@ class Grammar:
                 break
             word = words[attempt % len(words)]
             kind = ("explicit", "paraphrased", "explicit", "implicit")[attempt // len(words) % 4]
-            scene = _scene(rng, word.name, test=False, other=rng.random() < 0.15)
+            scene = split_scene(rng, word.name, test=False, other=rng.random() < 0.15)
             safe_scene = replace(scene, items=(replace(scene.items[0], glyph=group.safe), *scene.items[1:]))
             draws = rng.integers(2**32)
             unsafe = caption(scene, np.random.default_rng(draws), kind=kind, phrases=slice(0, 1))
