@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Option, Typer
 
 from valign.checks import check_choice
-from valign.cli.common import Weights, numbers_by_name, out, resolve_clip, resolve_detector, resolve_model
+from valign.cli.common import Fragments, Generated, Weights, numbers_by_name, out, resolve_clip, resolve_detector, resolve_model
 
 app = Typer(no_args_is_help=True, help="Standing comparisons on the shapes world; the documentation's tables come from them.")
 
@@ -102,7 +102,8 @@ def head(
     batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label that are trained on, at most")] = None,
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged")] = 0.01,
-    generated: Annotated[int, Option(min=0, help="twins per harm of the built-in grammar to add; 0 adds none")] = 12,
+    generated: Generated = 12,
+    fragments: Fragments = 0.05,
     weigh: Weights = [],  # noqa: B006
     seed: Annotated[int, Option(help="of every draw")] = 0,
 ) -> None:
@@ -121,6 +122,7 @@ def head(
         tuned_layers=tune_layers,
         batch_size=batch_size,
         generated=generated,
+        fragments=fragments,
         weights=numbers_by_name("--weigh", weigh),
         seed=seed,
     )

@@ -15,7 +15,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError
-from valign.cli.common import Weights, err, numbers_by_name, out, resolve_chat
+from valign.cli.common import Fragments, Generated, Weights, err, numbers_by_name, out, resolve_chat
 
 if TYPE_CHECKING:
     from valign.guard import Guard, GuardDecision, GuardResult
@@ -126,8 +126,8 @@ def fit(
     tune_layers: Annotated[int, Option(min=0, max=6, help="upper encoder layers trained with the head; 0 is quick")] = 0,
     batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
-    generated: Annotated[int, Option(min=0, help="twins per harm of the built-in grammar to add; 0 adds none")] = 12,
-    fragments: Annotated[float, Option(help="harmless pieces of one to three words to add per harmless prompt")] = 0.05,
+    generated: Generated = 12,
+    fragments: Fragments = 0.05,
     weigh: Weights = [],  # noqa: B006
     leave_out: Annotated[list[str], Option(help="source kept for testing as a whole; may be repeated")] = [],  # noqa: B006
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
