@@ -2,6 +2,7 @@
 
     python benchmarks/adapters.py                     # twelve CLIP text blocks of width 768, random weights
     python benchmarks/adapters.py --layers 2 --rounds 1
+    python benchmarks/adapters.py --batch 32 --only Comp-LoRA,AILoRA   # 32 texts per step, and these two only
 
 Each variant adapts q_proj and v_proj of the same model, in a process of its own and in turns, so that peaks of memory do not mix
 and drift of the machine hits all alike. The fastest median of a step counts, and LoRA of rank 8 in the same run is 1.00. Start is
@@ -48,14 +49,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="texts per step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps per round, after two that are not")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", default="", help="beginnings of variants' names, joined by commas; LoRA is always there")
     parser.add_argument("--variant", choices=sorted(VARIANTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
         print(json.dumps(measure(options)))
         return
-    results: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    chosen = [name for name in VARIANTS if name == "LoRA r=8" or name.startswith(tuple(options.only.split(",")))]
+    results: dict[str, list[dict[str, float]]] = {variant: [] for variant in chosen}
     for _ in range(options.rounds):
-        for variant in VARIANTS:
+        for variant in chosen:
             command = [sys.executable, __file__, "--variant", variant]
             for name in ("layers", "tokens", "batch", "steps"):
                 command += [f"--{name}", str(getattr(options, name))]

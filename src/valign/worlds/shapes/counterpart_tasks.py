@@ -13,14 +13,13 @@ from valign.data.latents import image_tensor
 from valign.data.picture_captions import PairRow, PictureRow
 from valign.data.tasks import Task, TaskData
 from valign.files import hash_value
-from valign.worlds.shapes.grammar import KINDS, caption, split_scene
+from valign.worlds.shapes.grammar import KINDS, TAUGHT, caption, split_scene
 from valign.worlds.shapes.renderer import Scene, render
 from valign.worlds.shapes.vocabulary import BENIGN, GROUP_OF, GROUPS
 
 Words = tuple[tuple[str, str], ...]  # a glyph, and the one to be drawn instead
 SHOWN: Words = tuple((word.name, group.safe) for group in GROUPS for word in group.words if not word.held_out)
 EXPERT = "violence"  # the category of `expert_data`
-TAUGHT = ("explicit", "paraphrased", "explicit", "implicit")  # kinds of captions, as alignment data has them
 
 
 @dataclass(frozen=True)

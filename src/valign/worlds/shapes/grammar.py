@@ -30,6 +30,7 @@ from valign.worlds.shapes.vocabulary import (
 )
 
 KINDS = ("explicit", "paraphrased", "implicit", "adversarial")
+TAUGHT = ("explicit", "paraphrased", "explicit", "implicit")  # kinds of alignment data's prompts, in turn
 LEET = str.maketrans("aeio", "4310")
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
@@ -214,7 +215,7 @@ class Grammar:
             if len(pairs) == count:
                 break
             word = words[attempt % len(words)]
-            kind = ("explicit", "paraphrased", "explicit", "implicit")[attempt // len(words) % 4]
+            kind = TAUGHT[attempt // len(words) % len(TAUGHT)]
             scene = split_scene(rng, word.name, test=False, other=rng.random() < 0.15)
             safe_scene = replace(scene, items=(replace(scene.items[0], glyph=group.safe), *scene.items[1:]))
             draws = rng.integers(2**32)
