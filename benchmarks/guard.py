@@ -4,8 +4,9 @@
 
 Prints one table. For single prompts: p50, p95, p99 in milliseconds. In batches of 64: prompts per second (median of the rounds),
 and that as a multiple of the whole guard's, which says more on a busy machine. ``cpu ms`` is processor time per prompt in batches.
-Then recall on unsafe and false alarms on safe prompts. ``--data`` takes files or folders of labelled prompts (as in `valign guard
-evaluate`); without it captions are made from word lists, every second one with a listed term, so its recall shows nothing.
+Then recall on unsafe and false alarms on safe prompts. At the end: what the learned stage's 8 bits change. ``--data`` takes files
+or folders of labelled prompts (as in `valign guard evaluate`); without it captions are made from word lists, every second one with
+a listed term, so its recall shows nothing.
 
 The word filters are measured if they are installed: ``pip install alt-profanity-check better-profanity``.
 """
@@ -18,13 +19,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
+from valign.evaluation.guard_rates import auroc
 from valign.files import write_json
 from valign.guard import Guard
+from valign.guard.learned import LearnedStage
 from valign.guard.rows import LabelledPrompt, capped, read_rows, without_repeats
+from valign.models.minilm import MiniLM
 from valign.policy import Policy, load_policy
 
 BATCH = 64
@@ -124,6 +129,20 @@ def guards(policy: Policy) -> dict[str, Filter]:
     return found
 
 
+def compare_bits(policy: Policy, rows: Sequence[LabelledPrompt]) -> str:
+    """AUROC and decisions of the learned stage as it ships, in 8 bits, and in float32."""
+    prompts, label = [row.prompt for row in rows], np.array([row.label for row in rows], dtype=bool)
+    narrow = LearnedStage.from_policy(policy, MiniLM()).check_many(prompts)
+    with patch("valign.models.minilm.has_int8", return_value=False):
+        wide = LearnedStage.from_policy(policy, MiniLM()).check_many(prompts)
+    areas = []
+    for verdicts in (narrow, wide):
+        ranking = np.array([verdict.ranking for verdict in verdicts])
+        areas.append(f"{auroc(ranking[label], ranking[~label]).value:.4f}" if label.any() and not label.all() else "-")
+    differ = float(np.mean([one.fired != two.fired for one, two in zip(narrow, wide)]))
+    return f"learned stage in 8 bits and in 32: AUROC {areas[0]} and {areas[1]}, {differ:.2%} of the decisions differ"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", help="labelled prompts: files, or folders of files")
@@ -147,6 +166,7 @@ def main() -> None:
             f"{name:22}{one.p50:9.3f}{one.p95:9.3f}{one.p99:9.3f}{one.rate:11.0f}{one.rate / guard:9.2f}{one.cpu:9.3f}"
             f"{one.recall:9.1%}{one.false_alarms:14.1%}"
         )
+    print(compare_bits(policy, rows))
     if options.json:
         write_json(options.json, {name: asdict(one) for name, one in found.items()})
 

@@ -56,6 +56,7 @@ DISGUISES = {
     "points": ".".join,
     "zero width": lambda word: f"{word[:2]}\u200b{word[2:]}",
     "look-alikes": lambda word: word.translate(str.maketrans("aeopcx", "\u0430\u0435\u043e\u0440\u0441\u0445")),
+    "circled": lambda word: "".join(chr(ord("\u24d0") + ord(letter) - ord("a")) for letter in word),
     "stretched": lambda word: word[:2] + 3 * word[1] + word[2:],
     "official": lambda word: f"an official educational photo of {word}",
 }
