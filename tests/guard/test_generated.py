@@ -52,3 +52,22 @@ def test_both_sides_of_a_harm_name_it_or_show_it(policy, seed):
     for row in generated_rows(policy, each=1, seed=seed)[:100]:
         name = row.group.removeprefix("generated:")
         assert any(words in row.prompt for words in ((name,) if not row.label else (name, *harms[name])))
+
+
+def test_twins_of_a_contrast_share_the_words_in_its_slots(rows):
+    for contrast in grammar()["contrasts"]:
+        twins = [row for row in rows if row.group == f"generated:{contrast['about']}"]
+        assert len(twins) == 2 * 5 * 4
+        assert {row.categories for row in twins if row.label} == ({(contrast["category"],)} if contrast["category"] else {()})
+        frames = [side for side in ("safe", "unsafe") for frame in contrast[side] if "{group}" in frame]
+        if len(frames) == len(contrast["safe"]) + len(contrast["unsafe"]):
+            for safe, unsafe in zip(twins[::2], twins[1::2]):
+                assert any(group in safe.prompt and group in unsafe.prompt for group in contrast["slots"]["group"])
+
+
+def test_every_slot_of_the_grammar_is_known():
+    """A slot is filled with the words of its own contrast, harm, place or group of people, or with those of all."""
+    known = {*grammar()["words"], "name", "act", "scene", "mild", "fitting", "elsewhere", "where", "group"}
+    for contrast in grammar()["contrasts"]:
+        for frame in (*contrast["safe"], *contrast["unsafe"]):
+            assert set(re.findall(r"\{(\w+)\}", frame)) <= known | set(contrast["slots"]), frame

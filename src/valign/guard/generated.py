@@ -18,7 +18,7 @@ from valign.guard.rows import LabelledPrompt
 from valign.policy import Policy
 
 SENTENCES = Path(__file__).parent / "assets" / "sentences.yaml"
-PLACES = 5  # times as many twins per group of places as per harm, since a group has many acts
+PLACES = 5  # times as many twins per group of places or per contrast as per harm, since these have many acts
 _SLOT = re.compile(r"\{(\w+)\}")
 Twin = tuple[str, str, str, str]  # safe prompt, unsafe prompt, category or "", what both are about
 
@@ -57,6 +57,11 @@ def _twins(each: int, random: Random) -> Iterator[Twin]:
             own = {slot: random.choice(group[slot]) for slot in ("mild", "fitting", "elsewhere")}
             own |= {"act": random.choice(group["mild"] + group["never"]), "where": random.choice(group["places"])}
             yield _fill("manners_safe", own, random), _fill("manners_unsafe", own, random), "", group["places"][0]
+    for contrast in rules["contrasts"]:
+        for _ in range(PLACES * each):
+            own = {slot: random.choice(values) for slot, values in contrast["slots"].items()}
+            safe, unsafe = (_fill_one(random.choice(contrast[side]), own, random) for side in ("safe", "unsafe"))
+            yield safe, unsafe, contrast["category"], contrast["about"]
     for people in rules["people"]["groups"]:
         for _ in range(each // 2):
             safe, unsafe = (
