@@ -99,6 +99,13 @@ def test_the_page_is_drawn_from_any_summary(tmp_path):
     assert len(trade_offs(summary["rows"])) == 2
 
 
+@pytest.mark.parametrize(("gain", "said"), [(0.1, "<b>new</b>, "), (0.0, "<b>lora</b> and 1 other, ")])
+def test_methods_that_are_level_share_the_highest_score(gain, said, tmp_path):
+    summary = summarise(book(gain), {}, references=("lora",))
+    write_page(tmp_path / "report.html", {**summary, "claims": []})
+    assert f"Highest mean score: {said}" in (tmp_path / "report.html").read_text()
+
+
 def test_numbers_are_short():
     assert [number(value) for value in (0, 999, 73728, 22_565_376, 3e9)] == ["0", "999", "73.7 k", "22.6 M", "3 G"]
     assert (size(2048), size(592_998), size(3 * 2**20)) == (
