@@ -56,6 +56,8 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
     chosen = [name for name in VARIANTS if name == "LoRA r=8" or name.startswith(tuple(options.only.split(",")))]
+    if len(chosen) == 1:
+        parser.error(f"--only must begin the name of a variant, got {options.only!r}. Known: {', '.join(VARIANTS)}")
     results: dict[str, list[dict[str, float]]] = {variant: [] for variant in chosen}
     for _ in range(options.rounds):
         for variant in chosen:
