@@ -159,6 +159,13 @@ def test_tasks_with_files_need_a_folder():
     assert Comparison(data=None, tasks=("glyphs",), **given).place("glyphs", 0).rows().train
 
 
+def test_a_head_alone_has_nothing_to_train_in_the_shapes_world():
+    given = {"model": "minilm", "data": None, "bases": Path("bases"), "seeds": (0,), "budget": BUDGETS["tiny"]}
+    with pytest.raises(UserError, match=r"methods must have one besides head.*models of expert, glyphs have none"):
+        Comparison(tasks=("expert", "glyphs"), methods=("head",), **given)
+    Comparison(tasks=("expert",), methods=("head", "lora"), **given)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -61,6 +61,8 @@ class Comparison:
         files = [task for task in self.tasks if task not in SHAPES]
         if self.data is None and files:
             raise UserError(f"--data must be the folder of {', '.join(files)}, got none. Tasks without one: {', '.join(SHAPES)}.")
+        if self.methods == ("head",) and not files:
+            raise UserError(f"methods must have one besides head, got head alone: the models of {', '.join(self.tasks)} have none.")
         strange = sorted(set(self.settings) - set(self.methods))
         if strange:
             raise UserError(f"--set must name methods of the comparison, got {', '.join(strange)}. Add them to --methods.")
