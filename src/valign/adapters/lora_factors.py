@@ -43,7 +43,10 @@ class FactorVariant(LoraVariant):
 
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
         lora = self.factors(module, active_adapter)
-        return result + linear(linear(module.lora_dropout[active_adapter](x), lora.down), lora.up) * lora.scale
+        hidden = linear(module.lora_dropout[active_adapter](x), lora.down)
+        up = (lora.up * lora.scale).T.to(hidden.dtype)  # scaled here, not token by token
+        sums = torch.addmm(_rows(result).to(hidden.dtype), _rows(hidden), up)
+        return sums.view(result.shape)
 
     def merge_safe(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
         return orig_weight + self._delta(module, active_adapter, orig_weight)
@@ -58,6 +61,10 @@ class FactorVariant(LoraVariant):
     def _delta(self, layer: Any, name: str, like: Tensor) -> Tensor:
         delta = self.factors(layer, name).delta()
         return (delta.T if layer.fan_in_fan_out else delta).to(like.dtype)
+
+
+def _rows(tokens: Float[Tensor, "... size"]) -> Float[Tensor, "token size"]:
+    return tokens.reshape(-1, tokens.shape[-1])
 
 
 def plain(layer: Any, name: str) -> LoraFactors:
