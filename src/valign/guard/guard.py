@@ -25,6 +25,7 @@ from valign.guard.records import Attempt, GuardDecision, GuardedImage, GuardResu
 from valign.guard.regeneration import Draw, draw_checked
 from valign.guard.rewriting import Brief, PolicyRewriter, Rewriter, role_of
 from valign.guard.script import ScriptStage
+from valign.guard.second_opinion import SecondOpinion
 from valign.guard.semantic import References, SemanticStage, references
 from valign.guard.value_token import ValueToken
 from valign.guard.values import ValuesStage
@@ -113,20 +114,28 @@ class Guard:
         """
         rules = policy if isinstance(policy, Policy) else load_policy(policy)
         wanted = rules.guard.stages
-        stages: list[Stage] = []
         if {"semantic", "learned"} & set(wanted):
             encoder = encoder or MiniLM()
+        learned = None
+        if "learned" in wanted:
+            assert encoder is not None
+            learned = LearnedStage.from_policy(rules, encoder, load_head(head or SHIPPED))
+        stages: list[Stage] = []
         for name in wanted:
             if name == "learned":
-                assert encoder is not None
-                stages.append(LearnedStage.from_policy(rules, encoder, load_head(head or SHIPPED)))
+                assert learned is not None
+                stages.append(learned)
             elif name == "semantic":
                 assert encoder is not None
                 stages.append(SemanticStage.from_policy(rules, encoder))
             elif name == "values":
                 stages.append(ValuesStage.from_policy(rules))
             else:
-                stages.append(LexicalStage.from_policy(rules))
+                words = LexicalStage.from_policy(rules)
+                if learned is None or not rules.guard.doubt:
+                    stages.append(words)
+                else:
+                    stages.append(SecondOpinion(words, learned, HardRule.from_policy(rules), doubt=rules.guard.doubt))
         if chat is not None:
             stages.append(ChatValues(chat, rules))
         template = PolicyRewriter(rules, References(encoder, references(rules)) if encoder else None)

@@ -1,0 +1,51 @@
+"""A listed word is a suspicion: where the trained head is sure that the whole prompt is harmless, it is none.
+
+"A wall that people cannot see through" holds a listed term and no harm. Word lists cannot tell; a head that reads the sentence can,
+and it is asked only about prompts that hold a listed term. In VALOR's waterfall (arXiv 2511.11693) this is the step from "fire" to
+"pass" of level 1; all later stages still run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+from valign.checks import check_range
+from valign.guard.hard_rule import HardRule
+from valign.guard.lexical import LexicalStage
+from valign.guard.records import Verdict
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What is asked: a stage whose verdicts have a probability of harm as their ``ranking`` (`valign.guard.learned`)."""
+
+    def check_many(self, prompts: Sequence[str]) -> list[Verdict]: ...
+
+
+class SecondOpinion:
+    """The lexical stage, whose findings need a head that is not sure of the opposite.
+
+    A prompt with a word that a block rule looks for is never cleared.
+    Args: doubt: Probability of harm, in [0, 1], below which the head clears a prompt; 0 clears none.
+    """
+
+    name = LexicalStage.name
+    level = LexicalStage.level
+
+    def __init__(self, words: LexicalStage, head: Reader, rule: HardRule, *, doubt: float) -> None:
+        check_range("SecondOpinion.doubt", doubt, low=0.0, high=1.0)
+        self.words, self._head, self._rule, self._doubt = words, head, rule, doubt
+
+    def check(self, prompt: str) -> Verdict:
+        return self.check_many([prompt])[0]
+
+    def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
+        """The lexical verdicts; a cleared one passes, and keeps its span and the head's probability."""
+        found = self.words.check_many(prompts)
+        asked = [i for i, verdict in enumerate(found) if verdict.fired and not self._rule.concerns(prompts[i])]
+        opinions = self._head.check_many([prompts[i] for i in asked]) if asked else []
+        for i, opinion in zip(asked, opinions):
+            if opinion.ranking < self._doubt:
+                message = f"{found[i].message}, but the whole reads as harmless"
+                found[i] = replace(found[i], outcome="pass", score=None, ranking=opinion.ranking, scores={}, message=message)
+        return found
