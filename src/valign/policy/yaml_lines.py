@@ -15,6 +15,7 @@ Where = tuple[str, int]  # file, line from 1
 Place = tuple[str | int, ...]  # keys and indices from the top of the document
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where there is one; it is much faster
 DEEPEST = 20  # levels of nesting; a policy needs seven
+TOO_DEEP = f"a policy must be nested at most {DEEPEST} levels deep."
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ def read_node(path: Path, shown: str) -> tuple[yaml.MappingNode | None, list[Pro
         odd = list(_odd_events(text, shown))
         node = None if odd else yaml.compose(_Named(text, shown), Loader=LOADER)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        return None, [Problem((shown, mark.line + 1 if mark else 1), f"the file must be YAML: {error.problem or error.context}.")]
+        mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
+        deep = "nesting depth" in str(problem)  # libyaml's own limit, which its scanner may meet first
+        return None, [Problem((shown, mark.line + 1 if mark else 1), TOO_DEEP if deep else f"the file must be YAML: {problem}.")]
     except yaml.YAMLError as error:
         return None, [Problem((shown, 1), f"the file must be YAML: {str(error).splitlines()[0]}.")]
     if odd:
@@ -117,7 +119,7 @@ def _odd_events(text: str, shown: str) -> Iterator[Problem]:
         place = (shown, event.start_mark.line + 1 if event.start_mark else 1)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            yield Problem(place, f"a policy must be nested at most {DEEPEST} levels deep.")
+            yield Problem(place, TOO_DEEP)
             return
         if isinstance(event, yaml.AliasEvent):
             yield Problem(place, f"the alias *{event.anchor} is not allowed. Write the value out.")
