@@ -12,7 +12,7 @@ from valign.checks import UserError
 from valign.guard.calibration import calibrate, flagged_share, presets
 from valign.guard.features import bag_of, ngram_ids
 from valign.guard.fit import FitConfig, fit_head, source_weights, targets, twin_loss
-from valign.guard.head import Head, HeadSettings, average, load_head, save_head
+from valign.guard.head import ATTEND, Head, HeadSettings, average, load_head, save_head, sentence_vectors
 from valign.guard.learned import LearnedStage
 from valign.guard.rows import LabelledPrompt, capped, policy_rows, read_rows, without_repeats
 
@@ -139,6 +139,30 @@ def test_a_head_without_tuning_reads_the_encoders_own_vectors(head, minilm):
     assert torch.equal(head.vectors(minilm.lower(tokens, 6), tokens), minilm.encode_windows(tokens))
 
 
+def test_a_query_weighs_tokens_by_the_softmax_of_their_products():
+    """In NumPy: the same means, padding left out, each of unit length; a query of zeros is the plain mean."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, queries = torch.randn(2, 5, 384, generator=generator), torch.randn(2, 384, generator=generator)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    found = sentence_vectors(hidden, mask, {ATTEND: queries}).numpy().reshape(2, 3, 384)
+    for i, length in enumerate((5, 3)):
+        tokens = hidden[i, :length].double().numpy()
+        for query, vector in zip((np.zeros(384), *queries.double().numpy()), found[i]):
+            votes = np.exp(tokens @ query - (tokens @ query).max())
+            mean = (votes / votes.sum()) @ tokens
+            np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_queries_need_tokens_that_are_tuned(policy, minilm):
+    config = FitConfig(epochs=1, batch_size=16, buckets=64, bag_dim=4, hidden=8, queries=3)
+    frozen = fit_head(ROWS[:16], policy, minilm, config)
+    tuned = fit_head(ROWS[:16], policy, minilm, replace(config, tuned_layers=1))
+    assert ATTEND not in frozen.weights
+    assert frozen.weights["hidden.weight"].shape == (8, 384 + 4)
+    assert (tuned.weights[ATTEND].shape, tuned.weights["hidden.weight"].shape) == ((3, 384), (8, 4 * 384 + 4))
+    assert ATTEND not in fit_head(ROWS[:16], policy, minilm, replace(config, tuned_layers=1, queries=0)).weights
+
+
 def test_words_left_to_rules_change_nothing(head, minilm):
     word = head.settings.hidden_words[0]
     first, second = (head.score(minilm, [text]) for text in (f"a quiet {word} here", "a quiet person here"))
@@ -166,6 +190,13 @@ def test_refuses_a_file_that_is_no_head(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="could not be read as a guard head"):
         load_head(tmp_path / "bad.safetensors")
+
+
+def test_refuses_a_file_whose_tensors_do_not_fit(head, tmp_path):
+    narrow = {**head.weights, "hidden.weight": head.weights["hidden.weight"][:, 1:]}
+    save_head(Head(head.settings, narrow), tmp_path / "narrow.safetensors")
+    with pytest.raises(UserError, match="tensors that do not fit its settings"):
+        load_head(tmp_path / "narrow.safetensors")
 
 
 def test_refuses_one_kind_of_rows(policy, minilm):

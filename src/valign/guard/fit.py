@@ -19,15 +19,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from valign.checks import UserError, check_range
 from valign.guard.features import ngram_ids
-from valign.guard.head import Head, HeadSettings, head_logits
+from valign.guard.head import ATTEND, Head, HeadSettings, head_logits, sentence_vectors
 from valign.guard.rows import LabelledPrompt
-from valign.models.minilm import LAYERS, WIDTH, MiniLM, Tokens, pool, run_layers
+from valign.models.minilm import LAYERS, WIDTH, MiniLM, Tokens, run_layers
 from valign.policy import Policy
 from valign.progress import track
 from valign.text import clean
 
 TRAIN_TOKENS = 64  # of a text that training looks at; use looks at all
 NEIGHBOURHOOD = 20  # batches within which texts are sorted by length
+INPUT_SCALE, QUERY_SCALE = 0.2, 0.02  # of first weights; a query begins as nearly the plain mean
 OTHER_CATEGORY = 0.5  # weight of the categories that an unsafe row does not name
 
 
@@ -44,6 +45,7 @@ class FitConfig:
     buckets: int = 16384  # of the n-gram hash
     bag_dim: int = 48
     hidden: int = 256
+    queries: int = 2  # means of tokens that the head weighs itself, beside the plain one; none on a frozen encoder
     dropout: float = 0.3  # of the hidden units
     margin: float = 3.0  # logits between twins
     margin_weight: float = 0.3
@@ -56,6 +58,7 @@ class FitConfig:
         for name in ("epochs", "batch_size", "bag_dim", "hidden"):
             check_range(f"FitConfig.{name}", getattr(self, name), low=1)
         check_range("FitConfig.tuned_layers", self.tuned_layers, low=0, high=LAYERS)
+        check_range("FitConfig.queries", self.queries, low=0)
         check_range("FitConfig.lr", self.lr, above=0.0)
         check_range("FitConfig.encoder_lr", self.encoder_lr, above=0.0)
         check_range("FitConfig.dropout", self.dropout, low=0.0, high=0.9)
@@ -224,24 +227,25 @@ class _Fitter:
             with torch.no_grad():
                 lower = self.encoder.lower(tokens, first)
             hidden = run_layers(lower, tokens.mask, own, range(first, LAYERS))
-        return pool(hidden.float(), tokens.mask)
+        return sentence_vectors(hidden.float(), tokens.mask, self.weights)
 
 
 def _first_weights(settings: HeadSettings, encoder: MiniLM, config: FitConfig, generator: torch.Generator) -> dict[str, Tensor]:
-    columns, width = len(settings.columns), WIDTH + config.bag_dim
+    queries = config.queries if config.tuned_layers else 0
+    columns, width = len(settings.columns), WIDTH * (1 + queries) + config.bag_dim
 
     def normal(*shape: int, scale: float) -> Tensor:
         return torch.randn(*shape, generator=generator) * scale
 
     weights = {
         "ngrams.weight": normal(config.buckets, config.bag_dim, scale=0.1),
-        "hidden.weight": normal(
-            config.hidden, width, scale=width**-0.5 * 4
-        ),  # the vector has unit length, so its entries are small
+        "hidden.weight": normal(config.hidden, width, scale=INPUT_SCALE),  # vectors of unit length have small entries
         "hidden.bias": torch.zeros(config.hidden),
         "out.weight": normal(columns, config.hidden, scale=config.hidden**-0.5),
         "out.bias": torch.zeros(columns),
     }
+    if queries:
+        weights[ATTEND] = normal(queries, WIDTH, scale=QUERY_SCALE)
     for layer in range(LAYERS - config.tuned_layers, LAYERS):
         own = {name: tensor for name, tensor in encoder.weights.items() if name.startswith(f"encoder.layer.{layer}.")}
         weights |= {f"upper.{name}": tensor.clone() for name, tensor in own.items()}

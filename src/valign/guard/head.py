@@ -1,7 +1,9 @@
 """The trained head: a score per policy category from a sentence vector and n-grams. Pure tensors, and its file on disk.
 
-``x = [vector, bag]``, ``h = gelu(W1 x + b1)``, ``logits = W2 h + b2``; column 0 is "any harm", the others are the categories. The
-vector comes from all-MiniLM-L6-v2; the upper layers of the encoder may be the head's own (tuned), the lower ones are shared.
+``x = [mean, attended, bag]``, ``h = gelu(W1 x + b1)``, ``logits = W2 h + b2``; column 0 is "any harm", the others are the
+categories. ``mean`` is the sentence vector of all-MiniLM-L6-v2; the upper layers of the encoder may be the head's own (tuned), the
+lower ones are shared. ``attended`` are means that queries of the head's own weigh, so that few harmful words are not lost in a long
+harmless prompt.
 """
 
 import json
@@ -9,24 +11,26 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import embedding_bag, gelu, linear
+from torch.nn.functional import embedding_bag, gelu, linear, normalize
 
 from valign.checks import UserError
 from valign.files import atomic_path, hash_file
 from valign.guard.features import bag_of
-from valign.models.minilm import LAYERS, MiniLM, Tokens, Weights, pool, quick_weights, run_layers
+from valign.models.minilm import LAYERS, WIDTH, MiniLM, Tokens, Weights, pool, quick_weights, run_layers
 
 FORMAT = 1
 ANY = "any"  # name of column 0
+ATTEND = "attend.weight"  # the queries' tensor; heads on a frozen encoder have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,8 @@ class Head:
     """Settings and tensors; ``[text, column]`` probabilities out."""
 
     settings: HeadSettings
-    weights: Mapping[str, Tensor]  # ngrams.weight [bucket, d], hidden.weight [h, 384+d], hidden.bias, out.weight, out.bias, upper.*
+    # ngrams.weight [bucket, d], attend.weight [q, 384] or none, hidden.weight [h, 384 (1 + q) + d], hidden.bias, out.*, upper.*
+    weights: Mapping[str, Tensor]
     sha256: str = ""  # of the file that it was read from
 
     @torch.inference_mode()
@@ -74,21 +79,33 @@ class Head:
             np.maximum.at(out, list(tokens.owner), logits.sigmoid().numpy())
         return out
 
-    def vectors(self, lower: Float[Tensor, "window token dim"], tokens: Tokens) -> Float[Tensor, "window dim"]:
-        """Unit vectors from the shared lower layers' states, through the head's own upper layers."""
-        return pool(run_layers(lower, tokens.mask, self._upper, range(LAYERS - self.settings.tuned_layers, LAYERS)), tokens.mask)
+    def vectors(self, lower: Float[Tensor, "window token dim"], tokens: Tokens) -> Float[Tensor, "window vector"]:
+        """`sentence_vectors` from the shared lower layers' states, through the head's own upper layers."""
+        hidden = run_layers(lower, tokens.mask, self._upper, range(LAYERS - self.settings.tuned_layers, LAYERS))
+        return sentence_vectors(hidden, tokens.mask, self.weights)
 
     @cached_property
     def _upper(self) -> Weights:
         own = {name.removeprefix("upper."): tensor for name, tensor in self.weights.items() if name.startswith("upper.")}
         return quick_weights(own)
 
-    def logits(self, vectors: Float[Tensor, "window dim"], texts: Sequence[str]) -> Float[Tensor, "window column"]:
+    def logits(self, vectors: Float[Tensor, "window vector"], texts: Sequence[str]) -> Float[Tensor, "window column"]:
         return head_logits(self.weights, vectors, *bag_of(texts, self.settings.buckets))
 
 
+def sentence_vectors(
+    hidden: Float[Tensor, "window token dim"], mask: Bool[Tensor, "window token"], weights: Mapping[str, Tensor]
+) -> Float[Tensor, "window vector"]:
+    """The mean over the tokens, and one mean per query that is weighted by ``softmax(query . token)``; each of unit length."""
+    mean = pool(hidden, mask)
+    if ATTEND not in weights:
+        return mean
+    votes = (hidden @ weights[ATTEND].T).masked_fill(~mask[..., None], -inf).softmax(dim=1)
+    return torch.cat([mean, normalize(votes.transpose(1, 2) @ hidden, dim=-1).flatten(1)], dim=1)
+
+
 def head_logits(
-    weights: Mapping[str, Tensor], vectors: Float[Tensor, "text dim"], grams: Tensor, starts: Tensor
+    weights: Mapping[str, Tensor], vectors: Float[Tensor, "text vector"], grams: Tensor, starts: Tensor
 ) -> Float[Tensor, "text column"]:
     """The formula of the module, before the sigmoid."""
     bag = embedding_bag(grams, weights["ngrams.weight"], starts, mode="mean")
@@ -161,6 +178,8 @@ def load_head(path: Path) -> Head:
         shapes = _shapes(weights)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} could not be read as a guard head: {error}. Train it again.") from error
-    if shapes["ngrams.weight"][0] != settings.buckets or shapes["out.weight"][0] != len(settings.columns):
+    inputs = WIDTH * (1 + shapes.get(ATTEND, (0,))[0]) + shapes["ngrams.weight"][1]
+    expected = (settings.buckets, len(settings.columns), inputs)
+    if (shapes["ngrams.weight"][0], shapes["out.weight"][0], shapes["hidden.weight"][1]) != expected:
         raise UserError(f"{path} has tensors that do not fit its settings. Train it again.")
     return Head(settings, weights, hash_file(path))
