@@ -1,5 +1,6 @@
 """The whole service over a socket, asked by OpenAI's own client."""
 
+import asyncio
 import base64
 import hashlib
 import io
@@ -484,6 +485,39 @@ def test_hundreds_of_clients_at_once(tmp_path):
     drawn = [entry for entry in entries(tmp_path) if entry["kind"] == "draw"]
     assert len(drawn) == 200
     assert len({answer.headers["x-request-id"] for answer in found}) == 200
+
+
+def test_a_thousand_clients_at_once_are_served_or_told_to_wait(tmp_path):
+    """A thousand open connections ask in the same moment, with queues of the usual size: nobody is dropped or let through."""
+    body = json.dumps({"prompt": "a corpse on the beach", "seed": 1}).encode()
+    request = (
+        f"POST /v1/images/generations HTTP/1.1\r\nHost: test\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+    async def crowd(port):
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(1000)]
+
+        async def one(reader, writer):
+            writer.write(request)
+            answer = await reader.read()
+            writer.close()
+            head, _, text = answer.partition(b"\r\n\r\n")
+            return int(head.split()[1]), head, json.loads(text)
+
+        return await asyncio.gather(*(one(*stream) for stream in streams))
+
+    guard = Guard.from_policy(quick_policy(), detector=Watcher())
+    with running(make_service(tmp_path, guard=guard)) as url:
+        found = asyncio.run(crowd(int(url.rpartition(":")[2])))
+        assert ask(f"{url}/readyz").status == 200
+    drawn = [answer for status, _, answer in found if status == 200]
+    waiting = [(head, answer) for status, head, answer in found if status == 503]
+    assert drawn
+    assert len(drawn) + len(waiting) == 1000
+    assert all(answer["data"][0]["revised_prompt"] == "a mossy fallen tree on the beach" for answer in drawn)
+    assert all(answer["error"]["code"] == "overloaded" and b"retry-after" in head.lower() for head, answer in waiting)
+    assert sum(entry.get("outcome") == "drawn" for entry in entries(tmp_path)) == len(drawn)
 
 
 def test_stopping_answers_what_is_under_way(tmp_path):
