@@ -36,54 +36,58 @@ class Reader:
         return [self.check(prompt) for prompt in prompts]
 
 
-def stage(harms, doubt=0.02):
-    return SecondOpinion(WORDS, Reader(harms), HardRule([RULE]), doubt=doubt)
+def asked(harms, prompts, *, doubt=0.02):
+    """The word level's verdicts after the opinion, and what the head was asked."""
+    head = Reader(harms)
+    return SecondOpinion(head, HardRule([RULE]), doubt=doubt)(prompts, WORDS.check_many(prompts)), head.seen
+
+
+def guarded(head, *words, stages=()):
+    """A guard of a word list, a head and further stages."""
+    policy = load_policy("default")
+    opinion = SecondOpinion(head, HardRule.from_policy(policy), doubt=0.02)
+    return Guard(policy, [LexicalStage([Term(word, "shocking") for word in words]), head, *stages], opinion=opinion)
 
 
 @pytest.mark.parametrize(("harm", "outcome"), [(0.0, "pass"), (0.019, "pass"), (0.02, "fire"), (0.5, "fire"), (1.0, "fire")])
 def test_only_a_head_that_is_sure_clears_a_term(harm, outcome):
-    verdict = stage({"museum": harm}).check("a museum of gore")
+    [verdict], _ = asked({"museum": harm}, ["a museum of gore"])
     assert (verdict.outcome, verdict.span) == (outcome, (12, 16))
     assert verdict.ranking == (1.0 if outcome == "fire" else harm)
     assert (verdict.score is None) == (outcome == "pass")
 
 
 def test_without_doubt_a_term_is_final():
-    assert stage({}, doubt=0.0).check("gore").fired
+    assert asked({}, ["gore"], doubt=0.0)[0][0].fired
 
 
 def test_only_prompts_with_a_term_are_read():
-    opinion = stage({"red": 0.5})
-    verdicts = opinion.check_many(["a lamp", "red gore", "a cup", "old gore", "a noose"])
+    verdicts, seen = asked({"red": 0.5}, ["a lamp", "red gore", "a cup", "old gore", "a noose"])
     assert [verdict.fired for verdict in verdicts] == [False, True, False, False, False]
-    assert opinion._head.seen == ["red gore", "old gore", "a noose"]
+    assert seen == ["red gore", "old gore", "a noose"]
 
 
 def test_a_word_of_a_block_rule_is_never_cleared():
-    opinion = stage({})
-    assert opinion.check("an apprentice beside some gore").fired
-    assert opinion._head.seen == []
+    verdicts, seen = asked({}, ["an apprentice beside some gore"])
+    assert verdicts[0].fired
+    assert seen == []
 
 
 @pytest.mark.parametrize("doubt", [-0.1, 1.1, float("nan")])
 def test_doubt_is_a_probability(doubt):
     with pytest.raises(ValueError, match=r"SecondOpinion\.doubt must be in \[0, 1\], got"):
-        stage({}, doubt=doubt)
+        asked({}, ["gore"], doubt=doubt)
 
 
-def test_a_head_that_fails_blocks():
-    policy = load_policy("default")
-    guard = Guard(policy, [stage({"gore": float("nan")})])
-    decision = guard.check("gore")
-    assert (decision.action, decision.error) == ("block", "lexical: failed: RuntimeError")
+def test_a_head_that_fails_clears_nothing():
+    guard = guarded(Reader({"gore": float("nan")}), "gore")
+    assert guard.check("gore").stop == "lexical"
+    assert guard.check("gore").flagged
     assert guard.check("a lamp").action == "allow"
 
 
 def test_a_cleared_prompt_still_meets_the_later_stages_and_comes_back_to_the_letter():
-    policy = load_policy("default")
-    head = Reader({"grim": 0.95})
-    rule = HardRule.from_policy(policy)
-    guard = Guard(policy, [SecondOpinion(WORDS, head, rule, doubt=0.02), head, ValuesStage.from_policy(policy)])
+    guard = guarded(Reader({"grim": 0.95}), "gore", stages=[ValuesStage.from_policy(load_policy("default"))])
     result = guard.guard("a gore museum")
     assert (result.action, result.prompt) == ("allow", "a gore museum")
     assert guard.guard(result.prompt).prompt == result.prompt
@@ -94,20 +98,15 @@ def test_a_cleared_prompt_still_meets_the_later_stages_and_comes_back_to_the_let
 
 def test_the_policy_says_how_sure(minilm):
     policy = with_guard(load_policy("default"), stages=["lexical", "learned"])
-    assert isinstance(Guard.from_policy(policy, encoder=minilm).stages[0], SecondOpinion)
-    assert isinstance(Guard.from_policy(with_guard(policy, doubt=0.0), encoder=minilm).stages[0], LexicalStage)
-    assert isinstance(Guard.from_policy(with_guard(policy, stages=["lexical"])).stages[0], LexicalStage)
+    assert Guard.from_policy(policy, encoder=minilm).opinion is not None
+    assert Guard.from_policy(with_guard(policy, doubt=0.0), encoder=minilm).opinion is None
+    assert Guard.from_policy(with_guard(policy, stages=["lexical"])).opinion is None
 
 
 def test_more_terms_never_let_more_through():
-    """Monotone, as the card asks: whatever the head says, a longer list finds at least what a shorter one and the head found."""
-    prompts = ["gore", "a rose", "a noose and a rose", "red rose", "a lamp"]
+    """Monotone, as the card asks: whatever the head says, a longer list flags at least what a shorter one does."""
     for harm in (0.0, 0.01, 0.5, 0.95):
         head = Reader({"rose": harm, "gore": 0.5})
-        few, more = (
-            SecondOpinion(LexicalStage([Term(word, "shocking") for word in words]), head, HardRule([]), doubt=0.02)
-            for words in (("gore",), ("gore", "rose", "noose"))
-        )
-        for prompt in prompts:
-            before = few.check(prompt).fired or head.check(prompt).fired
-            assert more.check(prompt).fired or head.check(prompt).fired or not before
+        few, more = guarded(head, "gore"), guarded(head, "gore", "rose", "noose")
+        for prompt in ("gore", "a rose", "a noose and a rose", "red rose", "a lamp"):
+            assert more.check(prompt).flagged or not few.check(prompt).flagged

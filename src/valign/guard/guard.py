@@ -65,6 +65,7 @@ class Guard:
 
     Args:
         stages: In the order in which they run. Without any the guard refuses to start.
+        opinion: May clear a finding of the word level; None lets every listed word count.
         judge: Tells what was meant when a stage fired; None takes every finding as meant.
         rewriter: Proposes captions; the policy's own rewriter is always the last resort. None: what should be rewritten is blocked.
         acceptor: What a proposal must keep.
@@ -77,6 +78,7 @@ class Guard:
         policy: Policy,
         stages: Sequence[Stage],
         *,
+        opinion: SecondOpinion | None = None,
         judge: IntentJudge | None = None,
         rewriter: Rewriter | None = None,
         acceptor: Acceptor | None = None,
@@ -90,7 +92,7 @@ class Guard:
         if len(set(names)) < len(names):
             raise ValueError(f"Guard.stages must have distinct names, got {', '.join(names)}. Rename one.")
         self.policy, self.stages = policy, tuple(stages)
-        self.judge, self.rewriter, self.detector, self.token = judge, rewriter, detector, token
+        self.opinion, self.judge, self.rewriter, self.detector, self.token = opinion, judge, rewriter, detector, token
         self.acceptor = acceptor or Acceptor.from_policy(policy)
         self.template = template or PolicyRewriter(policy)
         self._rule, self._script = HardRule.from_policy(policy), ScriptStage(policy)
@@ -114,34 +116,28 @@ class Guard:
         """
         rules = policy if isinstance(policy, Policy) else load_policy(policy)
         wanted = rules.guard.stages
+        stages: list[Stage] = []
         if {"semantic", "learned"} & set(wanted):
             encoder = encoder or MiniLM()
-        learned = None
-        if "learned" in wanted:
-            assert encoder is not None
-            learned = LearnedStage.from_policy(rules, encoder, load_head(head or SHIPPED))
-        stages: list[Stage] = []
         for name in wanted:
             if name == "learned":
-                assert learned is not None
-                stages.append(learned)
+                assert encoder is not None
+                stages.append(LearnedStage.from_policy(rules, encoder, load_head(head or SHIPPED)))
             elif name == "semantic":
                 assert encoder is not None
                 stages.append(SemanticStage.from_policy(rules, encoder))
             elif name == "values":
                 stages.append(ValuesStage.from_policy(rules))
             else:
-                words = LexicalStage.from_policy(rules)
-                if learned is None or not rules.guard.doubt:
-                    stages.append(words)
-                else:
-                    stages.append(SecondOpinion(words, learned, HardRule.from_policy(rules), doubt=rules.guard.doubt))
+                stages.append(LexicalStage.from_policy(rules))
+        reader = next((stage for stage in stages if isinstance(stage, LearnedStage)), None) if rules.guard.doubt else None
         if chat is not None:
             stages.append(ChatValues(chat, rules))
         template = PolicyRewriter(rules, References(encoder, references(rules)) if encoder else None)
         return cls(
             rules,
             stages,
+            opinion=SecondOpinion(reader, HardRule.from_policy(rules), doubt=rules.guard.doubt) if reader else None,
             judge=ChatIntention(chat) if chat is not None else IntentionRules.from_policy(rules),
             rewriter=ChatRewriter(chat, rules) if chat is not None else template,
             acceptor=Acceptor.from_policy(rules, encoder),
@@ -192,11 +188,15 @@ class Guard:
         every: list[Stage] = [_Rule(self._rule), self._script]
         every += [stage for stage in self.stages if chat or not getattr(stage, "uses_chat", False)]
         for stage in every:
-            for i, verdict in zip(alive, _run(stage, [prompts[i] for i in alive])):
+            for i, verdict in zip(alive, self._verdicts(stage, [prompts[i] for i in alive])):
                 traces[i].append(verdict)
             if not explain or stage.level == "rule":
                 alive = [i for i in alive if not self._counts(traces[i][-1])]
         return traces
+
+    def _verdicts(self, stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
+        found = _run(stage, prompts)
+        return self.opinion(prompts, found) if self.opinion is not None and stage.level == "word" else found
 
     def _counts(self, verdict: Verdict) -> bool:
         return verdict.fired and not ignored(self.policy, verdict)

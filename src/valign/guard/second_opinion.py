@@ -11,7 +11,6 @@ from typing import Protocol, runtime_checkable
 
 from valign.checks import check_range
 from valign.guard.hard_rule import HardRule
-from valign.guard.lexical import LexicalStage
 from valign.guard.records import Verdict
 
 
@@ -23,29 +22,26 @@ class Reader(Protocol):
 
 
 class SecondOpinion:
-    """The lexical stage, whose findings need a head that is not sure of the opposite.
+    """Takes findings of the word level back where the head is sure of the opposite.
 
-    A prompt with a word that a block rule looks for is never cleared.
+    A prompt with a word that a block rule looks for is never cleared, and a head that fails clears nothing.
     Args: doubt: Probability of harm, in [0, 1], below which the head clears a prompt; 0 clears none.
     """
 
-    name = LexicalStage.name
-    level = LexicalStage.level
-
-    def __init__(self, words: LexicalStage, head: Reader, rule: HardRule, *, doubt: float) -> None:
+    def __init__(self, head: Reader, rule: HardRule, *, doubt: float) -> None:
         check_range("SecondOpinion.doubt", doubt, low=0.0, high=1.0)
-        self.words, self._head, self._rule, self._doubt = words, head, rule, doubt
+        self._head, self._rule, self._doubt = head, rule, doubt
 
-    def check(self, prompt: str) -> Verdict:
-        return self.check_many([prompt])[0]
-
-    def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
-        """The lexical verdicts; a cleared one passes, and keeps its span and the head's probability."""
-        found = self.words.check_many(prompts)
-        asked = [i for i, verdict in enumerate(found) if verdict.fired and not self._rule.concerns(prompts[i])]
-        opinions = self._head.check_many([prompts[i] for i in asked]) if asked else []
+    def __call__(self, prompts: Sequence[str], verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """The verdicts, one per prompt; a cleared one passes, and keeps its span and the head's probability."""
+        heard = list(verdicts)
+        asked = [i for i, verdict in enumerate(heard) if verdict.outcome == "fire" and not self._rule.concerns(prompts[i])]
+        try:
+            opinions = self._head.check_many([prompts[i] for i in asked]) if asked else []
+        except Exception:
+            return heard
         for i, opinion in zip(asked, opinions):
-            if opinion.ranking < self._doubt:
-                message = f"{found[i].message}, but the whole reads as harmless"
-                found[i] = replace(found[i], outcome="pass", score=None, ranking=opinion.ranking, scores={}, message=message)
-        return found
+            if opinion.outcome != "error" and opinion.ranking < self._doubt:
+                message = f"{heard[i].message}, but the whole reads as harmless"
+                heard[i] = replace(heard[i], outcome="pass", score=None, ranking=opinion.ranking, scores={}, message=message)
+        return heard

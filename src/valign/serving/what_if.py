@@ -41,6 +41,7 @@ def retuned(guard: Guard, moved: Mapping[str, float]) -> Guard:
     return Guard(
         guard.policy,
         stages,
+        opinion=guard.opinion,
         judge=guard.judge,
         rewriter=guard.rewriter,
         acceptor=replace(acceptor, keep_words=words, keep_meaning=meaning),
