@@ -53,8 +53,8 @@ def guarded(head, *words, stages=()):
 def test_only_a_head_that_is_sure_clears_a_term(harm, outcome):
     [verdict], _ = asked({"museum": harm}, ["a museum of gore"])
     assert (verdict.outcome, verdict.span) == (outcome, (12, 16))
-    assert verdict.ranking == (1.0 if outcome == "fire" else harm)
-    assert (verdict.score is None) == (outcome == "pass")
+    assert (verdict.score, verdict.threshold) == ((1.0, 1.0) if outcome == "fire" else (harm, 0.02))
+    assert verdict.ranking == verdict.score
 
 
 def test_without_doubt_a_term_is_final():

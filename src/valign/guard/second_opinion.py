@@ -33,7 +33,7 @@ class SecondOpinion:
         self._head, self._rule, self._doubt = head, rule, doubt
 
     def __call__(self, prompts: Sequence[str], verdicts: Sequence[Verdict]) -> list[Verdict]:
-        """The verdicts, one per prompt; a cleared one passes, and keeps its span and the head's probability."""
+        """The verdicts, one per prompt; a cleared one passes, with the head's probability against `doubt`."""
         heard = list(verdicts)
         asked = [i for i, verdict in enumerate(heard) if verdict.outcome == "fire" and not self._rule.concerns(prompts[i])]
         try:
@@ -42,6 +42,13 @@ class SecondOpinion:
             return heard
         for i, opinion in zip(asked, opinions):
             if opinion.outcome != "error" and opinion.ranking < self._doubt:
-                message = f"{heard[i].message}, but the whole reads as harmless"
-                heard[i] = replace(heard[i], outcome="pass", score=None, ranking=opinion.ranking, scores={}, message=message)
+                heard[i] = replace(
+                    heard[i],
+                    outcome="pass",
+                    score=opinion.ranking,
+                    threshold=self._doubt,
+                    ranking=opinion.ranking,
+                    scores={},
+                    message=f"{heard[i].message}, but the whole reads as harmless",
+                )
         return heard
