@@ -12,9 +12,10 @@ from valign.checks import UserError
 from valign.guard.calibration import calibrate, flagged_share, presets
 from valign.guard.features import bag_of, ngram_ids
 from valign.guard.fit import FitConfig, fit_head, source_weights, targets, twin_loss
-from valign.guard.head import ATTEND, Head, HeadSettings, average, load_head, save_head, sentence_vectors
+from valign.guard.head import ATTEND, Head, HeadSettings, as_saved, average, load_head, save_head, sentence_vectors
 from valign.guard.learned import LearnedStage
 from valign.guard.rows import LabelledPrompt, capped, policy_rows, read_rows, without_repeats
+from valign.recipes.guard_head import calibrate_and_write, calibrated
 
 
 def row(number, prompt, label, categories=(), source="toy", pair=""):
@@ -314,3 +315,15 @@ def test_policy_rows_leave_held_out_concepts_alone(policy):
     prompts = " ".join(one.prompt for one in policy_rows(policy))
     assert held_out
     assert not any(name in prompts for name in held_out)
+
+
+def test_thresholds_belong_to_the_weights_in_the_file(head, policy, minilm, tmp_path):
+    """Calibrated heads score as their file does: rounding after calibration would move scores over thresholds."""
+    noted = replace(head, settings=replace(head.settings, notes={"trained_on": {"toy": len(ROWS)}, "left_out": [], "config": {}}))
+    report = calibrate_and_write(noted, ROWS, policy, tmp_path, encoder=minilm, target_fpr=0.1)
+    loaded = load_head(tmp_path / "head.safetensors")
+    assert report.sha256 == loaded.sha256
+    assert all(torch.equal(loaded.weights[name], tensor) for name, tensor in as_saved(head).weights.items())
+    safe = [row.prompt for row in ROWS if not row.label]
+    again = calibrated(loaded, {"toy": loaded.score(minilm, safe)}, target_fpr=0.1, rates={})
+    assert again.settings.thresholds == loaded.settings.thresholds

@@ -113,6 +113,11 @@ def head_logits(
     return linear(hidden, weights["out.weight"], weights["out.bias"])
 
 
+def as_saved(head: Head) -> Head:
+    """The head as `load_head` will give it back, its weights rounded to half precision; thresholds belong to these."""
+    return replace(head, weights={name: tensor.half().float() for name, tensor in head.weights.items()})
+
+
 def average(heads: Sequence[Head]) -> Head:
     """The mean of heads weight by weight, a model soup (Wortsman et al. 2022, arXiv 2203.05482): as cheap as one of them.
 

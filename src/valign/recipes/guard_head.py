@@ -16,7 +16,7 @@ from valign.guard.calibration import presets
 from valign.guard.disguise import diluted, disguised, fragments
 from valign.guard.fit import FitConfig, fit_head
 from valign.guard.generated import generated_rows
-from valign.guard.head import Head, save_head
+from valign.guard.head import Head, as_saved, save_head
 from valign.guard.rows import LabelledPrompt, capped, policy_rows, without_repeats
 from valign.models.minilm import MiniLM
 from valign.policy import Policy
@@ -139,6 +139,7 @@ def calibrate_and_write(
     rates: Mapping[str, float] = MappingProxyType({}),
 ) -> FitReport:
     """Thresholds from the safe rows (sources left out of the fit aside), figures on all rows, then the three files."""
+    head = as_saved(head)
     left_out = head.settings.notes.get("left_out", [])
     own = [row for row in rows if row.source not in left_out]
     head = calibrated(head, harmless_scores(head, encoder, own), target_fpr=target_fpr, rates=rates)
