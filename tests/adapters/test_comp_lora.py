@@ -289,3 +289,14 @@ class TestRefusals:
     def test_options(self, options, message):
         with pytest.raises(ValueError, match=message):
             CompLoRA(**options)
+
+
+def test_a_half_precision_adapter_leaves_a_full_precision_base_alone():
+    model, layer = linear_model(directions=2)
+    for part in (layer.lora_A, layer.lora_B):
+        part["default"].to(torch.bfloat16)
+    for name in ("lora_protect_left", "lora_protect_right"):
+        getattr(layer, name)["default"] = getattr(layer, name)["default"].to(torch.bfloat16)
+    x = torch.randn(3, 5, 6)
+    assert torch.equal(layer(x), layer.base_layer(x))  # B is zero, so nothing may be rounded
+    assert torch.equal(layer(x[0, 0]), layer.base_layer(x[0, 0]))  # a single token, too

@@ -44,9 +44,9 @@ class FactorVariant(LoraVariant):
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
         lora = self.factors(module, active_adapter)
         hidden = linear(module.lora_dropout[active_adapter](x), lora.down)
-        up = (lora.up * lora.scale).T.to(hidden.dtype)  # scaled here, not token by token
-        sums = torch.addmm(_rows(result).to(hidden.dtype), _rows(hidden), up)
-        return sums.view(result.shape)
+        up = (lora.up * lora.scale).T  # scaled here, not token by token
+        dtype = torch.promote_types(result.dtype, hidden.dtype)  # as a sum of the two has it
+        return torch.addmm(_rows(result).to(dtype), _rows(hidden).to(dtype), up.to(dtype)).view(result.shape)
 
     def merge_safe(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
         return orig_weight + self._delta(module, active_adapter, orig_weight)
