@@ -292,7 +292,7 @@ class TestRefusals:
 
 
 def test_a_half_precision_adapter_leaves_a_full_precision_base_alone():
-    model, layer = linear_model(directions=2)
+    _, layer = linear_model(directions=2)
     for part in (layer.lora_A, layer.lora_B):
         part["default"].to(torch.bfloat16)
     for name in ("lora_protect_left", "lora_protect_right"):
