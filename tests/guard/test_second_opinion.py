@@ -36,17 +36,19 @@ class Reader:
         return [self.check(prompt) for prompt in prompts]
 
 
-def asked(harms, prompts, *, doubt=0.02):
+def asked(harms, prompts, *, ambiguous=("Gore", "noose"), doubt=0.02):
     """The word level's verdicts after the opinion, and what the head was asked."""
     head = Reader(harms)
-    return SecondOpinion(head, HardRule([RULE]), doubt=doubt)(prompts, WORDS.check_many(prompts)), head.seen
+    opinion = SecondOpinion(WORDS, head, HardRule([RULE]), ambiguous=ambiguous, doubt=doubt)
+    return opinion(prompts, WORDS.check_many(prompts)), head.seen
 
 
 def guarded(head, *words, stages=()):
     """A guard of a word list, a head and further stages."""
     policy = load_policy("default")
-    opinion = SecondOpinion(head, HardRule.from_policy(policy), doubt=0.02)
-    return Guard(policy, [LexicalStage([Term(word, "shocking") for word in words]), head, *stages], opinion=opinion)
+    listed = LexicalStage([Term(word, "shocking") for word in words])
+    opinion = SecondOpinion(listed, head, HardRule.from_policy(policy), ambiguous=words, doubt=0.02)
+    return Guard(policy, [listed, head, *stages], opinion=opinion)
 
 
 @pytest.mark.parametrize(("harm", "outcome"), [(0.0, "pass"), (0.019, "pass"), (0.02, "fire"), (0.5, "fire"), (1.0, "fire")])
@@ -73,6 +75,12 @@ def test_a_word_of_a_block_rule_is_never_cleared():
     assert seen == []
 
 
+def test_a_term_that_is_not_ambiguous_is_final_and_so_is_its_company():
+    verdicts, seen = asked({}, ["gore", "g o r e", "a noose", "a noose and gore"], ambiguous=["gore"])
+    assert [verdict.fired for verdict in verdicts] == [False, False, True, True]
+    assert seen == ["gore", "g o r e"]
+
+
 @pytest.mark.parametrize("doubt", [-0.1, 1.1, float("nan")])
 def test_doubt_is_a_probability(doubt):
     with pytest.raises(ValueError, match=r"SecondOpinion\.doubt must be in \[0, 1\], got"):
@@ -96,11 +104,13 @@ def test_a_cleared_prompt_still_meets_the_later_stages_and_comes_back_to_the_let
     assert guard.check("gore, people dancing and partying on graves in a cemetery").stop == "values"
 
 
-def test_the_policy_says_how_sure(minilm):
+def test_the_policy_says_which_terms_and_how_sure(minilm):
     policy = with_guard(load_policy("default"), stages=["lexical", "learned"])
     assert Guard.from_policy(policy, encoder=minilm).opinion is not None
-    assert Guard.from_policy(with_guard(policy, doubt=0.0), encoder=minilm).opinion is None
+    assert Guard.from_policy(with_guard(policy, ambiguous=[]), encoder=minilm).opinion is None
     assert Guard.from_policy(with_guard(policy, stages=["lexical"])).opinion is None
+    listed = LexicalStage.from_policy(policy)
+    assert {term for term in policy.guard.ambiguous if not listed.terms_in(term)} == set()
 
 
 def test_more_terms_never_let_more_through():

@@ -130,14 +130,13 @@ class Guard:
                 stages.append(ValuesStage.from_policy(rules))
             else:
                 stages.append(LexicalStage.from_policy(rules))
-        reader = next((stage for stage in stages if isinstance(stage, LearnedStage)), None) if rules.guard.doubt else None
         if chat is not None:
             stages.append(ChatValues(chat, rules))
         template = PolicyRewriter(rules, References(encoder, references(rules)) if encoder else None)
         return cls(
             rules,
             stages,
-            opinion=SecondOpinion(reader, HardRule.from_policy(rules), doubt=rules.guard.doubt) if reader else None,
+            opinion=_second_opinion(rules, stages),
             judge=ChatIntention(chat) if chat is not None else IntentionRules.from_policy(rules),
             rewriter=ChatRewriter(chat, rules) if chat is not None else template,
             acceptor=Acceptor.from_policy(rules, encoder),
@@ -379,6 +378,15 @@ class _Rule:
 
     def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
         return [self._rule.check(prompt) for prompt in prompts]
+
+
+def _second_opinion(policy: Policy, stages: Sequence[Stage]) -> SecondOpinion | None:
+    words = next((stage for stage in stages if isinstance(stage, LexicalStage)), None)
+    head = next((stage for stage in stages if isinstance(stage, LearnedStage)), None)
+    rules = policy.guard
+    if words is None or head is None or not rules.ambiguous:
+        return None
+    return SecondOpinion(words, head, HardRule.from_policy(policy), ambiguous=rules.ambiguous, doubt=rules.doubt)
 
 
 def _run(stage: Stage, prompts: Sequence[str]) -> list[Verdict]:

@@ -71,6 +71,10 @@ class LexicalStage:
             message=f"a listed term of {known.concept or known.category}",
         )
 
+    def terms_in(self, prompt: str) -> set[str]:
+        """Every listed term of the prompt in any spelling, folded; none inside a harmless phrase."""
+        return {term for view in views(prompt) for _, _, term in self._meant(view.text)}
+
     def _meant(self, text: str) -> list[tuple[int, int, str]]:
         """Terms but those inside a harmless phrase."""
         found = list(self._words.find(text))

@@ -1,8 +1,8 @@
-"""A listed word is a suspicion: where the trained head is sure that the whole prompt is harmless, it is none.
+"""An ambiguous word is a suspicion: where the trained head is sure that the whole prompt is harmless, it is none.
 
 "A museum display about the end of the cocaine trade" holds a listed term and no harm. Word lists cannot tell; a head that reads the
-sentence can, and it is asked only about prompts that hold a listed term. In VALOR's waterfall (arXiv 2511.11693) this is the step
-from "fire" to "pass" of level 1; all later stages still run.
+sentence can. The policy says which terms are ambiguous: of a site's own words the head may know nothing, so they count unless it says
+otherwise. In VALOR's waterfall (arXiv 2511.11693) this is the step from "fire" to "pass" of level 1; all later stages still run.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,9 @@ from typing import Protocol, runtime_checkable
 
 from valign.checks import check_range
 from valign.guard.hard_rule import HardRule
+from valign.guard.lexical import LexicalStage
 from valign.guard.records import Verdict
+from valign.text import fold
 
 
 @runtime_checkable
@@ -22,20 +24,24 @@ class Reader(Protocol):
 
 
 class SecondOpinion:
-    """Takes findings of the word level back where the head is sure of the opposite.
+    """Takes findings of ambiguous words back where the head is sure of the opposite.
 
-    A prompt with a word that a block rule looks for is never cleared, and a head that fails clears nothing.
-    Args: doubt: Probability of harm, in [0, 1], below which the head clears a prompt; 0 clears none.
+    A prompt with any other listed term, or with a word that a block rule looks for, is never cleared. A head that fails clears
+    nothing.
+    Args:
+        ambiguous: Terms of ``words`` that may be doubted.
+        doubt: Probability of harm, in [0, 1], below which the head clears a prompt; 0 clears none.
     """
 
-    def __init__(self, head: Reader, rule: HardRule, *, doubt: float) -> None:
+    def __init__(self, words: LexicalStage, head: Reader, rule: HardRule, *, ambiguous: Sequence[str], doubt: float) -> None:
         check_range("SecondOpinion.doubt", doubt, low=0.0, high=1.0)
-        self._head, self._rule, self._doubt = head, rule, doubt
+        self._words, self._head, self._rule, self._doubt = words, head, rule, doubt
+        self._ambiguous = frozenset(map(fold, ambiguous))
 
     def __call__(self, prompts: Sequence[str], verdicts: Sequence[Verdict]) -> list[Verdict]:
         """The verdicts, one per prompt; a cleared one passes, with the head's probability against `doubt`."""
         heard = list(verdicts)
-        asked = [i for i, verdict in enumerate(heard) if verdict.outcome == "fire" and not self._rule.concerns(prompts[i])]
+        asked = [i for i, verdict in enumerate(heard) if verdict.outcome == "fire" and self._open(prompts[i])]
         try:
             opinions = self._head.check_many([prompts[i] for i in asked]) if asked else []
         except Exception:
@@ -52,3 +58,6 @@ class SecondOpinion:
                     message=f"{heard[i].message}, but the whole reads as harmless",
                 )
         return heard
+
+    def _open(self, prompt: str) -> bool:
+        return self._words.terms_in(prompt) <= self._ambiguous and not self._rule.concerns(prompt)

@@ -166,7 +166,8 @@ class GuardRules(Part):
         "block"  # prompts mostly in letters that are not Latin, which word lists and encoder cannot read
     )
     max_chars: Annotated[int, Field(ge=16, le=100_000)] = 4000  # longer prompts are refused
-    doubt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02  # a listed term is no finding where the head gives less harm than this
+    ambiguous: list[Text] = []  # listed terms that are no finding where the learned stage is sure of the opposite
+    doubt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02  # how sure: the highest harm it may give
     harmless: list[Text] = []  # phrases in which a listed term means no harm: "naked mole rat"
     sign: Text = "a clear printed sign with bold letters and a prohibition symbol on a plain background"
     intention: IntentionWords = IntentionWords()
