@@ -1,8 +1,9 @@
 """An ambiguous word is a suspicion: where the trained head is sure that the whole prompt is harmless, it is none.
 
 "A museum display about the end of the cocaine trade" holds a listed term and no harm. Word lists cannot tell; a head that reads the
-sentence can. The policy says which terms are ambiguous: of a site's own words the head may know nothing, so they count unless it says
-otherwise. In VALOR's waterfall (arXiv 2511.11693) this is the step from "fire" to "pass" of level 1; all later stages still run.
+sentence can. The policy says which terms are ambiguous: of a site's own words the head may know nothing, so they count unless the
+policy says otherwise. In VALOR's waterfall (arXiv 2511.11693) this is the step from "fire" to "pass" of level 1; all later stages
+still run.
 """
 
 from collections.abc import Sequence
