@@ -59,9 +59,15 @@ def test_pictures_are_the_pipelines(trained, tiny_sd, tmp_path):
         with Image.open(tmp_path / "with" / f"{number:04d}.png") as image:
             assert np.array_equal(np.asarray(image), np.asarray(picture))
     run("generate", "a captain", "a tree", *shared, "-o", tmp_path / "bare")
-    for number in (2, 3):
-        assert (tmp_path / "bare" / f"{number:04d}.png").read_bytes() == (tmp_path / "with" / f"{number:04d}.png").read_bytes()
-    assert (tmp_path / "bare" / "0000.png").read_bytes() != (tmp_path / "with" / "0000.png").read_bytes()
+    apart = [levels_apart(tmp_path / "bare" / f"{number:04d}.png", tmp_path / "with" / f"{number:04d}.png") for number in range(4)]
+    assert max(apart[2:]) <= 1  # the tree is the bare model's, up to the rounding that another batch size brings
+    assert apart[0] > 1
+
+
+def levels_apart(one, two):
+    """The largest difference of two pictures, in levels of 255."""
+    with Image.open(one) as first, Image.open(two) as second:
+        return int(np.abs(np.asarray(first).astype(int) - np.asarray(second).astype(int)).max())
 
 
 def test_behind_a_guard_the_token_is_a_stage_of_it(trained, tiny_sd, tmp_path):

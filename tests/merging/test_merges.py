@@ -97,11 +97,14 @@ def test_modules_come_sorted_and_scale_is_one(slug, three):
 
 
 def test_saved_merge_reads_back_and_is_reproducible(slug, three, tmp_path):
-    expected = deltas(merge(slug, three))
+    expected = dict(merge(slug, three))
     for folder in ("one", "two"):
         write_merge(merge(slug, three), tmp_path / folder, merge_metadata(slug, three, {}))
     opened = open_adapter(tmp_path / "one")
-    assert all(torch.equal(lora.delta(), expected[module]) for module, lora in opened.items())
+    for module, lora in opened.items():  # the factors, bit for bit; their product depends on how they lie in memory
+        assert torch.equal(lora.down, expected[module].down)
+        assert torch.equal(lora.up, expected[module].up)
+        assert lora.scale == expected[module].scale
     assert [source["name"] for source in opened.metadata["sources"]] == ["hate", "shocking", "violence"]
     for name in (WEIGHTS, "valign.json", "merge_config.yml"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

@@ -65,7 +65,9 @@ def straight(step, batch, *, sft_weight=0.0, mu=None):
 def same(left, right):
     assert sorted(left) == sorted(right)
     for name in left:
-        assert_close(left[name], right[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        # float32 sums in another order, times beta: some processors are 2e-4 of the largest entry apart
+        near = 5e-4 * float(right[name].abs().max())
+        assert_close(left[name], right[name], rtol=1e-5, atol=near, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_a_fresh_adapter_is_the_reference_bit_for_bit(make):
