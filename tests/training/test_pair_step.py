@@ -62,11 +62,11 @@ def straight(step, batch, *, sft_weight=0.0, mu=None):
     return {name: p.grad.clone() for name, p in step.model.unet.named_parameters() if p.grad is not None}
 
 
-def same(left, right):
+def same(left, right, *, apart=0.0):
+    """``apart``: share of a tensor's largest entry by which sums in another order may differ."""
     assert sorted(left) == sorted(right)
     for name in left:
-        # float32 sums in another order, times beta: some processors are 2e-4 of the largest entry apart
-        near = 5e-4 * float(right[name].abs().max())
+        near = max(1e-6, apart * float(right[name].abs().max()))
         assert_close(left[name], right[name], rtol=1e-5, atol=near, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -128,7 +128,7 @@ def test_split_pairs_gives_the_same_gradient(make, options):
     halves = PairStep(step.model, step.objective, small_config(split_pairs=True, **options), step.accelerator)
     split_sums, split_named = gradients(halves, batch)
     assert_close(split_sums, sums, rtol=1e-5, atol=1e-6)
-    same(split_named, named)
+    same(split_named, named, apart=5e-4)  # float32 times beta; on some processors 2e-4
 
 
 def test_gradient_checkpointing_gives_the_same_gradient(make):
