@@ -39,7 +39,7 @@ OFF_AXIS = 1e-3  # a randomised basis further from orthonormal than this is refu
 class Protected(NamedTuple):
     """Orthonormal columns of the directions that a change must leave alone; none if the side is free.
 
-    Each direction lies in one piece in memory: a few rows are projected an eighth faster than on bases that lie row by row.
+    Each direction lies in one piece in memory: which is how BLAS reads it when it projects a few rows.
     """
 
     left: Float[Tensor, "fan_out kept"]
