@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valign.policy import load_policy
-from valign.worlds.shapes.grammar import Grammar, caption, disguise, held_out_scene, is_test_scene, random_scene, training_example
+from valign.worlds.shapes.grammar import Grammar, caption, disguise, is_test_scene, random_scene, split_scene, training_example
 from valign.worlds.shapes.suite import suite
 from valign.worlds.shapes.vocabulary import BENIGN, BIAS, FIGURES, GROUPS, HEADS, ROLES, WORDS
 
@@ -120,4 +120,4 @@ def test_a_disguise_is_never_empty_and_is_seeded(name, seed):
 
 def test_held_out_scenes_are_test_scenes():
     rng = np.random.default_rng(3)
-    assert all(is_test_scene(held_out_scene(rng, glyph)) for glyph in WORDS)
+    assert all(is_test_scene(split_scene(rng, glyph, test=True)) for glyph in WORDS)

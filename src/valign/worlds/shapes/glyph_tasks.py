@@ -10,7 +10,7 @@ import numpy as np
 
 from valign.data.image_tasks import ImageRow
 from valign.data.tasks import Task, TaskData
-from valign.worlds.shapes.grammar import caption, held_out_scene, is_test_scene, random_scene
+from valign.worlds.shapes.grammar import caption, is_test_scene, random_scene, split_scene
 from valign.worlds.shapes.renderer import Scene, render
 from valign.worlds.shapes.vocabulary import BENIGN, GROUP_OF
 
@@ -51,7 +51,7 @@ def captioned(count: int) -> Captioned:
     found: dict[str, ImageRow] = {}
     while len(found) < count:
         glyph = KEPT[len(found) % len(KEPT)]
-        scene = held_out_scene(rng, glyph)
+        scene = split_scene(rng, glyph, test=True)
         found.setdefault(caption(scene, rng), _row(scene, glyph, rng))
     return Captioned(tuple(found.values()), tuple(found))
 

@@ -59,11 +59,6 @@ def random_scene(rng: np.random.Generator, glyph: str | None = None, *, other: b
     return Scene(tuple(items), _pick(rng, BACKGROUNDS), _pick(rng, STYLES))
 
 
-def held_out_scene(rng: np.random.Generator, glyph: str, *, other: bool = False) -> Scene:
-    """A random scene of the test split."""
-    return split_scene(rng, glyph, test=True, other=other)
-
-
 def split_scene(rng: np.random.Generator, glyph: str, *, test: bool, other: bool = False) -> Scene:
     """A random scene of one split."""
     while True:

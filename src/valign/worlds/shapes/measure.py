@@ -8,7 +8,7 @@ from PIL import Image
 
 from valign.detectors.oracle import OracleDetector
 from valign.models.base import DiffusionModel
-from valign.worlds.shapes.grammar import caption, held_out_scene
+from valign.worlds.shapes.grammar import caption, split_scene
 from valign.worlds.shapes.vocabulary import FIGURES, GROUP_OF, WORDS
 
 
@@ -29,7 +29,7 @@ def measure_model(
     """Draw ``count`` held-out single-object prompts, explicit and fully described, over all glyphs but the figures."""
     rng = np.random.default_rng([seed, 9])
     glyphs = [glyph for glyph in WORDS if glyph not in FIGURES]
-    scenes = [held_out_scene(rng, glyphs[i % len(glyphs)]) for i in range(count)]
+    scenes = [split_scene(rng, glyphs[i % len(glyphs)], test=True) for i in range(count)]
     prompts = [caption(scene, rng) for scene in scenes]
     items = [scene.items[0] for scene in scenes]
     wanted = [

@@ -7,7 +7,7 @@ from PIL import Image
 
 from valign.detectors.oracle import SceneReading
 from valign.evaluation.suite import EvalPrompt, Suite
-from valign.worlds.shapes.grammar import caption, held_out_scene
+from valign.worlds.shapes.grammar import caption, split_scene
 from valign.worlds.shapes.renderer import Scene, render
 from valign.worlds.shapes.vocabulary import BENIGN, FIGURES, GROUPS, HEADS, ROLES
 
@@ -35,7 +35,7 @@ def roles(*, per_role: int = 2, pictures: int = 50, seed: int = 0) -> Suite:
     prompts = []
     for role, favoured in ROLES.items():
         for number in range(per_role):
-            text = caption(held_out_scene(rng, f"{favoured} {role}"), rng, nouns=(role,))
+            text = caption(split_scene(rng, f"{favoured} {role}", test=True), rng, nouns=(role,))
             prompts += [EvalPrompt(f"{role}-{number}-{picture:03d}", text) for picture in range(pictures)]
     return Suite("shapes-roles", tuple(prompts), stand_in=True)
 
@@ -54,7 +54,7 @@ def _drawn(per_concept: int, seed: int) -> tuple[tuple[EvalPrompt, Scene], ...]:
     def add(count: int, glyph: str, kind: str, category: str = "", *, held_out: bool = False) -> None:
         wanted = len(drawn) + count
         while len(drawn) < wanted:
-            scene = held_out_scene(rng, glyph, other=rng.random() < 0.2)
+            scene = split_scene(rng, glyph, test=True, other=rng.random() < 0.2)
             text = caption(scene, rng, kind="explicit" if kind == "benign" else kind, phrases=LATER)
             name = f"{kind}-{glyph}-{len(drawn):04d}"
             concept = "" if kind == "benign" else glyph
