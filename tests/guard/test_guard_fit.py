@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from valign.checks import UserError
 from valign.guard.calibration import calibrate, flagged_share, presets
 from valign.guard.features import bag_of, ngram_ids
-from valign.guard.fit import FitConfig, fit_head, partly_hidden, source_weights, targets, twin_loss
+from valign.guard.fit import FitConfig, fit_head, source_weights, targets, twin_loss
 from valign.guard.head import ATTEND, Head, HeadSettings, as_saved, average, load_head, save_head, sentence_vectors
 from valign.guard.learned import LearnedStage
 from valign.guard.rows import LabelledPrompt, capped, policy_rows, read_rows, without_repeats
@@ -162,24 +162,6 @@ def test_queries_need_tokens_that_are_tuned(policy, minilm):
     assert frozen.weights["hidden.weight"].shape == (8, 384 + 4)
     assert (tuned.weights[ATTEND].shape, tuned.weights["hidden.weight"].shape) == ((3, 384), (8, 4 * 384 + 4))
     assert ATTEND not in fit_head(ROWS[:16], policy, minilm, replace(config, tuned_layers=1, queries=0)).weights
-
-
-def test_some_tokens_are_hidden_but_never_the_first(minilm):
-    tokens = minilm.tokenize(["a quiet lamp on a quiet table, " * 12, "a furious bird"] * 200)
-    hidden = partly_hidden(tokens, 0.25, torch.Generator().manual_seed(0))
-    assert hidden.mask[:, 0].all()
-    assert not (hidden.mask & ~tokens.mask).any()
-    shown = hidden.mask[:, 1:].sum() / tokens.mask[:, 1:].sum()
-    assert float(shown) == pytest.approx(0.75, abs=0.02)  # some 17,000 draws: six standard deviations
-
-
-def test_hidden_tokens_change_a_tuned_fit_only(policy, minilm):
-    config = FitConfig(epochs=1, batch_size=16, buckets=64, bag_dim=4, hidden=8, token_dropout=0.5)
-    for layers in (0, 1):
-        some, all_seen = (
-            fit_head(ROWS[:16], policy, minilm, replace(config, tuned_layers=layers, token_dropout=share)) for share in (0.5, 0.0)
-        )
-        assert torch.equal(some.weights["out.weight"], all_seen.weights["out.weight"]) == (layers == 0)
 
 
 def test_words_left_to_rules_change_nothing(head, minilm):

@@ -6,17 +6,7 @@ from typing import Annotated
 from typer import Option, Typer
 
 from valign.checks import check_choice
-from valign.cli.common import (
-    Fragments,
-    Generated,
-    TokenDropout,
-    Weights,
-    numbers_by_name,
-    out,
-    resolve_clip,
-    resolve_detector,
-    resolve_model,
-)
+from valign.cli.common import Fragments, Generated, Weights, numbers_by_name, out, resolve_clip, resolve_detector, resolve_model
 
 app = Typer(no_args_is_help=True, help="Standing comparisons on the shapes world; the documentation's tables come from them.")
 
@@ -114,7 +104,6 @@ def head(
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged")] = 0.01,
     generated: Generated = 12,
     fragments: Fragments = 0.05,
-    token_dropout: TokenDropout = 0.0,
     weigh: Weights = [],  # noqa: B006
     seed: Annotated[int, Option(help="of every draw")] = 0,
 ) -> None:
@@ -134,7 +123,6 @@ def head(
         batch_size=batch_size,
         generated=generated,
         fragments=fragments,
-        token_dropout=token_dropout,
         weights=numbers_by_name("--weigh", weigh),
         seed=seed,
     )

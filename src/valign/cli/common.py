@@ -45,9 +45,6 @@ def setting(text: str) -> tuple[str, Any]:
 
 Generated = Annotated[int, Option(min=0, help="twins per harm of the built-in grammar to add; 0 adds none")]
 Fragments = Annotated[float, Option(help="harmless pieces of one to three words to add per harmless prompt")]
-TokenDropout = Annotated[
-    float, Option(min=0.0, max=0.9, help="share of a prompt's tokens hidden at each step, if layers are tuned")
-]
 Weights = Annotated[
     list[str],
     Option(

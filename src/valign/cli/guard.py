@@ -15,7 +15,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError
-from valign.cli.common import Fragments, Generated, TokenDropout, Weights, err, numbers_by_name, out, resolve_chat
+from valign.cli.common import Fragments, Generated, Weights, err, numbers_by_name, out, resolve_chat
 
 if TYPE_CHECKING:
     from valign.guard import Guard, GuardDecision, GuardResult
@@ -128,7 +128,6 @@ def fit(
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
     generated: Generated = 12,
     fragments: Fragments = 0.05,
-    token_dropout: TokenDropout = 0.0,
     weigh: Weights = [],  # noqa: B006
     leave_out: Annotated[list[str], Option(help="source kept for testing as a whole; may be repeated")] = [],  # noqa: B006
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
@@ -153,7 +152,6 @@ def fit(
         batch_size=batch_size,
         generated=generated,
         fragments=fragments,
-        token_dropout=token_dropout,
         weights=numbers_by_name("--weigh", weigh),
         seed=seed,
     )

@@ -7,7 +7,7 @@ prompts unsafe that most judges do not. Per pair of twins: ``relu(margin - (any_
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -47,7 +47,6 @@ class FitConfig:
     hidden: int = 256
     queries: int = 2  # means of tokens that the head weighs itself, beside the plain one; none on a frozen encoder
     dropout: float = 0.3  # of the hidden units
-    token_dropout: float = 0.0  # of a text's tokens, unseen for one step; none on a frozen encoder
     margin: float = 3.0  # logits between twins
     margin_weight: float = 0.3
     weights: Mapping[str, float] = field(default_factory=dict)  # factors on sources: real traffic may count more than made-up rows
@@ -63,7 +62,6 @@ class FitConfig:
         check_range("FitConfig.lr", self.lr, above=0.0)
         check_range("FitConfig.encoder_lr", self.encoder_lr, above=0.0)
         check_range("FitConfig.dropout", self.dropout, low=0.0, high=0.9)
-        check_range("FitConfig.token_dropout", self.token_dropout, low=0.0, high=0.9)
         check_range("FitConfig.fragments", self.fragments, low=0.0, high=1.0)
         for source, factor in self.weights.items():
             check_range(f"FitConfig.weights[{source}]", factor, above=0.0)
@@ -138,13 +136,6 @@ def twin_loss(any_logits: Float[Tensor, " row"], rows: Sequence[LabelledPrompt],
         return any_logits.new_zeros(())
     unsafe, safe = (torch.tensor(side) for side in zip(*pairs))
     return (margin - (any_logits[unsafe] - any_logits[safe])).relu().mean()
-
-
-def partly_hidden(tokens: Tokens, share: float, generator: torch.Generator) -> Tokens:
-    """Some tokens masked like padding, so that no single word decides; never the first one, the marker of a beginning."""
-    kept = torch.rand(tokens.mask.shape, generator=generator) >= share
-    kept[:, 0] = True
-    return replace(tokens, mask=tokens.mask & kept)
 
 
 def fit_head(
@@ -228,8 +219,6 @@ class _Fitter:
         if self.vectors is not None:
             return self.vectors[batch]
         tokens = _first_window(self.encoder.tokenize([self.texts[i] for i in batch]))
-        if self.config.token_dropout:
-            tokens = partly_hidden(tokens, self.config.token_dropout, self.generator)
         first = LAYERS - self.config.tuned_layers
         own = {name.removeprefix("upper."): tensor for name, tensor in self.weights.items() if name.startswith("upper.")}
         # bfloat16 of the products only is twice as fast where the processor has it; so is attention without the fused kernel,
