@@ -14,11 +14,17 @@ from valign.checks import UserError
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it to ``path`` when the block ends well, delete it otherwise."""
+    """Give a temporary path beside ``path``; rename it to ``path`` when the block ends well, delete it otherwise.
+
+    The file may be read by whom the umask lets; safetensors would leave it to its owner alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
@@ -42,6 +48,10 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        mode = temporary.stat().st_mode & 0o666  # what the umask lets, as in `atomic_path`
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(mode)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
