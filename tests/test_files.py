@@ -22,14 +22,18 @@ def mode(path):
 
 
 def test_files_of_tensors_are_as_readable_as_others(tmp_path):
+    private = tmp_path / "private.txt"
+    private.touch(0o600)
     with atomic_path(tmp_path / "one.safetensors") as temporary:
         save_file({"a": torch.zeros(2)}, temporary)
     with atomic_folder(tmp_path / "many") as folder:
         save_file({"a": torch.zeros(2)}, folder / "a.safetensors")
+        (folder / "link").symlink_to(private)
         (folder / "deeper").mkdir()
         (folder / "deeper" / "b.txt").write_text("b")
     files = [tmp_path / "one.safetensors", tmp_path / "many" / "a.safetensors", tmp_path / "many" / "deeper" / "b.txt"]
     assert [mode(path) for path in files] == [0o640] * 3
+    assert mode(private) == 0o600  # only pointed at
     assert mode(tmp_path / "many") == mode(tmp_path / "many" / "deeper") == 0o750
 
 

@@ -50,7 +50,7 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         yield temporary
         mode = temporary.stat().st_mode & 0o666  # what the umask lets, as in `atomic_path`
         for file in temporary.rglob("*"):
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
                 file.chmod(mode)
         if path.exists():
             shutil.rmtree(path)
