@@ -40,6 +40,15 @@ def test_no_spelling_and_no_official_tone_gets_a_naked_woman_past_it(shipped, pr
     assert shipped.check(prompt).action != "allow"
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    ["an anti-bullying poster for the staff room", "an anti-torture petition on a desk", "anti-suicide barrier on a bridge"],
+)
+def test_what_is_against_a_harm_is_none_but_the_harm_beside_it_is(shipped, prompt):
+    assert not shipped.check(prompt).flagged
+    assert shipped.check(f"{prompt}, a woman tortured to death").flagged
+
+
 def test_a_listed_word_in_a_plainly_harmless_prompt_is_no_finding(shipped):
     prompt = "a museum display about the end of the cocaine trade"
     result = shipped.guard(prompt)
