@@ -234,6 +234,18 @@ def test_outside_is_the_projection():
     assert overlap(torch.zeros(7, 4, dtype=torch.float64), basis) == 0
 
 
+@pytest.mark.parametrize("kept", [1, 3, 4, 5])
+def test_the_smaller_of_the_two_bases_is_kept_and_says_what_is_protected(kept):
+    _, layer = linear_model(rows=8, columns=6, rank=1, directions=kept)
+    names = {name for name, _ in layer.named_buffers()}
+    for side, size in (("left", 8), ("right", 6)):
+        assert (f"lora_free_{side}.default" in names) == (2 * kept > size) != (f"lora_protect_{side}.default" in names)
+    u, _, vh = torch.linalg.svd(weight_of(layer), full_matrices=False)
+    for basis, expected in zip(protected(layer, "default"), (u[:, :kept], vh[:kept].T), strict=True):
+        assert basis.shape == expected.shape
+        assert_close(basis @ basis.T, expected @ expected.T, rtol=0, atol=1e-5)
+
+
 class TestRefusals:
     def test_a_random_basis_that_is_not_orthonormal(self, monkeypatch):
         crooked = Spectrum(u=torch.ones(8, 2), s=torch.ones(2), vh=torch.ones(2, 6))

@@ -1,4 +1,4 @@
-"""The grammar of training prompts: every slot is filled, twins stay twins, and nothing in it is about minors."""
+"""The grammars of training prompts: every slot is filled, twins stay twins, requests differ, and nothing is about minors."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from valign.guard.generated import generated_rows, grammar
+from valign.guard.generated import REQUESTS, generated_rows, grammar, request_rows
 from valign.guard.hard_rule import HardRule
 
 
@@ -71,3 +71,24 @@ def test_every_slot_of_the_grammar_is_known():
     for contrast in grammar()["contrasts"]:
         for frame in (*contrast["safe"], *contrast["unsafe"]):
             assert set(re.findall(r"\{(\w+)\}", frame)) <= known | set(contrast["slots"]), frame
+
+
+class TestRequests:
+    def test_a_seed_makes_as_many_as_asked_no_two_alike(self):
+        rows = request_rows(each=4, seed=0)
+        assert len({row.prompt for row in rows}) == len({row.id for row in rows}) == len(rows) == 4 * REQUESTS
+        assert {(row.label, row.source, row.categories) for row in rows} == {(0, "requests", ())}
+        assert request_rows(each=4, seed=0) == rows != request_rows(each=4, seed=1)
+        assert request_rows(each=0, seed=0) == []
+
+    def test_every_slot_is_filled_from_its_list_and_every_list_is_used(self):
+        rules = grammar("requests")
+        lists = {name for name in rules if name != "frames"}
+        assert {slot for frame in rules["frames"] for slot in re.findall(r"\{(\w+)\}", frame)} == lists
+        assert all(len(set(words)) == len(words) and all(isinstance(word, str) for word in words) for words in rules.values())
+        assert not any(re.search(r"[{}]", row.prompt) for row in request_rows(each=8, seed=0))
+
+    def test_rules_alone_find_harm_in_next_to_none(self, guard):
+        rows = request_rows(each=8, seed=0)
+        flagged = [decision.prompt for decision in guard.check_many([row.prompt for row in rows]) if decision.flagged]
+        assert len(flagged) <= 0.02 * len(rows), flagged

@@ -32,6 +32,7 @@ METHOD = Method(
 
 Side = Literal["left", "right", "both"]
 Mode = Literal["hard", "gradient", "penalty"]
+SIDES = ("left", "right")
 OVERSAMPLE = 10  # columns of the randomised SVD beyond those that are kept
 OFF_AXIS = 1e-3  # a randomised basis further from orthonormal than this is refused
 
@@ -66,13 +67,28 @@ def energy_directions(s: Float[Tensor, " rank"], energy: float) -> int:
     return int((share < energy * share[-1]).sum()) + 1
 
 
+def complement(basis: Float[Tensor, "size kept"]) -> Float[Tensor, "size free"]:
+    """Orthonormal columns of what is perpendicular to ``basis``; each lies in one piece in memory."""
+    return torch.linalg.qr(basis, mode="complete").Q[:, basis.shape[1] :].T.contiguous().T
+
+
 class Complement(FactorVariant):
-    """``s P_U B A P_V``: the factors are projected, not the input, so it costs ``q (o + k) r`` per step, not per token."""
+    """``s P_U B A P_V``: the factors are projected, not the input, so it costs ``q (o + k) r`` per step, not per token.
+
+    Where more than half of a side's directions are protected, it keeps the free ones: the same projection for less.
+    """
 
     def factors(self, layer: Any, name: str) -> LoraFactors:
-        down, up, basis = layer.lora_A[name].weight, layer.lora_B[name].weight, protected(layer, name)
-        down, up = outside(down, basis.right), outside(up.T, basis.left).T
+        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+        down, up = _projected(down, layer, name, "right"), _projected(up.T, layer, name, "left").T
         return LoraFactors(down, up, float(layer.scaling[name]))
+
+
+def _projected(rows: Float[Tensor, "row size"], layer: Any, name: str, side: str) -> Float[Tensor, "row size"]:
+    free = getattr(layer, f"lora_free_{side}", {})
+    if name in free:
+        return (rows.contiguous() @ free[name]) @ free[name].T
+    return outside(rows, getattr(layer, f"lora_protect_{side}")[name])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +142,9 @@ class CompLoRA:
         for name, basis in found.items():
             layer = layers[name]
             down = layer.lora_A[adapter].weight
-            for attribute, value in zip(("lora_protect_left", "lora_protect_right"), basis, strict=True):
+            for side, kept in zip(SIDES, basis, strict=True):
+                most = self.mode == "hard" and 2 * kept.shape[1] > kept.shape[0]
+                attribute, value = (f"lora_free_{side}", complement(kept)) if most else (f"lora_protect_{side}", kept)
                 add_buffer(layer, attribute, adapter, value.to(down.device, down.dtype), saved=False)  # remade from W, not saved
             mark(layer, adapter, "CompLoRA")
             if self.mode == "hard" and any(part.numel() for part in basis):  # nothing protected is plain LoRA
@@ -168,15 +186,19 @@ class CompLoRA:
                     raise ValueError(
                         f"CompLoRA.niter must give an orthonormal basis, got an error of {error:.1e} in {name}. Use None."
                     )
-        left, right = (kept if self.side in (side, "both") else 0 for side in ("left", "right"))
+        left, right = (kept if self.side in (side, "both") else 0 for side in SIDES)
         return Protected(spectrum.u[:, :left].T.contiguous().T, spectrum.vh[:right].contiguous().T)
 
 
 def protected(layer: Any, name: str) -> Protected:
     """The directions that ``name`` must leave alone in this layer. Raises: ValueError if Comp-LoRA did not start it."""
-    if name not in getattr(layer, "lora_protect_left", {}):
-        raise ValueError(f"Comp-LoRA must have started the adapter, got {name!r}, which it did not. Call initialize first.")
-    return Protected(layer.lora_protect_left[name], layer.lora_protect_right[name])
+    found = []
+    for side in SIDES:
+        kept, free = (getattr(layer, f"lora_{kind}_{side}", {}) for kind in ("protect", "free"))
+        if name not in kept and name not in free:
+            raise ValueError(f"Comp-LoRA must have started the adapter, got {name!r}, which it did not. Call initialize first.")
+        found.append(kept[name] if name in kept else complement(free[name]))
+    return Protected(*found)
 
 
 def reproject(model: nn.Module, adapter: str | None = None) -> None:

@@ -1,7 +1,8 @@
-"""Training prompts from a grammar: twins that share a harm, a place or a word, one of them harmless.
+"""Training prompts from two grammars: twins that share a harm, a place or a word, one of them harmless; and everyday requests.
 
-Data sets have few signs, warnings, instructions, acts out of place and harmless uses of alarming words; these fill the gap. The
-grammar (``assets/sentences.yaml``) is data in our own words, so that it can be read, corrected and extended without code.
+Data sets have few signs, warnings, acts out of place and harmless uses of alarming words, and next to no harmless instructions;
+these fill the gap. The grammars (``assets/sentences.yaml`` and ``assets/requests.yaml``) are data in our own words, so that they can
+be read, corrected and extended without code.
 """
 
 import re
@@ -17,15 +18,16 @@ from valign.checks import check_range
 from valign.guard.rows import LabelledPrompt
 from valign.policy import Policy
 
-SENTENCES = Path(__file__).parent / "assets" / "sentences.yaml"
+ASSETS = Path(__file__).parent / "assets"
+REQUESTS = 125  # everyday requests per twin of a harm: as many as a data set of middling size has
 PLACES = 5  # times as many twins per group of places or per contrast as per harm, since these have many acts
 _SLOT = re.compile(r"\{(\w+)\}")
 Twin = tuple[str, str, str, str]  # safe prompt, unsafe prompt, category or "", what both are about
 
 
 @cache
-def grammar() -> Mapping[str, Any]:
-    found: Mapping[str, Any] = yaml.safe_load(SENTENCES.read_text(encoding="utf-8"))
+def grammar(name: str = "sentences") -> Mapping[str, Any]:
+    found: Mapping[str, Any] = yaml.safe_load((ASSETS / f"{name}.yaml").read_text(encoding="utf-8"))
     return found
 
 
@@ -43,6 +45,16 @@ def generated_rows(policy: Policy, *, each: int, seed: int) -> list[LabelledProm
         rows.append(LabelledPrompt(f"{pair}-s", safe, 0, (), **shared))
         rows.append(LabelledPrompt(f"{pair}-u", unsafe, 1, (category,) if category in known else (), **shared))
     return rows
+
+
+def request_rows(*, each: int, seed: int) -> list[LabelledPrompt]:
+    """Harmless requests of source "requests", `REQUESTS` times ``each``; no two alike. Same seed, same rows."""
+    check_range("request_rows.each", each, low=0)
+    rules, random = grammar("requests"), Random(seed)
+    texts: dict[str, None] = {}
+    while len(texts) < REQUESTS * each:
+        texts[_fill_one(random.choice(rules["frames"]), {}, random, rules)] = None
+    return [LabelledPrompt(f"requests:{i}", text, 0, (), "requests", f"requests:{i}") for i, text in enumerate(texts)]
 
 
 def _twins(each: int, random: Random) -> Iterator[Twin]:
@@ -76,6 +88,6 @@ def _fill(kind: str, own: Mapping[str, str], random: Random) -> str:
     return _fill_one(random.choice(grammar()[kind]), own, random)
 
 
-def _fill_one(frame: str, own: Mapping[str, str], random: Random) -> str:
-    words = grammar()["words"]
+def _fill_one(frame: str, own: Mapping[str, str], random: Random, words: Mapping[str, Any] | None = None) -> str:
+    words = words or grammar()["words"]
     return " ".join(_SLOT.sub(lambda slot: own.get(slot[1]) or random.choice(words[slot[1]]), frame).split())

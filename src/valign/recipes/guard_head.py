@@ -15,7 +15,7 @@ from valign.guard import Guard
 from valign.guard.calibration import presets
 from valign.guard.disguise import diluted, disguised, fragments
 from valign.guard.fit import FitConfig, fit_head
-from valign.guard.generated import generated_rows
+from valign.guard.generated import generated_rows, request_rows
 from valign.guard.head import Head, as_saved, save_head
 from valign.guard.rows import LabelledPrompt, capped, policy_rows, without_repeats
 from valign.models.minilm import MiniLM
@@ -48,7 +48,7 @@ def split(
     """
     known = {row.source for row in rows}
     for option, named in (("--leave-out", leave_out), ("--weigh", config.weights)):
-        if unknown := set(named) - known - ({"policy", "generated"} if option == "--weigh" else set()):
+        if unknown := set(named) - known - ({"policy", "generated", "requests"} if option == "--weigh" else set()):
             raise UserError(
                 f"{option} must name sources of the data, got {', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}."
             )
@@ -60,9 +60,10 @@ def split(
 def enriched(
     rows: Sequence[LabelledPrompt], policy: Policy, config: FitConfig
 ) -> tuple[list[LabelledPrompt], list[LabelledPrompt]]:
-    """The rows with twins made from the policy and the grammar; and variants of some: in company, in disguise and in pieces."""
+    """The rows with twins made from the policy and the grammar, and with everyday requests; and variants of some: in company, in disguise and in pieces."""
     seed = config.seed
-    plain = [*rows, *policy_rows(policy), *generated_rows(policy, each=config.generated, seed=seed)]
+    made = generated_rows(policy, each=config.generated, seed=seed) + request_rows(each=config.generated, seed=seed)
+    plain = [*rows, *policy_rows(policy), *made]
     variants = diluted(plain, share=DILUTED, seed=seed)
     variants += disguised(rows, share=DISGUISED, seed=seed) + fragments(rows, share=config.fragments, seed=seed)
     return plain, variants
