@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from valign.models.int8 import has_int8, int8_linear, to_int8
+from valign.models.int8 import exact_int8, has_int8, int8_linear, to_int8
+from valign.models.processor import able
 
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="this processor multiplies no 8-bit matrices exactly")
+needs_int8 = pytest.mark.skipif(not exact_int8(), reason="this processor multiplies no 8-bit matrices exactly")
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 100))
@@ -45,3 +46,21 @@ def test_a_row_does_not_depend_on_its_neighbours():
 def test_a_row_of_zeros_gives_the_bias():
     bias = torch.arange(32.0)
     assert torch.equal(int8_linear(torch.zeros(2, 64), to_int8(torch.ones(32, 64)), bias), bias.expand(2, 32))
+
+
+def test_a_processor_without_them_keeps_float32(monkeypatch):
+    """Products in 8 bits are fifty times slower there."""
+    from valign.models import minilm
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    for function in (able, has_int8):
+        function.cache_clear()
+    try:
+        assert not able("avx512_vnni", "amx_int8")
+        assert able("avx512_vnni", "avx2")
+        assert not has_int8()
+        weights = {"encoder.layer.0.output.dense.weight": torch.randn(4, 4)}
+        assert minilm.quick_weights(weights) is weights
+    finally:
+        for function in (able, has_int8):
+            function.cache_clear()

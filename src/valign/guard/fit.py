@@ -22,6 +22,7 @@ from valign.guard.features import ngram_ids
 from valign.guard.head import ATTEND, Head, HeadSettings, head_logits, sentence_vectors
 from valign.guard.rows import LabelledPrompt
 from valign.models.minilm import LAYERS, WIDTH, MiniLM, Tokens, run_layers
+from valign.models.processor import able
 from valign.policy import Policy
 from valign.progress import track
 from valign.text import clean
@@ -221,9 +222,9 @@ class _Fitter:
         tokens = _first_window(self.encoder.tokenize([self.texts[i] for i in batch]))
         first = LAYERS - self.config.tuned_layers
         own = {name.removeprefix("upper."): tensor for name, tensor in self.weights.items() if name.startswith("upper.")}
-        # bfloat16 of the products only is twice as fast where the processor has it; so is attention without the fused kernel,
-        # whose backward pass takes longer on short texts than all else together.
-        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        # bfloat16 of the products only is twice as fast where the processor has it (twenty times slower where not); so is
+        # attention without the fused kernel, whose backward pass takes longer on short texts than all else together.
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=able("amx_bf16", "avx512_bf16")), sdpa_kernel(SDPBackend.MATH):
             with torch.no_grad():
                 lower = self.encoder.lower(tokens, first)
             hidden = run_layers(lower, tokens.mask, own, range(first, LAYERS))
