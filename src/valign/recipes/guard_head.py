@@ -60,8 +60,8 @@ def split(
 def enriched(
     rows: Sequence[LabelledPrompt], policy: Policy, config: FitConfig
 ) -> tuple[list[LabelledPrompt], list[LabelledPrompt]]:
-    """The rows with twins made from the policy and the grammar, and everyday requests; and variants of some: in company, in disguise
-    and in pieces."""
+    """The rows with twins made from the policy and the grammar, and everyday requests; and variants of some: in company, in
+    disguise and in pieces."""
     seed = config.seed
     made = generated_rows(policy, each=config.generated, seed=seed) + request_rows(each=config.generated, seed=seed)
     plain = [*rows, *policy_rows(policy), *made]
