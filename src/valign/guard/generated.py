@@ -1,7 +1,7 @@
 """Training prompts from two grammars: twins that share a harm, a place or a word, one of them harmless; and everyday requests.
 
 Data sets have few signs, warnings, acts out of place and harmless uses of alarming words, and next to no harmless instructions;
-these fill the gap. The grammars (``assets/sentences.yaml``, ``assets/requests.yaml``) are data in our own words, so that they can be
+these fill the gap. The grammars (``assets/sentences.yaml``, ``assets/requests.yaml``) are data in our words, so that they can be
 read, corrected and extended without code.
 """
 
