@@ -8,6 +8,7 @@ from jaxtyping import Float
 from valign.checks import UserError, check_range
 
 STEPS = 40  # of the bisection
+ROUNDING = 1e-6  # by which a score may differ when it is computed alone, or beside other prompts
 PRESETS = {"strict": 3.0, "balanced": 1.0, "permissive": 1 / 3}  # times the asked false-alarm rate
 
 
@@ -55,13 +56,14 @@ def calibrate(
 
 
 def _cut(scores: Float[np.ndarray, "prompt column"], share: float) -> Float[np.ndarray, " column"]:
-    """Just above the score that the allowed number of prompts exceed, per column."""
+    """Above the score that the allowed number of prompts exceed, per column."""
     count, columns = scores.shape
     shares = np.full(columns, share / max(columns - 1, 1))
     shares[0] = share
     allowed = np.minimum((shares * count).astype(int), count - 1)
     ranked = np.sort(scores, axis=0)[::-1]
-    return np.nextafter(ranked[allowed, np.arange(columns)].astype(np.float64), 2.0)
+    cut: Float[np.ndarray, " column"] = ranked[allowed, np.arange(columns)].astype(np.float64) + ROUNDING
+    return cut
 
 
 def presets(
