@@ -113,6 +113,8 @@ def test_heads_are_averaged_weight_by_weight(head):
     mean = average([Head(noted, head.weights), Head(replace(noted, notes={"config": {"seed": 0, "epochs": 3}}), other)])
     assert all(torch.allclose(mean.weights[name], tensor + 1.0) for name, tensor in head.weights.items())
     assert (mean.settings.thresholds, mean.settings.notes["averaged"]) == ({}, [{"epochs": 3}])
+    of_means = average([Head(noted, head.weights), mean])
+    assert of_means.settings.notes["averaged"] == [{"averaged": [{"epochs": 3}]}]
     alone = average([Head(noted, head.weights)])
     assert all(torch.equal(alone.weights[name], tensor) for name, tensor in head.weights.items())
     assert alone.settings.notes == noted.notes

@@ -142,7 +142,7 @@ def average(heads: Sequence[Head]) -> Head:
     notes = dict(first.settings.notes)
     if len(heads) > 1:
         notes["averaged"] = [
-            {name: value for name, value in _config(head).items() if value != _config(first).get(name)} for head in heads[1:]
+            {name: value for name, value in _made(head).items() if value != _made(first).get(name)} for head in heads[1:]
         ]
     return Head(replace(first.settings, thresholds={}, notes=notes), weights)
 
@@ -150,6 +150,12 @@ def average(heads: Sequence[Head]) -> Head:
 def _config(head: Head) -> Mapping[str, Any]:
     found: Mapping[str, Any] = head.settings.notes.get("config", {})
     return found
+
+
+def _made(head: Head) -> Mapping[str, Any]:
+    """How it was fitted, on how many rows of which source, and what it is a mean of."""
+    notes = head.settings.notes
+    return {**_config(head), **{name: notes[name] for name in ("trained_on", "averaged") if name in notes}}
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
