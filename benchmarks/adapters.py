@@ -5,7 +5,9 @@
     python benchmarks/adapters.py --batch 32 --only Comp-LoRA,AILoRA   # 32 texts per step, and these two only
 
 Each variant adapts q_proj and v_proj of the same model, in a process of its own, so that peaks of memory do not mix. Its steps are
-timed in turns with those of a LoRA of rank 8 beside it; the median of the ratios counts, the quartiles show the noise.
+timed in turns with those of a LoRA of rank 8 beside it; the median of the ratios counts, the quartiles show the noise. Where factors
+are made anew at each step (Comp-LoRA projects them), "factors alone" is what that takes for all layers, forward and backward, timed by
+itself, since it is below the noise of a step.
 Start is what making the adapter takes, once: factorising weights, drawing bases, gradients of 32 texts for LoRA-SB.
 """
 
@@ -42,6 +44,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # label -> slug, options
 }
 RATIO = ("low", "ratio", "high")  # quartiles of a step's time by LoRA's
 WARM = 2  # steps that are not timed
+FACTORS = 30  # times that factors are made by themselves
 SAMPLES = 8  # batches of four texts for LoRA-SB's gradient
 
 
@@ -101,7 +104,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     ratios = [one / other for one, other in pairs]
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     seconds = statistics.median(one for one, _ in pairs)
-    return {"start": started, "step": seconds, "memory": memory, "trained": trained} | dict(zip(RATIO, quartiles, strict=True))
+    found = {"start": started, "step": seconds, "memory": memory, "trained": trained, "factors": factors_alone(model, device)}
+    return found | dict(zip(RATIO, quartiles, strict=True))
 
 
 def stepper(model: Any, ids: Any, device: str) -> tuple[Callable[[], float], int]:
@@ -121,6 +125,30 @@ def stepper(model: Any, ids: Any, device: str) -> tuple[Callable[[], float], int
         return time.perf_counter() - began
 
     return step, sum(parameter.numel() for parameter in parameters)
+
+
+def factors_alone(model: Any, device: str) -> float:
+    """Seconds that making the factors of all layers takes, with gradients; 0 where peft's own are used."""
+    import torch
+
+    from valign.adapters.lora_factors import FactorVariant
+
+    own = [
+        (variant, layer, name)
+        for layer in model.modules()
+        for name, variant in getattr(layer, "lora_variant", {}).items()
+        if isinstance(variant, FactorVariant)
+    ]
+    times = []
+    for _ in range(FACTORS if own else 0):
+        began = time.perf_counter()
+        pairs = [variant.factors(layer, name) for variant, layer, name in own]
+        made = [factor for pair in pairs for factor in (pair.down, pair.up) if factor.grad_fn is not None]
+        torch.autograd.backward(made, [torch.ones_like(factor) for factor in made])
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times) if times else 0.0
 
 
 def adapt(model: Any, slug: str, extra: dict[str, Any], ids: Any) -> Any:
@@ -165,11 +193,12 @@ def report(results: dict[str, dict[str, float]], options: argparse.Namespace) ->
         f"{options.steps} pairs of steps; {where}; torch {torch.__version__}, commit {commit}\n"
     )
     step, memory = f"step, LoRA = 1 (= {1000 * lora['step']:.0f} ms)", f"memory, LoRA = 1 (= {lora['memory']:.0f} MiB)"
-    print(f"| tuner | trained | {step} | quartiles | {memory} | start, s |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print(f"| tuner | trained | {step} | quartiles | factors alone | {memory} | start, s |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for variant, row in results.items():
         low, middle, high = (row[name] for name in RATIO)
-        cells = f"{middle:.3f} | {low:.2f} to {high:.2f} | {row['memory'] / lora['memory']:.2f} | {row['start']:.2f}"
+        factors = f"{1000 * row['factors']:.1f} ms, {row['factors'] / lora['step']:.1%}" if row["factors"] else "-"
+        cells = f"{middle:.3f} | {low:.2f} to {high:.2f} | {factors} | {row['memory'] / lora['memory']:.2f} | {row['start']:.2f}"
         print(f"| {variant} | {row['trained']:,.0f} | {cells} |")
 
 
