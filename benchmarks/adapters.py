@@ -5,9 +5,9 @@
     python benchmarks/adapters.py --batch 32 --only Comp-LoRA,AILoRA   # 32 texts per step, and these two only
 
 Each variant adapts q_proj and v_proj of the same model, in a process of its own, so that peaks of memory do not mix. Its steps are
-timed in turns with those of a LoRA of rank 8 beside it; the median of the ratios counts, the quartiles show the noise. Where factors
-are made anew at each step (Comp-LoRA projects them), "factors alone" is what that takes for all layers, forward and backward, timed by
-itself, since it is below the noise of a step.
+timed in turns with those of a LoRA of rank 8 beside it; the median of the ratios counts, the quartiles show the noise.
+"Factors alone": where they are made anew at each step (Comp-LoRA projects them), what that takes for all layers, with gradients,
+timed by itself, since it is below the noise of a step.
 Start is what making the adapter takes, once: factorising weights, drawing bases, gradients of 32 texts for LoRA-SB.
 """
 
