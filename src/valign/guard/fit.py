@@ -52,7 +52,7 @@ class FitConfig:
     margin_weight: float = 0.3
     weights: Mapping[str, float] = field(default_factory=dict)  # factors on sources: real traffic may count more than made-up rows
     fragments: float = 0.05  # harmless pieces of one to three words that recipes add per harmless row: short is not harmful
-    generated: int = 12  # twins per harm of the grammar (`valign.guard.generated`) that recipes add to the rows; 0 adds none
+    generated: int = 12  # twins per harm of the grammar that recipes add, and 125 times as many requests (`valign.guard.generated`)
     seed: int = 0
 
     def __post_init__(self) -> None:
