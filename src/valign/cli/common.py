@@ -43,7 +43,9 @@ def setting(text: str) -> tuple[str, Any]:
     return name, yaml.safe_load(value)
 
 
-Generated = Annotated[int, Option(min=0, help="twins per harm of the built-in grammar to add, and everyday requests, 125 times as many; 0 adds none")]
+Generated = Annotated[
+    int, Option(min=0, help="twins per harm of the built-in grammar to add, and 125 times as many requests; 0 adds none")
+]
 Fragments = Annotated[float, Option(help="harmless pieces of one to three words to add per harmless prompt")]
 Weights = Annotated[
     list[str],
