@@ -1,6 +1,6 @@
 """What does the service itself cost per request, with stages that answer at once?
 
-    python benchmarks/serving.py [--clients 32] [--rate 300] [--seconds 5]
+    python benchmarks/serving.py [--clients 32] [--rate 300] [--seconds 5] [--rounds 5]
     python benchmarks/serving.py --minutes 10        # long load; shows errors and growth of memory
 
 A real uvicorn process with key check, queues, SQLite audit log and metrics, but a guard that passes everything and a model that
@@ -9,6 +9,9 @@ rate (what a service sees; the time is the framework's overhead), and *saturated
 do at most; the time is mostly waiting for the other clients). "bare" is a FastAPI route in a server of its own that checks the same
 body and returns the same answer, and does nothing else. CPU is the server's, per request: it hardly depends on what else the
 machine does. The log entry of a picture is synced to disk before the picture is handed out; what one sync costs stands above.
+
+Rows of a round follow one another, and what is printed of each is the median over the rounds, with the range of p99: a neighbour on
+the same host can take the processor away for seconds, which "stolen" shows where the kernel is told of it.
 """
 
 import argparse
@@ -22,16 +25,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 from urllib.request import urlopen
 
 import numpy as np
 
 KEY = "benchmark-key-of-no-value"
-CHECK = ("/v1/moderations", {"input": "a red apple on a wooden table"})
-DRAW = ("/v1/images/generations", {"prompt": "a red apple on a wooden table", "seed": 1})
+Request = tuple[str, Mapping[str, object]]
+CHECK: Request = ("/v1/moderations", {"input": "a red apple on a wooden table"})
+DRAW: Request = ("/v1/images/generations", {"prompt": "a red apple on a wooden table", "seed": 1})
 
 
 def serve_bare(port: int) -> None:
@@ -92,9 +97,7 @@ def serve_full(folder: Path, port: int) -> None:
     serve(create_app(Service(Ready, lambda: rules, store, secret=b"benchmark", settings=settings)), port=port)
 
 
-async def client(
-    port: int, request: tuple[str, dict[str, object]], until: float, pause: float, first: float
-) -> tuple[list[float], int]:
+async def client(port: int, request: Request, until: float, pause: float, first: float) -> tuple[list[float], int]:
     """Milliseconds of every answered request, and how many failed."""
     path, body = request
     data = json.dumps(body).encode()
@@ -122,9 +125,7 @@ async def client(
     return times, errors
 
 
-async def load(
-    port: int, request: tuple[str, dict[str, object]], clients: int, seconds: float, rate: float
-) -> tuple[list[float], int]:
+async def load(port: int, request: Request, clients: int, seconds: float, rate: float) -> tuple[list[float], int]:
     until, pause = time.perf_counter() + seconds, clients / rate if rate else 0.0
     work = [client(port, request, until, pause, pause * number / clients) for number in range(clients)]
     found = await asyncio.gather(*work)
@@ -141,6 +142,12 @@ def cpu(pid: int) -> float:
     """Seconds that a process has computed."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def processors() -> tuple[float, float]:
+    """Ticks of all processors: stolen by the host, and altogether."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return fields[7], sum(fields)
 
 
 def sync_cost(folder: Path) -> float:
@@ -178,15 +185,36 @@ def server(kind: str) -> Iterator[tuple[int, int]]:
         folder.cleanup()
 
 
-def row(
-    name: str, place: tuple[int, int], request: tuple[str, dict[str, object]], options: argparse.Namespace, rate: float
-) -> None:
+class Row(NamedTuple):
+    """One kind of load, once. Times in milliseconds."""
+
+    p50: float
+    p95: float
+    p99: float
+    rate: float  # answered requests per second
+    cpu: float  # of the server, per request
+    stolen: float  # percent of the processors' time that the host gave to others
+    errors: int
+
+
+def measure(place: tuple[int, int], request: Request, clients: int, seconds: float, rate: float) -> Row:
     port, pid = place
-    seconds, before = 60.0 if options.minutes else options.seconds, cpu(pid)
-    times, errors = asyncio.run(load(port, request, options.clients, seconds, rate))
-    each = (cpu(pid) - before) / len(times) * 1000
+    before, at_first = cpu(pid), processors()
+    times, errors = asyncio.run(load(port, request, clients, seconds, rate))
+    each, (stolen, passed) = (cpu(pid) - before) / len(times) * 1000, np.subtract(processors(), at_first)
     p50, p95, p99 = np.percentile(times, [50, 95, 99])
-    print(f"{name:28}{p50:9.2f}{p95:9.2f}{p99:9.2f}{len(times) / seconds:12.0f}{each:9.2f}{errors:8d}", flush=True)
+    return Row(p50, p95, p99, len(times) / seconds, each, 100 * stolen / max(passed, 1), errors)
+
+
+def show(name: str, rows: Sequence[Row]) -> None:
+    """The median of the rounds; errors of all of them."""
+    p50, p95, p99, rate, each, stolen, _ = np.median(rows, axis=0)
+    worst = [row.p99 for row in rows]
+    print(
+        f"{name:26}{p50:8.2f}{p95:8.2f}{p99:8.2f}{f'{min(worst):.1f} to {max(worst):.1f}':>16}{rate:11.0f}{each:8.2f}{stolen:8.1f}"
+        f"{sum(row.errors for row in rows):8d}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -194,6 +222,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rate", type=float, default=300.0, help="requests per second of all clients in paced load")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each row")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=int, default=0, help="long paced load instead, moderation and pictures in turn")
     parser.add_argument("--full", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)
@@ -211,21 +240,35 @@ def main() -> None:
             end="",
         )
         print(f", {options.clients} clients, one sync to disk {sync_cost(Path(name)):.1f} ms")
-    print(f"{'':28}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'requests/s':>12}{'CPU ms':>9}{'errors':>8}")
-    paced = f"paced {options.rate:g}/s"
-    with server("full") as place:
-        start, before = time.perf_counter(), resident(place[1])
-        for minute in range(options.minutes):
-            row(f"minute {minute + 1}, {resident(place[1]):.0f} MiB", place, DRAW if minute % 2 else CHECK, options, options.rate)
+    print(f"{'':26}{'p50 ms':>8}{'p95':>8}{'p99':>8}{'p99 of rounds':>16}{'requests/s':>11}{'CPU ms':>8}{'stolen':>8}{'errors':>8}")
+    with server("full") as full:
         if options.minutes:
-            print(f"{(time.perf_counter() - start) / 60:.1f} minutes: memory {before:.0f} -> {resident(place[1]):.0f} MiB")
+            long_load(full, options)
             return
-        for what, request in (("moderation", CHECK), ("picture", DRAW)):
-            row(f"{what}, {paced}", place, request, options, options.rate)
-            row(f"{what}, saturated", place, request, options, 0.0)
-    with server("bare") as place:
-        row(f"bare, {paced}", place, CHECK, options, options.rate)
-        row("bare, saturated", place, CHECK, options, 0.0)
+        with server("bare") as bare:
+            compare(full, bare, options)
+
+
+def long_load(place: tuple[int, int], options: argparse.Namespace) -> None:
+    start, before = time.perf_counter(), resident(place[1])
+    for minute in range(options.minutes):
+        row = measure(place, DRAW if minute % 2 else CHECK, options.clients, 60.0, options.rate)
+        show(f"minute {minute + 1}, {resident(place[1]):.0f} MiB", [row])
+    print(f"{(time.perf_counter() - start) / 60:.1f} minutes: memory {before:.0f} -> {resident(place[1]):.0f} MiB")
+
+
+def compare(full: tuple[int, int], bare: tuple[int, int], options: argparse.Namespace) -> None:
+    kinds = [
+        (f"{what}, {f'paced {rate:g}/s' if rate else 'saturated'}", place, request, rate)
+        for what, place, request in (("moderation", full, CHECK), ("picture", full, DRAW), ("bare", bare, CHECK))
+        for rate in (options.rate, 0.0)
+    ]
+    rounds = [
+        [measure(place, request, options.clients, options.seconds, rate) for _, place, request, rate in kinds]
+        for _ in range(options.rounds)
+    ]
+    for (name, *_), rows in zip(kinds, zip(*rounds, strict=True), strict=True):
+        show(name, rows)
 
 
 if __name__ == "__main__":

@@ -216,6 +216,31 @@ def test_a_stage_fires_at_its_threshold(head, minilm):
         assert verdict.fired == fires
 
 
+def test_opposing_phrases_are_not_read_and_all_beside_them_is(head, minilm):
+    thresholds = {"balanced": dict.fromkeys(head.settings.columns, 2.0)}
+    known = Head(replace(head.settings, thresholds=thresholds), head.weights)
+    plain, opposing = LearnedStage(known, minilm), LearnedStage(known, minilm, opposing=["anti furious"])
+    full, left = (plain.check(text).ranking for text in ("an anti-furious boat number 1", "an boat number 1"))
+    assert full > left
+    assert opposing.check("an anti-furious boat number 1").ranking == pytest.approx(left, abs=1e-6)
+    assert opposing.check("an AN\u0422I-furious boat number 1").ranking == pytest.approx(left, abs=1e-6)  # a Cyrillic T
+    for prompt in ("a furious boat number 1", "an antifurious boat", "a boat"):
+        assert opposing.check(prompt).ranking == plain.check(prompt).ranking
+    beside = opposing.check("an anti-furious boat number 1, a furious boat").ranking
+    assert beside == pytest.approx(plain.check("an boat number 1, a furious boat").ranking, abs=1e-6)
+
+
+def test_an_opposing_phrase_can_only_take_findings_away(head, minilm):
+    thresholds = {"balanced": dict.fromkeys(head.settings.columns, 2.0)}
+    known = Head(replace(head.settings, thresholds=thresholds), head.weights)
+    prompts = ["a calm boat", "a calm furious boat", "calm", "boat"]  # "calm" tells against harm: the rest alone would score higher
+    for before, after in zip(
+        LearnedStage(known, minilm).check_many(prompts), LearnedStage(known, minilm, opposing=["calm"]).check_many(prompts)
+    ):
+        assert after.ranking <= before.ranking
+    assert LearnedStage(known, minilm, opposing=["calm"]).check("calm").outcome == "pass"
+
+
 def test_a_stage_needs_its_encoder_and_thresholds(head, minilm):
     with pytest.raises(ValueError, match=r"LearnedStage\.strictness must be one of"):
         LearnedStage(head, minilm)

@@ -11,24 +11,34 @@ from valign.guard.head import ANY, Head, load_head
 from valign.guard.records import Verdict
 from valign.models.minilm import MiniLM
 from valign.policy import Policy
-from valign.text import clean, readings
+from valign.text import WordList, clean, fold, readings, views
 
 SHIPPED = Path(__file__).parent / "assets" / "head.safetensors"
 
 
 class LearnedStage:
-    """Fires if any column reaches its threshold. The category is the one that exceeds its own threshold by most."""
+    """Fires if any column reaches its threshold. The category is the one that exceeds its own threshold by most.
+
+    Args: opposing: Phrases against a harm. A prompt that holds one scores no higher than what is left of it without them.
+    """
 
     name = "learned"
     level = "semantic"
 
     def __init__(
-        self, head: Head, encoder: MiniLM, *, strictness: str = "balanced", categories: Sequence[str] | None = None
+        self,
+        head: Head,
+        encoder: MiniLM,
+        *,
+        strictness: str = "balanced",
+        categories: Sequence[str] | None = None,
+        opposing: Sequence[str] = (),
     ) -> None:
         if head.settings.encoder_sha256 != encoder.sha256:
             raise UserError("LearnedStage.head was trained on another encoder. Train it again, or install the encoder it names.")
         check_choice("LearnedStage.strictness", strictness, tuple(head.settings.thresholds), hint="Run `valign guard calibrate`.")
         self.head, self.encoder = head, encoder
+        self._opposing = WordList(opposing) if opposing else None
         known = head.settings.categories
         wanted = known if categories is None else tuple(name for name in known if name in categories)
         if not wanted:
@@ -42,13 +52,26 @@ class LearnedStage:
 
     @classmethod
     def from_policy(cls, policy: Policy, encoder: MiniLM, head: Head | None = None) -> "LearnedStage":
-        return cls(head or load_head(SHIPPED), encoder, strictness=policy.guard.strictness, categories=policy.category_ids())
+        return cls(
+            head or load_head(SHIPPED),
+            encoder,
+            strictness=policy.guard.strictness,
+            categories=policy.category_ids(),
+            opposing=policy.guard.opposing,
+        )
 
     def check(self, prompt: str) -> Verdict:
         return self.check_many([prompt])[0]
 
     def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
         """A verdict per prompt. A prompt with several readings (leetspeak, spacing) gets the highest score of all."""
+        rests = {number: rest for number, prompt in enumerate(prompts) if (rest := self._rest(prompt)) != prompt}
+        scores = self._scores([*prompts, *rests.values()])
+        for number, rest in zip(rests, scores[len(prompts) :]):
+            scores[number] = np.minimum(scores[number], rest)
+        return [self._verdict(row) for row in scores[: len(prompts)]]
+
+    def _scores(self, prompts: Sequence[str]) -> Float[np.ndarray, "prompt column"]:
         texts, owner = [], []
         for number, prompt in enumerate(prompts):
             for text in (clean(prompt), *self._telling(prompt)):
@@ -56,7 +79,17 @@ class LearnedStage:
                 owner.append(number)
         scores = np.zeros((len(prompts), len(self.head.settings.columns)), np.float32)
         np.maximum.at(scores, owner, self.head.score(self.encoder, texts))
-        return [self._verdict(row) for row in scores]
+        return scores
+
+    def _rest(self, prompt: str) -> str:
+        """The prompt without opposing phrases."""
+        if self._opposing is None or not self._opposing.any(fold(prompt)):
+            return prompt
+        view = next(views(prompt))
+        for start, end, _ in reversed(list(self._opposing.find(view.text))):
+            first, last = view.span(start, end)
+            prompt = f"{prompt[:first]} {prompt[last:]}"
+        return prompt
 
     def _telling(self, prompt: str) -> Iterator[str]:
         """Readings but the plain one that have a word which it has not, or which it has letter by letter."""

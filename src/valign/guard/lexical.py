@@ -44,7 +44,7 @@ class LexicalStage:
                 for text in (*concept.terms, concept.name, *concept.paraphrases)
             ]
             + [Term(text, category.id) for category in policy.categories for text in category.terms],
-            policy.guard.harmless,
+            (*policy.guard.harmless, *policy.guard.opposing),
         )
 
     def check(self, prompt: str) -> Verdict:

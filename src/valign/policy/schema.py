@@ -169,6 +169,9 @@ class GuardRules(Part):
     ambiguous: list[Text] = []  # listed terms that are no finding where the learned stage is sure of the opposite
     doubt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02  # how sure: the highest harm it may give
     harmless: list[Text] = []  # phrases in which a listed term means no harm: "naked mole rat"
+    opposing: list[
+        Text
+    ] = []  # phrases against a harm, such as "anti racism": as `harmless`, and the trained head does not read them
     sign: Text = "a clear printed sign with bold letters and a prohibition symbol on a plain background"
     intention: IntentionWords = IntentionWords()
 

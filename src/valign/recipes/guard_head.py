@@ -163,7 +163,7 @@ def measure_head(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt], po
     """`valign.evaluation.guard_rates.summary` of the learned stage alone."""
     from valign.guard.learned import LearnedStage
 
-    stage = LearnedStage(head, encoder, strictness=policy.guard.strictness, categories=policy.category_ids())
+    stage = LearnedStage.from_policy(policy, encoder, head)
     scored = []
     for first in track(range(0, len(rows), CHUNK), "measure the head"):
         chunk = rows[first : first + CHUNK]
