@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from valign.guard.rows import LabelledPrompt, capped, read_rows, without_repeats
 from valign.models.int8 import has_int8
 from valign.models.minilm import MiniLM
 from valign.policy import Policy, load_policy
+from valign.text import clean
 
 BATCH = 64
 PLACES = ["in a garden", "on a quiet beach", "at the harbour", "under a bridge", "in an old library", "on a mountain path"]
@@ -134,15 +134,15 @@ def compare_bits(policy: Policy, rows: Sequence[LabelledPrompt]) -> str:
     """AUROC and decisions of the learned stage in 8 bits, as it runs where the processor has them, and in float32."""
     if not has_int8():
         return "this processor has no products in 8 bits: the learned stage runs in 32"
-    prompts, label = [row.prompt for row in rows], np.array([row.label for row in rows], dtype=bool)
-    narrow = LearnedStage.from_policy(policy, MiniLM()).check_many(prompts)
-    with patch("valign.models.minilm.has_int8", return_value=False):
-        wide = LearnedStage.from_policy(policy, MiniLM()).check_many(prompts)
-    areas = []
-    for verdicts in (narrow, wide):
-        ranking = np.array([verdict.ranking for verdict in verdicts])
-        areas.append(f"{auroc(ranking[label], ranking[~label]).value:.4f}" if label.any() and not label.all() else "-")
-    differ = float(np.mean([one.fired != two.fired for one, two in zip(narrow, wide)]))
+    label, texts = np.array([row.label for row in rows], dtype=bool), [clean(row.prompt) for row in rows]
+    stage = LearnedStage.from_policy(policy, MiniLM())
+    limits = np.array([stage.head.settings.thresholds[policy.guard.strictness][name] for name in stage.head.settings.columns])
+    fired, areas = [], []
+    for quick in (True, False):
+        scores = stage.head.score(stage.encoder, texts, quick=quick)
+        areas.append(f"{auroc(scores[label, 0], scores[~label, 0]).value:.4f}" if label.any() and not label.all() else "-")
+        fired.append((scores >= limits).any(axis=1))
+    differ = float(np.mean(fired[0] != fired[1]))
     return f"learned stage in 8 bits and in 32: AUROC {areas[0]} and {areas[1]}, {differ:.2%} of the decisions differ"
 
 

@@ -15,7 +15,7 @@ from valign.guard.fit import FitConfig, fit_head, source_weights, targets, twin_
 from valign.guard.head import ATTEND, Head, HeadSettings, as_saved, average, load_head, save_head, sentence_vectors
 from valign.guard.learned import LearnedStage
 from valign.guard.rows import LabelledPrompt, capped, policy_rows, read_rows, without_repeats
-from valign.recipes.guard_head import calibrate_and_write, calibrated
+from valign.recipes.guard_head import calibrate_and_write, calibrated, harmless_scores
 
 
 def row(number, prompt, label, categories=(), source="toy", pair=""):
@@ -351,6 +351,14 @@ def test_thresholds_belong_to_the_weights_in_the_file(head, policy, minilm, tmp_
     loaded = load_head(tmp_path / "head.safetensors")
     assert report.sha256 == loaded.sha256
     assert all(torch.equal(loaded.weights[name], tensor) for name, tensor in as_saved(head).weights.items())
-    safe = [row.prompt for row in ROWS if not row.label]
-    again = calibrated(loaded, {"toy": loaded.score(minilm, safe)}, target_fpr=0.1, rates={})
+    again = calibrated(loaded, harmless_scores(loaded, minilm, ROWS), target_fpr=0.1, rates={})
     assert again.settings.thresholds == loaded.settings.thresholds
+
+
+def test_thresholds_hold_in_8_bits_and_in_32(head, minilm, monkeypatch):
+    monkeypatch.setattr("valign.recipes.guard_head.has_int8", lambda: True)
+    safe = [row.prompt for row in ROWS if not row.label]
+    found = harmless_scores(head, minilm, ROWS)["toy"]
+    assert (found == np.maximum(head.score(minilm, safe), head.score(minilm, safe, quick=False))).all()
+    monkeypatch.setattr("valign.recipes.guard_head.has_int8", lambda: False)
+    assert (harmless_scores(head, minilm, ROWS)["toy"] == head.score(minilm, safe, quick=False)).all()

@@ -69,25 +69,32 @@ class Head:
     sha256: str = ""  # of the file that it was read from
 
     @torch.inference_mode()
-    def score(self, encoder: MiniLM, texts: Sequence[str]) -> Float[np.ndarray, "text column"]:
-        """Probabilities in [0, 1]. A long text has several windows; the highest score counts."""
+    def score(self, encoder: MiniLM, texts: Sequence[str], *, quick: bool = True) -> Float[np.ndarray, "text column"]:
+        """Probabilities in [0, 1]. A long text has several windows; the highest score counts. ``quick``: in 8 bits if possible."""
         out = np.zeros((len(texts), len(self.settings.columns)), np.float32)
         seen = [self.settings.neutral(text) for text in texts]
         for tokens in encoder.batches(seen):
-            lower = encoder.lower(tokens, LAYERS - self.settings.tuned_layers, quick=True)
-            logits = self.logits(self.vectors(lower, tokens), [seen[number] for number in tokens.owner])
+            lower = encoder.lower(tokens, LAYERS - self.settings.tuned_layers, quick=quick)
+            logits = self.logits(self.vectors(lower, tokens, quick=quick), [seen[number] for number in tokens.owner])
             np.maximum.at(out, list(tokens.owner), logits.sigmoid().numpy())
         return out
 
-    def vectors(self, lower: Float[Tensor, "window token dim"], tokens: Tokens) -> Float[Tensor, "window vector"]:
+    def vectors(
+        self, lower: Float[Tensor, "window token dim"], tokens: Tokens, *, quick: bool = True
+    ) -> Float[Tensor, "window vector"]:
         """`sentence_vectors` from the shared lower layers' states, through the head's own upper layers."""
-        hidden = run_layers(lower, tokens.mask, self._upper, range(LAYERS - self.settings.tuned_layers, LAYERS))
+        hidden = run_layers(
+            lower, tokens.mask, self._quick if quick else self._upper, range(LAYERS - self.settings.tuned_layers, LAYERS)
+        )
         return sentence_vectors(hidden, tokens.mask, self.weights)
 
     @cached_property
     def _upper(self) -> Weights:
-        own = {name.removeprefix("upper."): tensor for name, tensor in self.weights.items() if name.startswith("upper.")}
-        return quick_weights(own)
+        return {name.removeprefix("upper."): tensor for name, tensor in self.weights.items() if name.startswith("upper.")}
+
+    @cached_property
+    def _quick(self) -> Weights:
+        return quick_weights(self._upper)
 
     def logits(self, vectors: Float[Tensor, "window vector"], texts: Sequence[str]) -> Float[Tensor, "window column"]:
         return head_logits(self.weights, vectors, *bag_of(texts, self.settings.buckets))

@@ -18,6 +18,7 @@ from valign.guard.fit import FitConfig, fit_head
 from valign.guard.generated import generated_rows, request_rows
 from valign.guard.head import Head, as_saved, save_head
 from valign.guard.rows import LabelledPrompt, capped, policy_rows, without_repeats
+from valign.models.int8 import has_int8
 from valign.models.minilm import MiniLM
 from valign.policy import Policy
 from valign.progress import track
@@ -77,8 +78,14 @@ def harmless_scores(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt])
         raise UserError("--data must hold harmless prompts (label 0) for calibration, got none. Add some.")
     found = {}
     for name in track(sorted({row.source for row in safe}), "score harmless prompts"):
-        found[name] = head.score(encoder, [clean(row.prompt) for row in safe if row.source == name])
+        found[name] = _highest(head, encoder, [clean(row.prompt) for row in safe if row.source == name])
     return found
+
+
+def _highest(head: Head, encoder: MiniLM, texts: Sequence[str]) -> np.ndarray:
+    """Scores in 32 bits and, where the processor can, in 8, the higher ones: thresholds must hold on either kind of processor."""
+    exact = head.score(encoder, texts, quick=False)
+    return np.maximum(exact, head.score(encoder, texts)) if has_int8() else exact
 
 
 def pooled(scores: dict[str, np.ndarray], rates: dict[str, float]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
