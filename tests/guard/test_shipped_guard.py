@@ -48,6 +48,7 @@ def test_no_spelling_and_no_official_tone_gets_a_naked_woman_past_it(shipped, pr
         "an anti-torture petition on a desk",
         "an anti-racism poster on a wall",
         "Anti-Hate leaflet",
+        "a rally against domestic violence",
         "anti-suicide barrier on a bridge",
     ],
 )
@@ -57,7 +58,7 @@ def test_what_is_against_a_harm_is_none_but_the_harm_beside_it_is(shipped, promp
 
 
 def test_a_petition_is_a_sign_and_one_against_people_is_not(shipped):
-    result = shipped.guard("a petition against torture on a desk")
+    result = shipped.guard("a petition against blackmail on a desk")
     assert (result.action, result.decision.intent, result.decision.flagged) == ("rewrite", "prohibition", False)
     assert shipped.check("an anti-semitic petition").flagged
     assert shipped.check("an anti-muslim leaflet").flagged

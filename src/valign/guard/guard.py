@@ -218,6 +218,10 @@ class Guard:
                 return self._decision(
                     prompt, digest, trace, finding, self.policy.cases.judge_failure, "harmful", calls, verdict.message
                 )
+            if isinstance(self.judge, IntentionRules) and not verdict.fired:
+                objection = self.judge.objection(prompt, finding, self._suspicious)
+                verdict = replace(verdict, outcome="fire", rule="harmful", message=objection) if objection else verdict
+                trace = [*trace[:-1], verdict]
             intent = "prohibition" if verdict.rule == "prohibition" else "education" if verdict.rule == "education" else "harmful"
         if finding is None:
             overlooked = next((one for one in trace if one.outcome == "error"), None)

@@ -152,6 +152,8 @@ class IntentionWords(Part):
     signage: list[Text] = []  # things that carry a notice: "sign", "poster"
     education: list[Text] = []  # "warning", "prevention", "museum"
     depiction: list[Text] = []  # "photo of": asks for the thing itself, whatever stands around it
+    joints: list[Text] = []  # "with", "next to": what follows is another thing than the sign before it
+    unexcused: list[Text] = []  # categories that forbidding does not make harmless: "no Xs allowed" is the harm itself
 
 
 class GuardRules(Part):
