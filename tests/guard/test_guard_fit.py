@@ -219,15 +219,17 @@ def test_a_stage_fires_at_its_threshold(head, minilm):
 def test_opposing_phrases_are_not_read_and_all_beside_them_is(head, minilm):
     thresholds = {"balanced": dict.fromkeys(head.settings.columns, 2.0)}
     known = Head(replace(head.settings, thresholds=thresholds), head.weights)
-    plain, opposing = LearnedStage(known, minilm), LearnedStage(known, minilm, opposing=["anti furious"])
-    full, left = (plain.check(text).ranking for text in ("an anti-furious boat number 1", "an boat number 1"))
+    plain, opposing = LearnedStage(known, minilm), LearnedStage(known, minilm, opposing=["anti furious", "an anti", "anti"])
+    full, left = (plain.check(text).ranking for text in ("an anti-furious boat number 1", "boat number 1"))
     assert full > left
     assert opposing.check("an anti-furious boat number 1").ranking == pytest.approx(left, abs=1e-6)
     assert opposing.check("an AN\u0422I-furious boat number 1").ranking == pytest.approx(left, abs=1e-6)  # a Cyrillic T
     for prompt in ("a furious boat number 1", "an antifurious boat", "a boat"):
         assert opposing.check(prompt).ranking == plain.check(prompt).ranking
-    beside = opposing.check("an anti-furious boat number 1, a furious boat").ranking
-    assert beside == pytest.approx(plain.check("an boat number 1, a furious boat").ranking, abs=1e-6)
+    whole, rest = "an anti-furious boat number 1, a furious boat", "boat number 1, a furious boat"
+    beside = opposing.check(whole).ranking
+    assert beside == pytest.approx(min(plain.check(text).ranking for text in (whole, rest)), abs=1e-6)
+    assert beside > left
 
 
 def test_an_opposing_phrase_can_only_take_findings_away(head, minilm):

@@ -82,14 +82,12 @@ class LearnedStage:
         return scores
 
     def _rest(self, prompt: str) -> str:
-        """The prompt without opposing phrases."""
+        """The prompt with spaces for opposing phrases."""
         if self._opposing is None or not self._opposing.any(fold(prompt)):
             return prompt
         view = next(views(prompt))
-        for start, end, _ in reversed(list(self._opposing.find(view.text))):
-            first, last = view.span(start, end)
-            prompt = f"{prompt[:first]} {prompt[last:]}"
-        return prompt
+        found = {place for start, end, _ in self._opposing.find(view.text) for place in range(*view.span(start, end))}
+        return "".join(" " if place in found else char for place, char in enumerate(prompt))
 
     def _telling(self, prompt: str) -> Iterator[str]:
         """Readings but the plain one that have a word which it has not, or which it has letter by letter."""
