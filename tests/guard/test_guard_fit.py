@@ -222,13 +222,13 @@ def test_opposing_phrases_are_not_read_and_all_beside_them_is(head, minilm):
     plain, opposing = LearnedStage(known, minilm), LearnedStage(known, minilm, opposing=["anti furious", "an anti", "anti"])
     full, left = (plain.check(text).ranking for text in ("an anti-furious boat number 1", "boat number 1"))
     assert full > left
-    assert opposing.check("an anti-furious boat number 1").ranking == pytest.approx(left, abs=1e-6)
-    assert opposing.check("an AN\u0422I-furious boat number 1").ranking == pytest.approx(left, abs=1e-6)  # a Cyrillic T
+    assert opposing.check("an anti-furious boat number 1").ranking == pytest.approx(left, abs=5e-3)
+    assert opposing.check("an AN\u0422I-furious boat number 1").ranking == pytest.approx(left, abs=5e-3)  # a Cyrillic T
     for prompt in ("a furious boat number 1", "an antifurious boat", "a boat"):
         assert opposing.check(prompt).ranking == plain.check(prompt).ranking
     whole, rest = "an anti-furious boat number 1, a furious boat", "boat number 1, a furious boat"
     beside = opposing.check(whole).ranking
-    assert beside == pytest.approx(min(plain.check(text).ranking for text in (whole, rest)), abs=1e-6)
+    assert beside == pytest.approx(min(plain.check(text).ranking for text in (whole, rest)), abs=5e-3)  # 8 bits round by batch
     assert beside > left
 
 
