@@ -220,16 +220,21 @@ def test_opposing_phrases_are_not_read_and_all_beside_them_is(head, minilm):
     thresholds = {"balanced": dict.fromkeys(head.settings.columns, 2.0)}
     known = Head(replace(head.settings, thresholds=thresholds), head.weights)
     plain, opposing = LearnedStage(known, minilm), LearnedStage(known, minilm, opposing=["anti furious", "an anti", "anti"])
-    full, left = (plain.check(text).ranking for text in ("an anti-furious boat number 1", "boat number 1"))
-    assert full > left
-    assert opposing.check("an anti-furious boat number 1").ranking == pytest.approx(left, abs=5e-3)
-    assert opposing.check("an AN\u0422I-furious boat number 1").ranking == pytest.approx(left, abs=5e-3)  # a Cyrillic T
+    pairs = [
+        ("an anti-furious boat number 1", "boat number 1"),
+        ("an AN\u0422I-furious boat number 1", "boat number 1"),  # a Cyrillic T
+        ("an anti-furious boat number 1, a furious boat", "boat number 1, a furious boat"),
+    ]
+    for whole, rest in pairs:
+        both = [
+            verdict.ranking for verdict in plain.check_many([whole, rest])
+        ]  # in one batch, as the stage asks: 8 bits round by batch
+        assert opposing.check(whole).ranking == pytest.approx(min(both), abs=1e-6)
+    full, left = (plain.check(text).ranking for text in pairs[0])
+    assert left < full
+    assert left < opposing.check(pairs[2][0]).ranking
     for prompt in ("a furious boat number 1", "an antifurious boat", "a boat"):
         assert opposing.check(prompt).ranking == plain.check(prompt).ranking
-    whole, rest = "an anti-furious boat number 1, a furious boat", "boat number 1, a furious boat"
-    beside = opposing.check(whole).ranking
-    assert beside == pytest.approx(min(plain.check(text).ranking for text in (whole, rest)), abs=5e-3)  # 8 bits round by batch
-    assert beside > left
 
 
 def test_an_opposing_phrase_can_only_take_findings_away(head, minilm):
