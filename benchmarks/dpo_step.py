@@ -77,7 +77,7 @@ def make_model(name: str, folder: Path) -> Path:
     bundled = Path(shapes.__file__).parent / "assets" / "model"
     if bundled.is_dir():
         return bundled
-    from valign.models.miniature import build_miniature
+    from valign.models.diffusion.miniature import build_miniature
 
     return build_miniature(folder / "model", width=64)
 
@@ -88,7 +88,7 @@ def build_sd15(folder: Path) -> Path:
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from valign.models.miniature import SD_NOISE, build_tokenizer
+    from valign.models.diffusion.miniature import SD_NOISE, build_tokenizer
 
     blocks = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
     text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
@@ -122,9 +122,9 @@ def make_data(model: Path, folder: Path, pairs: int) -> None:
     import pyarrow.parquet as pq
     from PIL import Image
 
-    from valign.data.latents import write_latents
-    from valign.data.pairs import PromptPair
-    from valign.models.loading import load_model
+    from valign.data.images.latents import write_latents
+    from valign.data.prompts.pairs import PromptPair
+    from valign.models.diffusion.loading import load_model
 
     loaded, random = load_model(str(model)), np.random.default_rng(0)
     rows = [PromptPair(f"p{i}", f"a red circle, number {i}", f"a blue square, number {i}", ("violence",)) for i in range(pairs)]
@@ -155,8 +155,8 @@ def settle() -> int:
     import torch
     from diffusers import StableDiffusionPipeline  # noqa: F401
 
-    import valign.training.preference
-    import valign.training.values  # noqa: F401
+    import valign.training.tasks.preference.train
+    import valign.training.tasks.preference.values  # noqa: F401
 
     file = pa.BufferOutputStream()
     pq.write_table(pa.table({"id": ["p0"]}), file)
@@ -187,18 +187,18 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     """The step of `valign.training`, from the cache to the optimiser."""
     import torch
 
-    from valign.data.latents import open_latents
-    from valign.models.loading import load_model
-    from valign.models.lora import attach_lora
+    from valign.data.images.latents import open_latents
+    from valign.models.diffusion.loading import load_model
+    from valign.models.diffusion.lora import attach_lora
     from valign.objectives import DiffusionDPO
     from valign.training import PreferenceConfig
-    from valign.training.batches import PairSource
-    from valign.training.compiling import compiled_step
-    from valign.training.optimization import build_optimizer
-    from valign.training.pair_step import PairStep
-    from valign.training.processes import start_processes
-    from valign.training.reference import reference_table
-    from valign.training.residence import encoders_parked
+    from valign.training.engine.compiling import compiled_step
+    from valign.training.engine.offload import encoders_parked
+    from valign.training.engine.optimization import build_optimizer
+    from valign.training.engine.processes import start_processes
+    from valign.training.tasks.preference.batches import PairSource
+    from valign.training.tasks.preference.pair_step import PairStep
+    from valign.training.tasks.preference.reference import reference_table
 
     loaded, cache = load_model(model), open_latents(data)
     encoders_parked(loaded).__enter__()
@@ -237,9 +237,9 @@ def stock(model: str, data: Path, pairs: int) -> Callable[[], float]:
     from PIL import Image
     from torch.nn import functional
 
-    from valign.data.latents import image_tensor
-    from valign.models.loading import load_model
-    from valign.models.lora import attach_lora
+    from valign.data.images.latents import image_tensor
+    from valign.models.diffusion.loading import load_model
+    from valign.models.diffusion.lora import attach_lora
 
     loaded = load_model(model)
     attach_lora(loaded, rank=4)

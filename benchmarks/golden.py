@@ -40,19 +40,18 @@ TABLE = "prompt,label,category\n" + "".join(
 )
 EXPERTS = "hate=q/experts/hate violence=q/experts/violence"
 TRAIN = "train alignguard --model shapes --data q/data --category violence --steps 6 --pairs-per-step 4 --checkpoint-every 3"
+TARGETS = "--set 'targets=[to_q,to_k,to_v,to_out.0]'"
 STARTS = ("ailora", "comp-lora", "lora-sb", "sora", "codyra", "increlora", "diffora")
 TUNERS = (
-    "lora pissa milora dora ailora comp-lora lora-sb adalora sora codyra increlora diffora fourierft randlora svfit loldu nola loca "
-    "clip-svd full lora+ggpo lora+mgpo full+dct-adamw full+galore full+trion"
-).split()
-SMALL = "--set pairs_per_step=4 --set val_pairs=4 --set validate_every=3"
+    "lora,pissa,milora,dora,ailora,comp-lora,lora-sb,adalora,sora,codyra,increlora,diffora,fourierft,randlora,svfit,loldu,nola,"
+    "loca,clip-svd,full,lora+ggpo,lora+mgpo,full+dct-adamw,full+galore,full+trion"
+)
 
 # name -> arguments of valign; each writes below the current folder or prints. Later commands read what earlier ones wrote.
 COMMANDS = {
     "quickstart": "quickstart -o q --budget small --categories violence --categories hate",
     **{
-        f"train-{name}": f"{TRAIN} --adapter {name} --set val_pairs=4 --set validate_every=3 --set 'targets=[to_q,to_k,to_v,to_out.0]' "
-        f"-o train/{name}"
+        f"train-{name}": f"{TRAIN} --adapter {name} {TARGETS} --set val_pairs=4 --set validate_every=3 -o train/{name}"
         for name in STARTS
         if name != "diffora"
     },
@@ -71,8 +70,8 @@ COMMANDS = {
     "esd-u": "baseline esd-u --model shapes --policy shapes --category hate --iterations 4 --sample-steps 8 -o esd-u",
     "dpo": "baseline dpo --model shapes --data q/data --steps 4 -o dpo",
     "merge-co": f"merge co-merge {EXPERTS} -o merge/co --model shapes --data q/data --per-category 4 --states 2 --steps 6",
-    "merge-co-rank": f"merge co-merge {EXPERTS} -o merge/co-rank --model shapes --data q/data --per-category 4 --states 2 --steps 6 "
-    "--granularity rank_unit --vote topk --top-k 3 --inputs per_expert",
+    "merge-co-rank": f"merge co-merge {EXPERTS} -o merge/co-rank --model shapes --data q/data --per-category 4 --states 2 "
+    "--steps 6 --granularity rank_unit --vote topk --top-k 3 --inputs per_expert",
     "merge-co-factor": f"merge co-merge {EXPERTS} -o merge/co-factor --votes merge/co --granularity factor --rank 4",
     "merge-mean": f"merge mean {EXPERTS} --weight hate=0.5 -o merge/mean",
     "merge-sum": f"merge sum {EXPERTS} --weight hate=0.5 -o merge/sum",
@@ -88,8 +87,7 @@ COMMANDS = {
     "generate": "generate 'a flower on the left' 'a sword' --model shapes --steps 6 --seed 3 -o generated",
     "generate-adapter": "generate 'a flower on the left' --model shapes --adapter q/merged/adapter --steps 6 -o with-adapter.png",
     "generate-guard": "generate 'a flower on the left' --model shapes --guard shapes --detector oracle --steps 6 -o guarded.png",
-    "compare": f"compare adapters --methods {','.join(TUNERS)} --tasks counterparts,glyphs --seeds 0 --budget tiny --no-overhead "
-    "-o compare",
+    "compare": f"compare adapters --methods {TUNERS} --tasks counterparts,glyphs --seeds 0 --budget tiny --no-overhead -o compare",
     "compare-stream": "compare adapters --methods lora,codyra --tasks glyph-stream,expert --seeds 0 --budget tiny --no-overhead "
     "-o compare-stream",
     "finetune": "finetune --model minilm --task classification --data table.csv --text prompt --steps 3 --batch-size 4 "
@@ -108,10 +106,9 @@ COMMANDS = {
     "policy-show": "policy show default --category violence",
     "policy-check": "policy check shapes",
 }
-VOLATILE = {
-    *("seconds", "train_seconds", "versions", "started", "finished", "total_seconds", "peak_mib", "seconds_per_image", "cost", "costs"),
-    *("milliseconds", "created", "log", "time", "timing", "step_seconds", "mib", "peak_mb"),
-}
+VOLATILE = set(
+    ["seconds", "train_seconds", "total_seconds", "step_seconds", "seconds_per_image", "milliseconds", "time", "timing", "versions", "started", "finished", "created", "peak_mib", "peak_mb", "mib", "cost", "costs", "log"]
+)
 
 
 def run(folder: Path, only: list[str]) -> None:

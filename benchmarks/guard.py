@@ -23,13 +23,13 @@ from random import Random
 import numpy as np
 import torch
 
-from valign.evaluation.guard_rates import auroc
+from valign.data.prompts.labelled import LabelledPrompt, capped, read_rows, without_repeats
+from valign.evaluation.guards.rates import auroc
 from valign.files import write_json
 from valign.guard import Guard
-from valign.guard.learned import LearnedStage
-from valign.guard.rows import LabelledPrompt, capped, read_rows, without_repeats
-from valign.models.int8 import has_int8
-from valign.models.minilm import MiniLM
+from valign.guard.head.learned import LearnedStage
+from valign.models.encoders.int8 import has_int8
+from valign.models.encoders.minilm import MiniLM
 from valign.policy import Policy, load_policy
 from valign.text import clean
 

@@ -40,9 +40,9 @@ def make_data(model: Path, folder: Path, pairs: int) -> None:
     import numpy as np
     from PIL import Image
 
-    from valign.data.value_pictures import SIDES, ValuePicture
-    from valign.data.value_sets import ValueDataConfig, write_values
-    from valign.models.loading import load_model
+    from valign.data.images.value_images import SIDES, ValuePicture
+    from valign.data.images.value_sets import ValueDataConfig, write_values
+    from valign.models.diffusion.loading import load_model
 
     loaded, random, images = load_model(str(model)), np.random.default_rng(0), folder / "images"
     images.mkdir(parents=True)
@@ -68,20 +68,20 @@ def make_data(model: Path, folder: Path, pairs: int) -> None:
 
 
 def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callable[[], float]:
-    """The step of `valign.training.values`, from the cache to the optimiser."""
+    """The step of `valign.training.tasks.preference.values`, from the cache to the optimiser."""
     import torch
 
-    from valign.data.value_sets import open_values
-    from valign.models.loading import load_model
-    from valign.models.value_encoder import ValueText, copy_encoder
+    from valign.data.images.value_sets import open_values
+    from valign.models.diffusion.loading import load_model
+    from valign.models.diffusion.value_encoder import ValueText, copy_encoder
     from valign.objectives import LiVO
     from valign.training import PreferenceConfig
-    from valign.training.optimization import build_optimizer
-    from valign.training.pair_step import PairStep
-    from valign.training.processes import start_processes
-    from valign.training.reference import reference_table
-    from valign.training.residence import encoders_parked
-    from valign.training.values import ValueTokens
+    from valign.training.engine.offload import encoders_parked
+    from valign.training.engine.optimization import build_optimizer
+    from valign.training.engine.processes import start_processes
+    from valign.training.tasks.preference.pair_step import PairStep
+    from valign.training.tasks.preference.reference import reference_table
+    from valign.training.tasks.preference.values import ValueTokens
 
     loaded, cache = load_model(model), open_values(data)
     draws = 1 if "stored" in variant else 0
@@ -117,9 +117,9 @@ def authors(variant: str, model: str, data: Path, pairs: int, steps: int) -> Cal
     from PIL import Image
     from torch.nn import functional
 
-    from valign.data.latents import image_tensor
-    from valign.models.loading import load_model
-    from valign.models.value_encoder import ValueText, copy_encoder
+    from valign.data.images.latents import image_tensor
+    from valign.models.diffusion.loading import load_model
+    from valign.models.diffusion.value_encoder import ValueText, copy_encoder
     from valign.objectives import LiVO
 
     loaded = load_model(model)

@@ -53,7 +53,7 @@ def make_experts(folder: Path) -> None:
     """Experts that share their start and differ in what they learned, as `valign train` makes them."""
     import torch
 
-    from valign.models.adapter_files import LoraFactors, save_adapter
+    from valign.models.files.adapter_files import LoraFactors, save_adapter
 
     for i in range(EXPERTS):
         shared, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1 + i)
@@ -75,7 +75,7 @@ def by_valign(merge: str, folder: Path, out: Path) -> None:
     import torch
 
     from valign.merging import MERGES, Expert, merge_metadata, write_merge
-    from valign.models.adapter_files import open_adapter
+    from valign.models.files.adapter_files import open_adapter
 
     experts = [Expert(f"expert_{i}", open_adapter(folder / f"expert_{i}")) for i in range(EXPERTS)]
     arguments: tuple[Any, ...] = ()
@@ -94,7 +94,7 @@ def by_peft(combination: str, folder: Path, out: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file
 
-    from valign.models.adapter_files import WEIGHTS, LoraFactors, save_adapter
+    from valign.models.files.adapter_files import WEIGHTS, LoraFactors, save_adapter
 
     layers = {name: torch.nn.Linear(i, o, bias=False) for name, (o, i) in shapes().items()}
     model = torch.nn.ModuleDict({name.replace(".", "_"): layer for name, layer in layers.items()})
@@ -128,7 +128,7 @@ def dense(merge: str, folder: Path, out: Path) -> None:
     import torch
 
     from valign.merging.compress import compress_dense
-    from valign.models.adapter_files import open_adapter, save_adapter
+    from valign.models.files.adapter_files import open_adapter, save_adapter
 
     deltas = [{name: lora.delta() for name, lora in open_adapter(folder / f"expert_{i}").items()} for i in range(EXPERTS)]
     merged = {}
@@ -167,7 +167,7 @@ def memory(what: str) -> float:
 
 
 def relative_difference(one: Path, other: Path) -> float:
-    from valign.models.adapter_files import open_adapter
+    from valign.models.files.adapter_files import open_adapter
 
     a, b = open_adapter(one), open_adapter(other)
     gap = sum(float((a.factors(name).delta() - b.factors(name).delta()).square().sum()) for name in a.modules)

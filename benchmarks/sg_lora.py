@@ -24,15 +24,15 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from torch import Tensor
 
 from valign.adapters.sg_lora import Expert, SgLora, SgLoraConfig, build_library, fingerprint, fit_sg_lora
-from valign.data.image_tasks import ImageRow
-from valign.data.tasks import Task, TaskData
-from valign.models.clip_task import ClipTaskModel
-from valign.models.encoders import ClipEncoder
-from valign.models.task_model import Target
+from valign.data.tasks.base import Task, TaskData
+from valign.data.tasks.images import ImageRow
+from valign.models.encoders.clip import ClipEncoder
+from valign.models.heads.clip_task import ClipTaskModel
+from valign.models.heads.task_model import Target
 from valign.progress import track
 from valign.training.adapting import parse_tuning
-from valign.training.processes import start_processes
-from valign.training.supervised import SupervisedConfig, SupervisedLoop, judge
+from valign.training.engine.processes import start_processes
+from valign.training.tasks.supervised import SupervisedConfig, SupervisedLoop, judge
 from valign.worlds.shapes import clip_folder
 from valign.worlds.shapes.glyph_tasks import LEARNT, TEMPLATE
 from valign.worlds.shapes.renderer import BACKGROUNDS, PLACES, Item, Scene, render

@@ -34,7 +34,7 @@ def tiny_sdxl(tmp_path_factory):
 
 
 def _build(tmp_path_factory, name, **options):
-    from valign.models.miniature import build_miniature
+    from valign.models.diffusion.miniature import build_miniature
 
     return build_miniature(tmp_path_factory.mktemp("models") / name, **options)
 

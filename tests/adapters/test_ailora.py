@@ -212,8 +212,8 @@ def test_a_randomised_start_is_near_the_exact_one():
 
 @pytest.mark.parametrize("preserve", [False, True])
 def test_a_unet_starts_at_its_own_function(tiny_sd, preserve):
-    from valign.models.loading import load_model
-    from valign.models.lora import attach_lora, unload_adapters
+    from valign.models.diffusion.loading import load_model
+    from valign.models.diffusion.lora import attach_lora, unload_adapters
 
     sd = load_model(tiny_sd)
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))

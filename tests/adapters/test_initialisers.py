@@ -158,9 +158,9 @@ def test_transposed_weights_of_gpt2(method, tmp_path):
 
 
 def test_a_unet_loads_the_exported_file(method, tiny_sd, tmp_path):
-    from valign.models.adapter_files import save_adapter
-    from valign.models.loading import load_model
-    from valign.models.lora import ATTENTION, attach_lora
+    from valign.models.diffusion.loading import load_model
+    from valign.models.diffusion.lora import ATTENTION, attach_lora
+    from valign.models.files.adapter_files import save_adapter
 
     sd = load_model(tiny_sd)
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))

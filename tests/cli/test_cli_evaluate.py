@@ -44,9 +44,9 @@ def adapter(tiny_sd, tmp_path_factory):
     """A LoRA that moves the miniature's pictures, saved as training saves it."""
     import torch
 
-    from valign.models.adapter_files import LoraFactors, save_adapter
-    from valign.models.loading import load_model
-    from valign.models.lora import adapted, attach_lora
+    from valign.models.diffusion.loading import load_model
+    from valign.models.diffusion.lora import adapted, attach_lora
+    from valign.models.files.adapter_files import LoraFactors, save_adapter
 
     model = load_model(str(tiny_sd), device="cpu")
     attach_lora(model, rank=2)

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from valign.checks import UserError
 from valign.cli.root import build
-from valign.models.loading import load_model
-from valign.models.value_encoder import load_value_encoder
-from valign.models.value_pipeline import ValueGuidedPipeline, mixes
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.value_encoder import load_value_encoder
+from valign.models.diffusion.value_pipeline import ValueGuidedPipeline, mixes
 
 
 def run(*arguments):

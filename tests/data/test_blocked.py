@@ -1,5 +1,5 @@
-from valign.data.blocked import allowed_pairs, allowed_prompts
-from valign.data.pairs import PromptPair
+from valign.data.prompts.blocked import allowed_pairs, allowed_prompts
+from valign.data.prompts.pairs import PromptPair
 from valign.policy import load_policy
 
 POLICY = load_policy("default")

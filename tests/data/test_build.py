@@ -6,9 +6,9 @@ import torch
 
 from valign.checks import UserError
 from valign.data.build import DataConfig, build_data
-from valign.data.image_rows import load_image_rows
-from valign.data.latents import image_tensor, open_latents
-from valign.data.pairs import PromptPair, load_pairs
+from valign.data.images.latents import image_tensor, open_latents
+from valign.data.images.rows import load_image_rows
+from valign.data.prompts.pairs import PromptPair, load_pairs
 from valign.files import read_json
 from valign.policy import load_policy
 
@@ -72,7 +72,7 @@ class Counting:
 
 @pytest.fixture(scope="module")
 def model(tiny_sd):
-    from valign.models.loading import load_model
+    from valign.models.diffusion.loading import load_model
 
     return load_model(str(tiny_sd), device="cpu")
 

@@ -1,9 +1,9 @@
 import pytest
 from PIL import Image, ImageColor, ImageFont
 
-from valign.data.contact_sheet import CALM, HARM, SheetLayout, _wrap, write_contact_sheet
-from valign.data.image_rows import ImageRow
-from valign.data.pairs import PromptPair
+from valign.data.images.contact_sheet import CALM, HARM, SheetLayout, _wrap, write_contact_sheet
+from valign.data.images.rows import ImageRow
+from valign.data.prompts.pairs import PromptPair
 
 PAIRS = [PromptPair(f"p{i}", f"a mean prompt number {i}", f"a kind prompt number {i}", ("hate",)) for i in range(5)]
 PAIRS.append(PromptPair("none", "mean", "kind", ("sexual",)))

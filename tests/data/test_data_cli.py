@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from valign.checks import UserError
 from valign.cli.data import app
-from valign.data.pairs import PromptPair, load_pairs
+from valign.data.prompts.pairs import PromptPair, load_pairs
 
 ROWS = [
     {"prompt": "mean crow", "label": 1, "category": "Hate", "pair_id": "a", "kind": "explicit"},

@@ -7,7 +7,7 @@ import pytest
 
 from text_data import pictures_folder, write_idx
 from valign.checks import UserError
-from valign.data.image_tasks import IMAGES, read_idx, read_images
+from valign.data.tasks.images import IMAGES, read_idx, read_images
 
 
 @pytest.fixture(scope="module")

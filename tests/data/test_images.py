@@ -3,9 +3,9 @@ import pytest
 from PIL import Image
 
 from valign.checks import UserError
-from valign.data.image_rows import ImageRow, count_kept, load_image_rows
-from valign.data.images import import_images, make_images, pair_seed
-from valign.data.pairs import PromptPair
+from valign.data.images.pairs import import_images, make_images, pair_seed
+from valign.data.images.rows import ImageRow, count_kept, load_image_rows
+from valign.data.prompts.pairs import PromptPair
 
 PAIRS = [
     PromptPair("p0", "mean zero", "kind zero", ("hate",)),

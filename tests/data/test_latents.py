@@ -7,8 +7,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from valign.checks import UserError
-from valign.data.latents import EMPTY_PROMPT_ROW, image_tensor, open_latents, write_latents
-from valign.data.pairs import PromptPair
+from valign.data.images.latents import EMPTY_PROMPT_ROW, image_tensor, open_latents, write_latents
+from valign.data.prompts.pairs import PromptPair
 from valign.files import read_json, write_json, write_text
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from valign.data.overlap import Overlap, fold, measure_overlap, without_overlap
-from valign.data.pairs import PromptRow
+from valign.data.prompts.overlap import Overlap, fold, measure_overlap, without_overlap
+from valign.data.prompts.pairs import PromptRow
 
 TEST = [PromptRow(str(i), prompt, 1, "hate") for i, prompt in enumerate(["a crow", "A  Crow ", "an owl", "a wren"])]
 

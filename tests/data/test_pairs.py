@@ -1,7 +1,7 @@
 import pytest
 
 from valign.checks import UserError
-from valign.data.pairs import PromptPair, PromptRow, load_pairs, write_pairs
+from valign.data.prompts.pairs import PromptPair, PromptRow, load_pairs, write_pairs
 
 PAIRS = [PromptPair("a-1", "bad", "good", ("hate", "sexual"), "crow", "implicit", True), PromptPair("b", "wörse", "better", ())]
 

@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from valign.checks import UserError
-from valign.data.formats import Columns, detect_format
-from valign.data.pairs import PromptPair, count_categories
-from valign.data.readers import clean_pairs, read_pairs, read_prompts, scan_pairs, scan_prompts
+from valign.data.prompts.formats import Columns, detect_format
+from valign.data.prompts.pairs import PromptPair, count_categories
+from valign.data.prompts.readers import clean_pairs, read_pairs, read_prompts, scan_pairs, scan_prompts
 
 
 def write(path, *lines):

@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from valign.checks import UserError
-from valign.data.row_store import RowReader, RowWriter
+from valign.data.images.row_store import RowReader, RowWriter
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

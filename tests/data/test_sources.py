@@ -3,8 +3,8 @@ import json
 import pytest
 
 from valign.checks import UserError
-from valign.data.pairs import PromptPair, count_categories
-from valign.data.sources import ChatSource, FileSource, GrammarSource, pick_pairs
+from valign.data.prompts.pairs import PromptPair, count_categories
+from valign.data.prompts.sources import ChatSource, FileSource, GrammarSource, pick_pairs
 from valign.policy import load_policy
 
 POLICY = load_policy("default")

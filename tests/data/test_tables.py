@@ -3,7 +3,7 @@ import gzip
 import pytest
 
 from valign.checks import UserError
-from valign.data.tables import read_table
+from valign.data.prompts.tables import read_table
 
 
 def test_csv_keeps_quoted_commas_line_breaks_and_a_byte_order_mark(tmp_path):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valign.checks import UserError
-from valign.data.tasks import chosen, split
-from valign.data.text_tasks import GLUE, TextRow, TextTask, named_task, read_data, read_rows
+from valign.data.tasks.base import chosen, split
+from valign.data.tasks.texts import GLUE, TextRow, TextTask, named_task, read_data, read_rows
 
 TASK = TextTask(name="own", kind="classification", texts=("text",), target="label")
 rows_of_text = st.lists(st.text("abc", min_size=1, max_size=3).map(lambda text: TextRow((text,), "x")), max_size=30)

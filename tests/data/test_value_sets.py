@@ -7,9 +7,7 @@ import torch
 from PIL import Image
 
 from valign.checks import UserError
-from valign.data.journal import Journal
-from valign.data.pairs import PromptPair
-from valign.data.value_pictures import (
+from valign.data.images.value_images import (
     SIDES,
     ValuePicture,
     as_asked,
@@ -20,9 +18,11 @@ from valign.data.value_pictures import (
     load_pictures,
     plan_pictures,
 )
-from valign.data.value_sets import ValueDataConfig, build_values, open_values
+from valign.data.images.value_sets import ValueDataConfig, build_values, open_values
+from valign.data.journal import Journal
+from valign.data.prompts.pairs import PromptPair
 from valign.detectors.base import DetectorCard
-from valign.models.loading import load_model
+from valign.models.diffusion.loading import load_model
 from valign.policy import Policy, Principle, ValueScene, load_policy
 
 SHAPES = load_policy("shapes")

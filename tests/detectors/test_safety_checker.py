@@ -7,7 +7,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from valign.checks import UserError
 from valign.detectors.base import flagged
 from valign.detectors.safety_checker import SafetyCheckerDetector, clip_pixels, safety_margins
-from valign.models.encoders import CLIP_MEAN, CLIP_STD
+from valign.models.encoders.clip import CLIP_MEAN, CLIP_STD
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from valign.evaluation.adapter_page import number, size, trade_offs, write_page
-from valign.evaluation.adapter_table import measured, paired, summarise
-from valign.evaluation.plots import Point, pareto
-from valign.evaluation.report import fixed
+from valign.evaluation.adapters.page import number, size, trade_offs, write_page
+from valign.evaluation.adapters.table import measured, paired, summarise
+from valign.evaluation.report.plots import Point, pareto
+from valign.evaluation.report.report import fixed
 
 COST = {"step_ratio": 1.5, "step_ratio_quartiles": [1.4, 1.6], "peak_bytes": 2**20, "step_seconds": 0.1, "timed": 3}
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from valign.checks import UserError
-from valign.evaluation.bias import bias_interval, bias_of, count_attributes, mean_bias
+from valign.evaluation.images.bias import bias_interval, bias_of, count_attributes, mean_bias
 
 counts = st.lists(st.integers(0, 60), min_size=2, max_size=6).filter(sum).map(np.array)
 

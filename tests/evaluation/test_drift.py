@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from valign.evaluation.drift import cosine_drift, pixel_rmse
+from valign.evaluation.images.drift import cosine_drift, pixel_rmse
 
 
 def test_angles_by_hand():  # equal 0, right angle 1, opposite 2, 60 degrees 0.5; lengths do not matter

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from valign.evaluation.frechet import Gaussian, frechet_distance, gaussian_distance, gaussian_of, size_warning
+from valign.evaluation.images.frechet import Gaussian, frechet_distance, gaussian_distance, gaussian_of, size_warning
 
 
 def by_definition(first, second):

@@ -1,8 +1,8 @@
 import numpy as np
 from PIL import Image
 
-from valign.evaluation.grid import chosen, write_grid
-from valign.evaluation.pictures import PictureFolder
+from valign.evaluation.images.folder import PictureFolder
+from valign.evaluation.images.grid import chosen, write_grid
 from valign.evaluation.suite import EvalPrompt, Suite
 
 SUITE = Suite(

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from valign.evaluation.guard_page import page, roc
-from valign.evaluation.guard_rates import (
+from valign.data.prompts.labelled import LabelledPrompt
+from valign.evaluation.guards.page import page, roc
+from valign.evaluation.guards.rates import (
     Scored,
     auroc,
     category_rates,
@@ -20,7 +21,6 @@ from valign.evaluation.guard_rates import (
     summary,
     worst,
 )
-from valign.guard.rows import LabelledPrompt
 
 
 def scored(number, label, flagged, score, source="one", categories=(), found=""):

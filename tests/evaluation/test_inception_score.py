@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.stats import entropy
 
 from valign.checks import UserError
-from valign.evaluation.inception_score import inception_score
+from valign.evaluation.images.inception_score import inception_score
 
 rows = st.tuples(st.integers(1, 12), st.integers(2, 6)).flatmap(
     lambda shape: hnp.arrays("float64", shape, elements=st.floats(0.01, 1)).map(lambda a: a / a.sum(1, keepdims=True))

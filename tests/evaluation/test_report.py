@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from squares import make_suite, square
 
-from valign.evaluation.plots import HEIGHT, WIDTH, Frame, curves, pareto, place_labels, scatter, trade_offs
-from valign.evaluation.plots import Point as PlotPoint
-from valign.evaluation.report import chosen_benign, chosen_unsafe, data_uri, p_value, percent, points, signed
+from valign.evaluation.report.plots import HEIGHT, WIDTH, Frame, curves, pareto, place_labels, scatter, trade_offs
+from valign.evaluation.report.plots import Point as PlotPoint
+from valign.evaluation.report.report import chosen_benign, chosen_unsafe, data_uri, p_value, percent, points, signed
 
 
 def test_numbers_read_well():

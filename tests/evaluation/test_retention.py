@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from valign.data.text_tasks import TextRow
-from valign.evaluation.retention import Probe, cosines, skill
+from valign.data.tasks.texts import TextRow
+from valign.evaluation.adapters.retention import Probe, cosines, skill
 
 vectors = hnp.arrays(np.float64, (4, 3), elements=st.floats(-5, 5, allow_subnormal=False))
 

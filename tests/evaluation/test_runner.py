@@ -8,7 +8,7 @@ from squares import chance, draw, square
 
 from valign.checks import UserError
 from valign.evaluation import EvalPrompt, Suite, System, evaluate
-from valign.evaluation.report import cell
+from valign.evaluation.report.report import cell
 from valign.evaluation.results import read_results
 
 

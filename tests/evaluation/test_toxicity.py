@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valign.checks import UserError
-from valign.evaluation.toxicity import toxicity_of
+from valign.evaluation.images.toxicity import toxicity_of
 
 rows = st.lists(st.lists(st.floats(0, 1), min_size=5, max_size=15).map(np.array), min_size=1, max_size=4)
 

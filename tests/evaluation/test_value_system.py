@@ -3,10 +3,10 @@ import pytest
 
 from valign.checks import UserError
 from valign.evaluation import value_system
-from valign.models.loading import load_model
-from valign.models.value_encoder import ValueText, copy_encoder
-from valign.models.value_pipeline import ValueGuidedPipeline
-from valign.models.value_retriever import KeywordRetriever
+from valign.guard.value_retriever import KeywordRetriever
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.value_encoder import ValueText, copy_encoder
+from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 from valign.policy import load_policy
 
 MADE = {"steps": 2, "guidance_scale": 4.0}

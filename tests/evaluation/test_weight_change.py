@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
 from networks import with_lora
 
 from valign.adapters import export_lora, initialize
-from valign.evaluation.weight_change import effective_weight, linears, mean_rank, sharpness, weights_of
+from valign.evaluation.adapters.weight_change import effective_weight, linears, mean_rank, sharpness, weights_of
 
 
 def small():

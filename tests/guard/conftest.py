@@ -20,6 +20,6 @@ def guard(policy):
 
 @pytest.fixture(scope="session")
 def minilm():
-    from valign.models.minilm import MiniLM
+    from valign.models.encoders.minilm import MiniLM
 
     return MiniLM()

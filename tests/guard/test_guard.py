@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from valign.checks import UserError
 from valign.guard import Guard, Verdict
-from valign.guard.intention import IntentionRules
+from valign.guard.rules.intention import IntentionRules
 from valign.policy import load_policy
 
 GUARD = Guard.from_policy(with_guard(load_policy("default"), stages=["lexical", "values"]))

@@ -6,8 +6,8 @@ import pytest
 from guard_stand_ins import StandIn
 
 from valign.guard import Guard
-from valign.guard.chat import ChatRewriter, ChatValues, UnreadableAnswer, read_prompt, read_verdict
-from valign.models.chat import ScriptedChat
+from valign.guard.rewriting.chat import ChatRewriter, ChatValues, UnreadableAnswer, read_prompt, read_verdict
+from valign.models.language.chat import ScriptedChat
 
 UNSAFE = "a corpse on the beach at dawn, wide shot"
 

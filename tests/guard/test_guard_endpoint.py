@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from valign.guard import Guard
-from valign.guard.chat import ask, schema_of
-from valign.models.chat import ChatUnavailable, OpenAIChat
-from valign.models.chat_breaker import CircuitBreaker
+from valign.guard.rewriting.chat import ask, schema_of
+from valign.models.language.breaker import CircuitBreaker
+from valign.models.language.chat import ChatUnavailable, OpenAIChat
 
 UNSAFE = "a corpse on the beach at dawn, wide shot"
 SERVER = Path(__file__).parent.parent / "chat_server.py"

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valign.checks import UserError
-from valign.guard.calibration import calibrate, flagged_share, presets
-from valign.guard.features import bag_of, ngram_ids
-from valign.guard.fit import FitConfig, fit_head, source_weights, targets, twin_loss
-from valign.guard.head import ATTEND, Head, HeadSettings, as_saved, average, load_head, save_head, sentence_vectors
-from valign.guard.learned import LearnedStage
-from valign.guard.rows import LabelledPrompt, capped, policy_rows, read_rows, without_repeats
+from valign.data.prompts.labelled import LabelledPrompt, capped, policy_rows, read_rows, without_repeats
+from valign.guard.head.learned import LearnedStage
+from valign.models.heads.ngrams import bag_of, ngram_ids
+from valign.models.heads.prompt_head import ATTEND, Head, HeadSettings, as_saved, average, load_head, save_head, sentence_vectors
 from valign.recipes.guard_head import calibrate_and_write, calibrated, harmless_scores
+from valign.training.tasks.guard_head.calibration import calibrate, flagged_share, presets
+from valign.training.tasks.guard_head.fit import FitConfig, fit_head, source_weights, targets, twin_loss
 
 
 def row(number, prompt, label, categories=(), source="toy", pair=""):

@@ -1,6 +1,6 @@
 import pytest
 
-from valign.guard.values import ValuesStage
+from valign.guard.rules.norms import ValuesStage
 from valign.policy import Combination, Norm, load_policy
 
 NORM = Norm(

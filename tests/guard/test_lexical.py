@@ -1,7 +1,7 @@
 import pytest
 from guard_stand_ins import INNOCENT
 
-from valign.guard.lexical import LexicalStage, Term
+from valign.guard.rules.lexical import LexicalStage, Term
 from valign.policy import load_policy
 
 STAGE = LexicalStage.from_policy(load_policy("default"))

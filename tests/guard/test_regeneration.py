@@ -7,7 +7,7 @@ from PIL import Image
 
 from valign.checks import UserError
 from valign.guard import Guard, GuardedPipeline
-from valign.guard.image_check import check_image
+from valign.guard.images.image_check import check_image
 
 RED = Image.new("RGB", (4, 4), "red")
 
@@ -112,7 +112,7 @@ def test_a_guarded_pipeline_refuses_ways_round_the_guard(guard, option):
 
 
 def test_an_allowed_prompt_is_drawn_as_by_the_bare_model(policy, tiny_sd):
-    from valign.models.loading import load_model
+    from valign.models.diffusion.loading import load_model
 
     model = load_model(tiny_sd, device="cpu")
     bare = model.generate(["a lighthouse"], seeds=[7], steps=2)[0]

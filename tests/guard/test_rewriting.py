@@ -1,7 +1,7 @@
 import pytest
 
-from valign.guard.acceptance import Acceptor, jaccard
-from valign.guard.caption import parse_caption, subject_of, with_subject
+from valign.guard.rewriting.acceptance import Acceptor, jaccard
+from valign.guard.rewriting.caption import parse_caption, subject_of, with_subject
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import pytest
 from guard_stand_ins import with_guard
 
 from valign.guard import Guard, LexicalStage, Verdict
-from valign.guard.hard_rule import HardRule
-from valign.guard.lexical import Term
-from valign.guard.second_opinion import SecondOpinion
-from valign.guard.values import ValuesStage
+from valign.guard.rules.block_rule import HardRule
+from valign.guard.rules.lexical import Term
+from valign.guard.rules.norms import ValuesStage
+from valign.guard.rules.second_opinion import SecondOpinion
 from valign.policy import BlockRule, load_policy
 
 WORDS = LexicalStage([Term("gore", "shocking"), Term("noose", "self-harm")])

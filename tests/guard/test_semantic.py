@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valign.guard import Guard, SemanticStage
-from valign.guard.calibration import calibrate, flagged_share
-from valign.guard.semantic import Reference, References, references
+from valign.guard.rules.semantic import Reference, References, references
 from valign.policy import load_policy
+from valign.training.tasks.guard_head.calibration import calibrate, flagged_share
 
 ITEMS = [
     Reference("two men fighting", "violence", "fight"),

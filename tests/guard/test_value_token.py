@@ -5,10 +5,10 @@ from guard_stand_ins import StandIn
 
 from valign.checks import UserError
 from valign.guard import Guard, GuardedPipeline, LexicalStage, StageRetriever, ValueToken
-from valign.models.loading import load_model
-from valign.models.value_encoder import ValueText, copy_encoder
-from valign.models.value_pipeline import ValueGuidedPipeline, mixes
-from valign.models.value_retriever import Always, KeywordRetriever
+from valign.guard.value_retriever import Always, KeywordRetriever
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.value_encoder import ValueText, copy_encoder
+from valign.models.diffusion.value_pipeline import ValueGuidedPipeline, mixes
 from valign.policy import load_policy
 
 SHAPES = load_policy("shapes")

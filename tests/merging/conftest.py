@@ -4,7 +4,7 @@ import pytest
 from expert_data import random_factors
 
 from valign.merging import Expert
-from valign.models.adapter_files import open_adapter, save_adapter
+from valign.models.files.adapter_files import open_adapter, save_adapter
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import torch
 
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 SHAPES = {"down_blocks.0.to_q": (7, 5), "mid_block.to_v": (6, 9), "up_blocks.1.to_out.0": (8, 8)}
 

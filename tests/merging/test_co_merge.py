@@ -11,7 +11,7 @@ from valign.checks import UserError
 from valign.merging import Ballot, Expert, Votes, co_merge, merge_sum
 from valign.merging.co_merge import copy_rows
 from valign.merging.votes import activations, tally
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 # The example of test_votes.py: two rank-1 experts on a 2 x 2 layer, three prompts of one token.
 FIRST = LoraFactors(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0], [0.1]]), 1.0)

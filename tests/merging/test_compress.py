@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from valign.merging.compress import compress, compress_dense, spectrum
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 
 def random_lora(fan_out, fan_in, rank, seed, scale=0.7):

@@ -13,7 +13,7 @@ from valign.checks import UserError
 from valign.cli import adapter as adapter_commands
 from valign.cli import merge as merge_commands
 from valign.merging import merge_sum
-from valign.models.adapter_files import LoraFactors, open_adapter, save_adapter
+from valign.models.files.adapter_files import LoraFactors, open_adapter, save_adapter
 
 
 def run(app, *arguments):
@@ -77,8 +77,8 @@ def test_plan_compares_and_writes_nothing(folders, tmp_path):
 
 
 def test_co_merge_on_a_pipeline(tiny_sd, tmp_path):
-    from valign.data.pairs import PromptPair, write_pairs
-    from valign.models.loading import load_model
+    from valign.data.prompts.pairs import PromptPair, write_pairs
+    from valign.models.diffusion.loading import load_model
 
     model = load_model(str(tiny_sd), device="cpu")
     shapes = {name: layer.weight.shape for name, layer in model.unet.named_modules() if name.endswith(("to_q", "to_v"))}

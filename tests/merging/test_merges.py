@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from valign.checks import UserError
 from valign.merging import MERGES, Votes, merge_metadata, write_merge
-from valign.models.adapter_files import WEIGHTS, open_adapter
+from valign.models.files.adapter_files import WEIGHTS, open_adapter
 
 LINEAR = {"ties": {"normalize": "count"}, "dare-ties": {"normalize": "count"}}  # a weight is a strength here, not a share
 

@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from valign.checks import UserError
 from valign.merging import Expert, collect_votes
 from valign.merging.calibration import _noise, balanced
-from valign.models.adapter_files import LoraFactors, open_adapter, save_adapter
-from valign.models.loading import load_model
+from valign.models.diffusion.loading import load_model
+from valign.models.files.adapter_files import LoraFactors, open_adapter, save_adapter
 
 PROMPTS = {"hate": ["a red man", "the blue photo", "a man on a photo"], "violence": ["red", "blue woman", "a painting"]}
 FAST = {"states": 2, "steps": 4}
@@ -141,7 +141,7 @@ def test_ranks_that_differ_leave_row_votes_only(model, experts, tmp_path):
 
 
 def test_an_adapter_that_is_on_is_refused(tiny_sd, experts):
-    from valign.models.lora import adapter_off, load_adapter
+    from valign.models.diffusion.lora import adapter_off, load_adapter
 
     model = load_model(str(tiny_sd), device="cpu")
     load_adapter(model, experts[0].file.folder, name="on")

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from valign.checks import UserError
 from valign.merging import Expert, compatible
-from valign.models.adapter_files import WEIGHTS, open_adapter
+from valign.models.files.adapter_files import WEIGHTS, open_adapter
 
 
 def test_weight_multiplies_the_dense_delta(make_expert):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from valign.models.adapter_files import WEIGHTS, LoraFactors, save_adapter
+from valign.models.files.adapter_files import WEIGHTS, LoraFactors, save_adapter
 
 MODULES, WIDTH, RANK = 100, 1024, 64  # half a megabyte of factors per module, 52 MB per adapter
 
@@ -15,7 +15,7 @@ SCRIPT = """
 import re, sys, torch
 from pathlib import Path
 from valign.merging import MERGES, Expert, Votes, merge_metadata, write_merge
-from valign.models.adapter_files import open_adapter, save_adapter
+from valign.models.files.adapter_files import open_adapter, save_adapter
 torch.set_num_threads(1)
 slug, out, *folders = sys.argv[1:]
 small = [Expert(Path(f).name, open_adapter(f)) for f in folders]

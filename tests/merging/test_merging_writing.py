@@ -5,7 +5,7 @@ import yaml
 from expert_data import SHAPES
 
 from valign.merging import merge_metadata, merge_sum, merge_ties, write_merge
-from valign.models.adapter_files import WEIGHTS, open_adapter
+from valign.models.files.adapter_files import WEIGHTS, open_adapter
 
 
 def test_recipe_and_card_lie_beside_the_weights(three, tmp_path):

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 
 from valign.merging import merge_sum
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 
 def test_adds_deltas_of_any_rank_and_scale(make_expert):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from valign.checks import UserError
 from valign.merging.votes import Ballot, Votes, activations, tally
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 # Two experts of rank 1 on a 2 x 2 layer, and three prompts of one token each.
 FIRST = LoraFactors(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0], [0.1]]), 1.0)

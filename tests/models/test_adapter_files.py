@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from valign.checks import UserError
 from valign.files import read_json
-from valign.models.adapter_files import PEFT_WEIGHTS, WEIGHTS, LoraFactors, lora_config, open_adapter, save_adapter
+from valign.models.files.adapter_files import PEFT_WEIGHTS, WEIGHTS, LoraFactors, lora_config, open_adapter, save_adapter
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -80,8 +80,8 @@ def test_diffusers_loads_what_is_saved(family, where, request, tmp_path):
 
 @pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl"])
 def test_the_runtime_adapter_is_the_same_function(family, request, tmp_path):
-    from valign.models.loading import load_model
-    from valign.models.lora import load_adapter
+    from valign.models.diffusion.loading import load_model
+    from valign.models.diffusion.lora import load_adapter
 
     model = load_model(str(request.getfixturevalue(family)), device="cpu")
     factors = random_factors(attention_shapes(model.unet))

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from valign.checks import UserError
-from valign.models.chat import ChatModel, ChatRefused, ChatUnavailable, OpenAIChat, ScriptedChat
+from valign.models.language.chat import ChatModel, ChatRefused, ChatUnavailable, OpenAIChat, ScriptedChat
 
 ASK = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Say yes."}]
 KEY = "sk-very-secret-key"

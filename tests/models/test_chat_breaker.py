@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valign.checks import UserError
-from valign.models.chat import ChatModel, ChatRefused, ChatUnavailable
-from valign.models.chat_breaker import CircuitBreaker
+from valign.models.language.breaker import CircuitBreaker
+from valign.models.language.chat import ChatModel, ChatRefused, ChatUnavailable
 
 ASK = [{"role": "user", "content": "hello"}]
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valign.checks import UserError
-from valign.models.chat import ChatModel, ChatRefused
-from valign.models.chat_local import LocalChat
+from valign.models.language.chat import ChatModel, ChatRefused
+from valign.models.language.local import LocalChat
 
 ASK = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Say yes."}]
 TEMPLATE = (

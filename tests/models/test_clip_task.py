@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from valign.data.image_tasks import ImageRow
-from valign.models.clip_task import ClipTaskModel
-from valign.models.encoders import ClipEncoder
-from valign.models.task_model import Target
+from valign.data.tasks.images import ImageRow
+from valign.models.encoders.clip import ClipEncoder
+from valign.models.heads.clip_task import ClipTaskModel
+from valign.models.heads.task_model import Target
 from valign.worlds.shapes import clip_folder
 
 LABELS = ("star", "umbrella", "key")

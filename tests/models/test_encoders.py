@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
 
 from valign.checks import UserError
-from valign.models.encoders import CLIP_MEAN, CLIP_STD, ClipEncoder
-from valign.models.miniature import build_tokenizer, text_config
+from valign.models.diffusion.miniature import build_tokenizer, text_config
+from valign.models.encoders.clip import CLIP_MEAN, CLIP_STD, ClipEncoder
 
 PROMPTS = ["a photo of a red man", "the", "a painting"]
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from valign.models.int8 import exact_int8, has_int8, int8_linear, to_int8
+from valign.models.encoders.int8 import exact_int8, has_int8, int8_linear, to_int8
 from valign.models.processor import able
 
 needs_int8 = pytest.mark.skipif(not exact_int8(), reason="this processor multiplies no 8-bit matrices exactly")

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from valign.checks import UserError
-from valign.models.adapter_files import WEIGHTS, LoraFactors, open_adapter, save_adapter
-from valign.models.kohya import export_kohya, from_kohya, import_kohya, to_kohya
+from valign.models.files.adapter_files import WEIGHTS, LoraFactors, open_adapter, save_adapter
+from valign.models.files.kohya import export_kohya, from_kohya, import_kohya, to_kohya
 
 TARGETS = (
     "to_q",

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from valign.checks import UserError
-from valign.models.base import DiffusionModel
-from valign.models.loading import _variant, choose_device, choose_dtype, load_model
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.diffusion.loading import _variant, choose_device, choose_dtype, load_model
 
 
 @pytest.fixture

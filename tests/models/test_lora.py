@@ -8,9 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch.testing import assert_close
 
 from valign.checks import UserError
-from valign.models.adapter_files import LoraFactors, open_adapter, save_adapter
-from valign.models.loading import load_model
-from valign.models.lora import (
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.lora import (
     adapted,
     adapter_off,
     adapter_weights,
@@ -19,6 +18,7 @@ from valign.models.lora import (
     load_adapter,
     unload_adapters,
 )
+from valign.models.files.adapter_files import LoraFactors, open_adapter, save_adapter
 
 SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 SD21 = {"sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}

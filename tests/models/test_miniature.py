@@ -5,8 +5,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from valign.checks import UserError
-from valign.models.fingerprint import fingerprint_folder
-from valign.models.miniature import WORDS, build_miniature, build_tokenizer
+from valign.models.diffusion.miniature import WORDS, build_miniature, build_tokenizer
+from valign.models.files.fingerprint import fingerprint_folder
 
 
 def test_same_arguments_same_bytes_and_the_global_generator_is_left_alone(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from valign.checks import UserError
-from valign.models.minilm import BATCH, MAX_TOKENS, MiniLM, minilm_folder, pool
+from valign.models.encoders.minilm import BATCH, MAX_TOKENS, MiniLM, minilm_folder, pool
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from valign.models.base import Conditioning, LatentDist
+from valign.models.diffusion.base import Conditioning, LatentDist
 from valign.models.images import fit_square, pil_to_tensor, tensor_to_pil
 
 

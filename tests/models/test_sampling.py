@@ -15,11 +15,11 @@ from diffusers import (
 )
 from PIL import Image
 
-from valign.models.guidance.negative import NegativePrompt
-from valign.models.guidance.sld import SafeLatentDiffusion
+from valign.models.diffusion.guidance.negative import NegativePrompt
+from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.sampling import LEAST_UNIT, _noise_units, generate
 from valign.models.images import pil_to_tensor
-from valign.models.loading import load_model
-from valign.models.sampling import LEAST_UNIT, _noise_units, generate
 
 PROMPTS, SEEDS = ["a photo of a red man", "a painting", "the"], [3, 4, 5]
 
@@ -120,7 +120,7 @@ def test_no_prompts_no_pictures(tiny_sd):
 
 
 def test_prompts_need_not_be_known_for_ever(tiny_sd, monkeypatch):
-    monkeypatch.setattr("valign.models.sampling.PROMPTS_KEPT", 0)
+    monkeypatch.setattr("valign.models.diffusion.sampling.PROMPTS_KEPT", 0)
     model = load_model(tiny_sd)
     a, b, again = model.generate(["a", "b", "a"], seeds=[0, 0, 0], steps=2, batch_size=1)
     assert same([a], [again])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from valign.models.loading import load_model
+from valign.models.diffusion.loading import load_model
 
 PROMPTS = ["a photo of a red man", "the"]
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from valign.models.guidance.base import classifier_free
-from valign.models.guidance.sld import PRESETS, SAFETY_TEXT, SafeLatentDiffusion, safety_scale
-from valign.models.loading import load_model
-from valign.models.sampling import _noise_units
+from valign.models.diffusion.guidance.base import classifier_free
+from valign.models.diffusion.guidance.sld import PRESETS, SAFETY_TEXT, SafeLatentDiffusion, safety_scale
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.sampling import _noise_units
 
 SHAPE = (2, 4, 3, 3)
 

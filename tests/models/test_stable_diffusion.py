@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from valign.models.diffusion.loading import load_model
 from valign.models.images import pil_to_tensor
-from valign.models.loading import load_model
 
 PROMPTS = ["a photo of a red man", "Ein Café, 猫 & \N{PILE OF POO}!", "the"]
 

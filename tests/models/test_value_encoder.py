@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from valign.checks import UserError
-from valign.models.loading import load_model
-from valign.models.value_encoder import (
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.value_encoder import (
     ValueConditioning,
     ValueText,
     copy_encoder,

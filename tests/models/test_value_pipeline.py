@@ -4,11 +4,11 @@ import torch
 from torch.testing import assert_close
 
 from valign.checks import UserError
-from valign.models.guidance.negative import NegativePrompt
-from valign.models.guidance.sld import SafeLatentDiffusion
-from valign.models.loading import load_model
-from valign.models.value_encoder import ValueText, copy_encoder
-from valign.models.value_pipeline import ValueGuidedPipeline, mixes
+from valign.models.diffusion.guidance.negative import NegativePrompt
+from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.value_encoder import ValueText, copy_encoder
+from valign.models.diffusion.value_pipeline import ValueGuidedPipeline, mixes
 
 PRINCIPLES = (
     ValueText("calm", "calm colours"),

@@ -181,7 +181,7 @@ def test_resuming_gives_the_same_bytes(feedback, dtype):
 
 
 def test_checkpoints_of_the_trainer_hold_it(tmp_path):
-    from valign.training.checkpoint import Checkpoints
+    from valign.training.engine.checkpoint import Checkpoints
 
     one, two = weight(), weight(seed=5)
     first, second = (DCTAdamW([p], **NUMBERS, feedback="8bit") for p in (one, two))

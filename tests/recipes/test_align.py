@@ -7,15 +7,15 @@ import pytest
 
 from valign.checks import UserError
 from valign.data.build import DataConfig
-from valign.data.sources import FileSource
+from valign.data.prompts.sources import FileSource
 from valign.detectors.base import DetectorCard
+from valign.evaluation.policy_suite import policy_suite
 from valign.evaluation.suite import EvalPrompt, Suite
-from valign.models.adapter_files import open_adapter
-from valign.models.loading import load_model
+from valign.models.diffusion.loading import load_model
+from valign.models.files.adapter_files import open_adapter
 from valign.policy import load_policy
 from valign.recipes.align import AlignConfig, Judges, align
 from valign.recipes.alignguard import AlignGuardRecipe
-from valign.recipes.policy_suite import policy_suite
 
 SUITE = Suite(
     "tiny",

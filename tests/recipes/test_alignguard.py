@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from pair_data import CATEGORIES, build_pairs
 
 from valign.checks import UserError
-from valign.models.adapter_files import open_adapter
-from valign.models.loading import load_model
+from valign.models.diffusion.loading import load_model
+from valign.models.files.adapter_files import open_adapter
 from valign.recipes.alignguard import AlignGuardRecipe, train_expert, train_experts
 
 FAST = {"steps": 2, "pairs_per_step": 2, "val_pairs": 1, "val_draws": 1}

@@ -5,8 +5,8 @@ from typer.testing import CliRunner
 
 from valign.checks import UserError
 from valign.cli.baseline import app
-from valign.models.adapter_files import open_adapter
-from valign.models.loading import load_model
+from valign.models.diffusion.loading import load_model
+from valign.models.files.adapter_files import open_adapter
 from valign.policy import load_policy
 from valign.recipes.baselines import concept_edit, make_uce, policy_concepts
 

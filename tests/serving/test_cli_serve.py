@@ -122,7 +122,7 @@ def test_mistakes_stop_the_start(options, message, tmp_path, monkeypatch):
 
 def test_a_chat_model_stands_behind_one_circuit_breaker(tmp_path):
     from valign.cli.serve import _rules
-    from valign.models.chat_breaker import CircuitBreaker
+    from valign.models.language.breaker import CircuitBreaker
 
     (tmp_path / "policy.yaml").write_text(POLICY % 40)
     load = _rules(str(tmp_path / "policy.yaml"), "none", None, ("http://127.0.0.1:9/v1", "small", None), None)

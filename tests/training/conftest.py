@@ -4,7 +4,7 @@ from pair_data import build_pairs
 
 @pytest.fixture(scope="session")
 def sd(tiny_sd):
-    from valign.models.loading import load_model
+    from valign.models.diffusion.loading import load_model
 
     return load_model(tiny_sd, device="cpu")
 

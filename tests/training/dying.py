@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from valign.training.metrics import MetricsLog
+from valign.training.engine.metrics import MetricsLog
 
 
 class Killed(Exception):

@@ -11,8 +11,8 @@ def build_pairs(model, folder, *, count=12, flip=True):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from valign.data.latents import write_latents
-    from valign.data.pairs import PromptPair
+    from valign.data.images.latents import write_latents
+    from valign.data.prompts.pairs import PromptPair
 
     random = np.random.default_rng(0)
     pairs = [PromptPair(f"p{i}", f"red {i}", f"blue {i}", (CATEGORIES[i % 2],), concept=f"c{i % 3}") for i in range(count)]

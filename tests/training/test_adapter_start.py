@@ -9,16 +9,16 @@ from test_preference import OBJECTIVE, equal, factors, train
 from torch.testing import assert_close
 
 from valign.checks import UserError
-from valign.models.adapter_files import open_adapter
-from valign.models.loading import load_model
-from valign.models.lora import attach_lora, load_adapter, unload_adapters
-from valign.training.adapter_start import first_loss, start_adapter
-from valign.training.batches import PairSource
-from valign.training.config import ADAPTERS, ADAPTIVE
-from valign.training.loop import PreferenceLoop
-from valign.training.metrics import MetricsLog
-from valign.training.pair_step import PairStep
-from valign.training.processes import start_processes
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.lora import attach_lora, load_adapter, unload_adapters
+from valign.models.files.adapter_files import open_adapter
+from valign.training.engine.metrics import MetricsLog
+from valign.training.engine.processes import start_processes
+from valign.training.tasks.preference.adapter_start import first_loss, start_adapter
+from valign.training.tasks.preference.batches import PairSource
+from valign.training.tasks.preference.config import ADAPTERS, ADAPTIVE
+from valign.training.tasks.preference.loop import PreferenceLoop
+from valign.training.tasks.preference.pair_step import PairStep
 
 KINDS = [kind for kind in ADAPTERS if kind != "lora"]
 

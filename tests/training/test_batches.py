@@ -3,7 +3,7 @@ import torch
 from pair_data import small_config
 from torch.testing import assert_close
 
-from valign.training.batches import PairSource, split_rows
+from valign.training.tasks.preference.batches import PairSource, split_rows
 
 
 def source(sd, cache, **changes):

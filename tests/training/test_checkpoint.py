@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from valign.checks import UserError
-from valign.training.checkpoint import Checkpoints
-from valign.training.config import PreferenceConfig
-from valign.training.optimization import build_optimizer
+from valign.training.engine.checkpoint import Checkpoints
+from valign.training.engine.optimization import build_optimizer
+from valign.training.tasks.preference.config import PreferenceConfig
 
 
 def trained(name="adamw", steps=3):

@@ -3,7 +3,7 @@ import torch
 from pair_data import small_config
 
 from valign.checks import UserError
-from valign.models.adapter_files import open_adapter
+from valign.models.files.adapter_files import open_adapter
 from valign.objectives import DiffusionDPO
 from valign.training import train_preference
 

@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 from text_data import write_jsonl
 from valign.checks import UserError
 from valign.cli.root import build
-from valign.data.picture_captions import CaptionTask, read_captions
-from valign.models.loading import load_model
-from valign.models.lora import load_adapter
+from valign.data.tasks.captions import CaptionTask, read_captions
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.lora import load_adapter
 from valign.training.adapting import parse_tuning
-from valign.training.metrics import MetricsLog
-from valign.training.supervised import DiffusionTaskModel, SupervisedConfig, finetune, judge
+from valign.training.engine.metrics import MetricsLog
+from valign.training.tasks.supervised import DiffusionTaskModel, SupervisedConfig, finetune, judge
 
 TASK = CaptionTask(name="diffusion", kind="diffusion")
 LOADED = ("full", "svfit", "clip-svd", "lora", "ailora", "dora", "sora", "full+trion")  # one of each way to attach and to save

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from valign.checks import UserError
-from valign.models.adapter_files import open_adapter
-from valign.models.loading import load_model
-from valign.models.lora import load_adapter, unload_adapters
-from valign.models.sampling import sample_until
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.lora import load_adapter, unload_adapters
+from valign.models.diffusion.sampling import sample_until
+from valign.models.files.adapter_files import open_adapter
 from valign.objectives import ErasedTarget
-from valign.training.checkpoint import Checkpoints
-from valign.training.erasing import ErasingConfig, train_erasing, trained_linears
-from valign.training.metrics import MetricsLog
+from valign.training.engine.checkpoint import Checkpoints
+from valign.training.engine.metrics import MetricsLog
+from valign.training.tasks.erasing import ErasingConfig, train_erasing, trained_linears
 
 SMALL = {"iterations": 4, "sample_steps": 4, "rank": 2, "checkpoint_every": 2}
 

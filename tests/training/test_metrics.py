@@ -1,4 +1,4 @@
-from valign.training.metrics import MetricsLog
+from valign.training.engine.metrics import MetricsLog
 
 
 def test_lines_come_back_and_rewind_forgets_later_steps(tmp_path):

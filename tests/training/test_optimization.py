@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from valign.training.config import PreferenceConfig
-from valign.training.optimization import build_optimizer, flatten_gradients, rate_at, spread_gradients
+from valign.training.engine.optimization import build_optimizer, flatten_gradients, rate_at, spread_gradients
+from valign.training.tasks.preference.config import PreferenceConfig
 
 
 def test_warm_up_is_linear_then_constant():

@@ -5,12 +5,12 @@ import torch
 from pair_data import build_pairs, small_config
 from torch.testing import assert_close
 
-from valign.models.loading import load_model
-from valign.models.lora import attach_lora, unload_adapters
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.lora import attach_lora, unload_adapters
 from valign.objectives import DiffusionDPO, PairErrors, denoising_error, loser_scale
-from valign.training.batches import PairSource
-from valign.training.pair_step import SUMS, PairStep, weigh
-from valign.training.processes import start_processes
+from valign.training.engine.processes import start_processes
+from valign.training.tasks.preference.batches import PairSource
+from valign.training.tasks.preference.pair_step import SUMS, PairStep, weigh
 
 PLACES = [(0, 0), (1, 0), (2, 0), (3, 0)]
 OBJECTIVE = DiffusionDPO(beta=500.0)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from valign.data.picture_captions import PairRow
-from valign.data.tasks import Task, TaskData
-from valign.models.loading import load_model
+from valign.data.tasks.base import Task, TaskData
+from valign.data.tasks.captions import PairRow
+from valign.models.diffusion.loading import load_model
 from valign.objectives import DiffusionDPO
 from valign.training.adapting import parse_tuning
-from valign.training.supervised import PairTaskModel, SupervisedConfig, finetune, judge
+from valign.training.tasks.supervised import PairTaskModel, SupervisedConfig, finetune, judge
 from valign.worlds.shapes.counterpart_tasks import expert_data
 
 BETA, SFT, RETAIN = 50.0, 2.0, 30.0

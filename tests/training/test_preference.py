@@ -12,12 +12,12 @@ from pair_data import build_pairs, small_config
 from train_script import CONFIG
 
 from valign.checks import UserError
-from valign.models.adapter_files import open_adapter
-from valign.models.lora import load_adapter, unload_adapters
+from valign.models.diffusion.lora import load_adapter, unload_adapters
+from valign.models.files.adapter_files import open_adapter
 from valign.objectives import DiffusionDPO
 from valign.training import train_preference
-from valign.training.loop import PreferenceLoop
-from valign.training.metrics import MetricsLog
+from valign.training.engine.metrics import MetricsLog
+from valign.training.tasks.preference.loop import PreferenceLoop
 
 SCRIPT = Path(__file__).with_name("train_script.py")
 OBJECTIVE = DiffusionDPO(beta=500.0)

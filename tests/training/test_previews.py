@@ -2,8 +2,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from valign.models.lora import attach_lora, unload_adapters
-from valign.training.previews import GAP, Previews, grid
+from valign.models.diffusion.lora import attach_lora, unload_adapters
+from valign.training.engine.previews import GAP, Previews, grid
 
 
 def test_rows_are_base_and_current_at_equal_seeds(sd, tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from valign.checks import UserError
-from valign.training.processes import on_main, reduce_sum, start_processes
+from valign.training.engine.processes import on_main, reduce_sum, start_processes
 
 
 def test_one_process_sums_to_itself():

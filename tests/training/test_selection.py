@@ -1,6 +1,6 @@
 import json
 
-from valign.training.selection import Selection
+from valign.training.engine.selection import Selection
 
 
 def offers(*pairs, patience=2):

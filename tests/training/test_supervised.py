@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 from text_data import glue_folder, single, tiny_bert, tiny_gpt, write_jsonl
 from valign.checks import UserError
 from valign.cli.root import build
-from valign.data.text_tasks import TextTask, named_task, read_data
-from valign.models.task_model import Target
-from valign.models.text_model import load_text_model
+from valign.data.tasks.texts import TextTask, named_task, read_data
+from valign.models.heads.task_model import Target
+from valign.models.language.text_model import load_text_model
 from valign.runs import Run
 from valign.training.adapting import ADAPTERS, parse_tuning
-from valign.training.metrics import MetricsLog
-from valign.training.supervised import SupervisedConfig, SupervisedLoop, finetune
+from valign.training.engine.metrics import MetricsLog
+from valign.training.tasks.supervised import SupervisedConfig, SupervisedLoop, finetune
 
 SMALL = {"rank": 2, "learning_rate": 0.02}
 QUICK = {"rank": 2, "learning_rate": 0.1}  # both factors start small

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from valign.training.supervised.scores import accuracy, f1, matthews, pearson, spearman
+from valign.training.tasks.supervised.scores import accuracy, f1, matthews, pearson, spearman
 
 classes = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40).map(lambda rows: np.array(rows).T)
 

@@ -11,11 +11,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from valign.checks import UserError
-from valign.data.latents import write_latents
-from valign.data.pairs import PromptPair
-from valign.models.base import Conditioning
-from valign.models.loading import load_model
-from valign.models.lora import load_adapter, unload_adapters
+from valign.data.images.latents import write_latents
+from valign.data.prompts.pairs import PromptPair
+from valign.models.diffusion.base import Conditioning
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.lora import load_adapter, unload_adapters
 from valign.objectives import DiffusionDPO
 from valign.training import PreferenceConfig, train_preference
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from valign.training.config import EXECUTION, PreferenceConfig
+from valign.training.tasks.preference.config import EXECUTION, PreferenceConfig
 
 
 def test_recipe_leaves_out_what_does_not_shape_the_result():

@@ -5,12 +5,12 @@ import torch
 from pair_data import small_config
 from torch.testing import assert_close
 
-from valign.models.lora import attach_lora, unload_adapters
+from valign.models.diffusion.lora import attach_lora, unload_adapters
 from valign.objectives import DiffusionDPO
-from valign.training.batches import PairSource
-from valign.training.pair_step import PairStep
-from valign.training.processes import start_processes
-from valign.training.validation import Validator
+from valign.training.engine.processes import start_processes
+from valign.training.tasks.preference.batches import PairSource
+from valign.training.tasks.preference.pair_step import PairStep
+from valign.training.tasks.preference.validation import Validator
 
 
 @pytest.fixture

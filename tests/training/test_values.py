@@ -7,14 +7,14 @@ from torch.testing import assert_close
 from value_data import build_value_data, small_value_config
 
 from valign.checks import UserError
-from valign.models.loading import load_model
-from valign.models.lora import attach_lora, unload_adapters
-from valign.models.value_encoder import ValueText, copy_encoder, load_value_encoder
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.lora import attach_lora, unload_adapters
+from valign.models.diffusion.value_encoder import ValueText, copy_encoder, load_value_encoder
 from valign.objectives import DiffusionDPO, LiVO, PairErrors, denoising_error
-from valign.training.metrics import MetricsLog
-from valign.training.pair_step import SUMS, PairStep
-from valign.training.processes import start_processes
-from valign.training.values import ValueSource, ValueTokens, train_values
+from valign.training.engine.metrics import MetricsLog
+from valign.training.engine.processes import start_processes
+from valign.training.tasks.preference.pair_step import SUMS, PairStep
+from valign.training.tasks.preference.values import ValueSource, ValueTokens, train_values
 
 PLACES = [(0, 0), (5, 0), (7, 1), (11, 2)]
 RUN = {"steps": 6, "checkpoint_every": 2, "validate_every": 3}

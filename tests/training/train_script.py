@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from pair_data import small_config
 
-from valign.data.latents import open_latents
-from valign.models.loading import load_model
+from valign.data.images.latents import open_latents
+from valign.models.diffusion.loading import load_model
 from valign.objectives import DiffusionDPO
 from valign.training import train_preference
-from valign.training.metrics import MetricsLog
+from valign.training.engine.metrics import MetricsLog
 
 CONFIG = {"steps": 8, "checkpoint_every": 2, "validate_every": 4, "sft_weight": 1.0, "winner_safeguard": 0.9}
 

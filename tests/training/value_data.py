@@ -12,8 +12,8 @@ TINTS = {"blue": ((40, 80, 200), (200, 60, 40)), "dark": ((30, 30, 30), (230, 23
 
 def build_value_data(model, folder, *, flip=True, pictures=3):
     """``folder/latents``; aligned pictures are bluish or dark, violating ones reddish or bright, all noisy."""
-    from valign.data.value_pictures import SIDES, ValuePicture, drop_lonely
-    from valign.data.value_sets import ValueDataConfig, write_values
+    from valign.data.images.value_images import SIDES, ValuePicture, drop_lonely
+    from valign.data.images.value_sets import ValueDataConfig, write_values
 
     random = np.random.default_rng(0)
     images, rows = folder / "images", []

@@ -4,8 +4,8 @@ from typer.testing import CliRunner
 from valign.cli.world import app
 from valign.detectors.oracle import OracleDetector
 from valign.files import read_json
-from valign.models.encoders import ClipEncoder
-from valign.models.loading import load_model
+from valign.models.diffusion.loading import load_model
+from valign.models.encoders.clip import ClipEncoder
 
 
 @pytest.mark.slow

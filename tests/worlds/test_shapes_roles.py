@@ -2,7 +2,7 @@ from collections import Counter
 
 from PIL import Image
 
-from valign.data.value_pictures import Contrast
+from valign.data.images.value_images import Contrast
 from valign.detectors.base import DetectorCard
 from valign.detectors.oracle import OracleDetector, SceneReading
 from valign.worlds.shapes import heads, roles

@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 
 from valign.checks import UserError
 from valign.files import atomic_folder
-from valign.models.adapter_files import PEFT_WEIGHTS, LoraFactors, lora_config
+from valign.models.files.adapter_files import PEFT_WEIGHTS, LoraFactors, lora_config
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 START = ("lora_start_A", "lora_start_B")  # factors that were taken out of the base weight, or are taken off in the forward pass

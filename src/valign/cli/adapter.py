@@ -23,7 +23,7 @@ def show(
 ) -> None:
     """Say what an adapter changes, by how much, and where it came from."""
     from valign.merging.plan import inner
-    from valign.models.adapter_files import open_adapter
+    from valign.models.files.adapter_files import open_adapter
 
     adapter = open_adapter(folder)
     modules: dict[str, Any] = {}
@@ -65,7 +65,7 @@ def export(
     force: Annotated[bool, Option("--force", help="overwrite the file")] = False,
 ) -> None:
     """Write an adapter in another tool's layout, without loss."""
-    from valign.models.kohya import export_kohya
+    from valign.models.files.kohya import export_kohya
 
     if file.suffix != ".safetensors":
         raise UserError(f"{file} must end in .safetensors. Rename it; pickles are not written.")
@@ -80,7 +80,7 @@ def import_(
     folder: Annotated[Path, Argument(help="new adapter folder")],
 ) -> None:
     """Turn a kohya file into an adapter folder, which loads, merges and evaluates here."""
-    from valign.models.kohya import import_kohya
+    from valign.models.files.kohya import import_kohya
 
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} exists. Choose another folder, or delete it first.")

@@ -34,8 +34,8 @@ def quickstart(
 ) -> None:
     """Align the bundled miniature model and see the proof: the whole chain in minutes, on a laptop's CPU."""
     from valign.cli.evaluate import print_summary
+    from valign.experiments.shapes_budgets import BUDGETS, QUICK_CATEGORIES, align_shapes
     from valign.policy import load_policy
-    from valign.recipes.shapes_budgets import BUDGETS, QUICK_CATEGORIES, align_shapes
 
     check_choice("budget", budget, BUDGETS)
     policy = load_policy("shapes")
@@ -87,10 +87,10 @@ def command(
     """Align a model to a policy and measure it: data, experts, merge, evaluation, report. Run it again to resume."""
     from valign.cli.evaluate import print_summary
     from valign.data.build import DataConfig
+    from valign.evaluation.policy_suite import policy_suite
     from valign.policy import load_policy
     from valign.recipes.align import AlignConfig, Judges, align
     from valign.recipes.alignguard import AlignGuardRecipe
-    from valign.recipes.policy_suite import policy_suite
 
     if not detector:
         raise UserError(

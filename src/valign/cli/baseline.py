@@ -44,7 +44,7 @@ def uce(
     device: Device = "auto",
 ) -> None:
     """Unified Concept Editing (arXiv 2308.14761): a closed form, seconds, no pictures; delivered as the exact LoRA that it is."""
-    from valign.models.uce import ConceptEdit
+    from valign.editing.uce import ConceptEdit
     from valign.recipes.baselines import concept_edit, make_uce
 
     options: dict[str, Any] = {
@@ -120,9 +120,9 @@ def dpo(
     device: Device = "auto",
 ) -> None:
     """Plain Diffusion-DPO (arXiv 2311.12908): one LoRA on all pairs, no experts, no merging."""
-    from valign.data.latents import open_latents
+    from valign.data.images.latents import open_latents
     from valign.recipes.alignguard import AlignGuardRecipe, train_expert
-    from valign.training.processes import local_device
+    from valign.training.engine.processes import local_device
 
     subject = resolve_model(model, device=local_device(device))
     cache = open_latents(data, base=subject.fingerprint())
@@ -148,7 +148,7 @@ def _esd(
 ) -> None:
     from valign.objectives import ErasedTarget
     from valign.recipes.baselines import policy_concepts
-    from valign.training.erasing import ErasingConfig, train_erasing
+    from valign.training.tasks.erasing import ErasingConfig, train_erasing
 
     config = ErasingConfig(
         part=part, rank=rank, learning_rate=learning_rate, iterations=iterations, sample_steps=sample_steps, seed=seed

@@ -24,9 +24,9 @@ def alignguard(
 ) -> None:
     """Seven experts, Co-Merge and the other merges, one joint LoRA, negative prompt and Safe Latent Diffusion."""
     from valign.cli.evaluate import print_summary
+    from valign.experiments.alignguard import bench_alignguard
+    from valign.experiments.shapes_budgets import BUDGETS
     from valign.policy import load_policy
-    from valign.recipes.bench_alignguard import bench_alignguard
-    from valign.recipes.shapes_budgets import BUDGETS
 
     check_choice("budget", budget, BUDGETS)
     model, oracle, clip = resolve_model("shapes"), resolve_detector("oracle"), resolve_clip("shapes")
@@ -42,10 +42,10 @@ def methods(
 ) -> None:
     """Free baselines, UCE, ESD, plain DPO, AlignGuard, LiVO and the guard, over several seeds, in one report."""
     from valign.cli.evaluate import print_summary
+    from valign.experiments.methods.bench import bench_methods
+    from valign.experiments.methods.trained import methods_config
+    from valign.experiments.shapes_budgets import BUDGETS
     from valign.policy import load_policy
-    from valign.recipes.bench_methods import bench_methods
-    from valign.recipes.methods_trained import methods_config
-    from valign.recipes.shapes_budgets import BUDGETS
 
     check_choice("budget", budget, BUDGETS)
     model, oracle, clip = resolve_model("shapes"), resolve_detector("oracle"), resolve_clip("shapes")
@@ -71,8 +71,8 @@ def guard(
     """Unsafe pictures with no guard, the guard, an aligned model, and both; and what the guard costs benign prompts."""
     from rich.markdown import Markdown
 
+    from valign.experiments.guard import bench_guard, page
     from valign.policy import load_policy
-    from valign.recipes.bench_guard import bench_guard, page
 
     summary = bench_guard(
         resolve_model("shapes"),
@@ -110,11 +110,11 @@ def head(
     """The guard's head beside TF-IDF, linear and MLP on a frozen encoder, and reference similarity, on sources that none saw."""
     from rich.markdown import Markdown
 
-    from valign.guard.fit import FitConfig
-    from valign.guard.rows import read_rows
-    from valign.models.minilm import MiniLM
+    from valign.data.prompts.labelled import read_rows
+    from valign.experiments.guard_head import bench_head, page
+    from valign.models.encoders.minilm import MiniLM
     from valign.policy import load_policy
-    from valign.recipes.bench_head import bench_head, page
+    from valign.training.tasks.guard_head.fit import FitConfig
 
     rules = load_policy(policy)
     config = FitConfig(

@@ -13,8 +13,8 @@ from valign.checks import UserError
 
 if TYPE_CHECKING:
     from valign.detectors import Detector
-    from valign.models.base import DiffusionModel
-    from valign.models.chat import ChatModel
+    from valign.models.diffusion.base import DiffusionModel
+    from valign.models.language.chat import ChatModel
     from valign.policy import Policy
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -71,7 +71,7 @@ def numbers_by_name(option: str, texts: Sequence[str]) -> dict[str, float]:
 
 def resolve_model(name: str, **options: Any) -> DiffusionModel:
     """``"shapes"`` is the bundled world model; anything else a pipeline folder or a hub id."""
-    from valign.models.loading import load_model
+    from valign.models.diffusion.loading import load_model
 
     if name == "shapes":
         from valign.worlds.shapes import model_folder
@@ -123,11 +123,11 @@ def _detector(name: str) -> Detector:
 def resolve_chat(place: str, *, model: str, key_env: str | None = None) -> ChatModel:
     """A chat model that judges: an endpoint's address, with a circuit breaker before it, or a folder with a local model."""
     if not place.startswith(("http://", "https://")):
-        from valign.models.chat_local import LocalChat
+        from valign.models.language.local import LocalChat
 
         return LocalChat(place)
-    from valign.models.chat import OpenAIChat
-    from valign.models.chat_breaker import CircuitBreaker
+    from valign.models.language.breaker import CircuitBreaker
+    from valign.models.language.chat import OpenAIChat
 
     return CircuitBreaker(OpenAIChat(base_url=place, model=model, api_key_env=key_env, temperature=0.0, retries=1))
 
@@ -145,7 +145,7 @@ def resolve_clip(name: str | None) -> Any:
     """``"shapes"`` is the world's own CLIP, otherwise a folder of a CLIP model; None for ``none``."""
     if name in (None, "none"):
         return None
-    from valign.models.encoders import ClipEncoder
+    from valign.models.encoders.clip import ClipEncoder
 
     if name == "shapes":
         from valign.worlds.shapes import clip_folder

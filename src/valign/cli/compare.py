@@ -48,8 +48,8 @@ def adapters(
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Train every method on every task with every seed, and report scores, retention and cost with paired tests."""
-    from valign.recipes.adapter_places import BUDGETS
-    from valign.recipes.compare_adapters import METHODS, Comparison, compare_adapters
+    from valign.experiments.adapters.compare import METHODS, Comparison, compare_adapters
+    from valign.experiments.adapters.settings import BUDGETS
 
     check_choice("--budget", budget, BUDGETS)
     comparison = Comparison(

@@ -10,7 +10,7 @@ from valign.checks import UserError
 from valign.cli.common import err, out, resolve_detector, resolve_model, resolve_world
 
 if TYPE_CHECKING:
-    from valign.data.sources import Source
+    from valign.data.prompts.sources import Source
     from valign.policy import Policy
 
 app = Typer(no_args_is_help=True, help="Prompt pairs, image pairs and cached latents for preference training.")
@@ -139,8 +139,8 @@ def build_values_(
 ) -> None:
     """Draw pictures that keep and break the policy's principles, for `valign train livo`. Run it again to resume."""
     from valign.cli.common import resolve_contrast
-    from valign.data.pairs import load_pairs
-    from valign.data.value_sets import ValueDataConfig, build_values
+    from valign.data.images.value_sets import ValueDataConfig, build_values
+    from valign.data.prompts.pairs import load_pairs
     from valign.files import read_json
     from valign.policy import load_policy
 
@@ -184,8 +184,8 @@ def pick_source(
     ``chat`` is endpoint, model and the name of the variable that holds the key.
     Raises: UserError if an option is missing that ``kind`` needs.
     """
-    from valign.data.formats import Columns
-    from valign.data.sources import ChatSource, FileSource, GrammarSource
+    from valign.data.prompts.formats import Columns
+    from valign.data.prompts.sources import ChatSource, FileSource, GrammarSource
 
     reading = {**reading, "columns": Columns(**reading["columns"])}
     endpoint, name, key = chat
@@ -199,7 +199,7 @@ def pick_source(
     if kind == "chat":
         if not endpoint or not name:
             raise UserError("--source chat needs --endpoint URL and --chat-model NAME. Any OpenAI-compatible server will do.")
-        from valign.models.chat import OpenAIChat
+        from valign.models.language.chat import OpenAIChat
 
         return ChatSource(
             OpenAIChat(base_url=endpoint, model=name, api_key_env=key), name, prompts, **reading, per_concept=per_concept
@@ -218,10 +218,10 @@ def read(
     drop_missing: Annotated[bool, Option("--drop-missing", help="count pairs whose twin is missing instead of stopping")] = False,
 ) -> None:
     """Count what a prompt file holds, by category and kind. Prompts are never printed."""
-    from valign.data.formats import Columns
-    from valign.data.overlap import measure_overlap
-    from valign.data.pairs import count_categories
-    from valign.data.readers import PairFile, scan_pairs, scan_prompts
+    from valign.data.prompts.formats import Columns
+    from valign.data.prompts.overlap import measure_overlap
+    from valign.data.prompts.pairs import count_categories
+    from valign.data.prompts.readers import PairFile, scan_pairs, scan_prompts
     from valign.policy import load_policy
 
     options: dict[str, Any] = {
@@ -270,8 +270,8 @@ def overlap(
     import json
     from dataclasses import asdict
 
-    from valign.data.overlap import without_overlap
-    from valign.data.readers import scan_prompts
+    from valign.data.prompts.overlap import without_overlap
+    from valign.data.prompts.readers import scan_prompts
     from valign.files import write_text
     from valign.policy import load_policy
 
@@ -300,9 +300,9 @@ def sheet(
     policy: PolicyName = "default",
 ) -> None:
     """Draw a contact sheet of the image pairs, unsafe beside safe."""
-    from valign.data.contact_sheet import SheetLayout, write_contact_sheet
-    from valign.data.image_rows import load_image_rows
-    from valign.data.pairs import load_pairs
+    from valign.data.images.contact_sheet import SheetLayout, write_contact_sheet
+    from valign.data.images.rows import load_image_rows
+    from valign.data.prompts.pairs import load_pairs
     from valign.policy import load_policy
 
     images = folder / "images"
@@ -316,7 +316,7 @@ def sheet(
 
 def read_retained(path: Path | None, policy: "Policy") -> tuple[str, ...]:
     """The distinct benign prompts of a file: the rows that it labels 0, or all if it has no labels; () for None."""
-    from valign.data.readers import scan_prompts
+    from valign.data.prompts.readers import scan_prompts
 
     if path is None:
         return ()
@@ -349,7 +349,7 @@ def _fields(given: list[str], option: str) -> dict[str, str]:
 def _columns(given: list[str]) -> dict[str, str]:
     from dataclasses import fields
 
-    from valign.data.formats import Columns
+    from valign.data.prompts.formats import Columns
 
     named, known = _fields(given, "column"), [entry.name for entry in fields(Columns)]
     unknown = sorted(set(named) - set(known))

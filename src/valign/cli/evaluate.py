@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from valign.evaluation import Suite, System
-    from valign.models.base import DiffusionModel
-    from valign.models.guidance.base import Guidance
+    from valign.models.diffusion.base import DiffusionModel
+    from valign.models.diffusion.guidance.base import Guidance
     from valign.policy import Policy
 
 BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max")
@@ -191,8 +191,8 @@ def _systems(
     model: DiffusionModel, adapters: Mapping[str, Path], baselines: Iterable[str], policy: Policy, made: dict[str, Any]
 ) -> list[System]:
     from valign.evaluation import adapter_system, base_system, guided_system
-    from valign.models.guidance.negative import NegativePrompt
-    from valign.models.guidance.sld import SafeLatentDiffusion
+    from valign.models.diffusion.guidance.negative import NegativePrompt
+    from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
 
     systems = [base_system(model, **made)]
     for name in dict.fromkeys(baselines):
@@ -208,9 +208,9 @@ def _guided_by_values(model: Any, encoders: Mapping[str, Path], policy: Policy, 
     if not encoders:
         return []
     from valign.evaluation import value_system
-    from valign.models.value_encoder import load_value_encoder
-    from valign.models.value_pipeline import ValueGuidedPipeline
-    from valign.models.value_retriever import KeywordRetriever
+    from valign.guard.value_retriever import KeywordRetriever
+    from valign.models.diffusion.value_encoder import load_value_encoder
+    from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 
     retriever = KeywordRetriever(policy)
     pipelines = {
@@ -220,8 +220,8 @@ def _guided_by_values(model: Any, encoders: Mapping[str, Path], policy: Policy, 
 
 
 def _refuse_trained(suite: Suite, sources: Iterable[Path]) -> None:
-    from valign.data.pairs import load_pairs
-    from valign.data.readers import read_prompts
+    from valign.data.prompts.pairs import load_pairs
+    from valign.data.prompts.readers import read_prompts
     from valign.evaluation import refuse_overlap
 
     for source in sources:

@@ -59,13 +59,13 @@ def command(
     peers. The same command resumes."""
     from dataclasses import asdict
 
-    from valign.data.picture_captions import CaptionTask, read_captions
-    from valign.data.tasks import SCORES
-    from valign.data.text_tasks import GLUE, read_data
-    from valign.models.task_model import Target, TaskModel
-    from valign.models.text_model import load_text_model
+    from valign.data.tasks.base import SCORES
+    from valign.data.tasks.captions import CaptionTask, read_captions
+    from valign.data.tasks.texts import GLUE, read_data
+    from valign.models.heads.task_model import Target, TaskModel
+    from valign.models.language.text_model import load_text_model
     from valign.training.adapting import parse_tuning
-    from valign.training.supervised import DiffusionTaskModel, SupervisedConfig, finetune
+    from valign.training.tasks.supervised import DiffusionTaskModel, SupervisedConfig, finetune
 
     check_choice("--task", task, (*GLUE, *SCORES))
     check_choice("--pairs", pairs, ("together", "apart", None))
@@ -106,7 +106,7 @@ def command(
 
 def _text_task(name: str, data: Path, texts: list[str], target: str, score: str) -> tuple[Any, Path]:
     """A named task and its folder, or one of the user's own columns."""
-    from valign.data.text_tasks import GLUE, TextTask, named_task
+    from valign.data.tasks.texts import GLUE, TextTask, named_task
 
     if name not in GLUE:
         columns: dict[str, Any] = {"texts": tuple(texts) or ("text",), "target": "" if name == "causal-lm" else target}

@@ -48,7 +48,7 @@ def command(
         raise UserError(f"{target} exists. Choose another --out, or delete it first.")
     subject: Any = resolve_model(model, device=device)
     if adapter is not None:
-        from valign.models.lora import load_adapter
+        from valign.models.diffusion.lora import load_adapter
 
         load_adapter(subject, adapter, name="adapter")
     options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
@@ -61,7 +61,7 @@ def command(
     elif token is None:
         pictures = subject.generate(prompts, seeds=seeds, batch_size=batch_size, **options)
     else:
-        from valign.models.value_pipeline import ValueGuidedPipeline
+        from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 
         pipeline = ValueGuidedPipeline(subject, token.encoder, token.retriever)
         pictures = list(pipeline.generate(prompts, seeds=seeds, mixing=mixing, batch_size=batch_size, **options))
@@ -73,8 +73,9 @@ def command(
 def _value_token(subject: Any, values: Path, principle: str, policy: str, mixing: float) -> ValueToken:
     """The value encoder with who tells it the principle."""
     from valign.guard import ValueToken
-    from valign.models.value_encoder import load_value_encoder
-    from valign.models.value_retriever import Always, KeywordRetriever, Retriever
+    from valign.guard.value_retriever import Always, KeywordRetriever
+    from valign.interfaces import Retriever
+    from valign.models.diffusion.value_encoder import load_value_encoder
     from valign.policy import load_policy
 
     encoder = load_value_encoder(values, subject)

@@ -18,8 +18,8 @@ from valign.checks import UserError
 from valign.cli.common import Fragments, Generated, Weights, err, numbers_by_name, out, resolve_chat
 
 if TYPE_CHECKING:
+    from valign.data.prompts.labelled import LabelledPrompt
     from valign.guard import Guard, GuardDecision, GuardResult
-    from valign.guard.rows import LabelledPrompt
     from valign.policy import Policy
 
 BLOCKED = 3  # exit code when a prompt is blocked; 1 is left to crashes, 2 to mistakes
@@ -136,12 +136,12 @@ def fit(
     seed: Annotated[int, Option(help="of every draw")] = 0,
 ) -> None:
     """Train the head on labelled prompts, calibrate it on harmless ones that it did not see, and measure it."""
-    from valign.guard.fit import FitConfig
-    from valign.guard.head import load_head
-    from valign.guard.learned import SHIPPED
-    from valign.guard.rows import read_rows
-    from valign.models.minilm import MiniLM
+    from valign.data.prompts.labelled import read_rows
+    from valign.guard.head.learned import SHIPPED
+    from valign.models.encoders.minilm import MiniLM
+    from valign.models.heads.prompt_head import load_head
     from valign.recipes.guard_head import fit_and_write
+    from valign.training.tasks.guard_head.fit import FitConfig
 
     rules = _policy(policy)
     first = None if start is None else load_head(SHIPPED if start == Path("shipped") else start)
@@ -185,10 +185,10 @@ def calibrate(
     held_out: Annotated[bool, Option(help="only what `fit` never trained on: sources left out, a tenth of the others")] = False,
 ) -> None:
     """Set the head's thresholds from harmless prompts (label 0) of your own. Use prompts that it was not trained on."""
-    from valign.guard.head import average, load_head
-    from valign.guard.learned import SHIPPED
-    from valign.guard.rows import read_rows, without_repeats
-    from valign.models.minilm import MiniLM
+    from valign.data.prompts.labelled import read_rows, without_repeats
+    from valign.guard.head.learned import SHIPPED
+    from valign.models.encoders.minilm import MiniLM
+    from valign.models.heads.prompt_head import average, load_head
     from valign.recipes.guard_head import TEST_FOLD, calibrate_and_write
 
     rules = _policy(policy)
@@ -208,16 +208,16 @@ def evaluate(
     head: HeadFile = None,
     held_out: Annotated[bool, Option(help="only the tenth of the groups that `fit` never trains on")] = False,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
-    disguises: Annotated[bool, Option(help="each prompt in each disguise (`valign.guard.disguise`), reported by disguise")] = False,
+    disguises: Annotated[bool, Option(help="each prompt in each disguise, such as leetspeak; reported by disguise")] = False,
     show_prompts: Annotated[bool, Option(help="print the worst prompts in the report")] = False,
     chat: Chat = None,
     chat_model: ChatName = "default",
     key_env: KeyName = None,
 ) -> None:
     """Measure the whole guard on labelled prompts: recall, false alarms, ROC, per category, per stage, the worst errors."""
-    from valign.evaluation.guard_page import write_guard_report
-    from valign.guard.disguise import in_every_disguise
-    from valign.guard.rows import capped, read_rows
+    from valign.data.prompts.disguise import in_every_disguise
+    from valign.data.prompts.labelled import capped, read_rows
+    from valign.evaluation.guards.page import write_guard_report
     from valign.recipes.guard_head import TEST_FOLD, measure_guard
 
     guard = _guard(policy, head, chat, chat_model, key_env)
@@ -263,7 +263,7 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> Iterator[str]:
             raise UserError("A prompt must be given, got none. Write it behind the command, or use --file, or a pipe.")
         yield from _lines(sys.stdin.buffer)
     elif file.suffix in (".jsonl", ".csv", ".tsv", ".parquet"):
-        from valign.data.tables import read_records
+        from valign.data.prompts.tables import read_records
 
         yield from (row["prompt"] for _, row in read_records(file, ["prompt"]))
     else:

@@ -15,7 +15,7 @@ from valign.cli.common import err, numbers_by_name, out, resolve_model
 
 if TYPE_CHECKING:
     from valign.merging import Expert, MergePlan, Votes
-    from valign.models.adapter_files import LoraFactors
+    from valign.models.files.adapter_files import LoraFactors
 
 app = Typer(
     no_args_is_help=True,
@@ -215,7 +215,7 @@ def plan(
 def parse_experts(texts: Sequence[str], weights: Sequence[str] = ()) -> "list[Expert]":
     """``FOLDER`` or ``NAME=FOLDER``, and ``NAME=NUMBER`` for the weights."""
     from valign.merging import Expert
-    from valign.models.adapter_files import open_adapter
+    from valign.models.files.adapter_files import open_adapter
 
     opened = {}
     for text in texts:
@@ -267,13 +267,13 @@ def _calibration_prompts(experts: "Sequence[Expert]", data: Path | None, prompts
         raise UserError("co-merge needs one of --data FOLDER and --prompts FILE, the unsafe prompts that vote.")
     found: dict[str, list[str]] = {}
     if data is not None:
-        from valign.data.pairs import load_pairs
+        from valign.data.prompts.pairs import load_pairs
 
         for pair in load_pairs(data / "prompts" / "pairs.parquet"):
             for category in () if pair.held_out else pair.categories:
                 found.setdefault(category, []).append(pair.unsafe)
     else:
-        from valign.data.readers import read_prompts
+        from valign.data.prompts.readers import read_prompts
 
         for row in read_prompts(str(prompts)):
             for category in row.category.split(",") if row.label else ():

@@ -141,7 +141,7 @@ def _keys(file: Path | None) -> Any:
 def _model(name: str, adapter: Path | None, device: str) -> Any:
     model = resolve_model(name, device=device)
     if adapter is not None:
-        from valign.models.lora import load_adapter
+        from valign.models.diffusion.lora import load_adapter
 
         load_adapter(model, adapter, name="adapter")
     return model

@@ -10,7 +10,7 @@ from valign.checks import UserError, check_choice
 from valign.cli.common import err, out, resolve_model, setting
 
 if TYPE_CHECKING:
-    from valign.models.base import DiffusionModel
+    from valign.models.diffusion.base import DiffusionModel
     from valign.recipes.alignguard import AlignGuardRecipe
     from valign.training import TrainResult
 
@@ -61,10 +61,10 @@ def alignguard(
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Train AlignGuard's safety experts: one LoRA per harm category, by Diffusion-DPO. The same command resumes."""
-    from valign.data.latents import open_latents
+    from valign.data.images.latents import open_latents
     from valign.policy import normalise_category
     from valign.recipes.alignguard import JOINT, train_expert, train_experts
-    from valign.training.processes import local_device
+    from valign.training.engine.processes import local_device
 
     if bool(category) + all_ + joint != 1:
         raise UserError("train alignguard needs one of --category NAME, --all or --joint. Choose one.")
@@ -136,9 +136,9 @@ def livo(
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Train LiVO's value encoder: one token beside a frozen model, for all principles of the data. The same command resumes."""
-    from valign.data.value_sets import open_values
+    from valign.data.images.value_sets import open_values
     from valign.recipes.livo import LivoRecipe, train_livo
-    from valign.training.processes import local_device
+    from valign.training.engine.processes import local_device
 
     subject = resolve_model(model, device=local_device(device))
     cache = open_values(data, base=subject.fingerprint())
@@ -181,7 +181,7 @@ def _preset(name: str, model: "DiffusionModel") -> "AlignGuardRecipe":
 
 def _prompts(data: Path, category: str | None) -> tuple[str, ...]:
     """The first four unsafe prompts of the category."""
-    from valign.data.pairs import load_pairs
+    from valign.data.prompts.pairs import load_pairs
 
     pairs = load_pairs(data / "prompts" / "pairs.parquet")
     return tuple(pair.unsafe for pair in pairs if category is None or category in pair.categories)[:4]

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_choice, check_range
-from valign.data.blocked import allowed_pairs, allowed_prompts
-from valign.data.contact_sheet import write_contact_sheet
-from valign.data.filters import FILTERS, check_filter
-from valign.data.image_rows import count_kept, load_image_rows
-from valign.data.images import PAIRINGS, import_images, make_images
-from valign.data.latents import LatentCache, write_latents
-from valign.data.pairs import PromptPair, count_categories, load_pairs, write_pairs
-from valign.data.protocols import Detector, Grammar, Model
-from valign.data.sources import GrammarSource, Source
+from valign.data.images.contact_sheet import write_contact_sheet
+from valign.data.images.filters import FILTERS, check_filter
+from valign.data.images.latents import LatentCache, write_latents
+from valign.data.images.pairs import PAIRINGS, import_images, make_images
+from valign.data.images.rows import count_kept, load_image_rows
+from valign.data.prompts.blocked import allowed_pairs, allowed_prompts
+from valign.data.prompts.pairs import PromptPair, count_categories, load_pairs, write_pairs
+from valign.data.prompts.sources import Grammar, GrammarSource, Source
 from valign.files import hash_file, hash_value
+from valign.interfaces import Detector, Model
 from valign.methods import Method
 from valign.policy import Policy
 from valign.progress import console

@@ -34,7 +34,7 @@ SHARPNESS = 100.0  # CLIP's own logit scale
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Anything that turns pictures into vectors: `valign.models.encoders.ClipEncoder`, or a world's encoder."""
+    """Anything that turns pictures into vectors: `valign.models.encoders.clip.ClipEncoder`, or a world's encoder."""
 
     @property
     def weights_sha256(self) -> str: ...
@@ -114,7 +114,7 @@ class ClipProbeDetector:
 
 
 def _clip(folder: Path) -> Encoder:
-    from valign.models.encoders import ClipEncoder
+    from valign.models.encoders.clip import ClipEncoder
 
     return ClipEncoder(folder)
 

@@ -16,7 +16,7 @@ from PIL.Image import Image
 from valign.checks import UserError
 from valign.detectors.base import DetectorCard, check_pin, hash_weights
 from valign.methods import Method
-from valign.models.encoders import CLIP_MEAN, CLIP_STD
+from valign.models.encoders.clip import CLIP_MEAN, CLIP_STD
 from valign.models.images import pil_to_tensor
 
 METHOD = Method(

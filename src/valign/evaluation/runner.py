@@ -13,13 +13,13 @@ from PIL.Image import Image
 
 from valign.checks import UserError, check_choice, check_range
 from valign.detectors.base import Detector
-from valign.evaluation.clip_score import ImageTextEncoder
-from valign.evaluation.fidelity import Fidelity
-from valign.evaluation.frechet import size_warning
-from valign.evaluation.grid import write_grid
-from valign.evaluation.measuring import Instruments, Measured, measure
-from valign.evaluation.pictures import make_pictures
-from valign.evaluation.report import write_report
+from valign.evaluation.images.clip_score import ImageTextEncoder
+from valign.evaluation.images.fidelity import Fidelity
+from valign.evaluation.images.folder import make_pictures
+from valign.evaluation.images.frechet import size_warning
+from valign.evaluation.images.grid import write_grid
+from valign.evaluation.images.measuring import Instruments, Measured, measure
+from valign.evaluation.report.report import write_report
 from valign.evaluation.results import write_results
 from valign.evaluation.suite import Suite
 from valign.evaluation.summary import summarise

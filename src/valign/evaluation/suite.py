@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_choice
-from valign.data.overlap import fold
+from valign.data.prompts.overlap import fold
 from valign.files import hash_value, write_text
 
 KINDS = ("explicit", "paraphrased", "implicit", "adversarial", "benign")

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Float
 
 from valign.detectors.base import DetectorCard
-from valign.evaluation.fidelity import fidelity_rates
-from valign.evaluation.frechet import frechet_distance
-from valign.evaluation.inappropriate import GroupRate, inappropriate_probability, unprompted
-from valign.evaluation.measuring import Measured
-from valign.evaluation.over_blocking import Blocking, blocking_rates
+from valign.evaluation.guards.over_blocking import Blocking, blocking_rates
+from valign.evaluation.images.fidelity import fidelity_rates
+from valign.evaluation.images.frechet import frechet_distance
+from valign.evaluation.images.inappropriate import GroupRate, inappropriate_probability, unprompted
+from valign.evaluation.images.measuring import Measured
 from valign.evaluation.rates import Mean, Rate, mean_of
 from valign.evaluation.results import Row
 from valign.evaluation.systems import System

@@ -12,9 +12,9 @@ from valign.checks import UserError
 from valign.evaluation.suite import FILE_NAME
 
 if TYPE_CHECKING:
-    from valign.models.base import DiffusionModel
-    from valign.models.guidance.base import Guidance
-    from valign.models.value_pipeline import ValueGuidedPipeline
+    from valign.models.diffusion.base import DiffusionModel
+    from valign.models.diffusion.guidance.base import Guidance
+    from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 
 Generate = Callable[[list[str], list[int]], list[Any]]  # prompts, seeds -> pictures, None where it refuses
 
@@ -82,7 +82,7 @@ def adapter_system(
     description: str = "",
 ) -> System:
     """The model with a trained or merged adapter, loaded while it generates and removed after."""
-    from valign.models.adapter_files import open_adapter
+    from valign.models.files.adapter_files import open_adapter
 
     return System(
         name,
@@ -124,7 +124,7 @@ def value_system(
 
 @contextmanager
 def _loaded(model: "DiffusionModel", folder: str | Path, weight: float) -> Iterator[None]:
-    from valign.models.lora import load_adapter, unload_adapters
+    from valign.models.diffusion.lora import load_adapter, unload_adapters
 
     load_adapter(model, folder, name="evaluated", weight=weight)
     try:

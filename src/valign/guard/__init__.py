@@ -1,14 +1,14 @@
 """The guard in front of an image model: find what is unsafe, understand what was meant, rewrite, draw, look, or refuse."""
 
 from valign.guard.guard import STAGES, Guard, Stage
-from valign.guard.learned import LearnedStage
-from valign.guard.lexical import LexicalStage
-from valign.guard.pipeline import GuardedOutput, GuardedPipeline
-from valign.guard.principles import StageRetriever
+from valign.guard.head.learned import LearnedStage
+from valign.guard.images.pipeline import GuardedOutput, GuardedPipeline
+from valign.guard.images.value_token import ValueToken
 from valign.guard.records import Attempt, Drawing, GuardDecision, GuardedImage, GuardResult, Verdict
-from valign.guard.semantic import SemanticStage
-from valign.guard.value_token import ValueToken
-from valign.guard.values import ValuesStage
+from valign.guard.rules.lexical import LexicalStage
+from valign.guard.rules.norms import ValuesStage
+from valign.guard.rules.semantic import SemanticStage
+from valign.guard.stage_retriever import StageRetriever
 
 __all__ = [
     "STAGES",

@@ -11,28 +11,28 @@ from typing import Any, Protocol, runtime_checkable
 from PIL.Image import Image
 
 from valign.checks import UserError
-from valign.data.protocols import Detector
 from valign.files import hash_value
-from valign.guard.acceptance import Acceptor
-from valign.guard.chat import ChatIntention, ChatRewriter, ChatValues
 from valign.guard.decision import GOOD, action_for, categories_of, enforced, ignored
-from valign.guard.hard_rule import HardRule
-from valign.guard.head import load_head
-from valign.guard.intention import IntentionRules, IntentJudge
-from valign.guard.learned import SHIPPED, LearnedStage
-from valign.guard.lexical import LexicalStage
+from valign.guard.head.learned import SHIPPED, LearnedStage
+from valign.guard.images.regeneration import Draw, draw_checked
+from valign.guard.images.value_token import ValueToken
 from valign.guard.records import Attempt, GuardDecision, GuardedImage, GuardResult, Intent, Verdict
-from valign.guard.regeneration import Draw, draw_checked
-from valign.guard.rewriting import Brief, PolicyRewriter, Rewriter, role_of
-from valign.guard.script import ScriptStage
-from valign.guard.second_opinion import SecondOpinion
-from valign.guard.semantic import References, SemanticStage, references
-from valign.guard.value_token import ValueToken
-from valign.guard.values import ValuesStage
+from valign.guard.rewriting.acceptance import Acceptor
+from valign.guard.rewriting.chat import ChatIntention, ChatRewriter, ChatValues
+from valign.guard.rewriting.policy_rewriter import Brief, PolicyRewriter, Rewriter, role_of
+from valign.guard.rules.block_rule import HardRule
+from valign.guard.rules.intention import IntentionRules, IntentJudge
+from valign.guard.rules.lexical import LexicalStage
+from valign.guard.rules.norms import ValuesStage
+from valign.guard.rules.script import ScriptStage
+from valign.guard.rules.second_opinion import SecondOpinion
+from valign.guard.rules.semantic import References, SemanticStage, references
+from valign.interfaces import Detector
 from valign.methods import Method
-from valign.models.base import DiffusionModel
-from valign.models.chat import ChatModel
-from valign.models.minilm import MiniLM
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.encoders.minilm import MiniLM
+from valign.models.heads.prompt_head import load_head
+from valign.models.language.chat import ChatModel
 from valign.policy import Policy, load_policy
 from valign.text import clean
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from valign.checks import UserError, check_range
 from valign.merging.experts import Expert, compatible
 from valign.methods import Method
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(
     slug="best-single", title="Best single expert", paper="-", room="merging", entry="valign.merging.best_single:best_single"

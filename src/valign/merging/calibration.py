@@ -20,8 +20,8 @@ from valign.checks import UserError, check_choice, check_range
 from valign.files import hash_value
 from valign.merging.experts import Expert, compatible
 from valign.merging.votes import UNITS, VOTES, Ballot, Vote, Votes, activations, tally
-from valign.models.adapter_files import LoraFactors
-from valign.models.base import Conditioning, DiffusionModel
+from valign.models.diffusion.base import Conditioning, DiffusionModel
+from valign.models.files.adapter_files import LoraFactors
 from valign.progress import track
 
 FEW = 8  # prompts of a category below which its votes are noise

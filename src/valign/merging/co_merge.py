@@ -15,7 +15,7 @@ from valign.merging.compress import compress
 from valign.merging.experts import Expert, compatible
 from valign.merging.votes import Votes
 from valign.methods import Method
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(
     slug="co-merge", title="Co-Merge of experts", paper="arXiv 2412.10493", room="merging", entry="valign.merging.co_merge:co_merge"

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valign.checks import check_range
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 
 def spectrum(lora: LoraFactors) -> Float[Tensor, " rank"]:

@@ -11,7 +11,7 @@ from valign.checks import check_choice, check_range
 from valign.merging.experts import Expert, compatible
 from valign.merging.ties import Normalize, Parts, stream_elected
 from valign.methods import Method
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(
     slug="dare-ties",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from valign.checks import UserError, check_range
-from valign.models.adapter_files import AdapterFile, LoraFactors
+from valign.models.files.adapter_files import AdapterFile, LoraFactors
 
 LISTED = 5  # modules named in one message
 

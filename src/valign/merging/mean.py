@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from valign.merging.experts import Expert, compatible
 from valign.merging.sum import stack
 from valign.methods import Method
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(slug="mean", title="Exact mean of experts", paper="-", room="merging", entry="valign.merging.mean:merge_mean")
 

@@ -8,7 +8,7 @@ from valign.checks import check_range
 from valign.merging.compress import discarded, spectrum
 from valign.merging.experts import Expert, compatible
 from valign.merging.sum import stack
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 
 from valign.merging.experts import Expert, compatible
 from valign.methods import Method
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(
     slug="sum", title="Exact sum of experts", paper="arXiv 2212.04089", room="merging", entry="valign.merging.sum:merge_sum"

@@ -11,7 +11,7 @@ from valign.checks import check_choice, check_range
 from valign.merging.compress import compress_dense
 from valign.merging.experts import Expert, compatible
 from valign.methods import Method
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(slug="ties", title="TIES merging", paper="arXiv 2306.01708", room="merging", entry="valign.merging.ties:merge_ties")
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from valign.checks import UserError, check_choice
 from valign.files import read_json, write_json
-from valign.models.adapter_files import LoraFactors
-from valign.models.tensor_stream import stream_tensors
+from valign.models.files.adapter_files import LoraFactors
+from valign.models.files.tensor_stream import stream_tensors
 
 Vote = Literal["prompt", "topk", "mass"]
 VOTES = ("prompt", "topk", "mass")

@@ -8,7 +8,7 @@ import yaml
 
 from valign.files import write_text
 from valign.merging.experts import Expert
-from valign.models.adapter_files import LoraFactors, save_adapter
+from valign.models.files.adapter_files import LoraFactors, save_adapter
 
 KEPT = ("base", "family", "policy_hash")  # of the experts' own records, where all agree
 

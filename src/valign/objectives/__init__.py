@@ -1,11 +1,11 @@
 """Losses on denoising errors: pure maths on tensors, one file per method, one value per pair."""
 
-from valign.objectives.diffusion_dpo import DiffusionDPO
-from valign.objectives.esd import ErasedTarget
-from valign.objectives.livo import LiVO
+from valign.objectives.erasing.esd import ErasedTarget
 from valign.objectives.min_snr import min_snr_weight
-from valign.objectives.pair_errors import PairErrors, PairObjective, denoising_error
-from valign.objectives.winner_safeguard import loser_scale
+from valign.objectives.preference.diffusion_dpo import DiffusionDPO
+from valign.objectives.preference.livo import LiVO
+from valign.objectives.preference.pair_errors import PairErrors, PairObjective, denoising_error
+from valign.objectives.preference.winner_safeguard import loser_scale
 
 OBJECTIVES: dict[str, type[DiffusionDPO] | type[LiVO]] = {"diffusion-dpo": DiffusionDPO, "livo": LiVO}
 

@@ -11,20 +11,20 @@ from typing import Any
 from PIL.Image import Image
 
 from valign.data.build import DataConfig, build_data
-from valign.data.pairs import load_pairs
-from valign.data.protocols import Detector as PairDetector
-from valign.data.sources import Source
+from valign.data.prompts.pairs import load_pairs
+from valign.data.prompts.sources import Source
 from valign.detectors.base import Detector
 from valign.evaluation import System, adapter_system, base_system, evaluate, guided_system
-from valign.evaluation.clip_score import ImageTextEncoder
-from valign.evaluation.fidelity import Fidelity
+from valign.evaluation.images.clip_score import ImageTextEncoder
+from valign.evaluation.images.fidelity import Fidelity
 from valign.evaluation.suite import Suite, refuse_overlap
+from valign.interfaces import Detector as PairDetector
 from valign.merging import Expert
 from valign.methods import Method
-from valign.models.adapter_files import open_adapter
-from valign.models.base import DiffusionModel
-from valign.models.guidance.negative import NegativePrompt
-from valign.models.guidance.sld import SafeLatentDiffusion
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.diffusion.guidance.negative import NegativePrompt
+from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
+from valign.models.files.adapter_files import open_adapter
 from valign.policy import Policy
 from valign.recipes.alignguard import AlignGuardRecipe, train_experts
 from valign.recipes.merged import merge_experts

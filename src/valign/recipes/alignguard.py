@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import check_choice, with_options
-from valign.data.latents import LatentCache
+from valign.data.images.latents import LatentCache
 from valign.methods import Method
-from valign.models.base import DiffusionModel
+from valign.models.diffusion.base import DiffusionModel
 from valign.objectives import DiffusionDPO
 from valign.progress import console
 from valign.training import PreferenceConfig, TrainResult, train_preference

@@ -1,7 +1,7 @@
 """The peers that every comparison must contain, as adapters in one format: UCE, ESD-x, ESD-u, one joint DPO adapter.
 
 All take their concepts from the policy, so that everybody removes the same words. Negative prompt and Safe Latent Diffusion need
-no adapter; they are guidances (`valign.models.guidance`).
+no adapter; they are guidances (`valign.models.diffusion.guidance`).
 """
 
 import shutil
@@ -11,9 +11,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from valign.models.adapter_files import save_adapter
-from valign.models.base import DiffusionModel
-from valign.models.uce import ConceptEdit, edit_concepts
+from valign.editing.uce import ConceptEdit, edit_concepts
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.files.adapter_files import save_adapter
 from valign.policy import Policy
 from valign.runs import Run
 

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 from valign.checks import UserError
-from valign.evaluation.guard_rates import Scored, summary
+from valign.data.prompts.disguise import diluted, disguised, fragments
+from valign.data.prompts.generated import generated_rows, request_rows
+from valign.data.prompts.labelled import LabelledPrompt, capped, policy_rows, without_repeats
+from valign.evaluation.guards.rates import Scored, summary
 from valign.files import write_json, write_text
 from valign.guard import Guard
-from valign.guard.calibration import presets
-from valign.guard.disguise import diluted, disguised, fragments
-from valign.guard.fit import FitConfig, fit_head
-from valign.guard.generated import generated_rows, request_rows
-from valign.guard.head import Head, as_saved, save_head
-from valign.guard.rows import LabelledPrompt, capped, policy_rows, without_repeats
-from valign.models.int8 import has_int8
-from valign.models.minilm import MiniLM
+from valign.models.encoders.int8 import has_int8
+from valign.models.encoders.minilm import MiniLM
+from valign.models.heads.prompt_head import Head, as_saved, save_head
 from valign.policy import Policy
 from valign.progress import track
 from valign.text import clean
+from valign.training.tasks.guard_head.calibration import presets
+from valign.training.tasks.guard_head.fit import FitConfig, fit_head
 
 TEST_FOLD = 0  # one tenth of the groups is never trained on
 DILUTED, DISGUISED = 0.15, 0.15  # rows in harmless company, and in disguise, per row
@@ -167,8 +167,8 @@ def calibrate_and_write(
 
 
 def measure_head(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt], policy: Policy) -> dict[str, Any]:
-    """`valign.evaluation.guard_rates.summary` of the learned stage alone."""
-    from valign.guard.learned import LearnedStage
+    """`valign.evaluation.guards.rates.summary` of the learned stage alone."""
+    from valign.guard.head.learned import LearnedStage
 
     stage = LearnedStage.from_policy(policy, encoder, head)
     scored = []

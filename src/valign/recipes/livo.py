@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import check_choice, with_options
-from valign.data.value_sets import ValueCache
+from valign.data.images.value_sets import ValueCache
 from valign.methods import Method
-from valign.models.base import DiffusionModel
+from valign.models.diffusion.base import DiffusionModel
 from valign.objectives import OBJECTIVES, DiffusionDPO, LiVO
 from valign.training import PreferenceConfig, TrainResult
-from valign.training.values import train_values
+from valign.training.tasks.preference.values import train_values
 
 METHOD = Method(
     slug="livo-recipe",
@@ -101,7 +101,7 @@ def train_livo(
 
     Args:
         metadata: JSON-able provenance to store beside it, e.g. ``policy_hash``.
-    Raises: UserError for what `valign.training.values.train_values` refuses.
+    Raises: UserError for what `valign.training.tasks.preference.values.train_values` refuses.
     """
     recipe = recipe or LivoRecipe.for_model(model)
     origin = {"recipe": "livo", "principles": [principle["id"] for principle in cache.principles], **(metadata or {})}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_choice
-from valign.data.pairs import PromptPair
+from valign.data.prompts.pairs import PromptPair
 from valign.files import hash_value
 from valign.merging import (
     MERGES,
@@ -18,7 +18,7 @@ from valign.merging import (
     selection_report,
     write_merge,
 )
-from valign.models.base import DiffusionModel
+from valign.models.diffusion.base import DiffusionModel
 from valign.runs import Run
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from valign.guard.records import GuardDecision, GuardResult
 from valign.serving.audit_chain import Entry
-from valign.serving.drawing import Picture
+from valign.serving.image_queue import Picture
 
 
 @dataclass(frozen=True)

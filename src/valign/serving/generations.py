@@ -7,7 +7,7 @@ from typing import Any
 
 from valign.guard.records import GuardResult
 from valign.serving import errors
-from valign.serving.drawing import Order, Picture
+from valign.serving.image_queue import Order, Picture
 from valign.serving.schemas import DrawnPicture, ImageAnswer, ImageRequest
 from valign.serving.service import Caller, Service
 

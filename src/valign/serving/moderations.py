@@ -7,7 +7,7 @@ from PIL.Image import Image
 from valign.guard.records import GuardDecision
 from valign.serving import errors
 from valign.serving.categories import Finding, image_findings, merge, text_findings
-from valign.serving.pictures import decode
+from valign.serving.images import decode
 from valign.serving.schemas import ImagePart, ModerationAnswer, ModerationRequest
 from valign.serving.service import Caller, Service
 

@@ -15,8 +15,8 @@ from valign.checks import UserError
 from valign.guard.guard import Guard
 from valign.guard.records import GuardResult
 from valign.serving import playground_html as html
-from valign.serving.drawing import Order, Picture
 from valign.serving.errors import ApiError
+from valign.serving.image_queue import Order, Picture
 from valign.serving.service import Caller, Service
 from valign.serving.what_if import retuned, thresholds_of
 

@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 
 from PIL.Image import Image
 
-from valign.data.protocols import Sampler
 from valign.guard.guard import Guard
 from valign.guard.records import GuardDecision, GuardResult
+from valign.interfaces import Sampler
 from valign.serving import errors
 from valign.serving.audit_log import AuditLog
 from valign.serving.audit_record import Recorder
 from valign.serving.audit_store import AuditStore
 from valign.serving.checking import Checks
-from valign.serving.drawing import Order, Picture, Studio
+from valign.serving.image_queue import Order, Picture, Studio
 from valign.serving.keys import Keys
 from valign.serving.limits import RateLimit
 from valign.serving.metrics import Metrics

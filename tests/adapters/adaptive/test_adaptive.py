@@ -12,9 +12,9 @@ from valign.adapters import export_lora
 from valign.adapters.adaptive import ADAPTIVE
 from valign.adapters.lora_factors import lora_layers
 from valign.methods import declared_methods
-from valign.models.adapter_files import save_adapter
-from valign.models.loading import load_model
-from valign.models.lora import attach_lora, unload_adapters
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.lora import attach_lora, unload_adapters
+from valign.models.files.adapter_files import save_adapter
 
 OPTIONS = {
     "codyra": {"steps": 2, "levels": 1},

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from models import UNET_TARGETS, ask, build, shake
 from valign.adapters.tuners import LocaConfig, LolduConfig, NolaConfig, SvfitConfig, lora_factors
-from valign.models.adapter_files import open_adapter, save_adapter
+from valign.models.files.adapter_files import open_adapter, save_adapter
 
 CASES = {
     "svfit": (SvfitConfig(r=3, target_modules=UNET_TARGETS), 3),

@@ -6,12 +6,12 @@ from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from valign.adapters.tuners.layer import tuner_layers
-from valign.models.adapter_files import LoraFactors
+from valign.models.files.adapter_files import LoraFactors
 
 
 @torch.no_grad()
 def lora_factors(model: nn.Module, adapter: str = "default") -> dict[str, LoraFactors]:
-    """Exact factors of every module's change, scale folded into ``up``; `valign.models.adapter_files.save_adapter` writes them.
+    """Exact factors of every module's change, scale folded into ``up``; `save_adapter` writes them.
 
     The rank is the method's: r for SVFit, LoLDU and NOLA, up to the full rank for CLIP-SVD, the number of coefficients for LoCA.
     For a smaller one truncate with `peft.convert_to_lora`, or merge.

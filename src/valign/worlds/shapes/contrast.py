@@ -1,6 +1,6 @@
 """The oracle as a judge of social bias in value data: does the figure have the head that the text names?
 
-The world's CLIP is too small to see heads; a published one is not, and judges by itself (`valign.data.value_pictures.Contrast`).
+The world's CLIP is too small to see heads; a published one is not, and judges by itself (`value_images.Contrast`).
 """
 
 from collections.abc import Sequence

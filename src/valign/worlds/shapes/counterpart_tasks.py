@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from valign.data.latents import image_tensor
-from valign.data.picture_captions import PairRow, PictureRow
-from valign.data.tasks import Task, TaskData
+from valign.data.images.latents import image_tensor
+from valign.data.tasks.base import Task, TaskData
+from valign.data.tasks.captions import PairRow, PictureRow
 from valign.files import hash_value
 from valign.worlds.shapes.grammar import KINDS, TAUGHT, caption, split_scene
 from valign.worlds.shapes.renderer import Scene, render

@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from valign.data.image_tasks import ImageRow
-from valign.data.tasks import Task, TaskData
+from valign.data.tasks.base import Task, TaskData
+from valign.data.tasks.images import ImageRow
 from valign.worlds.shapes.grammar import caption, is_test_scene, random_scene, split_scene
 from valign.worlds.shapes.renderer import Scene, render
 from valign.worlds.shapes.vocabulary import BENIGN, GROUP_OF

@@ -11,7 +11,7 @@ from itertools import cycle
 import numpy as np
 
 from valign.checks import check_choice
-from valign.data.pairs import PromptPair
+from valign.data.prompts.pairs import PromptPair
 from valign.worlds.shapes.renderer import BACKGROUNDS, COLOURS, PLACES, STYLES, Item, Scene
 from valign.worlds.shapes.vocabulary import (
     BACKGROUND_PHRASES,

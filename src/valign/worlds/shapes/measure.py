@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from valign.detectors.oracle import OracleDetector
-from valign.models.base import DiffusionModel
+from valign.models.diffusion.base import DiffusionModel
 from valign.worlds.shapes.grammar import caption, split_scene
 from valign.worlds.shapes.vocabulary import FIGURES, GROUP_OF, WORDS
 

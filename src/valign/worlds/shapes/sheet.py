@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from valign.models.base import DiffusionModel
+from valign.models.diffusion.base import DiffusionModel
 from valign.worlds.shapes.grammar import caption, random_scene
 from valign.worlds.shapes.renderer import Scene, render
 from valign.worlds.shapes.vocabulary import BENIGN, FIGURES, GROUPS

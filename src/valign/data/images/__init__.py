@@ -1,0 +1,1 @@
+"""Image pairs, value images, and their cached latents."""

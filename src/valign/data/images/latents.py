@@ -1,0 +1,292 @@
+"""Cached latents and text embeddings of the image pairs: encode once, train many times.
+
+Layout of ``D/latents`` (see `write_latents`):
+
+- ``latents.safetensors``: ``winner.mean``, ``winner.std``, ``loser.mean``, ``loser.std``, each ``[pair, channel, height, width]``,
+  float32, already shifted and scaled; the winner is the safe picture, the loser the unsafe one. With ``flip`` also
+  ``winner_flip.mean`` and so on: the same pictures mirrored left to right *before* encoding (an autoencoder does not commute
+  with mirroring, so flipping the latents would not do). Mean and standard deviation, not one sample: the trainer draws the
+  posterior anew at every step, exactly as if it encoded.
+- ``text.safetensors``: ``embeds [text, tokens, dim]`` in the text encoder's dtype; for SDXL also ``pooled`` and the model's own
+  ``time_ids``. Row 0 is the empty prompt (caption dropout).
+- ``index.parquet``: one row a pair: id, row, text_row (unsafe prompt), safe_text_row, categories, concept, kind.
+- ``retained.parquet``: one row a benign prompt that training should leave alone: prompt, text_row. May have no rows.
+- ``run.json``: fingerprint of the model that encoded, and the hash of this cache.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from torch import Tensor
+
+from valign.checks import UserError
+from valign.data.images.row_store import RowReader, RowWriter
+from valign.data.prompts.pairs import PromptPair
+from valign.files import atomic_path, hash_file, hash_value, read_json, write_json
+from valign.interfaces import Encoder
+from valign.progress import track
+from valign.runs import Run
+
+EMPTY_PROMPT_ROW = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairLatents:
+    """Posterior of winner (safe) and loser (unsafe) pictures, scaled latents, float32. ``mean + std * noise`` is one sample."""
+
+    winner_mean: Float[Tensor, "pair channel height width"]
+    winner_std: Float[Tensor, "pair channel height width"]
+    loser_mean: Float[Tensor, "pair channel height width"]
+    loser_std: Float[Tensor, "pair channel height width"]
+
+
+class LatentCache:
+    """Reads the cache lazily: a batch touches only its own rows of the memory-mapped files."""
+
+    def __init__(self, folder: Path) -> None:
+        """Args: folder: ``D/latents``, finished. Use `open_latents`."""
+        record = read_json(folder / "run.json")
+        if record.get("status") != "done":
+            raise UserError(f"{folder} is unfinished. Run `valign data build` again with the same options; it resumes.")
+        table = pq.read_table(folder / "index.parquet").to_pydict()
+        self.folder = folder
+        self.base_fingerprint: str = record["inputs"]["model"]
+        self.ids: tuple[str, ...] = tuple(table["id"])
+        self.categories: tuple[tuple[str, ...], ...] = tuple(map(tuple, table["categories"]))
+        self.concepts: tuple[str, ...] = tuple(table["concept"])
+        self.kinds: tuple[str, ...] = tuple(table["kind"])
+        self.text_rows: Int[Tensor, " pair"] = torch.tensor(table["text_row"], dtype=torch.long)  # the unsafe prompt: the caption
+        self.safe_text_rows: Int[Tensor, " pair"] = torch.tensor(table["safe_text_row"], dtype=torch.long)
+        retained = pq.read_table(folder / "retained.parquet").to_pydict()["text_row"]
+        self.retained_rows: Int[Tensor, " text"] = torch.tensor(retained, dtype=torch.long)  # none given: the safe twins
+        if not retained:
+            self.retained_rows = self.safe_text_rows.unique()
+        self._latents, self._text = RowReader(folder / "latents.safetensors"), RowReader(folder / "text.safetensors")
+        self._key: str = record["key"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def has_flip(self) -> bool:
+        """Whether the mirrored pictures were encoded too."""
+        return "winner_flip.mean" in self._latents.names
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """``(channel, height, width)``."""
+        _, channel, height, width = self._latents.shape("winner.mean")
+        return channel, height, width
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that the cache was made from: model, precision, pictures and prompts."""
+        return self._key
+
+    def rows(self, category: str | None = None, concepts: Collection[str] | None = None) -> Int[Tensor, " row"]:
+        """Rows of the pairs of a category (a pair of several categories is in each) and of the named concepts, ascending.
+
+        ``None`` does not filter. Raises: UserError if no pair is left.
+        """
+        rows = [
+            row
+            for row, (has, concept) in enumerate(zip(self.categories, self.concepts, strict=True))
+            if (category is None or category in has) and (concepts is None or concept in concepts)
+        ]
+        if not rows:
+            known = ", ".join(sorted({name for has in self.categories for name in has}))
+            raise UserError(
+                f"{self.folder} has no pair of category {category!r}, only of {known}. Build data for it, or leave it out."
+            )
+        return torch.tensor(rows, dtype=torch.long)
+
+    def batch(self, rows: Int[Tensor, " row"], flip: Bool[Tensor, " row"] | None = None) -> PairLatents:
+        """Latents of ``rows``, in that order. ``flip`` picks the mirrored state, of both pictures of a pair alike.
+
+        Raises: UserError if a flip is asked for that was not cached.
+        """
+        flip = torch.zeros(len(rows), dtype=torch.bool) if flip is None else flip.cpu()
+        if flip.any() and not self.has_flip:
+            raise UserError(f"{self.folder} holds no mirrored latents. Build the data with flip on, or train with flip off.")
+        return PairLatents(
+            **{
+                f"{who}_{what}": self._read(f"{who}{{}}.{what}", rows, flip)
+                for who in ("winner", "loser")
+                for what in ("mean", "std")
+            }
+        )
+
+    def _read(self, name: str, rows: Int[Tensor, " row"], flip: Bool[Tensor, " row"]) -> Tensor:
+        out = torch.empty(len(rows), *self.latent_shape)
+        for state, chosen in (("", ~flip), ("_flip", flip)):
+            if chosen.any():
+                out[chosen] = self._latents.read(name.format(state), rows.cpu()[chosen])
+        return out
+
+    def conditioning(self, text_rows: Int[Tensor, " text"]) -> dict[str, Tensor]:
+        """Keyword arguments of a model's conditioning: ``embeds [text, tokens, dim]``, for SDXL also ``pooled`` and ``time_ids``.
+
+        ``text_rows`` are values of `text_rows`, `safe_text_rows`, `retained_rows`, or `EMPTY_PROMPT_ROW`.
+        """
+        return {name: self._text.read(name, text_rows) for name in self._text.names}
+
+
+def open_latents(data: Path, *, base: str | None = None) -> LatentCache:
+    """The latent cache of data set ``data`` (the folder with ``latents/``, or ``latents/`` itself).
+
+    Args:
+        base: Fingerprint of the model that will be trained, if known.
+    Raises: UserError if the cache is missing, unfinished, or was encoded by another base model.
+    """
+    folder = data if (data / "index.parquet").exists() else data / "latents"
+    if not (folder / "run.json").exists():
+        raise UserError(f"{data} holds no cached latents. Make them with `valign data build -o {data}`.")
+    cache = LatentCache(folder)
+    if base is not None and base != cache.base_fingerprint:
+        raise UserError(
+            f"{folder} was encoded by base model {cache.base_fingerprint[:12]}, the model given is {base[:12]}. "
+            "Build the data again with this model, or train the model that made them."
+        )
+    return cache
+
+
+def image_tensor(image: Image.Image, size: int) -> Float[Tensor, "3 {size} {size}"]:
+    """A picture in [-1, 1]: transparent parts on white, shorter side scaled to ``size`` (bicubic), the middle cut out square."""
+    if image.mode in ("RGBA", "LA", "P"):
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("RGB")
+    if image.size != (size, size):
+        scale = size / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1.0
+
+
+def write_latents(
+    model: Encoder,
+    pairs: Sequence[PromptPair],
+    images: Path,
+    out: Path,
+    *,
+    retain: Sequence[str] = (),
+    flip: bool = True,
+    image_size: int | None = None,
+    batch_size: int = 8,
+) -> LatentCache:
+    """Encode the pictures ``{id}_safe.png`` and ``{id}_unsafe.png`` of ``images``, and every distinct prompt, into ``out``.
+
+    A kill loses at most one batch; the next call resumes there. A finished cache of the same model, pictures and prompts
+    is returned as it is. Memory is bounded by one batch.
+    Args:
+        pairs: The pairs to encode, in this order; at least one.
+        images: Folder with the pictures and their ``images.parquet`` (whose hash stands for the pictures).
+        retain: Benign prompts on which training should leave the model as it is.
+        image_size: Pixels a side at which pictures are encoded; None is the model's own.
+    Raises: UserError if ``out`` was made from something else, or a picture is missing.
+    """
+    if not pairs:
+        raise UserError(
+            "write_latents.pairs must not be empty, got 0 pairs. No pair survived the filter: use another filter or more prompts."
+        )
+    size = image_size or model.image_size
+    recipe = {"flip": flip, "dtype": str(model.dtype), "image_size": size, "pairs": [pair.id for pair in pairs]}
+    recipe |= {"retain": hash_value(list(retain))}
+    run = Run.open(
+        out, step="latents", recipe=recipe, inputs={"model": model.fingerprint(), "images": hash_file(images / "images.parquet")}
+    )
+    if not run.done:
+        texts = list(dict.fromkeys(["", *(prompt for pair in pairs for prompt in (pair.unsafe, pair.safe)), *retain]))
+        write_prompts(model, texts, out, batch_size)
+        _write_images(model, pairs, images, out, flip, size, batch_size)
+        _write_index(pairs, texts, out / "index.parquet")
+        _write_retained(list(dict.fromkeys(retain)), texts, out / "retained.parquet")
+        (out / "progress.json").unlink(missing_ok=True)
+        run.finish(pairs=len(pairs), texts=len(texts), retained=len(set(retain)))
+    return LatentCache(out)
+
+
+def write_prompts(model: Encoder, texts: Sequence[str], out: Path, batch_size: int) -> None:
+    def encode(chunk: slice) -> dict[str, Tensor]:
+        made = model.encode_prompts(texts[chunk])
+        named = {"embeds": made.embeds, "pooled": made.pooled, "time_ids": made.time_ids}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    write_rows(out / "text.safetensors", len(texts), batch_size, "encode prompts", encode)
+
+
+def _write_images(
+    model: Encoder, pairs: Sequence[PromptPair], images: Path, out: Path, flip: bool, size: int, batch_size: int
+) -> None:
+    def encode(chunk: slice) -> dict[str, Tensor]:
+        block: dict[str, Tensor] = {}
+        for who, suffix in (("winner", "safe"), ("loser", "unsafe")):
+            pixels = torch.stack([load_pixels(images / f"{pair.id}_{suffix}.png", size) for pair in pairs[chunk]])
+            for state, seen in (("", pixels), ("_flip", pixels.flip(-1)))[: 2 if flip else 1]:
+                made = model.encode_images(seen)
+                block |= {f"{who}{state}.mean": made.mean.float(), f"{who}{state}.std": made.std.float()}
+        return block
+
+    write_rows(out / "latents.safetensors", len(pairs), batch_size, "encode images", encode)
+
+
+def write_rows(path: Path, rows: int, batch_size: int, what: str, encode: Callable[[slice], dict[str, Tensor]]) -> None:
+    """Fill ``path`` batch by batch from ``encode(slice)``; start behind the last batch that ``progress.json`` knows."""
+    if path.exists():
+        return
+    progress_file, partial = path.parent / "progress.json", path.with_name(path.name + ".partial")
+    done = read_json(progress_file).get(path.name, 0) if progress_file.exists() and partial.exists() else 0
+    writer: RowWriter | None = None
+    for start in track(range(done, rows, batch_size), what, total=-(-rows // batch_size), done=done // batch_size):
+        with torch.no_grad():
+            block = encode(slice(start, start + batch_size))
+        writer = writer or RowWriter(path, rows, block)
+        writer.write(start, block)
+        write_json(progress_file, {path.name: min(start + batch_size, rows)})
+    if writer is None:  # killed between the last batch and the renaming
+        partial.replace(path)
+    else:
+        writer.close()
+
+
+def load_pixels(path: Path, size: int) -> Float[Tensor, "3 {size} {size}"]:
+    try:
+        with Image.open(path) as image:
+            return image_tensor(image, size)
+    except OSError:
+        raise UserError(f"{path} is missing or no picture. Delete {path.parent} and run `valign data build` again.") from None
+
+
+def _write_index(pairs: Sequence[PromptPair], texts: Sequence[str], path: Path) -> None:
+    row_of = {text: row for row, text in enumerate(texts)}
+    table = pa.table(
+        {
+            "id": [pair.id for pair in pairs],
+            "row": list(range(len(pairs))),
+            "text_row": [row_of[pair.unsafe] for pair in pairs],
+            "safe_text_row": [row_of[pair.safe] for pair in pairs],
+            "categories": pa.array([list(pair.categories) for pair in pairs], pa.list_(pa.string())),
+            "concept": [pair.concept for pair in pairs],
+            "kind": [pair.kind for pair in pairs],
+        }
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _write_retained(prompts: Sequence[str], texts: Sequence[str], path: Path) -> None:
+    row_of = {text: row for row, text in enumerate(texts)}
+    table = pa.table(
+        {
+            "prompt": pa.array(prompts, pa.string()),
+            "text_row": pa.array([row_of[prompt] for prompt in prompts], pa.int64()),
+        }
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)

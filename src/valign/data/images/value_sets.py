@@ -1,0 +1,266 @@
+"""A value data set in two steps, each a folder that resumes after a kill and is skipped when done: pictures -> latents.
+
+Layout of ``D/latents``: ``latents.safetensors`` with ``mean`` and ``std`` (and ``flip.mean``, ``flip.std``, the mirrored pictures)
+of every picture; ``text.safetensors`` with the embeddings of the scenes' prompts; ``index.parquet``, one row a picture.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from valign.checks import UserError, check_choice, check_range
+from valign.data.images.latents import load_pixels, write_prompts, write_rows
+from valign.data.images.row_store import RowReader
+from valign.data.images.value_images import (
+    FILTERS,
+    Contrast,
+    ValuePicture,
+    check_judges,
+    count_sides,
+    draw_pictures,
+    judge_hash,
+    load_pictures,
+    plan_pictures,
+)
+from valign.data.prompts.pairs import PromptPair
+from valign.files import atomic_path, hash_file, read_json
+from valign.interfaces import Detector, Encoder, Model
+from valign.methods import Method
+from valign.policy import Policy
+from valign.runs import Run
+
+METHOD = Method(
+    slug="livo-data",
+    title="Pictures that keep and break a value principle, for LiVO",
+    paper="arXiv 2410.12700",
+    room="data",
+    entry="valign.data.images.value_sets:build_values",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueDataConfig:
+    """Options of `build_values`."""
+
+    principles: tuple[str, ...] | None = None  # None: all of the policy
+    pictures: int = 4  # per scene and side; of a prompt pair, one
+    steps: int = 50
+    guidance_scale: float = 7.5
+    image_size: int | None = None  # pixels a side at which pictures are encoded; None: the model's own
+    filter: str = "none"  # "judge" is recommended where a detector or a CLIP model is at hand
+    flip: bool = True  # cache the mirrored pictures too; off where left and right carry meaning
+    seed: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        check_choice("ValueDataConfig.filter", self.filter, FILTERS)
+        check_range("ValueDataConfig.guidance_scale", self.guidance_scale, low=0)
+        for name in ("pictures", "steps", "image_size", "batch_size"):
+            if getattr(self, name) is not None:
+                check_range(f"ValueDataConfig.{name}", getattr(self, name), low=1)
+
+
+class ValueCache:
+    """Reads ``D/latents`` lazily: a batch touches only its own rows of the memory-mapped files."""
+
+    def __init__(self, folder: Path) -> None:
+        """Args: folder: ``D/latents``, finished. Use `open_values`."""
+        record = read_json(folder / "run.json")
+        if record.get("status") != "done":
+            raise UserError(f"{folder} is unfinished. Run `valign data build-values` again with the same options; it resumes.")
+        table = pq.read_table(folder / "index.parquet").to_pydict()
+        self.folder = folder
+        self.base_fingerprint: str = record["inputs"]["model"]
+        self.principles: tuple[dict[str, Any], ...] = tuple(record["recipe"]["principles"])  # id, text, aliases, kind
+        self.ids: tuple[str, ...] = tuple(table["id"])
+        self.scenes: tuple[str, ...] = tuple(table["scene"])
+        self.principle_of: tuple[str, ...] = tuple(table["principle"])
+        self.prompts: tuple[str, ...] = tuple(table["prompt"])
+        self.aligned: tuple[bool, ...] = tuple(table["aligned"])
+        self.text_rows: Int[Tensor, " picture"] = torch.tensor(table["text_row"], dtype=torch.long)
+        self._latents, self._text = RowReader(folder / "latents.safetensors"), RowReader(folder / "text.safetensors")
+        self._key: str = record["key"]
+        self._opposed: dict[str, list[int]] = {}
+        for row, (scene, aligned) in enumerate(zip(self.scenes, self.aligned, strict=True)):
+            if not aligned:
+                self._opposed.setdefault(scene, []).append(row)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def has_flip(self) -> bool:
+        """Whether the mirrored pictures were encoded too."""
+        return "flip.mean" in self._latents.names
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """``(channel, height, width)``."""
+        _, channel, height, width = self._latents.shape("mean")
+        return channel, height, width
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that the cache was made from: model, precision, pictures and texts."""
+        return self._key
+
+    def rows(self, principle: str | None = None) -> Int[Tensor, " row"]:
+        """Rows of the aligned pictures (of one principle), ascending: each is a pair with one of `opposed`.
+
+        Raises: UserError if there is none.
+        """
+        rows = [row for row, name in enumerate(self.principle_of) if self.aligned[row] and principle in (None, name)]
+        if not rows:
+            known = ", ".join(sorted(set(self.principle_of)))
+            raise UserError(f"{self.folder} has no pictures of principle {principle!r}, only of {known}. Build data for it.")
+        return torch.tensor(rows, dtype=torch.long)
+
+    def opposed(self, row: int) -> list[int]:
+        """Rows of the violating pictures of the same scene; never empty."""
+        return self._opposed[self.scenes[row]]
+
+    def batch(
+        self, rows: Int[Tensor, " row"], flip: Bool[Tensor, " row"]
+    ) -> tuple[Float[Tensor, "row channel height width"], Float[Tensor, "row channel height width"]]:
+        """``(mean, std)`` of the posterior of each picture, float32. Raises: UserError for a flip that was not cached."""
+        if flip.any() and not self.has_flip:
+            raise UserError(f"{self.folder} holds no mirrored latents. Build the data with flip on, or train with flip off.")
+        found = []
+        for name in ("mean", "std"):
+            out = torch.empty(len(rows), *self.latent_shape)
+            for state, chosen in (("", ~flip), ("flip.", flip)):
+                if chosen.any():
+                    out[chosen] = self._latents.read(state + name, rows[chosen])
+            found.append(out)
+        return found[0], found[1]
+
+    def conditioning(self, rows: Int[Tensor, " row"]) -> dict[str, Tensor]:
+        """The encoded prompt of each picture's scene: ``embeds``, for SDXL also ``pooled`` and ``time_ids``."""
+        return {name: self._text.read(name, self.text_rows[rows]) for name in self._text.names}
+
+
+def build_values(
+    model: Model,
+    policy: Policy,
+    out: Path,
+    config: ValueDataConfig | None = None,
+    *,
+    detector: Detector | None = None,
+    contrast: Contrast | None = None,
+    pairs: Sequence[PromptPair] = (),
+) -> ValueCache:
+    """Build the data set in ``out``, or go on where an earlier call stopped.
+
+    Args:
+        model: The model that will be guided; it draws the pictures and encodes them.
+        detector: Judges pictures of toxicity principles, with ``filter="judge"``.
+        contrast: Judges those of bias principles, and the others where there is no detector.
+        pairs: Prompt pairs, the scenes of their categories' principles in the place of the policy's; one picture a side.
+    Raises: UserError if a step's folder was made from something else, or a principle has no scene with both sides left.
+    """
+    config = config or ValueDataConfig()
+    names = config.principles or tuple(principle.id for principle in policy.principles)
+    chosen = [policy.principle(name) for name in names]
+    if not chosen:
+        raise UserError(f"policy {policy.id} has no principles. Add some, or choose another policy.")
+    check_judges(config.filter, chosen, detector, contrast)
+    plan = plan_pictures(policy, names, config.pictures, config.seed, pairs)
+    folder = out / "images"
+    recipe = {name: getattr(config, name) for name in ("pictures", "steps", "guidance_scale", "filter")}
+    texts = [[row.id, row.prompt, row.text, row.other] for row in plan]
+    inputs = {"model": model.fingerprint(), "judge": judge_hash(detector, contrast)}
+    run = Run.open(folder, step="value-images", recipe={**recipe, "plan": texts}, inputs=inputs, seed=config.seed)
+    if not run.done:
+        rows = draw_pictures(
+            model,
+            policy,
+            plan,
+            folder,
+            steps=config.steps,
+            guidance_scale=config.guidance_scale,
+            batch_size=config.batch_size,
+            filter=config.filter,
+            detector=detector,
+            contrast=contrast,
+        )
+        run.finish(per_principle=count_sides(rows))
+    kept = [row for row in load_pictures(folder) if row.kept]
+    bare = [principle.id for principle in chosen if principle.id not in {row.principle for row in kept}]
+    if bare:
+        raise UserError(
+            f"{folder} has no scene with both an aligned and a violating picture for {', '.join(bare)}. "
+            "Use filter none, draw more pictures, reword its scenes, or leave it out."
+        )
+    known = [{"id": p.id, "text": p.text, "aliases": list(p.aliases), "kind": p.kind} for p in chosen]
+    return write_values(model, kept, known, folder, out / "latents", config)
+
+
+def write_values(
+    model: Encoder,
+    rows: Sequence[ValuePicture],
+    principles: Sequence[dict[str, Any]],
+    images: Path,
+    out: Path,
+    config: ValueDataConfig,
+) -> ValueCache:
+    """Encode the pictures and their scenes' prompts into ``out``. A kill loses at most one batch; a finished cache is returned."""
+    size = config.image_size or model.image_size
+    recipe = {"flip": config.flip, "dtype": str(model.dtype), "image_size": size, "principles": list(principles)}
+    inputs = {"model": model.fingerprint(), "images": hash_file(images / "pictures.parquet")}
+    run = Run.open(out, step="value-latents", recipe=recipe, inputs=inputs)
+    if not run.done:
+        texts = list(dict.fromkeys(row.prompt for row in rows))
+
+        def encode(chunk: slice) -> dict[str, Tensor]:
+            pixels = torch.stack([load_pixels(images / f"{row.id}.png", size) for row in rows[chunk]])
+            block: dict[str, Tensor] = {}
+            for state, seen in (("", pixels), ("flip.", pixels.flip(-1)))[: 2 if config.flip else 1]:
+                made = model.encode_images(seen)
+                block |= {f"{state}mean": made.mean.float(), f"{state}std": made.std.float()}
+            return block
+
+        write_prompts(model, texts, out, config.batch_size)
+        write_rows(out / "latents.safetensors", len(rows), config.batch_size, "encode images", encode)
+        _write_index(rows, texts, out / "index.parquet")
+        (out / "progress.json").unlink(missing_ok=True)
+        run.finish(pictures=len(rows), texts=len(texts))
+    return ValueCache(out)
+
+
+def open_values(data: Path, *, base: str | None = None) -> ValueCache:
+    """The cache of value data set ``data``. Args: base: fingerprint of the model that will be guided, if known.
+
+    Raises: UserError if the cache is missing, unfinished, or was encoded by another base model.
+    """
+    folder = data / "latents"
+    if not (folder / "run.json").exists() or read_json(folder / "run.json").get("step") != "value-latents":
+        raise UserError(f"{data} holds no value data. Make them with `valign data build-values -o {data}`.")
+    cache = ValueCache(folder)
+    if base is not None and base != cache.base_fingerprint:
+        raise UserError(
+            f"{folder} was encoded by base model {cache.base_fingerprint[:12]}, the model given is {base[:12]}. "
+            "Build the data again with this model, or train the model that made them."
+        )
+    return cache
+
+
+def _write_index(rows: Sequence[ValuePicture], texts: Sequence[str], path: Path) -> None:
+    row_of = {text: row for row, text in enumerate(texts)}
+    table = pa.table(
+        {
+            "id": [row.id for row in rows],
+            "scene": [row.scene for row in rows],
+            "principle": [row.principle for row in rows],
+            "aligned": [row.side == "aligned" for row in rows],
+            "prompt": [row.prompt for row in rows],
+            "text_row": [row_of[row.prompt] for row in rows],
+        }
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)

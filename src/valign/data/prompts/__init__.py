@@ -1,0 +1,1 @@
+"""Prompts: readers of every layout, pairs, sources, labelled prompts, disguises."""

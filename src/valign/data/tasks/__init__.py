@@ -1,0 +1,1 @@
+"""Labelled rows for fine-tuning: texts, images, images with captions."""

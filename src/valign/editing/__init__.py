@@ -1,0 +1,1 @@
+"""Closed-form edits of a model's weights: no training, delivered as the exact adapter that the edit is."""

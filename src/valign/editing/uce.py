@@ -1,0 +1,141 @@
+"""Unified Concept Editing: move a concept's keys and values in cross-attention onto another's (UCE, arXiv 2308.14761).
+
+A closed form, no training and no pictures. The edit has the rank of the number of edited token states, so it is delivered as
+exactly that LoRA: it can be switched, stacked and merged like any other, and the model's weights are not touched.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from valign.checks import UserError, check_choice, check_range
+from valign.methods import Method
+from valign.models.diffusion.pipeline import PipelineModel
+from valign.models.files.adapter_files import LoraFactors
+
+METHOD = Method(
+    slug="uce",
+    title="Unified Concept Editing, as the exact LoRA that it is",
+    paper="arXiv 2308.14761",
+    room="editing",
+    entry="valign.editing.uce:edit_concepts",
+)
+
+EDITED = ("attn2.to_k", "attn2.to_v")  # keys and values of every cross-attention
+# The authors' wordings of a concept; {} stands for it.
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "none": ("{}",),
+    "object": ("{}", "image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
+    "art": ("{}", "painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptEdit:
+    """What to edit: ``concepts[i]`` shall be drawn as ``guides[i]``, and ``preserve`` as before."""
+
+    concepts: tuple[str, ...]
+    guides: tuple[str, ...] = ("",)  # one for all, or one each; "" is no content, the state of the begin-of-text token
+    preserve: tuple[str, ...] = ()
+    lam: float = 0.5  # weight of the old weights, > 0; keeps the system solvable
+    erase_scale: float = 1.0  # a, > 0: as it grows, W' e goes to W g
+    preserve_scale: float = 1.0  # b, >= 0: as it grows, W' p goes to W p
+    tokens: Literal["last", "all"] = "last"  # the concept's last token, or all of the padded text (older releases, and RECE)
+    template: str = "none"  # which of `TEMPLATES` each concept is worded with
+
+    def __post_init__(self) -> None:
+        check_range("ConceptEdit.lam", self.lam, above=0.0)
+        check_range("ConceptEdit.erase_scale", self.erase_scale, above=0.0)
+        check_range("ConceptEdit.preserve_scale", self.preserve_scale, low=0.0)
+        check_choice("ConceptEdit.tokens", self.tokens, ("last", "all"))
+        check_choice("ConceptEdit.template", self.template, TEMPLATES)
+        concepts = [concept.strip() for concept in self.concepts]
+        if not concepts or not all(concepts):
+            raise UserError(f"ConceptEdit.concepts must be texts, got {list(self.concepts)}. Name at least one concept to edit.")
+        if len(self.guides) not in (1, len(concepts)):
+            raise UserError(
+                f"ConceptEdit.guides must be one text, or one per concept ({len(concepts)}), got {len(self.guides)}. Add some."
+            )
+        both = sorted(set(concepts) & {text.strip() for text in self.preserve})
+        if both:
+            raise UserError(f"ConceptEdit.preserve must not hold what is edited, got {', '.join(both)} in both. Drop one.")
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """``(edited text, guide text)``, every wording of every concept; an empty guide stays empty in every wording."""
+        guides = self.guides * len(self.concepts) if len(self.guides) == 1 else self.guides
+        forms = TEMPLATES[self.template]
+        return [
+            (form.format(concept), form.format(guide) if guide.strip() else "")
+            for concept, guide in zip(self.concepts, guides, strict=True)
+            for form in forms
+        ]
+
+
+def edit_concepts(model: PipelineModel, edit: ConceptEdit) -> dict[str, LoraFactors]:
+    """The edit as LoRA factors of every key and value projection of cross-attention, float32, scale 1.
+
+    SDXL's projections read both text encoders side by side, and so does the edit.
+    Raises: UserError if adapters are on the model, or a weight is no plain matrix of finite numbers.
+    """
+    if getattr(model.unet, "peft_config", None):
+        raise UserError("edit_concepts needs a bare model, got one with an adapter loaded. Call unload_adapters first.")
+    layers = {
+        name: module
+        for name, module in sorted(model.unet.named_modules())
+        if name.endswith(EDITED) and isinstance(module, nn.Linear)
+    }
+    if not layers:
+        raise UserError(f"edit_concepts needs cross-attention called {' and '.join(EDITED)}, got none. Choose another model.")
+    for name, module in layers.items():
+        if not module.weight.is_floating_point() or not module.weight.isfinite().all():
+            raise UserError(f"edit_concepts needs finite, unquantised weights, got others in {name}. Load the model in full.")
+    pairs = edit.pairs()
+    edited, guide = (token_states(model, texts, edit.tokens) for texts in zip(*pairs, strict=True))
+    kept = token_states(model, edit.preserve, edit.tokens) if edit.preserve else edited[:0]
+    scales = {"lam": edit.lam, "erase_scale": edit.erase_scale, "preserve_scale": edit.preserve_scale}
+    return {name: closed_form(module.weight, edited, guide, kept, **scales) for name, module in layers.items()}
+
+
+def closed_form(
+    weight: Float[Tensor, "fan_out dim"],
+    edited: Float[Tensor, "edit dim"],
+    guide: Float[Tensor, "edit dim"],
+    preserved: Float[Tensor, "keep dim"],
+    *,
+    lam: float = 0.5,
+    erase_scale: float = 1.0,
+    preserve_scale: float = 1.0,
+) -> LoraFactors:
+    """``W' - W`` of the paper's minimiser, as ``up @ down`` of rank ``edit``; solved in float64, answered in float32.
+
+    With rows e of ``edited``, g of ``guide``, p of ``preserved``, and ``M = lam I + a sum e e^T + b sum p p^T``::
+
+        W' = (lam W + a sum (W g) e^T + b sum (W p) p^T) M^-1 = W + a (W G^T - W E^T) (E M^-1)
+
+    Preserved states enter through M alone. No preserved state: whatever is orthogonal to all e is mapped as before.
+    """
+    w, e, g, p = (tensor.detach().cpu().double() for tensor in (weight, edited, guide, preserved))
+    system = lam * torch.eye(w.shape[1], dtype=torch.float64) + erase_scale * e.T @ e + preserve_scale * p.T @ p
+    down = torch.linalg.solve(system, e.T).T
+    up = erase_scale * w @ (g - e).T
+    return LoraFactors(down.float(), up.float(), 1.0)
+
+
+def token_states(model: PipelineModel, texts: Sequence[str], tokens: str = "last") -> Float[Tensor, "state dim"]:
+    """What cross-attention reads of each text: its last word's state, or all states of the padded text, text after text.
+
+    The last word stands right before the end-of-text token; of an empty text it is the begin-of-text token. Blank instead of empty:
+    SDXL replaces the empty prompt by zeros, which are no encoding of anything.
+    """
+    texts = [text if text.strip() else " " for text in texts]
+    states = model.encode_prompts(texts).embeds
+    if tokens == "all":
+        return states.flatten(0, 1)
+    tokenizer: Any = model.pipe.tokenizer
+    encoded = tokenizer(texts, padding="max_length", max_length=states.shape[1], truncation=True, return_tensors="pt")
+    last = encoded.attention_mask.sum(1).to(states.device) - 2
+    return states[torch.arange(len(states), device=states.device), last]

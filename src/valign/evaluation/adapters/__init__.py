@@ -1,0 +1,1 @@
+"""Metrics and tables of the comparison of adapters."""

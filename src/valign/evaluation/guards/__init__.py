@@ -1,0 +1,1 @@
+"""How well a guard tells harmful prompts from harmless ones."""

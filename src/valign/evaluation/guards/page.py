@@ -1,0 +1,80 @@
+"""The guard's report on disk: numbers, tables, ROC and reliability curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from valign.evaluation.guards.rates import Scored, summary
+from valign.files import atomic_path, write_json, write_text
+
+
+def write_guard_report(scored: Sequence[Scored], folder: Path, *, show_prompts: bool = False) -> Mapping[str, Any]:
+    """Write results.json, report.md and roc.png; returns what is in results.json."""
+    found = summary(scored, show_prompts=show_prompts)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "results.json", found)
+    write_text(folder / "report.md", page(found))
+    with atomic_path(folder / "roc.png") as temporary:
+        _curves(scored, found).savefig(temporary, format="png", dpi=120)
+    return found
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The report as Markdown. Brackets are 95 % intervals."""
+    lines = [
+        "# The guard on labelled prompts",
+        "",
+        "Flagged: harm that was meant, rewritten or blocked. Brackets: 95 % intervals. AUROC against a source's own harmless",
+        'prompts, or all of them where it has none. "NAME, certain": only the unsafe prompts that most judges call so.',
+        "",
+        "| source | unsafe | recall | safe | false alarms | AUROC | against |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in found["sources"]:
+        recall, alarms = (_percent(one[key]) for key in ("recall", "false_alarms"))
+        area = one["auroc"]
+        shown = f"{area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}]" if area else "-"
+        lines.append(f"| {one['source']} | {one['unsafe']} | {recall} | {one['safe']} | {alarms} | {shown} | {one['against']} |")
+    lines += ["", "| category | prompts | recall | category right |", "|---|---|---|---|"]
+    for name, one in found["categories"].items():
+        lines.append(f"| {name} | {one['prompts']} | {_percent(one['recall'])} | {_percent(one['named_right'])} |")
+    lines += ["", "| decided by | unsafe | safe |", "|---|---|---|"]
+    lines += [f"| {name} | {one['unsafe']} | {one['safe']} |" for name, one in found["stages"].items()]
+    lines += ["", "Each layer alone, whatever the others say; `intent`: the judge of intent, where a stage had fired.", ""]
+    lines += ["| layer | recall | false alarms | accuracy |", "|---|---|---|---|"]
+    for name, one in found["layers"].items():
+        lines.append(f"| {name} | {_percent(one['recall'])} | {_percent(one['false_alarms'])} | {_percent(one['accuracy'])} |")
+    for title, key in (("Worst false alarms", "false_alarms"), ("Worst misses", "misses")):
+        lines += ["", f"## {title}", ""]
+        lines += [
+            f"- `{one['id']}` {one['score']:.3f} {one['stop']} {one.get('prompt', '')}".rstrip() for one in found["worst"][key]
+        ]
+    return "\n".join([*lines, "", "![curves](roc.png)", ""])
+
+
+def _percent(value: Mapping[str, float] | None) -> str:
+    return f"{value['value']:.1%} [{value['low']:.1%}, {value['high']:.1%}]" if value else "-"
+
+
+def roc(scored: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray]:
+    """False-alarm rate and recall at every threshold, both rising from 0 to 1."""
+    label = np.array([one.row.label for one in scored], dtype=bool)
+    order = np.argsort(-np.array([one.score for one in scored]), kind="stable")
+    hits, alarms = np.cumsum(label[order]), np.cumsum(~label[order])
+    return np.r_[0, alarms / max(alarms[-1], 1)], np.r_[0, hits / max(hits[-1], 1)]
+
+
+def _curves(scored: Sequence[Scored], found: Mapping[str, Any]) -> Figure:
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    alarms, recall = roc(scored)
+    left.plot(alarms, recall)
+    left.set(xlabel="false alarms", ylabel="recall", title="ROC, all sources", xlim=(0, 1), ylim=(0, 1))
+    bins = found["reliability"]
+    right.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    right.plot([one["score"] for one in bins], [one["unsafe"] for one in bins], marker="o")
+    right.set(xlabel="score", ylabel="share unsafe", title="Reliability", xlim=(0, 1), ylim=(0, 1))
+    return figure

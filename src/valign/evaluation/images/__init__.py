@@ -1,0 +1,1 @@
+"""Metrics of generated images: harm, fidelity, drift, FID, CLIPScore, bias, toxicity."""

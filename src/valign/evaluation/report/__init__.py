@@ -1,0 +1,1 @@
+"""The HTML report: tables, plots and images in one file."""

@@ -1,0 +1,1 @@
+"""Benchmarks, sweeps and comparisons over seeds; what a user needs to align a model is in `valign.recipes`."""

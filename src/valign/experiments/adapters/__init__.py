@@ -1,0 +1,1 @@
+"""Adapters and optimizers compared on tasks and seeds under one budget."""

@@ -1,0 +1,101 @@
+"""Where a run on the shapes world's diffusion model takes place: it learns to draw safe counterparts, and forgets what it may."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from valign.data.tasks.base import TaskData
+from valign.data.tasks.captions import PairRow
+from valign.detectors.oracle import OracleDetector
+from valign.evaluation.adapters.retention import Retention, kept_since
+from valign.experiments.adapters.settings import Budget
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.pipeline import PipelineModel
+from valign.recipes.alignguard import AlignGuardRecipe
+from valign.training.tasks.supervised import DiffusionTaskModel, PairTaskModel
+from valign.worlds.shapes import model_folder, oracle_folder, suite
+from valign.worlds.shapes.counterpart_tasks import SceneRow, counterpart_data, expert_data
+
+DRAWINGS = ("counterparts", "expert")
+STEPS, GUIDANCE = 20, 4.0  # of denoising, and its scale, wherever these tasks draw
+
+
+def draw(model: DiffusionTaskModel, captions: Sequence[str]) -> list[Image]:
+    """One picture each, at seeds 0, 1, 2, ..."""
+    seeds = range(len(captions))
+    return model.diffusion.generate(captions, seeds=seeds, steps=STEPS, guidance_scale=GUIDANCE, batch_size=20)
+
+
+class CounterpartModel(DiffusionTaskModel):
+    """Also judged by what it draws: ``drawn`` is the share of captions whose picture shows the glyph that was to be learnt."""
+
+    def graded(self, rows: Sequence[SceneRow]) -> dict[str, float]:
+        return {"drawn": _shows(draw(self, [row.caption for row in rows]), rows)}
+
+
+class ExpertModel(PairTaskModel):
+    """AlignGuard's expert. ``removed`` is the share of captions whose picture does not show the stand-in for harm they name,
+    ``drawn`` the share that shows its counterpart."""
+
+    def __init__(self, diffusion: PipelineModel, reference: PipelineModel) -> None:
+        recipe = AlignGuardRecipe.shapes()
+        held = {name: getattr(recipe.training, name) for name in ("sft_weight", "retain_weight", "empty_prompt_prob")}
+        super().__init__(diffusion, reference, recipe.objective, **held)
+
+    def graded(self, rows: Sequence[PairRow]) -> dict[str, float]:
+        pictures = draw(self, [row.caption for row in rows])
+        harm, safe = (_shows(pictures, [getattr(row, part) for row in rows]) for part in ("loser", "winner"))
+        return {"removed": 1 - harm, "drawn": safe}
+
+
+def _shows(pictures: Sequence[Image], rows: Sequence[SceneRow]) -> float:
+    return float(_oracle().matches(pictures, [{"glyph": row.glyph} for row in rows])["glyph"].mean())
+
+
+@cache
+def _oracle() -> OracleDetector:
+    return OracleDetector(oracle_folder())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingPlace:
+    """Captions that name a stand-in for harm with a rendered picture of its counterpart; for an expert, of both, to choose from."""
+
+    task: str
+    seed: int
+    budget: Budget
+    rehearsal: bool = False  # judged on scenes outside the test split
+
+    def rows(self) -> TaskData:
+        sizes = {"count": self.budget.train_rows, "held_out": self.budget.held_out_rows}
+        make = expert_data if self.task == "expert" else counterpart_data
+        return make(self.task, **sizes, seed=self.seed, fresh=self.rehearsal)
+
+    def stages(self) -> tuple[TaskData, ...]:
+        return (self.rows(),)
+
+    def load(self, device: str) -> DiffusionTaskModel:
+        def model() -> PipelineModel:
+            return load_model(model_folder(), device=device, dtype="float32")  # type: ignore[return-value, arg-type]
+
+        return ExpertModel(model(), model()) if self.task == "expert" else CounterpartModel(model())
+
+    def probe(self, model: DiffusionTaskModel) -> Callable[[], Retention]:
+        """Benign prompts at equal seeds: drift of their pictures' features, and the share that is drawn as asked."""
+        benign = [prompt for prompt in suite(per_concept=4, seed=1).prompts if prompt.benign][: self.budget.probes]
+
+        def look() -> tuple[np.ndarray, float]:
+            was = model.training
+            pictures = draw(model.eval(), [prompt.prompt for prompt in benign])
+            model.train(was)
+            right = _oracle().matches(pictures, [prompt.expected for prompt in benign])
+            return _oracle().features(pictures), float(np.all(list(right.values()), axis=0).mean())
+
+        return kept_since(look)
+
+    def describe(self) -> dict[str, Any]:
+        return {"task": self.task, "seed": self.seed, "budget": asdict(self.budget), "rehearsal": self.rehearsal}

@@ -1,0 +1,1 @@
+"""Every method on the shapes world, over several seeds, in one report."""

@@ -1,0 +1,98 @@
+"""D1 and D2 of every system on prompts that name a role, with paired intervals; a part of `bench_methods`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from valign.detectors.oracle import OracleDetector
+from valign.evaluation.images.bias import Bias, bias_interval, mean_bias
+from valign.evaluation.images.folder import make_pictures
+from valign.evaluation.report.sections import Section
+from valign.evaluation.statistics import Interval
+from valign.evaluation.suite import Suite
+from valign.evaluation.systems import System
+from valign.worlds.shapes import heads
+from valign.worlds.shapes.vocabulary import HEADS
+
+
+@dataclass(frozen=True)
+class RoleBias:
+    """One system on all role prompts; None where no picture shows a head. ``readable``: share of pictures that do."""
+
+    name: str
+    readable: float
+    bias: Bias | None
+    d1: Interval | None
+    versus: Interval | None  # D1 minus the base's, at the same seeds
+
+
+def role_bias(
+    systems: Sequence[System], suite: Suite, oracle: OracleDetector, out: Path, drawing: Mapping[str, Any], *, seed: int = 0
+) -> list[RoleBias]:
+    """Draw ``suite`` (equal texts of one run in a row, equally many each) with every system into ``out``, and count heads.
+
+    The first system is the base.
+    """
+    found: list[RoleBias] = []
+    base: Int[np.ndarray, "prompt picture"] | None = None
+    for system in systems:
+        settings = {name: drawing[name] for name in ("steps", "guidance_scale")}
+        folder = make_pictures(
+            system, suite, suite.seeds(seed), out / system.name, settings=settings, batch_size=drawing["batch_size"]
+        )
+        pictures = [folder.open(prompt.id) for prompt in suite.prompts]
+        drawn = [picture for picture in pictures if picture is not None]
+        readings = iter(oracle.read(drawn) if drawn else [])
+        shown = np.array([-1 if picture is None else heads(next(readings)) for picture in pictures])
+        shown = shown.reshape(len({_prompt(prompt.id) for prompt in suite.prompts}), -1)
+        base = shown if base is None else base
+        found.append(_summary(system.name, shown, base, seed))
+    return found
+
+
+def _summary(name: str, shown: Int[np.ndarray, "prompt picture"], base: Int[np.ndarray, "prompt picture"], seed: int) -> RoleBias:
+    counts = np.stack([(shown == head).sum(axis=1) for head in range(len(HEADS))], axis=1)
+    known = {str(row): list(map(int, count)) for row, count in enumerate(counts) if count.sum()}
+    return RoleBias(
+        name,
+        float((shown >= 0).mean()),
+        mean_bias(known) if known else None,
+        bias_interval(shown, len(HEADS), seed=seed),
+        None if base is shown else bias_interval(shown, len(HEADS), base=base, seed=seed),
+    )
+
+
+def _prompt(picture_id: str) -> str:
+    """``r0-captain-1-023`` is of prompt ``r0-captain-1``."""
+    return picture_id.rpartition("-")[0]
+
+
+def bias_section(found: Sequence[RoleBias]) -> Section:
+    """The table of the report."""
+    rows = []
+    for one in found:
+        if one.bias is None or one.d1 is None:
+            rows.append((one.name, "–", "–", "–", f"{one.readable:.0%}"))
+            continue
+        change = "" if one.versus is None else f"{one.versus.value:+.2f} [{one.versus.low:+.2f}, {one.versus.high:+.2f}]"
+        rows.append(
+            (
+                one.name,
+                f"{one.bias.d1:.2f} ({one.d1.low:.2f}–{one.d1.high:.2f})",
+                change,
+                f"{one.bias.d2:.2f}",
+                f"{one.readable:.0%}",
+            )
+        )
+    return Section(
+        title="Social bias",
+        text="Prompts name a role and leave the head open; the training pictures favoured one. 0 is balance.",
+        header=("D1 ↓", "against the base", "D2 ↓", "pictures with a head"),
+        rows=tuple(rows),
+        note="D1 and D2 as in arXiv 2410.12700, averaged over prompts; 95 % intervals over redrawn pictures, paired where two are "
+        "compared. The number after livo is the share of pictures that get the token.",
+    )

@@ -1,0 +1,109 @@
+"""How fast does a training take harm away? Checkpoints of plain DPO and of LiVO, drawn and judged; a part of `bench_methods`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from valign.detectors.base import Detector, flagged, scores_of
+from valign.evaluation.images.folder import make_pictures
+from valign.evaluation.report.plots import Frame, Plot, curves, round_up
+from valign.evaluation.report.sections import Section
+from valign.evaluation.suite import Suite
+from valign.evaluation.systems import System
+from valign.files import atomic_folder, read_json
+from valign.training.engine.checkpoint import Checkpoints
+from valign.training.tasks.preference.trainable import Trainee
+
+HARM = "Harmful pictures of explicit prompts, %"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Harm in per cent after so many optimiser steps and seconds of training."""
+
+    step: int
+    seconds: float
+    harm: float
+
+
+def convergence(
+    trainee: Trainee,
+    run: Path,
+    every: int,
+    system: Callable[[Path], System],
+    suite: Suite,
+    detector: Detector,
+    out: Path,
+    drawing: Mapping[str, Any],
+    *,
+    seed: int = 0,
+) -> list[CurvePoint]:
+    """The curve of the training in ``run``: each checkpoint at a multiple of ``every``, and the last, drawn as ``system`` draws it.
+
+    Args:
+        trainee: As the run was trained with; what it saves for a checkpoint is what ``system`` gets.
+        out: For the checkpoints' results and their pictures.
+    """
+    checkpoints = Checkpoints(run / "checkpoints")
+    last = max(checkpoints.steps())
+    steps = [step for step in checkpoints.steps() if step % every == 0 or step == last]
+    _save(trainee, checkpoints, [step for step in steps if not (out / f"step-{step}").exists()], out)
+    settings = {name: drawing[name] for name in ("steps", "guidance_scale")}
+    points = []
+    for step in steps:
+        shown = system(trainee.result(out / f"step-{step}"))
+        folder = make_pictures(
+            shown, suite, suite.seeds(seed), out / f"images-{step}", settings=settings, batch_size=drawing["batch_size"]
+        )
+        pictures = [picture for prompt in suite.prompts if (picture := folder.open(prompt.id)) is not None]
+        harm = flagged(scores_of(detector, pictures), detector.card).sum() / len(suite)
+        points.append(CurvePoint(step, read_json(checkpoints.path(step) / "state.json")["seconds"], 100 * float(harm)))
+    return points
+
+
+def _save(trainee: Trainee, checkpoints: Checkpoints, steps: Sequence[int], out: Path) -> None:
+    """Write each step's result into ``out/step-N``, as a finished run does."""
+    if not steps:
+        return
+    trainee.attach()
+    try:
+        for step in steps:
+            checkpoints.load(step, trainee.state())
+            with atomic_folder(out / f"step-{step}") as folder:
+                trainee.save(folder, {"step": step})
+    finally:
+        trainee.detach()
+
+
+def mean_curve(runs: Sequence[Sequence[CurvePoint]], start: float) -> list[CurvePoint]:
+    """Point by point over runs, as far as all go; before it, ``start`` per cent at step 0."""
+    points = [
+        CurvePoint(
+            round(np.mean([point.step for point in column])),
+            float(np.mean([point.seconds for point in column])),
+            float(np.mean([point.harm for point in column])),
+        )
+        for column in zip(*runs)
+    ]
+    return [CurvePoint(0, 0.0, start), *points]
+
+
+def curves_section(found: Mapping[str, Sequence[CurvePoint]]) -> Section:
+    """Harm against steps and against seconds."""
+    plots = []
+    for title, value in (("Optimiser steps", "step"), ("Seconds of training", "seconds")):
+        series = {name: [(float(getattr(point, value)), point.harm) for point in points] for name, points in found.items()}
+        end = round_up(max(x for points in series.values() for x, _ in points))
+        plots.append(Plot(curves(series, Frame(title, HARM, (0.0, end), (0.0, 100.0))), "Mean over runs."))
+    rows = tuple((name, " → ".join(f"{p.harm:.0f} % at {p.step}" for p in points)) for name, points in found.items())
+    return Section(
+        title="Convergence",
+        text="Harm left after so many steps, and seconds, of training.",
+        header=("harm left at step",),
+        rows=rows,
+        plots=tuple(plots),
+        note="Seconds are those of training steps alone, on this machine; data, validation and drawing are left out.",
+    )

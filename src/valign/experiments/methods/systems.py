@@ -1,0 +1,78 @@
+"""The columns of `bench_methods`: what is free, what was trained over several runs, and the guard before some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from valign.evaluation import System, adapter_system, value_system
+from valign.evaluation.composed import guarded_system, system_of_runs
+from valign.experiments.alignguard import WEIGHTS
+from valign.experiments.methods.trained import LIVO, Made, MethodsConfig
+from valign.guard import Guard, LexicalStage, StageRetriever
+from valign.guard.value_retriever import EmbeddingRetriever, FirstOf, KeywordRetriever
+from valign.interfaces import Retriever
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.diffusion.value_encoder import load_value_encoder
+from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
+from valign.models.encoders.minilm import MiniLM
+from valign.policy import Policy
+from valign.recipes.align import baselines
+from valign.recipes.alignguard import JOINT
+
+DESCRIBED = {
+    "uce": "each concept's keys and values moved to its safe counterpart's (closed form)",
+    "esd-x": "LoRA in cross-attention, trained away from all concepts",
+    "esd-u": "LoRA outside cross-attention, trained away from all concepts",
+    "dpo": f"one LoRA on all pairs at weight {WEIGHTS[JOINT]:g}",
+    "alignguard": "an expert per category, Co-Merge",
+    LIVO: "a value token where a principle is found; half of the time for bias",
+}
+WINDOW, NEAR = 4, 0.44  # words read at a time, and their cosine (all-MiniLM-L6-v2); 1 in 50 benign training prompts reaches it
+
+
+def principle_retriever(policy: Policy) -> Retriever:
+    """The policy's keywords, then its word list, which also names held-out concepts, then the meaning of any few words.
+
+    Bias principles go by keyword alone: they hang on the word for a role, and "a square" means much the same as "square heads".
+    """
+    listed = StageRetriever(policy, (LexicalStage.from_policy(policy),))
+    harms = tuple(principle.id for principle in policy.principles if principle.kind == "toxicity")
+    return FirstOf((KeywordRetriever(policy), listed, EmbeddingRetriever(policy, MiniLM().encode, NEAR, WINDOW, among=harms)))
+
+
+@dataclass(frozen=True)
+class MethodSystems:
+    """Makes systems that all draw alike."""
+
+    model: DiffusionModel
+    policy: Policy
+    retriever: Retriever
+    config: MethodsConfig
+
+    def all(self, made: Sequence[dict[str, Made]]) -> list[System]:
+        """The base first. ``made`` has what each run trained, by name."""
+        free = baselines(self.model, self.policy, self.config.align)
+        adapted = {
+            name: system_of_runs([self.adapted(name, run[name].folder) for run in made])
+            for name in ("uce", "esd-x", "esd-u", "dpo", "alignguard")
+        }
+        livo, guard = self.livo(made), Guard.from_policy(self.policy)
+        behind = {"guard": free[0], "guard-alignguard": adapted["alignguard"], "guard-livo": livo}
+        return [*free, *adapted.values(), livo, *(guarded_system(inner, guard, name=name) for name, inner in behind.items())]
+
+    def livo(self, made: Sequence[dict[str, Made]], **options: Any) -> System:
+        """All runs' value encoders. Args: options: of `valued`."""
+        return system_of_runs([self.valued(run[LIVO].folder, **options) for run in made])
+
+    def adapted(self, name: str, folder: Path) -> System:
+        weight = WEIGHTS[JOINT] if name == "dpo" else 1.0
+        drawing = self.config.drawing
+        return adapter_system(self.model, folder, name=name, description=DESCRIBED[name], weight=weight, **drawing)
+
+    def valued(self, folder: Path, *, name: str = LIVO, mixing: float = 0.5) -> System:
+        encoder = load_value_encoder(folder, self.model)  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
+        pipeline = ValueGuidedPipeline(self.model, encoder, self.retriever)  # type: ignore[arg-type]
+        return value_system(pipeline, name=name, mixing=mixing, description=DESCRIBED[LIVO], **self.config.drawing)

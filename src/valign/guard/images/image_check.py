@@ -1,0 +1,35 @@
+"""A picture is looked at before anybody sees it. An exception of the detector counts as a finding, a black picture as a failure."""
+
+import numpy as np
+from PIL.Image import Image
+
+from valign.guard.records import Verdict
+from valign.interfaces import Detector
+
+NAME = "image"
+
+
+def check_image(detector: Detector, image: Image) -> Verdict:
+    """A verdict at level "image": score and class of the highest column, the detector's own threshold."""
+    card = detector.card
+    try:
+        if not np.asarray(image.convert("L")).any():
+            return Verdict(
+                stage=NAME, level="image", outcome="error", message="an all-black picture: a numerical failure, or already hidden"
+            )
+        row = np.asarray(detector.detect([image]), dtype=np.float64).reshape(-1)
+        if len(row) != len(card.classes) or not ((row >= 0) & (row <= 1)).all():
+            raise ValueError("a detector must give one score in [0, 1] per class")
+    except Exception as error:
+        return Verdict(stage=NAME, level="image", outcome="error", message=f"{card.name} failed: {type(error).__name__}")
+    best = int(row.argmax())
+    return Verdict(
+        stage=NAME,
+        level="image",
+        outcome="fire" if row[best] >= card.threshold else "pass",
+        category=card.classes[best] if row[best] >= card.threshold else "",
+        score=float(row[best]),
+        threshold=card.threshold,
+        scores=dict(zip(card.classes, row.tolist())),
+        message=f"{card.name} {card.weights_sha256[:12]}",
+    )

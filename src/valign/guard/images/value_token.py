@@ -1,0 +1,47 @@
+"""The last stage before drawing: what calls for a value principle is drawn with its token (LiVO, arXiv 2410.12700)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from PIL.Image import Image
+
+from valign.interfaces import Retriever
+
+if TYPE_CHECKING:
+    from valign.models.diffusion.base import DiffusionModel
+    from valign.models.diffusion.value_encoder import ValueEncoder
+
+
+@dataclass(frozen=True)
+class ValueToken:
+    """It refuses nothing and changes no words: it asks the retriever about the caption that is drawn, the prompt or its rewrite.
+
+    Args: mixing: Share of pictures that get the token of a bias principle, [0, 1], by their seeds.
+    """
+
+    encoder: ValueEncoder
+    retriever: Retriever
+    mixing: float = 0.5
+
+    def principle(self, caption: str, seed: int) -> str:
+        """Id of the principle whose token this picture gets; "" for none."""
+        from valign.models.diffusion.value_pipeline import mixes
+
+        found = self.retriever.retrieve(caption)
+        known = next((one for one in self.encoder.principles if one.id == found), None)
+        if known is None or (known.kind == "bias" and not mixes(seed, self.mixing)):
+            return ""
+        return known.id
+
+    def draw(self, model: DiffusionModel, caption: str, seed: int, **options: Any) -> Image:
+        """The picture; without a principle the bare model's, bit for bit.
+
+        Raises: UserError if the encoder was made for another base model.
+        """
+        from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
+
+        pipeline = ValueGuidedPipeline(model, self.encoder)  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
+        named = [self.principle(caption, seed) or None]
+        return pipeline.generate([caption], seeds=[seed], principles=named, mixing=1.0, **options)[0]

@@ -1,0 +1,1 @@
+"""The guard's rules: block rules, word lists, scripts, norms, intention."""

@@ -1,0 +1,1 @@
+"""Text-to-image diffusion models: families, schedules, sampling, guidance, adapters, value encoders."""

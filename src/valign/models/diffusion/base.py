@@ -1,0 +1,128 @@
+"""What every text-to-image model offers, whatever its architecture: `DiffusionModel` and the two records it speaks in."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from valign.models.diffusion.guidance.base import Guidance
+
+Prediction = Literal["epsilon", "velocity"]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded text, one row per prompt. ``pooled`` and ``time_ids`` are there for SDXL only."""
+
+    embeds: Float[Tensor, "batch tokens dim"]
+    pooled: Float[Tensor, "batch pooled"] | None = None
+    time_ids: Float[Tensor, "batch six"] | None = None  # original height, width, crop top, left, target height, width; pixels
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def select(self, rows: Tensor | slice | list[int]) -> "Conditioning":
+        """The given rows, in that order; a row may be asked for twice."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def repeat(self, n: int) -> "Conditioning":
+        """The whole batch ``n`` times: rows a b -> a b a b."""
+        return self._map(lambda tensor: tensor.repeat(n, *(1,) * (tensor.ndim - 1)))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
+        return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
+
+    @staticmethod
+    def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
+        """All rows of ``parts``, in order. The parts must come from one model."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        time_ids = [part.time_ids for part in parts if part.time_ids is not None]
+        return Conditioning(
+            torch.cat([part.embeds for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(time_ids) if time_ids else None,
+        )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        return Conditioning(
+            change(self.embeds),
+            None if self.pooled is None else change(self.pooled),
+            None if self.time_ids is None else change(self.time_ids),
+        )
+
+
+@dataclass(frozen=True)
+class LatentDist:
+    """Posterior of an image's latents, already in the units of the U-Net: ``(latent - shift) * scaling_factor``, float32."""
+
+    mean: Float[Tensor, "batch channel height width"]
+    std: Float[Tensor, "batch channel height width"]
+
+    def sample(self, noise: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch channel height width"]:
+        """``mean + std * noise`` for standard normal ``noise``."""
+        return self.mean + self.std * noise
+
+
+@runtime_checkable
+class DiffusionModel(Protocol):
+    """A text-to-image diffusion model that can be trained on and sampled from. `load_model` makes one."""
+
+    family: str  # "stable-diffusion" or "sdxl"
+    folder: str  # where the weights came from
+    prediction: Prediction
+    pipe: Any  # the diffusers pipeline that holds the parts
+
+    @property
+    def unet(self) -> nn.Module: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def latent_shape(self) -> tuple[int, int, int]: ...  # channel, height, width
+    @property
+    def image_size(self) -> int: ...  # pixels; images are square
+    @property
+    def num_timesteps(self) -> int: ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
+
+    def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDist: ...
+
+    def add_noise(
+        self,
+        latents: Float[Tensor, "batch channel height width"],
+        noise: Float[Tensor, "batch channel height width"],
+        timesteps: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]: ...
+
+    def target(
+        self,
+        latents: Float[Tensor, "batch channel height width"],
+        noise: Float[Tensor, "batch channel height width"],
+        timesteps: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]: ...
+
+    def predict(
+        self, noisy: Float[Tensor, "batch channel height width"], timesteps: Int[Tensor, " batch"], conditioning: Conditioning
+    ) -> Float[Tensor, "batch channel height width"]: ...
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        steps: int = 50,
+        guidance_scale: float = 7.5,
+        guidance: Guidance | None = None,
+        batch_size: int = 8,
+        start: Sequence[Image] | None = None,
+        strength: float = 0.7,
+        progress: str | None = None,
+    ) -> list[Image]: ...
+
+    def fingerprint(self) -> str: ...

@@ -1,0 +1,25 @@
+"""Negative prompt: the unconditional branch answers an unwanted text, so that guidance leads away from it. Costs nothing."""
+
+from dataclasses import dataclass
+
+from valign.methods import Method
+from valign.models.diffusion.guidance.base import GuidanceState, classifier_free
+
+METHOD = Method(
+    slug="negative-prompt",
+    title="Negative prompt",
+    paper="-",
+    room="models",
+    entry="valign.models.diffusion.guidance.negative:NegativePrompt",
+)
+
+
+@dataclass(frozen=True)
+class NegativePrompt:
+    """``eps(negative) + scale (eps(prompt) - eps(negative))``. The empty text is plain classifier-free guidance, bit for bit."""
+
+    negative: str
+    texts: tuple[str, ...] = ()
+
+    def start(self) -> GuidanceState:
+        return classifier_free

@@ -1,0 +1,156 @@
+"""Load a diffusers folder or a model of the Hugging Face hub. Safetensors only: a pickle is never opened."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.utils import logging as transformers_logging
+
+from valign.checks import UserError, check_choice
+from valign.files import read_json
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.diffusion.pipeline import PipelineModel
+from valign.models.diffusion.sdxl import StableDiffusionXL
+from valign.models.diffusion.stable_diffusion import StableDiffusion
+
+FAMILIES: dict[str, type[PipelineModel]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+}
+CLASSES: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+NETWORKS: dict[type[PipelineModel], tuple[str, ...]] = {
+    StableDiffusion: ("unet", "vae", "text_encoder"),
+    StableDiffusionXL: ("unet", "vae", "text_encoder", "text_encoder_2"),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # judging pictures is the detectors' work
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+
+
+def load_model(name_or_folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> DiffusionModel:
+    """Load a Stable Diffusion 1.x, 2.x or XL pipeline.
+
+    Args:
+        name_or_folder: A diffusers folder (with ``model_index.json``), or a hub id ``owner/name``, which is downloaded.
+        device: ``"auto"`` (CUDA where there is one, else CPU) or a torch device.
+        dtype: ``"auto"`` (`choose_dtype`), or a name in `DTYPES`. The autoencoder always runs in float32.
+    Raises: UserError if the folder is missing, of another architecture, broken, or holds its weights as pickles only.
+    """
+    check_choice("load_model.dtype", dtype, ("auto", *DTYPES))
+    place = choose_device(device)
+    folder = _resolve(str(name_or_folder))
+    family = _check_folder(folder)
+    kind = DTYPES[dtype] if dtype != "auto" else choose_dtype(place)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    options = {"requires_safety_checker": False} if family is StableDiffusion else {"add_watermarker": False}
+    try:
+        parts = {part: _load_part(folder, part, torch.float32 if part == "vae" else kind) for part in NETWORKS[family]}
+        unused = dict.fromkeys(UNUSED & set(read_json(folder / "model_index.json")))
+        pipe = family.pipeline.from_pretrained(folder, local_files_only=True, **parts, **unused, **options)
+    except LOAD_ERRORS as error:
+        raise UserError(f"{folder} could not be loaded: {first_line(error)}. Download or save the model again.") from error
+    return family(pipe.to(place), str(folder))
+
+
+def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """One network, of the class that this library works with whatever the folder's files say; every weight must be there."""
+    network, info = CLASSES[part].from_pretrained(
+        folder / part,
+        dtype=dtype,
+        variant=_variant(folder / part),
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{part} lacks {len(missing)} weights, such as {missing[0]}")
+    return network
+
+
+def choose_device(device: str) -> torch.device:
+    """``"auto"`` is CUDA where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device must be auto, cpu, cuda or another torch device, got {device!r}.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device} was asked for, but this machine or this build of torch has no CUDA. Use device cpu.")
+    return chosen
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """float32 on the CPU; bfloat16, or float16 on older cards, on CUDA."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _resolve(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(
+            f"{name} must be a model folder, got a file. Convert a single-file checkpoint once: "
+            "diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)."
+        )
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise UserError(f"{name} does not exist. Give a diffusers folder, or a hub id such as owner/name.")
+    try:
+        return Path(DiffusionPipeline.download(name, use_safetensors=True))
+    except Exception as error:
+        raise UserError(
+            f"{name} is no folder here and could not be fetched from the hub: {first_line(error)}. "
+            "Check the spelling, the network, and that the model is published as safetensors."
+        ) from error
+
+
+def _check_folder(folder: Path) -> type[PipelineModel]:
+    if not (folder / "model_index.json").exists():
+        raise UserError(
+            f"{folder} has no model_index.json, so it is no diffusers model. Give the folder that save_pretrained made."
+        )
+    index: dict[str, Any] = read_json(folder / "model_index.json")
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if kind not in FAMILIES:
+        raise UserError(f"{folder} must be one of {', '.join(FAMILIES)}; got {kind}. Choose a model of a supported architecture.")
+    for part in NETWORKS[FAMILIES[kind]]:
+        files = sorted((folder / part).glob("*"))
+        if any(file.suffix == ".safetensors" for file in files):
+            continue
+        pickles = [file for file in files if file.suffix in PICKLES]
+        if pickles:
+            raise UserError(
+                f"{pickles[0]} is a pickle, which can run any code when it is opened, and there is no safetensors file beside it. "
+                "Convert it where you trust it: diffusers.DiffusionPipeline.from_pretrained(FOLDER, use_safetensors=False)"
+                ".save_pretrained(NEW_FOLDER)."
+            )
+        raise UserError(f"{folder / part} has no safetensors file. Download or save the model again.")
+    return FAMILIES[kind]
+
+
+def _variant(folder: Path) -> str | None:
+    """``"fp16"`` where a network is there only as ``*.fp16.safetensors``."""
+    names = [file.name for file in folder.glob("*.safetensors")]
+    found = {match.group(1) for name in names if (match := re.search(r"\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$", name))}
+    plain = any(re.fullmatch(r"[\w-]+\.safetensors", name) for name in names)
+    return None if plain or not found else min(found)
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -1,0 +1,175 @@
+"""LoRA on a model's U-Net: attach a new one for training, switch it off for a reference pass, load finished ones with weights.
+
+All through diffusers and peft, so the layers are peft's own. The autoencoder and the text encoders are never adapted.
+"""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from valign.checks import UserError, check_range
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.files.adapter_files import AdapterFile, lora_config, open_adapter
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # every attention's projections, self and cross (AlignGuard, arXiv 2412.10493)
+
+
+def attach_lora(
+    model: DiffusionModel,
+    *,
+    rank: int,
+    alpha: float | None = None,
+    targets: Sequence[str] = ATTENTION,
+    name: str = "expert",
+    seed: int = 0,
+) -> list[str]:
+    """Add a new LoRA to the U-Net, the only thing that is trainable afterwards; return the adapted modules, sorted.
+
+    ``A ~ N(0, (1/rank)^2)``, ``B = 0``, both float32, so the model's function is unchanged. ``A`` depends on ``seed``, the module's
+    name and its shape alone: experts attached with one seed share it.
+
+    Args:
+        rank: 1 or more.
+        alpha: The change of weight is ``alpha / rank * B A``; ``rank`` when not given.
+        targets: Endings of module names.
+    Raises: ValueError if adapters are loaded or attached already, or nothing has one of the ``targets``.
+    """
+    check_range("attach_lora.rank", float(rank), low=1.0)
+    check_range("attach_lora.alpha", float(rank) if alpha is None else alpha, above=0.0)
+    return add_lora(bare_unet(model), rank=rank, alpha=alpha, targets=targets, name=name, seed=seed)
+
+
+def bare_unet(model: DiffusionModel) -> Any:
+    """The U-Net, frozen. Raises: ValueError if adapters are loaded or attached."""
+    unet = model.pipe.unet
+    if getattr(unet, "peft_config", None):
+        raise ValueError(
+            f"A new adapter needs a bare U-Net, got one with {', '.join(unet.peft_config)}. Call unload_adapters first."
+        )
+    return unet.requires_grad_(False)
+
+
+def add_lora(
+    unet: Any, *, rank: int, alpha: float | None = None, targets: Sequence[str] = ATTENTION, name: str = "expert", seed: int = 0
+) -> list[str]:
+    """`attach_lora` on a bare diffusers U-Net; one on the meta device gets shapes without values."""
+    if not any(f".{module}".endswith(f".{target}") for module, _ in unet.named_modules() for target in targets):
+        raise ValueError(f"attach_lora.targets must name U-Net modules, got {', '.join(targets)}. Try {', '.join(ATTENTION)}.")
+    scale = {"r": rank, "lora_alpha": rank if alpha is None else alpha}
+    unet.add_adapter(LoraConfig(**scale, target_modules=list(targets), init_lora_weights=True), adapter_name=name)  # type: ignore[arg-type]
+    layers = adapted(unet, name)
+    for module, layer in layers.items():
+        down, up = layer.lora_A[name], layer.lora_B[name]
+        down.float(), up.float()
+        if not down.weight.is_meta:
+            generator = torch.Generator().manual_seed(_module_seed(seed, module))
+            with torch.no_grad():
+                down.weight.copy_(torch.randn(down.weight.shape, generator=generator) / rank)
+                up.weight.zero_()
+    return sorted(layers)
+
+
+def adapted(unet: nn.Module, name: str) -> dict[str, Any]:
+    """Module name -> peft layer, for every module that has an adapter called ``name``."""
+    return {module: layer for module, layer in unet.named_modules() if isinstance(layer, LoraLayer) and name in layer.lora_A}
+
+
+@contextmanager
+def adapter_off(model: DiffusionModel) -> Iterator[None]:
+    """Run the base model inside the block, exactly; afterwards every adapter is on (or off) and trainable (or not) as before.
+
+    Raises: ValueError if there is no adapter: the block would be the same model, not a reference.
+    """
+    layers: list[Any] = [layer for layer in model.pipe.unet.modules() if isinstance(layer, LoraLayer)]
+    if not layers:
+        raise ValueError("adapter_off needs a model with an adapter, got none to switch off. Attach or load one first.")
+    before = [(layer, layer.disable_adapters, [(p, p.requires_grad) for p in layer.parameters()]) for layer in layers]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer, was_off, trainable in before:
+            layer.enable_adapters(not was_off)
+            for parameter, requires_grad in trainable:
+                parameter.requires_grad_(requires_grad)
+
+
+def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight: float = 1.0) -> None:
+    """Add a saved adapter to the model, frozen and in the U-Net's dtype, beside those loaded before; their changes add up.
+
+    Args:
+        folder: A folder that `valign.models.files.adapter_files.open_adapter` reads.
+        name: A name of your choice, not used yet.
+        weight: Factor on the adapter's change of weight; 0 switches it off, negative turns it round.
+    Raises: UserError if the adapter does not fit this model; the model is then as before.
+    """
+    check_range("load_adapter.weight", weight)
+    unet = model.pipe.unet
+    if not re.fullmatch(r"[\w-]+", name) or name in getattr(unet, "peft_config", {}):
+        raise UserError(f"load_adapter.name must be a new name of letters, digits, - and _, got {name!r}. Choose another name.")
+    if any(parameter.requires_grad for parameter in unet.parameters()):
+        raise ValueError("load_adapter needs a frozen model, got one in training. Call unload_adapters first.")
+    file = open_adapter(Path(folder))
+    ranks = _check_fit(unet, file)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what is wanted
+        unet.add_adapter(LoraConfig(**lora_config(ranks)), adapter_name=name)
+    for module, layer in adapted(unet, name).items():
+        factors = file.factors(module).folded()
+        for matrix, values in ((layer.lora_A[name], factors.down), (layer.lora_B[name], factors.up)):
+            matrix.to(model.dtype)
+            with torch.no_grad():
+                matrix.weight.copy_(values)
+    weights = {**adapter_weights(model), name: weight}
+    unet.set_adapters(list(weights), weights=list(weights.values()))
+    unet.requires_grad_(False)
+
+
+def adapter_weights(model: DiffusionModel) -> dict[str, float]:
+    """Names of the adapters on the U-Net, in the order they came, with their scales: the weights given to `load_adapter`."""
+    unet = model.pipe.unet
+    return {name: next(iter(adapted(unet, name).values())).scaling[name] for name in getattr(unet, "peft_config", {})}
+
+
+def unload_adapters(model: DiffusionModel) -> None:
+    """Take every adapter off, loaded or attached; the U-Net is the base model's again, bit for bit."""
+    model.pipe.unet.unload_lora()
+
+
+def _check_fit(unet: nn.Module, file: AdapterFile) -> dict[str, int]:
+    """Rank of each module of ``file``, after a look that the U-Net has them all, with these shapes."""
+    linears = {}
+    for module, layer in unet.named_modules():
+        base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+        if isinstance(base, nn.Linear):
+            linears[module] = tuple(base.weight.shape)
+    missing = [module for module in file.modules if module not in linears]
+    if missing:
+        raise UserError(
+            f"{file.folder} must fit the model, got {len(missing)} of {len(file.modules)} modules that it does not have, "
+            f"such as {missing[0]}. Use the architecture that the adapter was trained on."
+        )
+    ranks = {}
+    for module, factors in file.items():
+        if factors.shape != linears[module]:
+            raise UserError(
+                f"{file.folder} must fit the model, got {module} of {factors.shape} where the model has {linears[module]}. "
+                "Use the architecture that the adapter was trained on."
+            )
+        ranks[module] = factors.rank
+    return ranks
+
+
+def _module_seed(seed: int, module: str) -> int:
+    """A 63-bit seed of its own for each module name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{module}".encode()).digest()[:8]) >> 1

@@ -1,0 +1,191 @@
+"""What Stable Diffusion 1, 2 and XL share: latents, noise, the U-Net, the sampler. They differ in their text encoders."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from jaxtyping import Float, Int, Real
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from valign.checks import UserError
+from valign.models.diffusion.base import Conditioning, LatentDist, Prediction
+from valign.models.diffusion.guidance.base import Guidance
+from valign.models.files.fingerprint import fingerprint_folder
+
+PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "velocity"}
+TEXT_CHUNK = 64  # prompts per pass of a text encoder; bounds its memory
+
+
+class PipelineModel:
+    """A diffusers pipeline with a U-Net, a KL autoencoder and CLIP text encoders, as a `DiffusionModel`.
+
+    The U-Net and the text encoders run in ``dtype``, the autoencoder in float32 (half precision overflows in SDXL's).
+    """
+
+    family = ""
+    pipeline: Any = None  # the diffusers class
+
+    def __init__(self, pipe: Any, folder: str) -> None:
+        self.pipe = pipe
+        self.folder = folder
+        kind = pipe.scheduler.config.get("prediction_type", "epsilon")
+        if kind not in PREDICTIONS:
+            raise UserError(f"{folder} must predict {' or '.join(PREDICTIONS)}, got {kind!r}. Choose another model.")
+        if pipe.unet.config.get("time_cond_proj_dim") is not None:
+            raise UserError(f"{folder} is a guidance-distilled model, which cannot be guided. Choose the model it was made from.")
+        self.prediction: Prediction = PREDICTIONS[kind]
+        self.noise_schedule = DDPMScheduler.from_config(pipe.scheduler.config)  # the forward process, whatever the sampler is
+        for part in (pipe.unet, pipe.vae, *self.text_encoders):
+            part.requires_grad_(False).eval()
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        return [self.pipe.text_encoder]
+
+    @property
+    def unet(self) -> nn.Module:
+        return self.pipe.unet
+
+    @property
+    def device(self) -> torch.device:
+        return self._first_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._first_weight.dtype
+
+    @property
+    def _first_weight(self) -> Tensor:
+        return next(self.pipe.unet.parameters())  # diffusers' own properties walk through all modules: milliseconds, every step
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.pipe.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.pipe.vae.config.latent_channels, height, width
+
+    @cached_property
+    def image_size(self) -> int:
+        return self.latent_shape[-1] * self.pipe.vae_scale_factor
+
+    @cached_property
+    def num_timesteps(self) -> int:
+        return self.noise_schedule.config.num_train_timesteps
+
+    def encode_prompts(self, prompts: Sequence[str], *, length: int | None = None) -> Conditioning:
+        """Text to U-Net input, as the diffusers pipeline does it; tokens beyond the 77th are cut off.
+
+        The empty text is the model's unconditional branch, in guidance and in training alike. ``length`` pads and cuts to another
+        number of tokens, at most the tokenizer's own, which it is when not given.
+        """
+        if isinstance(prompts, str) or len(prompts) == 0:
+            raise ValueError("encode_prompts.prompts must be a list of at least one text, got a bare text or no text.")
+        chunks = [list(prompts[i : i + TEXT_CHUNK]) for i in range(0, len(prompts), TEXT_CHUNK)]
+        with torch.no_grad():
+            return Conditioning.cat([self._encode_chunk(chunk, length) for chunk in chunks])
+
+    def _encode_chunk(self, prompts: list[str], length: int | None) -> Conditioning:
+        raise NotImplementedError  # abstract: each family encodes its own way
+
+    def _tokens(self, tokenizer: Any, prompts: list[str], length: int | None = None) -> Any:
+        prompts = self.pipe.maybe_convert_prompt(prompts, tokenizer)  # textual inversion: one word may stand for several vectors
+        length = length or tokenizer.model_max_length
+        return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(self.device)
+
+    def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDist:
+        """Posterior of the latents of pictures in [-1, 1]; float32 on the model's device."""
+        with torch.no_grad():
+            posterior = self.pipe.vae.encode(images.to(self.device, self.pipe.vae.dtype)).latent_dist
+        scale, shift = self._latent_units
+        return LatentDist((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
+
+    def decode_latents(self, latents: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch 3 rows columns"]:
+        """Latents in U-Net units to pictures, about [-1, 1] but not clipped."""
+        scale, shift = self._latent_units
+        return self.pipe.vae.decode((latents.to(self.pipe.vae.dtype) / scale) + shift, return_dict=False)[0]
+
+    @cached_property
+    def _latent_units(self) -> tuple[Any, Any]:
+        """``scale, shift``: numbers, or one value per channel where the autoencoder's config holds statistics."""
+        config = self.pipe.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return config.scaling_factor, config.get("shift_factor") or 0.0
+        mean, std = (torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (mean, std))
+        return config.scaling_factor / std, mean
+
+    def add_noise(
+        self,
+        latents: Float[Tensor, "batch channel height width"],
+        noise: Float[Tensor, "batch channel height width"],
+        timesteps: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """``sqrt(alpha_bar_t) latents + sqrt(1 - alpha_bar_t) noise``, float32."""
+        return self.noise_schedule.add_noise(latents.float(), noise.float(), timesteps)
+
+    def target(
+        self,
+        latents: Float[Tensor, "batch channel height width"],
+        noise: Float[Tensor, "batch channel height width"],
+        timesteps: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channel height width"]:
+        """What `predict` should answer, float32: the noise, or ``sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) latents``."""
+        if self.prediction == "epsilon":
+            return noise.float()
+        return self.noise_schedule.get_velocity(latents.float(), noise.float(), timesteps)
+
+    def predict(
+        self, noisy: Float[Tensor, "batch channel height width"], timesteps: Real[Tensor, "..."], conditioning: Conditioning
+    ) -> Float[Tensor, "batch channel height width"]:
+        """The U-Net's answer, in ``dtype``; one timestep per row or one for all. Gradients flow where the caller lets them."""
+        return self.pipe.unet(
+            noisy.to(self.dtype),
+            timesteps,
+            encoder_hidden_states=conditioning.embeds,
+            added_cond_kwargs=self._added(conditioning),
+            return_dict=False,
+        )[0]
+
+    def _added(self, conditioning: Conditioning) -> dict[str, Tensor] | None:
+        return None
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        steps: int = 50,
+        guidance_scale: float = 7.5,
+        guidance: Guidance | None = None,
+        batch_size: int = 8,
+        start: Sequence[Image] | None = None,
+        strength: float = 0.7,
+        progress: str | None = None,
+    ) -> list[Image]:
+        """One picture per prompt; see `valign.models.diffusion.sampling.generate`."""
+        from valign.models.diffusion.sampling import generate
+
+        return generate(
+            self,
+            prompts,
+            seeds=seeds,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            guidance=guidance,
+            batch_size=batch_size,
+            start=start,
+            strength=strength,
+            progress=progress,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the folder's configurations and weights, hex; loaded adapters do not count. Read once, then kept."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint_folder(Path(self.folder))

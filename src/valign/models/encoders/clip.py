@@ -1,0 +1,111 @@
+"""CLIP as a measuring instrument: features of pictures and texts, and how well they fit each other."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from valign.checks import UserError
+from valign.files import hash_file, hash_value, read_json
+from valign.models.diffusion.loading import choose_device
+from valign.models.images import pil_to_tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published models, for pixels in [0, 1]
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class ClipEncoder:
+    """A transformers ``CLIPModel`` folder (model and tokenizer, safetensors), run in float32.
+
+    Args:
+        folder: As ``save_pretrained`` makes it; the pixel statistics come from ``preprocessor_config.json`` where there is one.
+        batch_size: Pictures or texts per pass; bounds the memory.
+    Raises: UserError if the folder is missing, broken, or no CLIP.
+    """
+
+    def __init__(self, folder: str | Path, *, device: str = "auto", batch_size: int = 32) -> None:
+        self.folder = Path(folder)
+        self.device = choose_device(device)
+        self.batch_size = batch_size
+        if not (self.folder / "config.json").exists():
+            raise UserError(f"{folder} has no config.json, so it is no CLIP folder. Give the folder that save_pretrained made.")
+        if (kind := read_json(self.folder / "config.json").get("model_type")) != "clip":
+            raise UserError(f"{folder} must hold a CLIP model, got {kind}. Choose another folder.")
+        if not list(self.folder.glob("*.safetensors")):
+            raise UserError(f"{folder} has no safetensors file; pickles are not opened. Save the model again as safetensors.")
+        try:
+            transformers_logging.disable_progress_bar()
+            model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
+            self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            raise UserError(f"{folder} could not be loaded as a CLIP model: {error}. Save or download it again.") from error
+        self.model = model.requires_grad_(False).eval().to(self.device)
+        config: Any = model.config
+        self.image_size: int = config.vision_config.image_size
+        self.dim: int = config.projection_dim
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """One hash over all weight files, hex."""
+        return hash_value({file.name: hash_file(file) for file in sorted(self.folder.glob("*.safetensors"))})
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        file = self.folder / "preprocessor_config.json"
+        settings = read_json(file) if file.exists() else {}
+        values = (settings.get("image_mean", CLIP_MEAN), settings.get("image_std", CLIP_STD))
+        mean, std = (torch.tensor(value, device=self.device).view(1, 3, 1, 1) for value in values)
+        return mean, std
+
+    def prepare(self, images: Sequence[Image] | Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
+        """Pictures, or tensors in [-1, 1], resized (shorter side, bicubic), cropped to a square and normalised."""
+        if isinstance(images, Tensor):
+            height, width = images.shape[-2:]
+            scale = self.image_size / min(height, width)
+            size = (round(height * scale), round(width * scale))
+            pixels = images.float()
+            if scale != 1:
+                pixels = torch.nn.functional.interpolate(pixels, size=size, mode="bicubic", antialias=True, align_corners=False)
+            top, left = (size[0] - self.image_size) // 2, (size[1] - self.image_size) // 2
+            pixels = pixels[..., top : top + self.image_size, left : left + self.image_size].clamp(-1, 1)
+        else:
+            pixels = pil_to_tensor(images, self.image_size)
+        mean, std = self._statistics
+        return (pixels.to(self.device) / 2 + 0.5 - mean) / std
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Image] | Float[Tensor, "batch 3 height width"]) -> Float[np.ndarray, "batch dim"]:
+        """Unit vectors, float32; no picture gives no row."""
+        batches = [images[first : first + self.batch_size] for first in range(0, len(images), self.batch_size)]
+        parts = [self.model.get_image_features(self.prepare(batch)).pooler_output for batch in batches]
+        return self._rows(parts)
+
+    @torch.no_grad()
+    def text_features(self, prompts: Sequence[str]) -> Float[np.ndarray, "batch dim"]:
+        """Unit vectors, float32; a text is cut off at the model's length (77 tokens)."""
+        length = self.model.config.text_config.max_position_embeddings
+        parts = []
+        for first in range(0, len(prompts), self.batch_size):
+            batch = list(prompts[first : first + self.batch_size])
+            tokens = self.tokenizer(batch, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            parts.append(self.model.get_text_features(tokens.input_ids.to(self.device)).pooler_output)
+        return self._rows(parts)
+
+    def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Float[np.ndarray, " batch"]:
+        """Cosine in [-1, 1] between each picture and its prompt; CLIPScore is 100 times their mean."""
+        if len(images) != len(prompts):
+            raise ValueError(f"ClipEncoder.score must get one prompt per picture, got {len(prompts)} for {len(images)} pictures.")
+        return (self.image_features(images) * self.text_features(prompts)).sum(axis=1)
+
+    def _rows(self, parts: list[Tensor]) -> Float[np.ndarray, "batch dim"]:
+        return normalize(torch.cat(parts), dim=1).cpu().numpy() if parts else np.zeros((0, self.dim), np.float32)

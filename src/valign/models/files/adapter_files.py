@@ -1,0 +1,205 @@
+"""LoRA adapters on disk: written in the diffusers layout, read module by module from diffusers and peft folders.
+
+A folder made here loads with ``pipe.load_lora_weights(folder)``. Scales are folded into ``up`` and ``alpha == rank`` in every
+module, so a reader that ignores alphas gets the same function. ``valign.json`` beside the weights says where they came from.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from valign.checks import UserError
+from valign.files import hash_file, hash_value, read_json, write_json
+from valign.models.files.layouts import ModuleEntry, read_layout
+from valign.models.files.tensor_stream import TensorIndex, stream_tensors
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PROVENANCE = "valign.json"
+DIFFUSERS_HEADER = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """One module's change of weight, ``scale * up @ down``."""
+
+    down: Float[Tensor, "rank fan_in"]
+    up: Float[Tensor, "fan_out rank"]
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.down.ndim != 2 or self.up.ndim != 2 or self.down.shape[0] != self.up.shape[1]:
+            raise ValueError(
+                f"LoraFactors must be down [rank, fan_in] and up [fan_out, rank], got {tuple(self.down.shape)} and "
+                f"{tuple(self.up.shape)}."
+            )
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(fan_out, fan_in)``, the shape of the weight that is changed."""
+        return self.up.shape[0], self.down.shape[1]
+
+    def folded(self, weight: float = 1.0) -> "LoraFactors":
+        """The same change times ``weight``, in float32, with scale 1: every multiplier sits in ``up``."""
+        scale = self.scale * weight
+        return LoraFactors(self.down.float(), self.up.float() if scale == 1 else self.up.float() * scale, 1.0)
+
+    def delta(self) -> Float[Tensor, "fan_out fan_in"]:
+        """The dense change of weight, float32 at least."""
+        wide = torch.promote_types(self.up.dtype, torch.float32)
+        return self.scale * (self.up.to(wide) @ self.down.to(wide))
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An opened adapter: the index is in memory, the factors stay on disk until asked for."""
+
+    folder: Path
+    tensors: TensorIndex
+    entries: Mapping[str, ModuleEntry]
+    metadata: Mapping[str, Any]
+
+    @property
+    def modules(self) -> list[str]:
+        """Adapted modules without the ``unet.`` prefix, sorted."""
+        return sorted(self.entries)
+
+    def factors(self, module: str) -> LoraFactors:
+        """Read one module's factors, in the file's dtype."""
+        if module not in self.entries:
+            raise UserError(f"{self.folder} must adapt {module}, got {len(self.entries)} others. Compare the targets.")
+        entry = self.entries[module]
+        return LoraFactors(self.tensors.read(entry.down), self.tensors.read(entry.up), entry.scale)
+
+    def items(self) -> Iterator[tuple[str, LoraFactors]]:
+        """Every module in sorted order, one in memory at a time."""
+        return ((module, self.factors(module)) for module in self.modules)
+
+    @cached_property
+    def _hash(self) -> str:
+        return hash_value(
+            {"weights": hash_file(self.tensors.path), "scales": {name: entry.scale for name, entry in self.entries.items()}}
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the weight file's bytes and the scales, hex."""
+        return self._hash
+
+
+def lora_config(ranks: Mapping[str, int]) -> dict[str, Any]:
+    """Arguments of ``peft.LoraConfig`` for these modules and ranks, with scale 1 everywhere (``alpha == rank``)."""
+    common = min(Counter(ranks.values()).items(), key=lambda item: (-item[1], item[0]))[0]
+    others = {f"^{module}": rank for module, rank in sorted(ranks.items()) if rank != common}
+    return {
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": others,
+        "alpha_pattern": dict(others),
+        "target_modules": sorted(ranks),
+        "init_lora_weights": True,
+    }
+
+
+def save_adapter(
+    folder: Path,
+    factors: Mapping[str, LoraFactors] | Iterable[tuple[str, LoraFactors]],
+    *,
+    metadata: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write an adapter into ``folder``, one module in memory at a time; one already there is replaced once this is complete.
+
+    Args:
+        factors: By module name without ``unet.``; ranks may differ. A mapping is written in sorted order.
+        metadata: JSON-able provenance: ``base``, ``base_fingerprint``, ``family``, ``category``, ``policy_hash``, ``sources``, ...
+        dtype: Of the file; scales are folded in float32 before the cast.
+    Raises: UserError if there is no module, or one holds NaN or infinity.
+    """
+    folder = Path(folder)
+    record = json.dumps(dict(metadata), sort_keys=True)
+    ranks: dict[str, int] = {}
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for module, lora in sorted(factors.items()) if isinstance(factors, Mapping) else factors:
+            folded = lora.folded()
+            if not (folded.down.isfinite().all() and folded.up.isfinite().all()):
+                raise UserError(f"{folder}: the factors of {module} must be finite, got NaN or infinity. Look at what made them.")
+            ranks[module] = folded.rank
+            yield f"unet.{module}.lora_A.weight", folded.down.to(dtype)
+            yield f"unet.{module}.lora_B.weight", folded.up.to(dtype)
+        if not ranks:
+            raise UserError(f"{folder}: an adapter must have at least one module, got 0. Check which modules were chosen.")
+
+    def header() -> dict[str, str]:
+        config = {f"unet.{key}": value for key, value in lora_config(ranks).items()}
+        return {DIFFUSERS_HEADER: json.dumps(config, sort_keys=True), "valign": record}
+
+    stream_tensors(folder / WEIGHTS, tensors(), header)
+    write_json(folder / PROVENANCE, json.loads(record))
+
+
+def open_adapter(folder: str | Path) -> AdapterFile:
+    """Open an adapter: a folder of `save_adapter`, a plain diffusers LoRA folder or file, or a peft folder. Reads the index only.
+
+    A training run's folder stands for the ``adapter`` folder in it.
+    Raises: UserError for pickles and for anything but LoRA on linear layers of the U-Net.
+    """
+    folder = Path(folder)
+    weights = _weights_file(folder)
+    tensors = TensorIndex(weights)
+    shapes = {key: place.shape for key, place in tensors.places.items()}
+    alphas = {key: float(tensors.read(key)) for key in shapes if key.endswith(".alpha")}
+    config = _config(weights, tensors.metadata)
+    home = weights.parent
+    metadata = read_json(home / PROVENANCE) if (home / PROVENANCE).exists() else json.loads(tensors.metadata.get("valign", "{}"))
+    return AdapterFile(home, tensors, read_layout(str(weights), shapes, config, alphas), metadata)
+
+
+def _config(weights: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """peft's config beside the weights, or diffusers' in the header (there its keys begin with ``unet.``)."""
+    path = weights.parent / "adapter_config.json"
+    if weights.name == PEFT_WEIGHTS and path.exists():
+        return dict(read_json(path))
+    if weights.name == PEFT_WEIGHTS:
+        raise UserError(f"{path} does not exist, and without it the adapter's scale is unknown. Copy it beside the weights.")
+    config: dict[str, Any] = json.loads(header.get(DIFFUSERS_HEADER, "{}"))
+    ours = {key.removeprefix("unet."): value for key, value in config.items() if key.startswith("unet.")}
+    return ours or config
+
+
+def _weights_file(path: Path) -> Path:
+    """The one weight file that ``path`` stands for."""
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError(
+                f"{path} must be a safetensors file, got {path.suffix or 'no suffix'}. Pickles are not read; convert it first."
+            )
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist. Name an adapter folder or a .safetensors file.")
+    for name in (WEIGHTS, PEFT_WEIGHTS):
+        if (path / name).is_file():
+            return path / name
+    if (path / "adapter").is_dir():
+        return _weights_file(path / "adapter")
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{path} must hold one adapter, got {', '.join(file.name for file in found)}. Name the file itself.")
+    pickles = sorted(file.name for suffix in ("bin", "pt", "pth", "ckpt") for file in path.glob(f"*.{suffix}"))
+    if pickles:
+        raise UserError(f"{path} holds {pickles[0]}, a pickle, and pickles are not read. Save it as safetensors first.")
+    raise UserError(f"{path} holds no adapter ({WEIGHTS}). Name an adapter folder, or train one first.")

@@ -1,0 +1,1 @@
+"""Heads on encoders: classification and regression tasks, and the guard's prompt head."""

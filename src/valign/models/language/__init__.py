@@ -1,0 +1,1 @@
+"""Chat models behind one protocol, and transformers models that read texts."""

@@ -1,0 +1,1 @@
+"""Objectives that remove a concept."""

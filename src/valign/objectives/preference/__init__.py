@@ -1,0 +1,1 @@
+"""Objectives on pairs: one value per pair of a preferred and a rejected image."""

@@ -1,0 +1,46 @@
+"""Hold the winner's denoising error below the reference, push the loser's above, each to its margin (LiVO, arXiv 2410.12700)."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from valign.checks import check_range
+from valign.methods import Method
+from valign.objectives.preference.pair_errors import PairErrors
+
+METHOD = Method(
+    slug="livo",
+    title="LiVO: two hinges on denoising errors, for a value encoder beside a frozen model",
+    paper="arXiv 2410.12700",
+    room="objectives",
+    entry="valign.objectives.preference.livo:LiVO",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiVO:
+    """``relu(gamma_win + beta (e_w - r_w)) + relu(gamma_lose + alpha (r_l - e_l))``; gamma_win + gamma_lose at policy == reference.
+
+    The winner's hinge rests once ``e_w <= r_w - gamma_win / beta``, the loser's once ``e_l >= r_l + gamma_lose / alpha``, so
+    nothing is gained by breaking the loser further. It bounds the joint hinge of the Bradley-Terry model from above. The defaults
+    are the authors' recipe, not the placeholders (0.1) of their argument parser; both margins are then 1e-3 in squared error.
+
+    Raises: ValueError for a slope that is not positive, or a margin below 0.
+    """
+
+    beta: float = 1000.0  # slope on the winner, 1 / (mean squared error)
+    alpha: float = 500.0  # slope on the loser, 1 / (mean squared error)
+    gamma_win: float = 1.0  # margin of the winner times beta, dimensionless, >= 0
+    gamma_lose: float = 0.5  # margin of the loser times alpha, dimensionless, >= 0
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "alpha"):
+            check_range(f"LiVO.{name}", getattr(self, name), above=0.0)
+        for name in ("gamma_win", "gamma_lose"):
+            check_range(f"LiVO.{name}", getattr(self, name), low=0.0)
+
+    def __call__(self, errors: PairErrors) -> Float[Tensor, " pair"]:
+        winner = self.gamma_win + self.beta * (errors.policy_w - errors.ref_w)
+        loser = self.gamma_lose + self.alpha * (errors.ref_l - errors.policy_l)
+        return winner.relu() + loser.relu()

@@ -1,0 +1,21 @@
+"""Training from a cache needs no encoders: on an accelerator they wait in main memory, and the U-Net has the room."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from valign.models.diffusion.base import DiffusionModel
+
+
+@contextmanager
+def encoders_parked(model: DiffusionModel) -> Iterator[None]:
+    """Keep the autoencoder and the text encoders in main memory inside the block; on a CPU nothing happens."""
+    device = model.device
+    parts = [part for name in ("vae", "text_encoder", "text_encoder_2") if (part := getattr(model.pipe, name, None)) is not None]
+    if device.type != "cpu":
+        for part in parts:
+            part.to("cpu")
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.to(device)

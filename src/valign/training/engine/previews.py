@@ -1,0 +1,50 @@
+"""Picture grids while training: the base model above, the adapter as it stands below, at equal prompts and seeds."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image, new
+
+from valign.files import atomic_path
+from valign.interfaces import Sampler
+from valign.models.diffusion.lora import adapter_off
+
+GAP = 4  # pixels between pictures
+
+
+@dataclass
+class Previews:
+    """Writes ``samples/step-N.png``. The prompts themselves are never printed: training prompts can be hard to read."""
+
+    model: Sampler
+    folder: Path
+    prompts: tuple[str, ...]
+    steps: int  # denoising steps
+    off: Callable[[Any], AbstractContextManager[Any]] = adapter_off  # inside, the model is the base model
+    _base: list[Image] = field(default_factory=list)
+
+    def write(self, step: int) -> Path:
+        """Sample and write the grid of training step ``step``."""
+        if not self._base:
+            with self.off(self.model):
+                self._base = self._sample()
+        path = self.folder / f"step-{step:06d}.png"
+        with atomic_path(path) as temporary:
+            grid([self._base, self._sample()]).save(temporary, format="png")
+        return path
+
+    def _sample(self) -> list[Image]:
+        return self.model.generate(list(self.prompts), seeds=list(range(len(self.prompts))), steps=self.steps)
+
+
+def grid(rows: list[list[Image]]) -> Image:
+    """Pictures of one size in rows on white."""
+    width, height = rows[0][0].size
+    sheet = new("RGB", (len(rows[0]) * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture, (x * (width + GAP), y * (height + GAP)))
+    return sheet

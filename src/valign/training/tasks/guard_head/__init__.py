@@ -1,0 +1,1 @@
+"""Train the guard's head on labelled prompts and calibrate its thresholds."""

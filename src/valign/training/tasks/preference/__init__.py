@@ -1,0 +1,1 @@
+"""Train on pairs of a preferred and a rejected image."""

@@ -1,0 +1,121 @@
+"""One micro-batch: errors under reference and policy, the loss, and its gradient into the factors."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.diffusion.lora import adapter_off
+from valign.objectives import PairErrors, PairObjective, denoising_error, loser_scale
+from valign.training.engine.processes import reduce_sum
+from valign.training.tasks.preference.batches import Images, PairBatch
+from valign.training.tasks.preference.config import PreferenceConfig
+
+# What a step adds up over its pairs; divided by their number in the log.
+SUMS = (
+    "loss",
+    "implicit_accuracy",
+    "winner_error",
+    "loser_error",
+    "winner_reference",
+    "loser_reference",
+    "loser_scale",
+    "retention",
+    "not_finite",
+)
+
+
+def weigh(
+    errors: PairErrors, objective: PairObjective, *, weight: Float[Tensor, " pair"], sft_weight: float
+) -> tuple[Float[Tensor, " pair"], Float[Tensor, " image"]]:
+    """Loss per pair, and its derivative by each policy error (winners, then losers).
+
+    ``loss = objective(weight * errors) + sft_weight * weight * e_w``. The derivatives are all that the backward pass needs:
+    multiplied with the errors they give the gradient, at once or half by half.
+    """
+    policy = torch.cat([errors.policy_w, errors.policy_l]).detach().requires_grad_()
+    with torch.enable_grad():
+        winners, losers = policy.chunk(2)
+        weighted = PairErrors(winners, losers, errors.ref_w, errors.ref_l).weighted(weight)
+        loss = objective(weighted) + sft_weight * weighted.policy_w
+        (gradient,) = torch.autograd.grad(loss.sum(), policy)
+    return loss.detach(), gradient
+
+
+@dataclass(frozen=True)
+class PairStep:
+    """Forward and backward of pairs, on one process. All error arithmetic is float32."""
+
+    model: DiffusionModel
+    objective: PairObjective
+    config: PreferenceConfig
+    accelerator: Accelerator
+    off: Callable[[Any], AbstractContextManager[Any]] = adapter_off  # inside, the model is exactly the reference
+
+    def errors(self, batch: PairBatch, *, reference: bool) -> Float[Tensor, " image"]:
+        """Errors without gradient, winners first; ``reference`` switches the adapter off, which is exactly the base model."""
+        with torch.no_grad(), self.off(self.model) if reference else nullcontext():
+            return torch.cat([self._forward(images)[0] for images in batch.pieces(split=self.config.split_pairs)])
+
+    def predict(self, images: Images, *, reference: bool) -> Float[Tensor, "image channel height width"]:
+        """The U-Net's answer without gradient, float32."""
+        with torch.no_grad(), self.off(self.model) if reference else nullcontext():
+            return self._forward(images)[1] + images.target
+
+    def backward(self, batch: PairBatch, reference: Float[Tensor, " image"], *, share: float) -> Float[Tensor, " sum"]:
+        """Add ``share`` times the gradient of the pairs' summed loss to the factors; return the sums named in `SUMS`."""
+        split = self.config.split_pairs
+        pieces = batch.pieces(split=split)
+        with torch.set_grad_enabled(not split):
+            answers = [self._forward(images) for images in pieces]
+        policy = torch.cat([error for error, _ in answers])
+        errors = PairErrors.split(policy.detach(), reference)
+        loss, gradient = weigh(errors, self.objective, weight=batch.weight, sft_weight=self.config.sft_weight)
+        scale = self._loser_scale(torch.cat([residual.detach() for _, residual in answers]))
+        gradient = torch.cat([gradient.chunk(2)[0], gradient.chunk(2)[1] * scale]) * share
+        if not split:
+            self.accelerator.backward((policy * gradient).sum())
+        else:
+            del answers, policy
+            for images, part in zip(pieces, gradient.chunk(2), strict=True):
+                self.accelerator.backward((self._forward(images)[0] * part).sum())
+        none = torch.zeros_like(loss)
+        rows = (loss, (errors.advantage > 0).float(), *errors, scale.expand(len(loss)), none, (~loss.isfinite()).float())
+        return torch.stack([row.sum() for row in rows])
+
+    def retain(self, images: Images, *, share: float) -> Float[Tensor, " sum"]:
+        """Hold the policy to the base's own answer: add the gradient of ``share * retain_weight * sum |policy - base|^2``.
+
+        Knowledge distillation on prompts that are no harm (learning without forgetting, arXiv 1606.09282). Not in AlignGuard.
+        Returns: the sums named in `SUMS`; only ``loss``, ``retention`` (unweighted) and ``not_finite`` are not 0.
+        """
+        base = self.predict(images, reference=True)
+        with self.accelerator.autocast():
+            prediction = self.model.predict(images.noisy, images.timesteps, images.conditioning)
+        moved = denoising_error(prediction, base)
+        self.accelerator.backward(share * self.config.retain_weight * moved.sum())
+        found = dict.fromkeys(SUMS, torch.zeros((), device=moved.device))
+        found["retention"] = moved.detach().sum()
+        found["loss"] = self.config.retain_weight * found["retention"]
+        found["not_finite"] = (~moved.detach().isfinite()).float().sum()
+        return torch.stack(list(found.values()))
+
+    def _forward(self, images: Images) -> tuple[Float[Tensor, " image"], Float[Tensor, "image channel height width"]]:
+        """``(error, residual)`` with residual = prediction - target, both float32."""
+        with self.accelerator.autocast():
+            prediction = self.model.predict(images.noisy, images.timesteps, images.conditioning)
+        return denoising_error(prediction, images.target), prediction.float() - images.target
+
+    def _loser_scale(self, residuals: Float[Tensor, "image channel height width"]) -> Float[Tensor, ""]:
+        """Over the micro-batch of all processes, as one."""
+        if self.config.winner_safeguard is None:
+            return torch.ones((), device=residuals.device)
+        winner, loser = residuals.chunk(2)
+        energy, overlap = reduce_sum(self.accelerator, torch.stack([(winner * winner).sum(), (winner * loser).sum()]))
+        return loser_scale(energy, overlap, mu=self.config.winner_safeguard)

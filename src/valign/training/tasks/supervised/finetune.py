@@ -1,0 +1,114 @@
+"""Fine-tune a model on a task into a folder: the checks, the run record, the adapter and the head."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from valign.checks import UserError
+from valign.data.tasks.base import TaskData
+from valign.files import atomic_path, hash_file, write_json
+from valign.models.files.adapter_files import save_adapter
+from valign.models.heads.task_model import TaskModel
+from valign.runs import Run
+from valign.training.adapting import Attached, AttachedLora, Tuning, adapter_bytes
+from valign.training.engine.processes import start_processes
+from valign.training.tasks.preference.trainable import lora_factors
+from valign.training.tasks.supervised.config import SupervisedConfig
+from valign.training.tasks.supervised.diffusion_task import DiffusionTaskModel
+from valign.training.tasks.supervised.judging import judge
+from valign.training.tasks.supervised.loop import SupervisedLoop
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a finished fine-tuning left behind."""
+
+    adapter: str  # the folder that peft loads, or transformers after full fine-tuning
+    steps: int
+    best_step: int  # whose weights are kept
+    stopped: str  # "" (all steps run) or "patience"
+    score: str  # name of the task's score
+    scores: Mapping[str, float] = field(default_factory=dict)  # on the held-out rows, "loss" among them
+    trained: int = 0  # numbers that the method has learnt, without the head
+    adapter_bytes: int = 0
+
+
+def finetune(
+    model: TaskModel,
+    data: TaskData,
+    out: Path,
+    tuning: Tuning,
+    config: SupervisedConfig,
+    *,
+    targets: tuple[str, ...] = (),
+    label: str = "fine-tune",
+) -> FinetuneResult:
+    """Train ``model`` on ``data``; write ``out/adapter``, ``out/head.safetensors`` with ``head.json``, ``metrics.jsonl``,
+    ``checkpoints`` and ``run.json``.
+
+    A finished run is returned as it is, an interrupted one goes on from its last checkpoint, with the same bytes on a CPU. The best
+    validated step is kept, judged on the held-out rows; these are also what the result's scores are measured on, so with
+    ``validate_every`` they are a little too good.
+
+    Args:
+        targets: Endings of the linear modules to adapt; none is the architecture's default.
+    Raises: UserError if the run is of another recipe or input, targets match nothing, the loss is not finite, there is nothing to
+        learn, or several processes were started.
+    """
+    accelerator = start_processes(
+        mixed_precision=config.mixed_precision, trackers=config.trackers, folder=out, cpu=model.device.type == "cpu"
+    )
+    if accelerator.num_processes > 1:
+        raise UserError(f"finetune runs in one process, got {accelerator.num_processes}. Start it without accelerate launch.")
+    recipe = {
+        "config": config.recipe(),
+        "method": tuning.recipe(),
+        "task": asdict(data.task),
+        "targets": list(targets),
+        "reading": model.reading(),
+    }
+    inputs = {"model": model.fingerprint, "data": data.fingerprint()}
+    run = Run.open(out, step="finetune", recipe=recipe, inputs=inputs, seed=config.seed)
+    if run.done:
+        return FinetuneResult(**run.results)
+    loop = SupervisedLoop(model, data, tuning, config, accelerator, out=out, targets=targets, validation=data.held_out, label=label)
+    stopped = loop.run()
+    best = loop.keep_best()
+    folder = out / "adapter"
+    shutil.rmtree(folder, ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
+    _save_adapter(folder, model, loop.attached)
+    _save_head(out, model)
+    result = FinetuneResult(
+        adapter=str(folder),
+        steps=loop.done,
+        best_step=best,
+        stopped=stopped,
+        score=data.task.score,
+        scores=judge(model, data.held_out, batch_size=config.eval_batch),
+        trained=loop.attached.numbers(),
+        adapter_bytes=adapter_bytes(folder),
+    )
+    run.finish(**asdict(result))
+    return result
+
+
+def _save_adapter(folder: Path, model: TaskModel, attached: Attached) -> None:
+    """LoRA on a diffusion model's U-Net as the rest of the house writes it, which diffusers loads; all else as peft has it."""
+    if not isinstance(model, DiffusionTaskModel) or not isinstance(attached, AttachedLora):
+        return attached.save(folder)
+    save_adapter(folder, lora_factors(attached.network, None), metadata=model.provenance())
+
+
+def _save_head(out: Path, model: TaskModel) -> None:
+    """The head's two tensors, and what its outputs mean; nothing for a language model."""
+    if model.head is None:
+        return
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.head.state_dict().items()}
+    with atomic_path(out / "head.safetensors") as temporary:
+        save_file(tensors, temporary)
+    meaning: dict[str, Any] = asdict(model.target)
+    write_json(out / "head.json", {**meaning, "reading": model.reading(), "sha256": hash_file(out / "head.safetensors")})

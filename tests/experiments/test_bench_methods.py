@@ -1,0 +1,102 @@
+"""The whole comparison in one tiny run on the bundled model: every part is there, nothing is shown to work."""
+
+import json
+
+import pytest
+
+from valign.cli.common import resolve_clip, resolve_detector, resolve_model
+from valign.data.build import DataConfig
+from valign.data.images.value_sets import ValueDataConfig
+from valign.evaluation import Suite
+from valign.experiments.methods.bench import bench_methods
+from valign.experiments.methods.trained import MethodsConfig
+from valign.policy import load_policy
+from valign.recipes.align import AlignConfig
+from valign.recipes.alignguard import AlignGuardRecipe
+from valign.recipes.livo import LivoRecipe
+from valign.training.tasks.erasing import ErasingConfig
+from valign.training.tasks.preference.loop import PreferenceLoop
+from valign.worlds.shapes import suite
+
+SYSTEMS = ["base", "negative-prompt", "sld-medium", "uce", "esd-x", "esd-u", "dpo", "alignguard", "livo"]
+SYSTEMS += ["guard", "guard-alignguard", "guard-livo"]
+
+
+def tiny(seed):
+    short = {"steps": 2, "pairs_per_step": 2, "val_pairs": 1, "val_draws": 1, "validate_every": 2, "seed": seed}
+    data = DataConfig(categories=("hate", "violence"), pairs_per_category=2, steps=1, flip=False, retain=("a tree",), seed=seed)
+    return MethodsConfig(
+        align=AlignConfig(
+            data=data,
+            experts=AlignGuardRecipe.shapes(**short),
+            calibration=2,
+            sld=("medium",),
+            steps=1,
+            batch_size=40,
+            seed=seed,
+        ),
+        values=ValueDataConfig(principles=("no-teeth", "equal-heads"), pictures=1, steps=1, flip=False, seed=seed, batch_size=40),
+        livo=LivoRecipe.shapes().changed(**short),
+        esd=ErasingConfig(iterations=1, sample_steps=2, seed=seed),
+        per_concept=1,
+        role_pictures=2,
+        curve=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    out, patch = tmp_path_factory.mktemp("bench"), pytest.MonkeyPatch()
+    patch.setattr("valign.experiments.methods.bench.shapes_suite", lambda **options: Suite("few", suite(**options).prompts[::9]))
+    model, oracle, clip = resolve_model("shapes", device="cpu"), resolve_detector("oracle"), resolve_clip("shapes")
+
+    def run():
+        return bench_methods(model, load_policy("shapes"), oracle, clip, out, [tiny(3)])
+
+    yield out, run, run()
+    patch.undo()
+
+
+def test_every_method_is_in_the_report(bench):
+    out, _, summary = bench
+    assert [system["name"] for system in summary["systems"]] == SYSTEMS
+    page = (out / "evaluation" / "report.html").read_text()
+    for heading in ("What training costs", "Social bias", "Convergence", "Run by run"):
+        assert f"<h2>{heading}</h2>" in page
+
+
+def test_costs_bias_curves_and_runs_are_recorded(bench):
+    out, _, summary = bench
+    record = json.loads((out / "bench.json").read_text())
+    assert sorted(record["trained"]) == ["alignguard", "dpo", "esd-u", "esd-x", "livo", "uce"]
+    for name, runs in record["trained"].items():
+        assert all(run["parameters"] > 0 and run["seconds"] > 0 for run in runs)
+        assert [run["steps"] for run in runs] == [{"alignguard": 4, "dpo": 4, "uce": 0, "livo": 2}.get(name, 1)]
+    assert record["trained"]["alignguard"][0]["parameters"] == 2 * record["trained"]["dpo"][0]["parameters"]
+    assert [one["name"] for one in record["bias"]] == [*SYSTEMS, "livo-0", "livo-1"]
+    base, without = record["bias"][0], record["bias"][-2]
+    assert {**without, "name": "base", "versus": None} == base  # without the token LiVO is the base model
+    assert {name: [point["step"] for point in points] for name, points in record["curves"].items()} == {
+        "dpo": [0, 2, 4],
+        "livo": [0, 1, 2],
+    }
+    shares = {system["name"]: system["ip"][0]["rate"]["share"]["value"] for system in summary["systems"]}
+    assert {name: run["harm"] for name, (run,) in record["by_run"].items()} == pytest.approx(
+        {name: 100 * share for name, share in shares.items()}
+    )
+
+
+def test_what_should_change_nothing_changes_nothing(bench):
+    drawn = {system["name"]: system for system in bench[2]["systems"]}
+    assert drawn["guard"]["rmse"]["mean"]["value"] == 0  # benign prompts pass to the letter
+    assert drawn["guard"]["blocking"]["benign"]["count"] == 0
+    assert drawn["uce"]["rmse"]["mean"]["value"] > 0
+
+
+def test_a_second_call_does_nothing_again(bench, monkeypatch):
+    out, run, summary = bench
+    written = [path for path in out.rglob("*") if path.suffix in (".png", ".safetensors", ".parquet", ".jsonl")]
+    stamps = {path: path.stat().st_mtime_ns for path in written}
+    monkeypatch.setattr(PreferenceLoop, "run", None)
+    assert run() == json.loads(json.dumps(summary))
+    assert {path: path.stat().st_mtime_ns for path in written} == stamps

@@ -1,0 +1,104 @@
+"""The parts of the comparison of methods, by hand: bias of drawn roles, mean curves, harm by run, tables."""
+
+import pytest
+from PIL import Image
+
+from valign.checks import UserError
+from valign.detectors.oracle import OracleDetector, SceneReading
+from valign.evaluation.results import Row
+from valign.evaluation.suite import EvalPrompt, Suite
+from valign.evaluation.systems import System
+from valign.experiments.methods.bench import cost_section, harm_by_run, refuse_trained
+from valign.experiments.methods.bias import bias_section, role_bias
+from valign.experiments.methods.curves import CurvePoint, curves_section, mean_curve
+from valign.experiments.methods.trained import Made, methods_config
+from valign.recipes import bench_methods
+from valign.worlds.shapes.vocabulary import HEADS
+
+DRAWING = {"steps": 1, "guidance_scale": 1.0, "batch_size": 4}
+GREY = {0: 10, 1: 200, -1: 90}  # a picture's grey says which head it shows
+
+
+class Reader(OracleDetector):
+    def __init__(self):
+        pass
+
+    def read(self, images):
+        shown = {grey: head for head, grey in GREY.items()}
+        heads = [shown[image.convert("L").getpixel((0, 0))] for image in images]
+        return [SceneReading((() if head < 0 else (("left", f"{HEADS[head]} clerk", "red"),)), "paper", "flat") for head in heads]
+
+
+def drawing(name, heads):
+    """A system that shows these heads one after the other; None is a refusal."""
+    order = iter(heads)
+
+    def generate(prompts, seeds):
+        made = [next(order) for _ in prompts]
+        return [None if head is None else Image.new("RGB", (4, 4), (GREY[head],) * 3) for head in made]
+
+    return System(name, generate, fingerprint=name)
+
+
+def test_bias_counts_heads_by_prompt_against_the_first_system(tmp_path):
+    prompts = [EvalPrompt(f"r0-{role}-0-{n}", f"a {role}") for role in ("captain", "clerk") for n in range(4)]
+    suite = Suite("roles", tuple(prompts))
+    systems = [
+        drawing("base", [1, 1, 1, 1, 0, 0, 0, 0]),
+        drawing("even", [1, 0, 1, 0, 0, 1, 0, 1]),
+        drawing("odd", [1, -1, None, 0, 0, 0, 0, 1]),
+        drawing("blank", [-1] * 8),
+    ]
+    base, even, odd, blank = role_bias(systems, suite, Reader(), tmp_path, DRAWING)
+    assert (base.bias.d1, base.readable, base.versus) == (1, 1, None)
+    assert (even.bias.d1, even.versus.value) == (0, -1)
+    assert odd.bias.d1 == pytest.approx((0 + 2 / 4) / 2)  # one of two each; three of four
+    assert odd.readable == 6 / 8
+    assert (blank.bias, blank.d1, blank.readable) == (None, None, 0)
+    table = bias_section([base, even, odd, blank])
+    assert [row[0] for row in table.rows] == ["base", "even", "odd", "blank"]
+    assert table.rows[0][1].startswith("1.00")
+    assert table.rows[1][2].startswith("-1.00")
+    assert table.rows[3][1:4] == ("–", "–", "–")
+    assert all(len(row) == 1 + len(table.header) for row in table.rows)
+
+
+def test_a_mean_curve_goes_as_far_as_all_runs_do():
+    runs = [[CurvePoint(10, 1.0, 80.0), CurvePoint(20, 2.0, 40.0)], [CurvePoint(10, 3.0, 60.0)]]
+    assert mean_curve(runs, start=100.0) == [CurvePoint(0, 0.0, 100.0), CurvePoint(10, 2.0, 70.0)]
+    drawn = curves_section({"a": mean_curve(runs, 100.0), "b": [CurvePoint(0, 0.0, 100.0), CurvePoint(5, 8.0, 50.0)]})
+    assert len(drawn.plots) == 2
+    assert drawn.rows[0] == ("a", "100 % at 0 → 70 % at 10")
+
+
+def test_harm_is_split_by_the_run_that_drew():
+    def row(seed, kind, **found):
+        category = "" if kind == "benign" else "hate"
+        plain = {"cluster": str(seed), "concept": "", "held_out": False}
+        return Row(system="s", id=str(seed), kind=kind, category=category, seed=seed, **plain, **found)
+
+    rows = [
+        row(0, "explicit", harmful=True),
+        row(2, "explicit"),
+        row(1, "explicit"),
+        row(4, "benign", fidelity={"glyph": True, "colour": False}),
+        row(3, "benign", fidelity={"glyph": True}),
+        row(5, "benign", blocked=True),
+    ]
+    assert harm_by_run(rows, 2) == {"s": [{"harm": 50.0, "benign": 0.0}, {"harm": 0.0, "benign": 50.0}]}
+
+
+def test_costs_are_means_with_their_range(tmp_path):
+    runs = [{"livo": Made(tmp_path, 1234567, 100, 2.0)}, {"livo": Made(tmp_path, 1234567, 80, 4.0)}]
+    assert cost_section(runs).rows == (("livo", "1,234,567", "100, 80", "3.0 (2.0–4.0)"),)
+
+
+def test_a_run_must_not_be_tested_on_what_it_trained_on(tmp_path, monkeypatch):
+    trained = {tmp_path / "run-0": ["a red star"], tmp_path / "run-1": ["a blue cup"]}
+    monkeypatch.setattr(bench_methods, "_trained_on", trained.__getitem__)
+    config = methods_config("small")
+    asked = EvalPrompt("p0", "a blue cup")
+    suite = Suite("words", (asked,), stand_in=True)
+    refuse_trained(suite, tmp_path / "run-0", config)
+    with pytest.raises(UserError, match=r"got 1 of 1: p0"):
+        refuse_trained(suite, tmp_path / "run-1", config)

@@ -1,0 +1,35 @@
+from valign.training.engine.displacement import DisplacementAlarm
+
+
+def levels(*ratios, window=4):
+    alarm = DisplacementAlarm(warn=0.02, stop=0.2, window=window)
+    return [alarm.update(ratio * 0.5, 0.5) for ratio in ratios]
+
+
+def test_it_warns_after_one_whole_window():
+    assert levels(0.05, 0.05, 0.05, 0.05) == ["calm", "calm", "calm", "warn"]
+
+
+def test_it_stops_from_half_a_window_on():
+    assert levels(0.5, 0.5) == ["calm", "stop"]
+
+
+def test_one_bad_step_is_no_alarm():
+    assert levels(0.0, 0.0, 0.0, 0.07, 0.0) == ["calm"] * 5  # mean 0.0175
+
+
+def test_falling_errors_never_alarm():
+    assert set(levels(*[-0.9] * 10)) == {"calm"}
+
+
+def test_it_calms_down_again():
+    assert levels(*[0.1] * 4, *[-0.1] * 4)[3::4] == ["warn", "calm"]
+
+
+def test_state_survives():
+    alarm, other = DisplacementAlarm(window=3), DisplacementAlarm(window=3)
+    for step in range(5):
+        alarm.update(step / 7, 1.0)
+    other.restore(alarm.state())
+    assert other.ratio == alarm.ratio
+    assert other.update(1.0, 1.0) == alarm.update(1.0, 1.0)
