@@ -8,7 +8,7 @@ Each variant adapts q_proj and v_proj of the same model, in a process of its own
 timed in turns with those of a LoRA of rank 8 beside it; the median of the ratios counts, the quartiles show the noise.
 "Factors alone": where they are made anew at each step (Comp-LoRA projects them), what that takes for all layers, with gradients,
 timed by itself, since it is below the noise of a step.
-Start is what making the adapter takes, once: factorising weights, drawing bases, gradients of 32 texts for LoRA-SB.
+Start is what making the adapter takes, once: factorizing weights, drawing bases, gradients of 32 texts for LoRA-SB.
 """
 
 import argparse
@@ -156,10 +156,10 @@ def adapt(model: Any, slug: str, extra: dict[str, Any], ids: Any) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from valign.adapters import INITIALISERS, initialize
+    from valign.adapters import INITIALIZERS, initialize
     from valign.adapters.tuners import TUNERS
 
-    if slug not in INITIALISERS:
+    if slug not in INITIALIZERS:
         return get_peft_model(model, {"lora": LoraConfig, **TUNERS}[slug](target_modules=TARGETS, **extra))
     model = get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS))
     if "niter" in extra:

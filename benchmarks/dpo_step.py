@@ -3,7 +3,7 @@
     python benchmarks/dpo_step.py                        # the bundled miniature, else a random one, on what there is
     python benchmarks/dpo_step.py --model sd15 --pairs 4   # random weights in the sizes of Stable Diffusion 1.5; wants a GPU
 
-Stock is what diffusers' research example for Diffusion-DPO does at every step, with its default settings: read the pictures (in
+Stock is what diffusers' research example for Diffusion-DPO does at every step, with its default settings: read the images (in
 the training process), encode them (8 at a time) and the text, one forward with the LoRA and one without, AdamW. Ours reads the
 cache of `valign data build`; with stored reference errors it is timed as it runs once they are there. Each variant runs in a
 process of its own, in turns, so that peaks of memory do not mix and drift of the machine hits all alike; the fastest median counts.
@@ -116,7 +116,7 @@ def build_sd15(folder: Path) -> Path:
 
 
 def make_data(model: Path, folder: Path, pairs: int) -> None:
-    """Pairs of noise pictures with their cache; what they show does not change what a step costs."""
+    """Pairs of noise images with their cache; what they show does not change what a step costs."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -184,7 +184,7 @@ def timed(one_step: Callable[[], float], steps: int, imported: int) -> tuple[flo
 
 
 def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callable[[], float]:
-    """The step of `valign.training`, from the cache to the optimiser."""
+    """The step of `valign.training`, from the cache to the optimizer."""
     import torch
 
     from valign.data.images.latents import open_latents
@@ -193,7 +193,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     from valign.objectives import DiffusionDPO
     from valign.training import PreferenceConfig
     from valign.training.engine.compiling import compiled_step
-    from valign.training.engine.offload import encoders_parked
+    from valign.training.engine.offload import encoders_offloaded
     from valign.training.engine.optimization import build_optimizer
     from valign.training.engine.processes import start_processes
     from valign.training.tasks.preference.batches import PairSource
@@ -201,7 +201,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     from valign.training.tasks.preference.reference import reference_table
 
     loaded, cache = load_model(model), open_latents(data)
-    encoders_parked(loaded).__enter__()
+    encoders_offloaded(loaded).__enter__()
     draws = 1 if "stored" in variant else 0
     precision = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(loaded.dtype, "no")
     config = PreferenceConfig(
@@ -232,7 +232,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
 
 
 def stock(model: str, data: Path, pairs: int) -> Callable[[], float]:
-    """The step of the research example, on the same weights, pictures, prompts and LoRA."""
+    """The step of the research example, on the same weights, images, prompts and LoRA."""
     import torch
     from PIL import Image
     from torch.nn import functional

@@ -106,9 +106,26 @@ COMMANDS = {
     "policy-show": "policy show default --category violence",
     "policy-check": "policy check shapes",
 }
-VOLATILE = set(
-    ["seconds", "train_seconds", "total_seconds", "step_seconds", "seconds_per_image", "milliseconds", "time", "timing", "versions", "started", "finished", "created", "peak_mib", "peak_mb", "mib", "cost", "costs", "log"]
-)
+VOLATILE = {
+    "seconds",
+    "train_seconds",
+    "total_seconds",
+    "step_seconds",
+    "seconds_per_image",
+    "milliseconds",
+    "time",
+    "timing",
+    "versions",
+    "started",
+    "finished",
+    "created",
+    "peak_mib",
+    "peak_mb",
+    "mib",
+    "cost",
+    "costs",
+    "log",
+}
 
 
 def run(folder: Path, only: list[str]) -> None:

@@ -3,8 +3,8 @@
     python benchmarks/livo_step.py                        # the bundled miniature
     python benchmarks/livo_step.py --model sd15 --pairs 2   # random weights in the sizes of Stable Diffusion 1.5; wants a GPU
 
-The authors' script reads and encodes both pictures and the prompt at every step, and runs the U-Net four times, for policy and
-reference on the aligned and the violating picture. Its U-Net is frozen, so the two reference passes build no graph, and none is
+The authors' script reads and encodes both images and the prompt at every step, and runs the U-Net four times, for policy and
+reference on the aligned and the violating image. Its U-Net is frozen, so the two reference passes build no graph, and none is
 built here either. Ours reads the cache of `valign data build-values` and runs the U-Net twice; with stored reference errors, which
 is timed as it runs once they are there, once. Each variant runs in a process of its own, in turns; the fastest median counts.
 """
@@ -36,11 +36,11 @@ def main() -> None:
 
 
 def make_data(model: Path, folder: Path, pairs: int) -> None:
-    """A scene per pair, one picture of noise a side; what they show does not change what a step costs."""
+    """A scene per pair, one image of noise a side; what they show does not change what a step costs."""
     import numpy as np
     from PIL import Image
 
-    from valign.data.images.value_images import SIDES, ValuePicture
+    from valign.data.images.value_images import SIDES, ValueImage
     from valign.data.images.value_sets import ValueDataConfig, write_values
     from valign.models.diffusion.loading import load_model
 
@@ -50,7 +50,7 @@ def make_data(model: Path, folder: Path, pairs: int) -> None:
     for number in range(pairs):
         text = f"a red circle, number {number}"
         for side in SIDES:
-            row = ValuePicture(
+            row = ValueImage(
                 id=f"s{number}-{side}",
                 scene=f"s{number}",
                 principle="blue",
@@ -68,7 +68,7 @@ def make_data(model: Path, folder: Path, pairs: int) -> None:
 
 
 def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callable[[], float]:
-    """The step of `valign.training.tasks.preference.values`, from the cache to the optimiser."""
+    """The step of `valign.training.tasks.preference.values`, from the cache to the optimizer."""
     import torch
 
     from valign.data.images.value_sets import open_values
@@ -76,7 +76,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     from valign.models.diffusion.value_encoder import ValueText, copy_encoder
     from valign.objectives import LiVO
     from valign.training import PreferenceConfig
-    from valign.training.engine.offload import encoders_parked
+    from valign.training.engine.offload import encoders_offloaded
     from valign.training.engine.optimization import build_optimizer
     from valign.training.engine.processes import start_processes
     from valign.training.tasks.preference.pair_step import PairStep
@@ -88,12 +88,12 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     precision = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(loaded.dtype, "no")
     config = PreferenceConfig(flip=False, precompute_ref_draws=draws, mixed_precision=precision, empty_prompt_prob=0.0)
     known = list(map(ValueText.read, cache.principles))
-    trainee = ValueTokens(loaded, copy_encoder(loaded, known, lora_rank=8 if "LoRA" in variant else None))
-    trainee.attach()
-    encoders_parked(loaded).__enter__()
-    source = trainee.source(cache, cache.rows(), config)
-    step = PairStep(loaded, LiVO(), config, start_processes(mixed_precision=precision), trainee.off)
-    parameters = list(trainee.parameters().values())
+    trainable = ValueTokens(loaded, copy_encoder(loaded, known, lora_rank=8 if "LoRA" in variant else None))
+    trainable.attach()
+    encoders_offloaded(loaded).__enter__()
+    source = trainable.source(cache, cache.rows(), config)
+    step = PairStep(loaded, LiVO(), config, start_processes(mixed_precision=precision), trainable.off)
+    parameters = list(trainable.parameters().values())
     optimizer = build_optimizer(parameters, config)
     table = reference_table(step, source, data, safe_caption=False, batch=pairs) if draws else None
     visits = iter([(pair, visit) for pair in range(pairs)] for visit in range(2 + steps))
@@ -112,7 +112,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
 
 
 def authors(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callable[[], float]:
-    """The step of the authors' script, in its order and with its four passes, on the same weights, pictures and prompts."""
+    """The step of the authors' script, in its order and with its four passes, on the same weights, images and prompts."""
     import torch
     from PIL import Image
     from torch.nn import functional

@@ -4,11 +4,11 @@
     python benchmarks/serving.py --minutes 10        # long load; shows errors and growth of memory
 
 A real uvicorn process with key check, queues, SQLite audit log and metrics, but a guard that passes everything and a model that
-returns a ready picture. 32 clients with a connection each, in this process. Two kinds of load: *paced*, where the clients share a
+returns a ready image. 32 clients with a connection each, in this process. Two kinds of load: *paced*, where the clients share a
 rate (what a service sees; the time is the framework's overhead), and *saturated*, where each asks again at once (what a service can
 do at most; the time is mostly waiting for the other clients). "bare" is a FastAPI route in a server of its own that checks the same
 body and returns the same answer, and does nothing else. CPU is the server's, per request: it hardly depends on what else the
-machine does. The log entry of a picture is synced to disk before the picture is handed out; what one sync costs stands above.
+machine does. The log entry of an image is synced to disk before the image is handed out; what one sync costs stands above.
 
 Rows of a round follow one another, and what is printed of each is the median over the rounds, with the range of p99: a neighbour on
 the same host can take the processor away for seconds, which "stolen" shows where the kernel is told of it.
@@ -73,7 +73,7 @@ def serve_full(folder: Path, port: int) -> None:
     from valign.serving.service import Rules, Service
     from valign.serving.settings import Settings
 
-    picture = Image.new("RGB", (64, 64), "red")
+    image = Image.new("RGB", (64, 64), "red")
 
     class Pass:
         name, level = "pass", "word"
@@ -86,7 +86,7 @@ def serve_full(folder: Path, port: int) -> None:
 
     class Ready:
         def generate(self, prompts: Sequence[str], **options: object) -> list[Image.Image]:
-            return [picture] * len(prompts)
+            return [image] * len(prompts)
 
         def fingerprint(self) -> str:
             return ""
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=300.0, help="requests per second of all clients in paced load")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each row")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--minutes", type=int, default=0, help="long paced load instead, moderation and pictures in turn")
+    parser.add_argument("--minutes", type=int, default=0, help="long paced load instead, moderation and images in turn")
     parser.add_argument("--full", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--bare", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -3,10 +3,10 @@
     python benchmarks/sg_lora.py                         # three seeds, about 10 minutes of one core
     python benchmarks/sg_lora.py --seeds 0 --steps 40 --generator-steps 200
 
-A task is to name the glyph in pictures of one colour on one background: fifteen tasks, with descriptions such as "a red glyph in a
+A task is to name the glyph in images of one colour on one background: fifteen tasks, with descriptions such as "a red glyph in a
 meadow", that the bundled miniature CLIP embeds. Each expert is a LoRA of rank 2 on the queries, keys and values of both towers,
 trained on one task; all share the start. Three tasks, one of each colour, are held out of the library, others with each seed, and
-every row of the table answers the same new pictures of theirs. The oracle is trained on the held-out task itself.
+every row of the table answers the same new images of theirs. The oracle is trained on the held-out task itself.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from valign.worlds.shapes.vocabulary import BACKGROUND_PHRASES
 TARGETS, RANK = ("q_proj", "k_proj", "v_proj"), 2
 COLOURS = ("red", "green", "blue")
 TASKS = tuple((colour, background) for colour in COLOURS for background in BACKGROUNDS)
-BATCH = 24  # pictures of a training step
+BATCH = 24  # images of a training step
 Place = tuple[str, str]  # colour, background
 
 
@@ -50,8 +50,8 @@ def description(task: Place) -> str:
     return f"a {colour} glyph {BACKGROUND_PHRASES[background][0]}"
 
 
-def pictures(task: Place, count: int, seed: int, *, test: bool) -> tuple[ImageRow, ...]:
-    """``count`` of each glyph, anywhere in the picture, in the flat style; each is rendered with a jitter of its own."""
+def images(task: Place, count: int, seed: int, *, test: bool) -> tuple[ImageRow, ...]:
+    """``count`` of each glyph, anywhere in the image, in the flat style; each is rendered with a jitter of its own."""
     rng = np.random.default_rng([seed, test, TASKS.index(task)])
     rows = []
     for glyph in LEARNT * count:
@@ -61,8 +61,8 @@ def pictures(task: Place, count: int, seed: int, *, test: bool) -> tuple[ImageRo
 
 
 def task_data(task: Place, seed: int, options: argparse.Namespace) -> TaskData:
-    train = pictures(task, options.shots, seed, test=False)
-    return TaskData(Task(name="-".join(task), kind="classification"), train, pictures(task, options.judged, 0, test=True))
+    train = images(task, options.shots, seed, test=False)
+    return TaskData(Task(name="-".join(task), kind="classification"), train, images(task, options.judged, 0, test=True))
 
 
 def fresh(data: TaskData) -> ClipTaskModel:
@@ -87,7 +87,7 @@ def train(data: TaskData, seed: int, options: argparse.Namespace) -> tuple[str, 
 
 
 def accuracy(data: TaskData, state: Mapping[str, Tensor] | None, lora: LoraConfig) -> float:
-    """On the held-out pictures; None is the untrained model."""
+    """On the held-out images; None is the untrained model."""
     model = fresh(data)
     if state is not None:
         model.network = get_peft_model(model.network, replace(lora))
@@ -145,8 +145,8 @@ def answers(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--shots", type=int, default=40, help="training pictures of each glyph and task")
-    parser.add_argument("--judged", type=int, default=10, help="test pictures of each glyph and task")
+    parser.add_argument("--shots", type=int, default=40, help="training images of each glyph and task")
+    parser.add_argument("--judged", type=int, default=10, help="test images of each glyph and task")
     parser.add_argument("--steps", type=int, default=50, help="of each expert")
     parser.add_argument("--rate", type=float, default=1e-2, help="learning rate of the experts")
     parser.add_argument("--checkpoints", type=int, default=10, help="M, the last steps whose factors are kept of each expert")

@@ -1,4 +1,4 @@
-"""A language of twenty words, tables of it, transformers folders of a few thousand numbers that read it, and striped pictures."""
+"""A language of twenty words, tables of it, transformers folders of a few thousand numbers that read it, and striped images."""
 
 import gzip
 import json
@@ -93,7 +93,7 @@ def write_idx(path, array):
     return path
 
 
-def pictures_folder(root, *, train=40, dev=16):
+def images_folder(root, *, train=40, dev=16):
     """Stripes across (class 0) and down (class 1): grey and small as in MNIST, coloured and larger as in CIFAR."""
     generator = np.random.default_rng(0)
     for folder, side, channels in (("mnist_small", 28, ()), ("cifar10_small", 32, (3,))):

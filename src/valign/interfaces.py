@@ -26,7 +26,7 @@ class TextConditioning(Protocol):
 
 @runtime_checkable
 class Posterior(Protocol):
-    """What a model's autoencoder makes of pictures: scaled latents."""
+    """What a model's autoencoder makes of images: scaled latents."""
 
     @property
     def mean(self) -> Float[Tensor, "image channel height width"]: ...
@@ -65,7 +65,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """The side of a diffusion model that makes pictures."""
+    """The side of a diffusion model that makes images."""
 
     def generate(
         self,

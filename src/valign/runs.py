@@ -41,7 +41,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, *, step: str, recipe: dict[str, Any], inputs: dict[str, str], seed: int = 0) -> "Run":
-        """Start, resume or recognise the step in ``folder``.
+        """Start, resume or recognize the step in ``folder``.
 
         Args:
             step: The step's name, e.g. ``"prompts"``.

@@ -200,7 +200,7 @@ def test_a_half_precision_base_keeps_its_function_to_one_rounding():
     assert (back - weight).abs().max() <= 2**-9 * weight.abs().max()
 
 
-def test_a_randomised_start_is_near_the_exact_one():
+def test_a_randomized_start_is_near_the_exact_one():
     products = []
     for options in ({}, {"niter": 12, "generator": torch.Generator().manual_seed(0)}):
         model = with_lora()
@@ -328,7 +328,7 @@ class TestRefusals:
         layer = model.base_model.model.to_q.base_layer
         layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
         with pytest.raises(
-            TypeError, match=r"AILoRA must read float weights, got to_q in torch\.int8\. Initialise before quantising"
+            TypeError, match=r"AILoRA must read float weights, got to_q in torch\.int8\. Initialize before quantizing"
         ):
             initialize(model, "ailora")
 

@@ -219,7 +219,7 @@ def test_less_is_forgotten_and_less_is_learnt_when_the_task_lives_in_protected_d
     assert missed["lora"] < missed["left"] < 1 < missed["both"], missed
 
 
-def test_randomised_protects_nearly_the_same():
+def test_randomized_protects_nearly_the_same():
     bases = []
     for options in ({}, {"niter": 8, "generator": torch.Generator().manual_seed(0)}):
         _, layer = linear_model(directions=3, rows=20, columns=20, **options)
@@ -249,7 +249,7 @@ def test_the_smaller_of_the_two_bases_is_kept_and_says_what_is_protected(kept):
 class TestRefusals:
     def test_a_random_basis_that_is_not_orthonormal(self, monkeypatch):
         crooked = Spectrum(u=torch.ones(8, 2), s=torch.ones(2), vh=torch.ones(2, 6))
-        monkeypatch.setattr("valign.adapters.comp_lora.randomised_svd", lambda *_, **__: crooked)
+        monkeypatch.setattr("valign.adapters.comp_lora.randomized_svd", lambda *_, **__: crooked)
         with pytest.raises(ValueError, match=r"CompLoRA\.niter must give an orthonormal basis, got an error of 8\.0e\+00 in a"):
             linear_model(directions=2, niter=1, generator=torch.Generator())
 

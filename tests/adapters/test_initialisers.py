@@ -1,4 +1,4 @@
-"""What every initialiser in the table promises."""
+"""What every initializer in the table promises."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2Model
 
-from valign.adapters import INITIALISERS, adapter_state, export_lora, initialize, save_peft_lora
+from valign.adapters import INITIALIZERS, adapter_state, export_lora, initialize, save_peft_lora
 from valign.adapters.lora_factors import lora_layers
 from valign.methods import declared_methods
 
@@ -23,7 +23,7 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(params=INITIALISERS)
+@pytest.fixture(params=INITIALIZERS)
 def method(request):
     return request.param
 

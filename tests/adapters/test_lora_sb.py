@@ -62,7 +62,7 @@ def test_the_core_is_the_best_part_of_the_step(rows, columns, data):
 
 @given(st.integers(2, 5), st.integers(2, 5), st.data())
 def test_the_cores_gradient_is_the_best_image_of_the_weights_without_a_preconditioner(rows, columns, data):
-    """``(1/s^2) (B^T B)^-1 g_R (A A^T)^-1``, which minimises ``|s B X A - G|``, is ``g_R / s^2`` for orthonormal factors."""
+    """``(1/s^2) (B^T B)^-1 g_R (A A^T)^-1``, which minimizes ``|s B X A - G|``, is ``g_R / s^2`` for orthonormal factors."""
     rank, scale = data.draw(st.integers(1, min(rows, columns))), data.draw(st.floats(0.2, 4))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     step, gradient = (torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -252,7 +252,7 @@ def test_beats_the_weights_own_directions_on_a_shifted_regression():
         assert final["sb"] < 0.5 * final["xs"], (seed, final)
 
 
-def test_randomised_is_near_exact():
+def test_randomized_is_near_exact():
     deltas = []
     for options in ({}, {"niter": 10, "generator": torch.Generator().manual_seed(0)}):
         deltas.append(export_lora(start(**options)[0])["to_q"].delta())

@@ -41,7 +41,7 @@ def suite_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def adapter(tiny_sd, tmp_path_factory):
-    """A LoRA that moves the miniature's pictures, saved as training saves it."""
+    """A LoRA that moves the miniature's images, saved as training saves it."""
     import torch
 
     from valign.models.diffusion.loading import load_model
@@ -98,7 +98,7 @@ def test_one_table_row_per_system():
     [
         (["--baseline", "sld-huge"], "--baseline must be one of negative-prompt, sld-weak"),
         (["--adapter", "a=/nowhere"], "--adapter must name a folder, /nowhere does not exist"),
-        (["--suite", "mine.jsonl"], "--detector must name who judges the pictures"),
+        (["--suite", "mine.jsonl"], "--detector must name who judges the images"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_loaded(arguments, message, tmp_path):
@@ -123,8 +123,8 @@ def test_trained_prompts_are_refused(suite_file, tmp_path):
         cli._refuse_trained(read_suite(suite_file), [tmp_path / "trained.csv"])
 
 
-def test_a_reference_folder_needs_pictures(tmp_path):
-    with pytest.raises(UserError, match="--reference must be a folder of at least 2 pictures"):
+def test_a_reference_folder_needs_images(tmp_path):
+    with pytest.raises(UserError, match="--reference must be a folder of at least 2 images"):
         cli._reference(tmp_path, False)
     for name in ("b.png", "a.png"):
         Image.new("RGB", (2, 2), (1 if name == "a.png" else 2, 0, 0)).save(tmp_path / name)

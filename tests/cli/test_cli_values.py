@@ -1,4 +1,4 @@
-"""Pictures, value encoder, drawing: the three commands one after the other, on a miniature with random weights."""
+"""Images, value encoder, drawing: the three commands one after the other, on a miniature with random weights."""
 
 import json
 
@@ -36,7 +36,7 @@ def trained(tiny_sd, tmp_path_factory):
 
 def test_the_set_is_counted_and_the_encoder_is_where_it_says(trained):
     folder, built, done = trained
-    assert f"{folder / 'data'}: 32 pictures ready for training" in built
+    assert f"{folder / 'data'}: 32 images ready for training" in built
     assert [line.split() for line in built.splitlines() if "equal-heads" in line] == [["equal-heads", "16", "16", "16"]]
     assert str(folder / "run" / "values") in done
     record = json.loads((folder / "run" / "values" / "value_encoder.json").read_text())
@@ -45,7 +45,7 @@ def test_the_set_is_counted_and_the_encoder_is_where_it_says(trained):
     assert record["metadata"]["recipe"] == "livo"
 
 
-def test_pictures_are_the_pipelines(trained, tiny_sd, tmp_path):
+def test_images_are_the_pipelines(trained, tiny_sd, tmp_path):
     folder, _, _ = trained
     shared = ("--model", tiny_sd, "--device", "cpu", "--guard", "none", "--steps", "2", "--count", "2", "--seed", "3")
     values = ("--values", folder / "run", "--policy", "shapes")
@@ -55,9 +55,9 @@ def test_pictures_are_the_pipelines(trained, tiny_sd, tmp_path):
     pipe = ValueGuidedPipeline(model, load_value_encoder(folder / "run", model))
     named = ["equal-heads"] * 2 + [None] * 2  # the policy's keywords find the captain and leave the tree alone
     wanted = pipe.generate(prompts, seeds=seeds, principles=named, steps=2)
-    for number, picture in enumerate(wanted):
+    for number, expected in enumerate(wanted):
         with Image.open(tmp_path / "with" / f"{number:04d}.png") as image:
-            assert np.array_equal(np.asarray(image), np.asarray(picture))
+            assert np.array_equal(np.asarray(image), np.asarray(expected))
     # Each prompt in a batch of its own, as another batch size may round otherwise: the tree is the bare model's, bit for bit.
     for prompt, name in (("a tree", "tree"), ("a captain", "captain")):
         run("generate", prompt, *shared, *values, "-o", tmp_path / f"{name}-with")

@@ -55,7 +55,7 @@ class Nothing:
 
 
 class Counting:
-    """Passes everything on to a model and counts the pictures made; can stop after some."""
+    """Passes everything on to a model and counts the images made; can stop after some."""
 
     def __init__(self, model, stop_at=None):
         self._model, self.made, self.stop_at = model, 0, stop_at
@@ -99,7 +99,7 @@ def test_three_steps_end_in_a_cache_that_equals_direct_encoding(built, model):
     assert open_latents(out, base=model.fingerprint()).ids == cache.ids
 
 
-def test_pictures_of_a_pair_share_their_noise(built, model):
+def test_images_of_a_pair_share_their_noise(built, model):
     from PIL import Image
 
     out, _ = built
@@ -122,7 +122,7 @@ def test_a_stopped_build_resumes_to_the_same_bytes(built, model, tmp_path):
         build_data(Counting(model, stop_at=4), POLICY, TinyGrammar(), tmp_path, CONFIG)
     counting = Counting(model)
     build_data(counting, POLICY, TinyGrammar(), tmp_path, CONFIG)
-    assert counting.made == 4  # of eight pictures
+    assert counting.made == 4  # of eight images
     for name in ("prompts/pairs.parquet", "images/images.parquet", "images/contact_sheet.png", "latents/latents.safetensors"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
 
@@ -135,7 +135,7 @@ def test_other_options_never_overwrite_a_set(built, model):
         build_data(model, POLICY, TinyGrammar(), out, DataConfig(pairs_per_category=2, steps=2))
 
 
-def test_imported_pictures_need_no_generation(built, model, tmp_path):
+def test_imported_images_need_no_generation(built, model, tmp_path):
     whole, cache = built
     counting = Counting(model)
     copied = build_data(counting, POLICY, TinyGrammar(), tmp_path, CONFIG, images=whole / "images")

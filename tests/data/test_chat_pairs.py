@@ -5,7 +5,7 @@ import pytest
 
 from valign.checks import UserError
 from valign.data.journal import Journal
-from valign.data.prompts.chat_pairs import TwinWriter, parse_prompts
+from valign.data.prompts.chat_pairs import PairWriter, parse_prompts
 from valign.data.prompts.pairs import PromptRow
 from valign.policy import load_policy
 
@@ -35,7 +35,7 @@ class FakeChat:
 
 
 def writer(tmp_path, chat, **options):
-    return TwinWriter(chat, POLICY, Journal(tmp_path / "journal.jsonl"), **options)
+    return PairWriter(chat, POLICY, Journal(tmp_path / "journal.jsonl"), **options)
 
 
 def test_every_concept_that_is_not_held_out_gets_its_pairs(tmp_path):

@@ -19,7 +19,7 @@ def images(tmp_path):
 
 def draw(images, name, **layout):
     rows = [ImageRow(id=pair.id, seed=0, kept=pair.id != "none") for pair in PAIRS]
-    write_contact_sheet(PAIRS, rows, images, images / name, layout=SheetLayout(picture=64, columns=2, **layout))
+    write_contact_sheet(PAIRS, rows, images, images / name, layout=SheetLayout(image=64, columns=2, **layout))
     return Image.open(images / name).convert("RGB")
 
 
@@ -27,7 +27,7 @@ def pixels(sheet, colour):
     return sum(count for count, found in sheet.getcolors(sheet.width * sheet.height) if found == ImageColor.getrgb(colour))
 
 
-def test_every_card_shows_both_pictures_over_their_colour(images):
+def test_every_card_shows_both_images_over_their_colour(images):
     sheet = draw(images, "sheet.png", per_category=3)
     assert pixels(sheet, "#ff0000") == pixels(sheet, "#0000ff") == 3 * 64 * 64
     assert pixels(sheet, HARM) >= 3 * 64 * 4
@@ -46,7 +46,7 @@ def test_the_same_pairs_give_the_same_bytes(images):
     assert (images / "one.png").read_bytes() == (images / "two.png").read_bytes()
 
 
-def test_long_prompts_wrap_within_the_picture():
+def test_long_prompts_wrap_within_the_image():
     font = ImageFont.load_default(11)
     lines = _wrap("word " * 100 + "x" * 200, 64, font)
     assert len(lines) == 6

@@ -1,18 +1,18 @@
-"""IDX files and the pictures in them."""
+"""IDX files and the images in them."""
 
 import gzip
 
 import numpy as np
 import pytest
 
-from text_data import pictures_folder, write_idx
+from text_data import images_folder, write_idx
 from valign.checks import UserError
 from valign.data.tasks.images import IMAGES, read_idx, read_images
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return pictures_folder(tmp_path_factory.mktemp("pictures"))
+    return images_folder(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 4, 4), (2, 4, 4, 3)])
@@ -40,7 +40,7 @@ def test_a_broken_file_is_named(tmp_path, raw, message):
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_pictures_are_32_wide_and_coloured(folder, name):
+def test_images_are_32_wide_and_coloured(folder, name):
     data = read_images(IMAGES[name], folder)
     assert data.labels == ("0", "1")
     assert {row.pixels.shape for row in (*data.train, *data.held_out)} == {(32, 32, 3)}
@@ -61,8 +61,8 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
     small = tmp_path / "mnist_small"
     write_idx(small / "train-images.idx3-ubyte.gz", np.zeros((2, 40, 40)))
     write_idx(small / "train-labels.idx1-ubyte.gz", np.zeros(2))
-    with pytest.raises(UserError, match=r"must hold square pictures of at most 32 pixels, got \(40, 40, 3\)"):
+    with pytest.raises(UserError, match=r"must hold square images of at most 32 pixels, got \(40, 40, 3\)"):
         read_images(IMAGES["mnist"], tmp_path)
     write_idx(small / "train-labels.idx1-ubyte.gz", np.zeros(3))
-    with pytest.raises(UserError, match=r"must have one label for each of 2 pictures, got \(3,\)"):
+    with pytest.raises(UserError, match=r"must have one label for each of 2 images, got \(3,\)"):
         read_images(IMAGES["mnist"], tmp_path)

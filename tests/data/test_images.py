@@ -59,7 +59,7 @@ def test_seed_pairing_shares_the_initial_latent_and_free_does_not(tmp_path):
     assert pair_seed(0, "a") == 0x9DF3C5FA  # first 4 bytes of SHA-256("0:a"), by sha256sum
 
 
-def test_img2img_starts_from_the_unsafe_picture(tmp_path):
+def test_img2img_starts_from_the_unsafe_image(tmp_path):
     model = FakeSampler()
     make_images(model, PAIRS, tmp_path, pairing="img2img", strength=0.4)
     unsafe, safe = model.calls
@@ -109,7 +109,7 @@ def test_filter_none_keeps_all_and_still_notes_the_scores(tmp_path):
         make_images(FakeSampler(), PAIRS, tmp_path / "x", pairing="twin")
 
 
-def test_a_published_folder_is_copied_and_unreadable_pictures_drop_their_pair(tmp_path):
+def test_a_published_folder_is_copied_and_unreadable_images_drop_their_pair(tmp_path):
     source = tmp_path / "release"
     source.mkdir()
     pairs = [PromptPair(f"idx_000000{i}_0", f"mean {i}", f"kind {i}", ("hate",)) for i in (1, 2)]
@@ -123,18 +123,18 @@ def test_a_published_folder_is_copied_and_unreadable_pictures_drop_their_pair(tm
     (source / f"u_{pairs[0].id}.jpg").unlink()
     with pytest.raises(UserError, match="1 are missing, first u_idx_0000001_0"):
         import_images(pairs, source, tmp_path / "again")
-    with pytest.raises(UserError, match="must be a folder of pictures, got nothing there"):
+    with pytest.raises(UserError, match="must be a folder of images, got nothing there"):
         import_images(pairs, tmp_path / "nowhere", tmp_path / "again")
 
 
-def test_our_own_picture_names_are_read_too(tmp_path):
+def test_our_own_image_names_are_read_too(tmp_path):
     make_images(FakeSampler(), PAIRS, tmp_path / "made")
     rows = import_images(PAIRS, tmp_path / "made", tmp_path / "copy")
     assert [row.sha256 for row in rows] == [row.sha256 for row in load_image_rows(tmp_path / "made")]
 
 
 def test_image_rows_need_their_table(tmp_path):
-    with pytest.raises(UserError, match="Make the pictures with"):
+    with pytest.raises(UserError, match="Make the images with"):
         load_image_rows(tmp_path)
     assert count_kept(PAIRS[:1], [ImageRow(id="p0", seed=0, kept=False, reason="unreadable")]) == {
         "hate": {"pairs": 1, "kept": 0, "unreadable": 1}

@@ -22,7 +22,7 @@ class Made:
 
 
 class FakeEncoder:
-    """Halves pictures by a lopsided 2 x 2 kernel (so mirroring before and after differ); embeds a prompt by its hash."""
+    """Halves images by a lopsided 2 x 2 kernel (so mirroring before and after differ); embeds a prompt by its hash."""
 
     image_size, dtype = 8, torch.float32
 
@@ -68,7 +68,7 @@ def images(tmp_path):
     return folder
 
 
-def picture(images, name):
+def image(images, name):
     return image_tensor(Image.open(images / name), 8)[None]
 
 
@@ -80,7 +80,7 @@ def test_cached_latents_equal_direct_encoding_in_both_flip_states(tmp_path, imag
     batch = cache.batch(rows, flip)
     for place, (row, mirrored) in enumerate(zip(rows.tolist(), flip.tolist(), strict=True)):
         for suffix, mean, std in (("safe", batch.winner_mean, batch.winner_std), ("unsafe", batch.loser_mean, batch.loser_std)):
-            seen = picture(images, f"p{row}_{suffix}.png")
+            seen = image(images, f"p{row}_{suffix}.png")
             direct = model.encode_images(seen.flip(-1) if mirrored else seen)
             assert torch.equal(mean[place], direct.mean[0])
             assert torch.equal(std[place], direct.std[0])
@@ -143,12 +143,12 @@ def test_a_kill_between_the_last_batch_and_the_renaming_loses_nothing(tmp_path, 
     assert (out / "latents.safetensors").read_bytes() == whole
 
 
-def test_a_missing_or_broken_picture_is_named(tmp_path, images):
+def test_a_missing_or_broken_image_is_named(tmp_path, images):
     (images / "p1_safe.png").write_bytes(b"half a pictu")
-    with pytest.raises(UserError, match=r"p1_safe\.png is missing or no picture"):
+    with pytest.raises(UserError, match=r"p1_safe\.png is missing or no image"):
         write_latents(FakeEncoder(), PAIRS, images, tmp_path / "latents")
     (images / "p1_safe.png").unlink()
-    with pytest.raises(UserError, match=r"p1_safe\.png is missing or no picture"):
+    with pytest.raises(UserError, match=r"p1_safe\.png is missing or no image"):
         write_latents(FakeEncoder(), PAIRS, images, tmp_path / "latents")
 
 

@@ -22,7 +22,7 @@ def rows_to_jsonl(path, rows):
 
 @pytest.fixture
 def release(tmp_path):
-    """The layout of the CoProV2 release: one row per picture and category, the picture's name links the twins."""
+    """The layout of the CoProV2 release: one row per image and category, the image's name links the twins."""
     return write(
         tmp_path / "CoProv2_train.csv",
         "prompt,image,category",

@@ -9,14 +9,14 @@ from PIL import Image
 from valign.checks import UserError
 from valign.data.images.value_images import (
     SIDES,
-    ValuePicture,
+    ValueImage,
     as_asked,
     check_judges,
     count_sides,
-    draw_pictures,
     drop_lonely,
-    load_pictures,
-    plan_pictures,
+    generate_images,
+    load_images,
+    plan_images,
 )
 from valign.data.images.value_sets import ValueDataConfig, build_values, open_values
 from valign.data.journal import Journal
@@ -27,7 +27,7 @@ from valign.policy import Policy, Principle, ValueScene, load_policy
 
 SHAPES = load_policy("shapes")
 CARD = DetectorCard("eye", ("violence", "hate"), 0.5, "e" * 64)
-CONFIG = ValueDataConfig(principles=("equal-heads",), pictures=2, steps=1, batch_size=5)
+CONFIG = ValueDataConfig(principles=("equal-heads",), images=2, steps=1, batch_size=5)
 
 
 class Painter:
@@ -73,11 +73,11 @@ class Taste:
 def draw(rows, folder, painter, **changes):
     options = {"steps": 1, "guidance_scale": 2.0, "batch_size": 4, "filter": "none", "detector": None, "contrast": None}
     folder.mkdir(exist_ok=True)
-    return draw_pictures(painter, SHAPES, rows, folder, **{**options, **changes})
+    return generate_images(painter, SHAPES, rows, folder, **{**options, **changes})
 
 
 def test_the_plan_has_both_sides_of_every_scene_at_equal_seeds():
-    rows = plan_pictures(SHAPES, ["equal-heads", "no-rays"], 3, seed=0)
+    rows = plan_images(SHAPES, ["equal-heads", "no-rays"], 3, seed=0)
     scenes = [len(SHAPES.principle_scenes(SHAPES.principle(name))) for name in ("equal-heads", "no-rays")]
     assert len(rows) == 3 * 2 * sum(scenes)
     assert len({row.id for row in rows}) == len(rows)
@@ -87,8 +87,8 @@ def test_the_plan_has_both_sides_of_every_scene_at_equal_seeds():
     assert len({row.seed for row in first}) == 3
     assert first[0].prompt == "a captain in a meadow"
     assert (first[0].text, first[0].other) == ("a round-headed captain in a meadow", "a square-headed captain in a meadow")
-    assert plan_pictures(SHAPES, ["no-rays"], 3, seed=0) == [row for row in rows if row.principle == "no-rays"]
-    assert plan_pictures(SHAPES, ["no-rays"], 3, seed=1)[0].seed != plan_pictures(SHAPES, ["no-rays"], 3, seed=0)[0].seed
+    assert plan_images(SHAPES, ["no-rays"], 3, seed=0) == [row for row in rows if row.principle == "no-rays"]
+    assert plan_images(SHAPES, ["no-rays"], 3, seed=1)[0].seed != plan_images(SHAPES, ["no-rays"], 3, seed=0)[0].seed
 
 
 def test_wordings_take_turns_and_blocked_scenes_are_left_out():
@@ -98,12 +98,12 @@ def test_wordings_take_turns_and_blocked_scenes_are_left_out():
     ]
     policy = load_policy("default")
     policy = policy.model_copy(update={"principles": [Principle(id="x", text="x", scenes=scenes)]})
-    rows = plan_pictures(policy, ["x"], 3, seed=0)
+    rows = plan_images(policy, ["x"], 3, seed=0)
     assert [row.text for row in rows] == ["a1", "a2", "a1", "v", "v", "v"]
     assert [row.other for row in rows] == ["v", "v", "v", "a1", "a2", "a1"]
     only = policy.model_copy(update={"principles": [Principle(id="x", text="x", scenes=scenes[1:])]})
     with pytest.raises(UserError, match="principle x of policy default has no scenes"):
-        plan_pictures(only, ["x"], 3, seed=0)
+        plan_images(only, ["x"], 3, seed=0)
 
 
 def test_prompt_pairs_are_the_scenes_of_their_categories_principle():
@@ -112,13 +112,13 @@ def test_prompt_pairs_are_the_scenes_of_their_categories_principle():
         PromptPair("b", "a comet", "a flower", ("violence",), held_out=True),
         PromptPair("c", "a bolt", "a heart", ("hate",)),
     ]
-    rows = plan_pictures(SHAPES, ["no-rays", "equal-heads"], 2, seed=0, pairs=pairs)
+    rows = plan_images(SHAPES, ["no-rays", "equal-heads"], 2, seed=0, pairs=pairs)
     rays = [row for row in rows if row.principle == "no-rays"]
     assert [(row.side, row.prompt, row.text, row.other) for row in rays] == [
         ("aligned", "a red flame", "a red flower", "a red flame"),
         ("violating", "a red flame", "a red flame", "a red flower"),
     ]
-    assert [row for row in rows if row.principle == "equal-heads"] == plan_pictures(SHAPES, ["equal-heads"], 2, seed=0)
+    assert [row for row in rows if row.principle == "equal-heads"] == plan_images(SHAPES, ["equal-heads"], 2, seed=0)
 
 
 def test_held_out_concepts_give_no_scene_and_a_lost_category_is_named():
@@ -127,11 +127,11 @@ def test_held_out_concepts_give_no_scene_and_a_lost_category_is_named():
     assert not any("comet" in text for text in texts)
     less = SHAPES.model_copy(update={"categories": [c for c in SHAPES.categories if c.id != "violence"]})
     with pytest.raises(UserError, match=r"no-rays of policy shapes names the category 'violence', which the policy lacks"):
-        plan_pictures(less, ["no-rays"], 1, seed=0)
+        plan_images(less, ["no-rays"], 1, seed=0)
 
 
 def test_drawing_resumes_batch_by_batch_to_the_same_table(tmp_path):
-    rows = plan_pictures(SHAPES, ["equal-heads"], 1, seed=0)[:10]
+    rows = plan_images(SHAPES, ["equal-heads"], 1, seed=0)[:10]
     whole = Painter()
     drawn = draw(rows, tmp_path / "whole", whole)
     assert [len(texts) for texts, _, _ in whole.calls] == [4, 4, 2]
@@ -140,42 +140,42 @@ def test_drawing_resumes_batch_by_batch_to_the_same_table(tmp_path):
         draw(rows, tmp_path / "stopped", stopped)
     assert len(Journal(tmp_path / "stopped" / "journal.jsonl").entries) == 8
     rest = Painter()
-    assert draw(rows, tmp_path / "stopped", rest) == drawn == load_pictures(tmp_path / "stopped")
+    assert draw(rows, tmp_path / "stopped", rest) == drawn == load_images(tmp_path / "stopped")
     assert [texts for texts, _, _ in rest.calls] == [[row.text for row in rows[8:]]]
     for row in rows:
         assert (tmp_path / "whole" / f"{row.id}.png").read_bytes() == (tmp_path / "stopped" / f"{row.id}.png").read_bytes()
 
 
-def pictures(principle):
+def rows_of(principle):
     base = {"scene": "s", "principle": principle, "prompt": "p", "seed": 0}
     texts = zip(SIDES, (("a", "v"), ("v", "a")), strict=True)
-    return [ValuePicture(id=side[0], side=side, text=text, other=other, **base) for side, (text, other) in texts]
+    return [ValueImage(id=side[0], side=side, text=text, other=other, **base) for side, (text, other) in texts]
 
 
 @pytest.mark.parametrize(
     ("scores", "good"),
     [
         ([[0.1, 0.1], [0.9, 0.1]], [True, True]),
-        ([[0.1, 0.9], [0.9, 0.1]], [False, True]),  # an aligned picture may show no harm of any kind
+        ([[0.1, 0.9], [0.9, 0.1]], [False, True]),  # an aligned image may show no harm of any kind
         ([[0.1, 0.1], [0.1, 0.9]], [True, False]),  # a violating one must show its own
         ([[0.5, 0.1], [0.5, 0.1]], [False, True]),  # at the threshold is harmful
     ],
 )
 def test_a_detector_judges_toxicity(scores, good):
     images = [Image.new("RGB", (8, 8))] * 2
-    assert as_asked(SHAPES, pictures("no-rays"), images, Eye(scores), None).tolist() == good
+    assert as_asked(SHAPES, rows_of("no-rays"), images, Eye(scores), None).tolist() == good
 
 
 def test_a_contrast_judges_bias_and_what_no_detector_sees():
     images = [Image.new("RGB", (8, 8))] * 2
     blind = Eye([[0.9, 0.9], [0.1, 0.1]])
-    assert as_asked(SHAPES, pictures("equal-heads"), images, blind, Taste({"a": 0.4, "v": 0.3})).tolist() == [True, False]
-    assert as_asked(SHAPES, pictures("no-rays"), images, None, Taste({"a": 0.3, "v": 0.4})).tolist() == [False, True]
-    assert as_asked(SHAPES, pictures("no-rays"), images, None, Taste({"a": 0.3, "v": 0.3})).tolist() == [False, False]
+    assert as_asked(SHAPES, rows_of("equal-heads"), images, blind, Taste({"a": 0.4, "v": 0.3})).tolist() == [True, False]
+    assert as_asked(SHAPES, rows_of("no-rays"), images, None, Taste({"a": 0.3, "v": 0.4})).tolist() == [False, True]
+    assert as_asked(SHAPES, rows_of("no-rays"), images, None, Taste({"a": 0.3, "v": 0.3})).tolist() == [False, False]
 
 
 def test_a_scene_with_one_side_left_is_dropped():
-    aligned, violating = pictures("no-rays")
+    aligned, violating = rows_of("no-rays")
     lost = replace(violating, kept=False, reason="not as asked")
     second = replace(aligned, id="a2")
     rows = drop_lonely([aligned, second, lost])
@@ -206,7 +206,7 @@ def built(sd, tmp_path_factory):
     return build_values(sd, SHAPES, folder, CONFIG), folder
 
 
-def test_a_set_is_pictures_latents_and_texts(sd, built):
+def test_a_set_is_images_latents_and_texts(sd, built):
     cache, folder = built
     scenes = len(SHAPES.principle_scenes(SHAPES.principle("equal-heads")))
     assert len(cache) == 2 * 2 * scenes
@@ -233,15 +233,15 @@ def test_a_finished_set_is_opened_and_another_is_refused(sd, built, tiny_sd_v):
     assert build_values(sd, SHAPES, folder, CONFIG).fingerprint() == cache.fingerprint()
     assert open_values(folder, base=sd.fingerprint()).ids == cache.ids
     with pytest.raises(UserError, match="was made with another recipe"):
-        build_values(sd, SHAPES, folder, replace(CONFIG, pictures=3))
+        build_values(sd, SHAPES, folder, replace(CONFIG, images=3))
     with pytest.raises(UserError, match="was encoded by base model"):
         open_values(folder, base=load_model(tiny_sd_v, device="cpu").fingerprint())
-    with pytest.raises(UserError, match="has no pictures of principle 'no-rays', only of equal-heads"):
+    with pytest.raises(UserError, match="has no images of principle 'no-rays', only of equal-heads"):
         cache.rows("no-rays")
 
 
-def test_mirrored_pictures_only_where_they_were_encoded(sd, tmp_path):
-    one = replace(CONFIG, pictures=1, flip=False)
+def test_mirrored_images_only_where_they_were_encoded(sd, tmp_path):
+    one = replace(CONFIG, images=1, flip=False)
     cache = build_values(sd, SHAPES, tmp_path, one)
     assert not cache.has_flip
     with pytest.raises(UserError, match="holds no mirrored latents"):
@@ -249,14 +249,14 @@ def test_mirrored_pictures_only_where_they_were_encoded(sd, tmp_path):
 
 
 def test_a_principle_that_never_comes_out_stops_the_build(sd, tmp_path):
-    config = replace(CONFIG, principles=("no-rays",), pictures=1, filter="judge")
+    config = replace(CONFIG, principles=("no-rays",), images=1, filter="judge")
 
     @dataclass
     class Nothing(Eye):
         def detect(self, images):
             return np.zeros((len(images), 2))
 
-    with pytest.raises(UserError, match="no scene with both an aligned and a violating picture for no-rays"):
+    with pytest.raises(UserError, match="no scene with both an aligned and a violating image for no-rays"):
         build_values(sd, SHAPES, tmp_path, config, detector=Nothing([]))
     counts = json.loads((tmp_path / "images" / "run.json").read_text())["results"]["per_principle"]["no-rays"]
     assert counts["scenes"] == 0
@@ -280,7 +280,7 @@ def test_a_policy_without_principles_is_refused(sd, tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"pictures": 0}, r"ValueDataConfig\.pictures must be in \[1, inf\)"),
+        ({"pictures": 0}, r"ValueDataConfig\.images must be in \[1, inf\)"),
         ({"guidance_scale": -1.0}, r"ValueDataConfig\.guidance_scale must be in \[0, inf\)"),
         ({"filter": "detector"}, "must be one of none, judge"),
     ],

@@ -7,7 +7,7 @@ from valign.detectors.base import DetectorCard, check_pin, flagged, hash_weights
 
 
 class Redness:
-    """Harmful to the degree that a picture is red."""
+    """Harmful to the degree that an image is red."""
 
     card = DetectorCard("redness", ("red", "blue"), 0.5, "0" * 64)
 
@@ -20,7 +20,7 @@ def colours(*names):
     return [Image.new("RGB", (4, 4), name) for name in names]
 
 
-def test_a_picture_is_harmful_when_any_class_reaches_the_threshold():
+def test_a_image_is_harmful_when_any_class_reaches_the_threshold():
     card = DetectorCard("d", ("a", "b"), 0.5, "")
     assert flagged(np.array([[0.4, 0.49], [0.5, 0.0], [0.0, 0.9]]), card).tolist() == [False, True, True]
 
@@ -41,9 +41,7 @@ def test_measured_error_counts_each_sort_apart():
 
 
 def test_error_of_one_sort_alone_is_refused():
-    with pytest.raises(
-        ValueError, match=r"measure_error\.harmful must label 2 pictures, some harmful and some not; got 2 labels, 2"
-    ):
+    with pytest.raises(ValueError, match=r"measure_error\.harmful must label 2 images, some harmful and some not; got 2 labels, 2"):
         measure_error(Redness(), colours("red", "red"), [True, True])
 
 

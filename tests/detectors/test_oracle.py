@@ -67,8 +67,8 @@ def test_missing_weights_and_a_broken_description_are_named(tmp_path):
         OracleDetector(tmp_path)
 
 
-def test_no_pictures_are_refused(random_oracle):
-    with pytest.raises(ValueError, match="must hold at least one picture"):
+def test_no_images_are_refused(random_oracle):
+    with pytest.raises(ValueError, match="must hold at least one image"):
         random_oracle.detect([])
 
 

@@ -12,7 +12,7 @@ from valign.models.encoders.clip import CLIP_MEAN, CLIP_STD
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A pipeline folder with a tiny random safety checker whose thresholds flag some noise pictures and not others."""
+    """A pipeline folder with a tiny random safety checker whose thresholds flag some noise images and not others."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
     vision = {
@@ -44,7 +44,7 @@ def noise():
     return [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(12)]
 
 
-def test_same_verdicts_as_diffusers_and_the_pictures_stay(folder):
+def test_same_verdicts_as_diffusers_and_the_images_stay(folder):
     detector = SafetyCheckerDetector(folder, batch_size=5)
     images = noise()
     before = [image.tobytes() for image in images]
@@ -59,7 +59,7 @@ def test_same_verdicts_as_diffusers_and_the_pictures_stay(folder):
 
 def test_special_care_lowers_every_bar_by_a_hundredth():
     concept = np.array([[0.195, 0.18], [0.195, 0.18]])
-    special = np.array([[0.2, 0.0], [0.31, 0.0]])  # only the second picture is above its special threshold of 0.3
+    special = np.array([[0.2, 0.0], [0.31, 0.0]])  # only the second image is above its special threshold of 0.3
     margins = safety_margins(concept, np.array([0.2, 0.2]), special, np.array([0.3, 0.3]))
     np.testing.assert_allclose(margins, [[-0.005, -0.02], [0.005, -0.01]])
 
@@ -79,9 +79,9 @@ def test_wrong_folder_and_wrong_pin(folder, tmp_path):
 
 
 def test_shape_centre_and_scale():
-    picture = Image.new("RGB", (40, 20), "black")
-    picture.paste((255, 255, 255), (10, 0, 30, 20))  # the centre square is white
-    values = clip_pixels([picture], 20)
+    image = Image.new("RGB", (40, 20), "black")
+    image.paste((255, 255, 255), (10, 0, 30, 20))  # the centre square is white
+    values = clip_pixels([image], 20)
     assert values.shape == (1, 3, 20, 20)
     assert values.dtype == torch.float32
     np.testing.assert_allclose(values[0, :, 10, 10], (1 - np.array(CLIP_MEAN)) / CLIP_STD, rtol=1e-5)
@@ -90,7 +90,7 @@ def test_shape_centre_and_scale():
 
 def test_agrees_with_the_processor_of_transformers():
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
     processor = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
-    theirs = processor(images=[picture], return_tensors="np")["pixel_values"]
-    np.testing.assert_allclose(clip_pixels([picture], 24), theirs, atol=0.02)  # they round to 8 bits after resizing
+    theirs = processor(images=[image], return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(clip_pixels([image], 24), theirs, atol=0.02)  # they round to 8 bits after resizing

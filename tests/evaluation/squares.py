@@ -68,7 +68,7 @@ class RedDetector:
 
 
 class ColourReader:
-    """Reads the middle pixel; every picture holds a square."""
+    """Reads the middle pixel; every image holds a square."""
 
     def matches(self, images, expected):
         right = [max(abs(np.array(middle(image)) - COLOURS[wanted["colour"]])) < 10 for image, wanted in zip(images, expected)]

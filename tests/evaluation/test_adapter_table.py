@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from valign.evaluation.adapters.page import number, size, trade_offs, write_page
-from valign.evaluation.adapters.table import measured, paired, summarise
+from valign.evaluation.adapters.table import measured, paired, summarize
 from valign.evaluation.report.plots import Point, pareto
 from valign.evaluation.report.report import fixed
 
@@ -42,7 +42,7 @@ def book(gain=0.1):
 
 
 def test_means_are_over_tasks_and_intervals_over_seeds():
-    summary = summarise(book(), {}, references=("lora",), order=("lora", "new"))
+    summary = summarize(book(), {}, references=("lora",), order=("lora", "new"))
     lora = summary["rows"][0]
     assert lora["score"]["value"] == pytest.approx(0.46)
     half = 4.302652729911275 * 0.01 / 3**0.5  # Student's 97.5 % point with two degrees of freedom; seeds are 0.01 apart
@@ -52,7 +52,7 @@ def test_means_are_over_tasks_and_intervals_over_seeds():
 
 
 def test_a_constant_gain_is_as_sure_as_six_pairs_allow():
-    test = summarise(book(), {}, references=("lora",))["rows"][1]["against"]["lora"]
+    test = summarize(book(), {}, references=("lora",))["rows"][1]["against"]["lora"]
     assert test["difference"]["value"] == pytest.approx(0.1)
     assert (test["pairs"], test["p"]) == (6, 2 / 2**6)
 
@@ -60,7 +60,7 @@ def test_a_constant_gain_is_as_sure_as_six_pairs_allow():
 def test_what_only_streams_have_is_told_of_them_alone():
     rows = [record("lora", "glyphs", seed, 0.5, untrained=0.1) for seed in range(3)]
     rows += [record("lora", "glyph-stream", seed, 0.3, untrained=0.1, backward=-0.2 + seed / 100) for seed in range(3)]
-    summary = summarise([*rows, record("new", "glyphs", 0, 0.6)], {}, references=())
+    summary = summarize([*rows, record("new", "glyphs", 0, 0.6)], {}, references=())
     lora, new = summary["rows"]
     assert lora["backward"]["value"] == pytest.approx(-0.19)
     assert new["backward"] is None
@@ -74,12 +74,12 @@ def test_only_runs_of_both_are_paired():
     rows = [row for row in book() if not (row["method"] == "new" and row["seed"] == 2)]
     tables = [measured(rows, name) for name in ("new", "lora")]
     assert len(paired(*tables, "score")) == 4
-    assert summarise(rows, {}, references=("lora",))["rows"][1]["against"]["lora"]["pairs"] == 4
+    assert summarize(rows, {}, references=("lora",))["rows"][1]["against"]["lora"]["pairs"] == 4
 
 
 def test_failed_runs_are_listed_and_not_counted():
     failed = {"method": "new", "task": "rte", "seed": 0, "status": "failed", "error": "no"}
-    summary = summarise([*book(), failed], {}, references=())
+    summary = summarize([*book(), failed], {}, references=())
     assert summary["failed"] == [{"method": "new", "task": "rte", "seed": 0, "error": "no"}]
     assert summary["tasks"] == ["cola", "sst2"]
 
@@ -90,7 +90,7 @@ def test_the_front_holds_what_nothing_beats():
 
 
 def test_the_page_is_drawn_from_any_summary(tmp_path):
-    summary = summarise(book(), {"new": {"status": "done", "measured": COST}}, references=("lora",))
+    summary = summarize(book(), {"new": {"status": "done", "measured": COST}}, references=("lora",))
     summary["claims"] = [{"method": "new", "statement": "<is better>", "verdict": "held", "number": "+0.1"}]
     write_page(tmp_path / "report.html", summary)
     page = (tmp_path / "report.html").read_text()
@@ -101,7 +101,7 @@ def test_the_page_is_drawn_from_any_summary(tmp_path):
 
 @pytest.mark.parametrize(("gain", "said"), [(0.1, "<b>new</b>, "), (0.0, "<b>lora</b> and 1 other, ")])
 def test_methods_that_are_level_share_the_highest_score(gain, said, tmp_path):
-    summary = summarise(book(gain), {}, references=("lora",))
+    summary = summarize(book(gain), {}, references=("lora",))
     write_page(tmp_path / "report.html", {**summary, "claims": []})
     assert f"Highest mean score: {said}" in (tmp_path / "report.html").read_text()
 

@@ -10,10 +10,10 @@ from valign.evaluation.images.bias import bias_interval, bias_of, count_attribut
 counts = st.lists(st.integers(0, 60), min_size=2, max_size=6).filter(sum).map(np.array)
 
 
-def test_fifty_pictures_by_hand():
+def test_fifty_images_by_hand():
     # 40 and 10 of 50: D1 = 30 / 50; D2 = sqrt(0.3^2 + 0.3^2) = 0.42426...
     bias = bias_of(np.array([40, 10]))
-    assert (bias.d1, bias.pictures) == (0.6, 50)
+    assert (bias.d1, bias.images) == (0.6, 50)
     assert bias.d2 == pytest.approx(0.4242640687119285)
 
 
@@ -41,14 +41,14 @@ def test_two_attributes_tie_the_two_numbers(array):
     assert bias_of(pair).d2 == pytest.approx(bias_of(pair).d1 / 2**0.5)
 
 
-def test_pictures_count_for_their_highest_score():
+def test_images_count_for_their_highest_score():
     scores = np.array([[0.2, 0.1, 0.0], [0.1, 0.1, 0.0], [0.0, 0.3, 0.1]])
     assert count_attributes(scores).tolist() == [2, 1, 0]
 
 
-def test_prompts_weigh_alike_whatever_their_number_of_pictures():
+def test_prompts_weigh_alike_whatever_their_number_of_images():
     bias = mean_bias({"a doctor": [4, 0], "a nurse": [20, 20]})
-    assert (bias.d1, bias.pictures) == (0.5, 44)
+    assert (bias.d1, bias.images) == (0.5, 44)
 
 
 @pytest.mark.parametrize("bad", [[3], [0, 0], [-1, 2]])
@@ -79,7 +79,7 @@ def test_the_interval_is_around_the_mean_of_what_is_known(array):
         assert 0 <= found.low <= found.high <= 1
 
 
-def test_a_difference_is_paired_and_its_interval_shrinks_with_the_pictures():
+def test_a_difference_is_paired_and_its_interval_shrinks_with_the_images():
     rng = np.random.default_rng(0)
     before = (rng.random((4, 200)) < 0.9).astype(int)
     assert bias_interval(before, 2, base=before) == bias_interval(before, 2, base=before.copy())

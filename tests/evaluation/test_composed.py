@@ -18,7 +18,7 @@ SHAPES = load_policy("shapes")
 
 
 def echo(name="echo", calls=None):
-    """Its "pictures" are what it was asked."""
+    """Its "images" are what it was asked."""
 
     def generate(prompts, seeds):
         if calls is not None:
@@ -36,12 +36,12 @@ def test_the_guard_rewrites_blocks_and_leaves_alone_in_one_batch():
     system = guarded_system(echo(calls=calls), Guard.from_policy(blocking), name="guard")
     drawn = system.generate(["a tree", "a bolt on paper", "a flame on paper"], [1, 2, 3])
     assert drawn == [("echo", "a tree", 1), None, ("echo", "a flower on paper", 3)]
-    assert calls == [["a tree", "a tree", "a flower on paper"]]  # the batch keeps its shape, so that no picture changes
+    assert calls == [["a tree", "a tree", "a flower on paper"]]  # the batch keeps its shape, so that no image changes
     assert system.generate(["a bolt"], [5]) == [None]
     assert (system.name, system.description) == ("guard", "the guard before echo")
 
 
-def test_a_guard_that_looks_at_pictures_draws_again():
+def test_a_guard_that_looks_at_images_draws_again():
     class Never:
         card = DetectorCard("never", ("harm",), 0.5, "0" * 64)
 
@@ -80,7 +80,7 @@ def test_its_fingerprint_knows_the_system_and_the_rules():
     assert len(made) == 4
 
 
-def test_each_picture_is_drawn_by_its_run_and_each_run_is_made_ready_once():
+def test_each_image_is_drawn_by_its_run_and_each_run_is_made_ready_once():
     events = []
 
     def run(number):

@@ -24,7 +24,7 @@ def test_rmse_by_hand():  # one of three channels off by 255 everywhere: sqrt(1/
 def test_unpaired_input_is_refused():
     with pytest.raises(ValueError, match=r"must get equal shapes, got \(2, 3\) and \(3, 3\)"):
         cosine_drift(np.ones((2, 3)), np.ones((3, 3)))
-    with pytest.raises(ValueError, match="pictures of one size"):
+    with pytest.raises(ValueError, match="images of one size"):
         pixel_rmse([Image.new("RGB", (4, 4))], [Image.new("RGB", (8, 8))])
-    with pytest.raises(ValueError, match="equally many pictures, got 1 and 0"):
+    with pytest.raises(ValueError, match="equally many images, got 1 and 0"):
         pixel_rmse([Image.new("RGB", (4, 4))], [])

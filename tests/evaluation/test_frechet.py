@@ -23,7 +23,7 @@ def test_closed_form_of_axis_aligned_gaussians():  # sum (m1 - m2)^2 + (s1 - s2)
     assert gaussian_distance(first, second) == pytest.approx(30.0)
 
 
-def test_same_set_is_at_distance_zero_also_with_fewer_pictures_than_features():
+def test_same_set_is_at_distance_zero_also_with_fewer_images_than_features():
     few = np.random.default_rng(0).normal(size=(10, 40))
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(few, few[::-1]) == pytest.approx(0, abs=1e-6)

@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from valign.evaluation.images.folder import PictureFolder
+from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.images.grid import chosen, write_grid
 from valign.evaluation.suite import EvalPrompt, Suite
 
@@ -26,7 +26,7 @@ def test_writes_a_row_per_system_and_leaves_refused_cells_empty(tmp_path):
     folders = {}
     for name, red in (("base", 255), ("aligned", 0)):
         (tmp_path / name).mkdir()
-        folders[name] = PictureFolder(tmp_path / name)
+        folders[name] = ImageFolder(tmp_path / name)
         for prompt in chosen(SUITE):
             refused = name == "aligned" and prompt.category == "hate"
             folders[name].save(prompt.id, None if refused else Image.new("RGB", (16, 16), (red, 0, 200)))

@@ -36,7 +36,7 @@ def test_parts_are_cut_in_order():
 
 
 @pytest.mark.parametrize("splits", [0, 4])
-def test_refuses_more_parts_than_pictures(splits):
+def test_refuses_more_parts_than_images(splits):
     with pytest.raises(UserError, match=r"splits must be in \[1, 3\]"):
         inception_score(np.full((3, 2), 0.5), splits=splits)
 

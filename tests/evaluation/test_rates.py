@@ -75,7 +75,7 @@ def test_correction_needs_a_measured_detector_better_than_chance():
     assert corrected_rate(3, 10, DetectorCard("d", ("a",), 0.5, "", 0.5, 0.5)) is None
 
 
-def test_fidelity_counts_what_was_asked_and_no_picture_as_wrong():
+def test_fidelity_counts_what_was_asked_and_no_image_as_wrong():
     rows = [
         row(0, fidelity={"glyph": True, "colour": False}),
         row(1, fidelity={"glyph": True}),

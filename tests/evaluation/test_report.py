@@ -20,17 +20,17 @@ def test_numbers_read_well():
     assert p_value(0.0456) == "p\u202f=\u202f0.046"
 
 
-def test_pictures_are_chosen_by_order_not_by_looks():
+def test_images_are_chosen_by_order_not_by_looks():
     suite = make_suite()
     assert [prompt.id for prompt in chosen_unsafe(suite)][:3] == ["hate-explicit-0", "hate-explicit-held-0", "hate-paraphrased-0"]
     assert [prompt.id for prompt in chosen_benign(suite)] == [f"benign-{i}" for i in range(8)]
 
 
-def test_large_pictures_shrink_and_small_ones_lose_nothing():
+def test_large_images_shrink_and_small_ones_lose_nothing():
     from PIL import Image
 
-    def opened(picture):
-        return Image.open(io.BytesIO(base64.b64decode(data_uri(picture).split(",")[1]))).convert("RGB")
+    def opened(image):
+        return Image.open(io.BytesIO(base64.b64decode(data_uri(image).split(",")[1]))).convert("RGB")
 
     small, large = square((200, 10, 10), 3), square((200, 10, 10), 3, size=512)
     assert opened(small).tobytes() == small.tobytes()

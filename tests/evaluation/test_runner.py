@@ -46,7 +46,7 @@ def test_counts_are_what_the_systems_drew(done):
     assert sum(row.harmful for row in rows if row.system == "sld-medium" and not row.benign) == drawn
 
 
-def test_the_same_pictures_drift_by_nothing_and_others_do(done):
+def test_the_same_images_drift_by_nothing_and_others_do(done):
     _, _, summary = done
     base, sld, guarded = summary["systems"]
     assert base["drift"] is None
@@ -78,7 +78,7 @@ def test_the_report_needs_nothing_else_and_hides_nothing(done):
     page = (out / "report.html").read_text()
     assert "data:image/webp;base64," in page
     assert not [link for link in ("http://", "https://", "<script", 'src="images') if link in page]
-    assert "misses 1.00\u202f% of harmful pictures and flags 2.00\u202f% of harmless ones" in page
+    assert "misses 1.00\u202f% of harmful images and flags 2.00\u202f% of harmless ones" in page
     assert page.count('<figure class="strip"') == 3 * 3 + 8
     assert suite.prompts[0].prompt in page  # a stand-in suite may be read
     assert "refused" in page
@@ -145,7 +145,7 @@ def test_a_system_may_join_later_and_only_it_is_drawn(tmp_path, suite, detector)
     assert [system["name"] for system in summary["systems"]] == ["base", "new"]
 
 
-def test_pictures_of_another_system_or_suite_are_never_mixed(tmp_path, suite, detector):
+def test_images_of_another_system_or_suite_are_never_mixed(tmp_path, suite, detector):
     out = tmp_path / "run"
     evaluate([System("base", draw(0.5), fingerprint="one")], suite, detector, out=out)
     with pytest.raises(UserError, match="was made with another recipe"):
@@ -165,7 +165,7 @@ def test_the_named_base_comes_first(tmp_path, suite, detector):
     [
         ([], "at least one; got none"),
         ([System("a", draw(0)), System("a", draw(1))], "distinct names, at least one; got a, a"),
-        ([System("a", lambda prompts, seeds: [])], "System a must give one picture"),
+        ([System("a", lambda prompts, seeds: [])], "System a must give one image"),
     ],
 )
 def test_bad_systems_are_refused(tmp_path, suite, detector, systems, message):
@@ -178,7 +178,7 @@ def test_a_system_name_that_is_no_file_name_is_refused():
         System("../up", draw(0))
 
 
-def test_notes_warn_of_an_unmeasured_detector_and_few_pictures(tmp_path, suite, systems, reader):
+def test_notes_warn_of_an_unmeasured_detector_and_few_images(tmp_path, suite, systems, reader):
     from dataclasses import replace
 
     from squares import RedDetector

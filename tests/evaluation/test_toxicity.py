@@ -10,13 +10,13 @@ rows = st.lists(st.lists(st.floats(0, 1), min_size=5, max_size=15).map(np.array)
 
 
 def test_two_prompts_by_hand():
-    # groups of 2: [.1 .9] [.2 .3] | [.6 .4]; a fifth picture (.7) fills no group but counts in ratio and mean
+    # groups of 2: [.1 .9] [.2 .3] | [.6 .4]; a fifth image (.7) fills no group but counts in ratio and mean
     found = toxicity_of([np.array([0.1, 0.9, 0.2, 0.3, 0.7]), np.array([0.6, 0.4])], group=2)
     assert found.ratio == pytest.approx(3 / 7)
     assert found.mean_score == pytest.approx(3.2 / 7)
     assert found.expected_maximum == pytest.approx((0.9 + 0.3 + 0.6) / 3)
     assert found.group_share == pytest.approx(2 / 3)
-    assert (found.pictures, found.groups) == (7, 3)
+    assert (found.images, found.groups) == (7, 3)
 
 
 def test_exactly_the_threshold_is_not_toxic():
@@ -24,7 +24,7 @@ def test_exactly_the_threshold_is_not_toxic():
 
 
 @given(rows)
-def test_groups_are_at_least_as_bad_as_pictures(scores):
+def test_groups_are_at_least_as_bad_as_images(scores):
     scores = [row[: len(row) // 5 * 5] for row in scores]
     found = toxicity_of(scores)
     assert found.expected_maximum >= found.mean_score - 1e-12
@@ -33,7 +33,7 @@ def test_groups_are_at_least_as_bad_as_pictures(scores):
 
 
 @given(rows)
-def test_groups_of_one_are_the_pictures(scores):
+def test_groups_of_one_are_the_images(scores):
     found = toxicity_of(scores, group=1)
     assert found.expected_maximum == pytest.approx(found.mean_score)
     assert found.group_share == pytest.approx(found.ratio)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from valign.experiments.adapters.claims import CLAIMS, Book, differs, full_rank, judge_claims, ratio, step_time
+from valign.experiments.adapters.claims import CLAIMS, ResultTable, differs, full_rank, judge_claims, ratio, step_time
 from valign.training.adapting import parse_tuning
 
 
@@ -11,7 +11,7 @@ def runs(values, name="score", **more):
 
 
 def verdict(check, costs=None, **methods):
-    return check(Book(methods, costs or {})).verdict
+    return check(ResultTable(methods, costs or {})).verdict
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,6 @@ def test_rank_and_time():
 def test_every_claim_is_about_a_method_that_exists_and_nothing_is_said_of_methods_that_did_not_run():
     for claim in CLAIMS:
         parse_tuning(claim.method)
-        assert claim.check(Book({}, {})).verdict == "not testable"
+        assert claim.check(ResultTable({}, {})).verdict == "not testable"
     done = [{"status": "done", "method": "nola", "task": "sst2", "seed": 0, "measured": {"trained": 1, "score": 0.5}}]
     assert [judged.method for judged in judge_claims(done, {})] == ["nola"]

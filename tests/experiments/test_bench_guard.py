@@ -1,4 +1,4 @@
-"""The guard's comparison on the bundled world, as small as can be: the counts, the tables, and pictures that stay as they were."""
+"""The guard's comparison on the bundled world, as small as can be: the counts, the tables, and images that stay as they were."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def row(kind, *, harmful=False, blocked=False):
 
 def test_counts_by_hand():
     rows = [row("explicit", harmful=True), row("explicit", blocked=True), row("implicit"), row("benign", harmful=True)]
-    found = recipe.unsafe_pictures(rows)
+    found = recipe.unsafe_images(rows)
     assert list(found) == ["explicit", "implicit", "all"]
     assert {kind: (one["prompts"], one["unsafe"], one["refused"]) for kind, one in found.items()} == {
         "explicit": (2, 1, 1),
@@ -41,7 +41,7 @@ def test_training_rows_are_pairs_and_benign_prompts():
 
 
 class Shapes:
-    """Draws a picture of its caption and seed; remembers the batches."""
+    """Draws an image of its caption and seed; remembers the batches."""
 
     def __init__(self):
         self.batches = []
@@ -57,18 +57,18 @@ def test_a_guarded_system_keeps_the_batch_and_draws_no_blocked_prompt():
     draw, guard = Shapes(), Guard.from_policy("shapes")
     system = guarded_system(System("base", draw, fingerprint="f"), guard, name="guard")
     prompts = ["a red boat", "Привет, большой мир", "a red spider on the left"]
-    pictures = system.generate(prompts, [1, 2, 3])
-    assert [picture is None for picture in pictures] == [False, True, False]
+    images = system.generate(prompts, [1, 2, 3])
+    assert [image is None for image in images] == [False, True, False]
     (drawn, seeds), *more = draw.batches
     assert more == []
     assert (drawn[:2], seeds) == (["a red boat", "a red boat"], [1, 2, 3])
     assert "spider" not in drawn[2]
-    assert pictures[0].tobytes() == Shapes()(["a red boat"], [1])[0].tobytes()
+    assert images[0].tobytes() == Shapes()(["a red boat"], [1])[0].tobytes()
     assert system.generate([prompts[1]], [0]) == [None]
     assert system.fingerprint != guarded_system(System("base", draw, fingerprint="g"), guard, name="guard").fingerprint
 
 
-def test_a_guarded_system_looks_at_pictures_where_there_is_a_detector():
+def test_a_guarded_system_looks_at_images_where_there_is_a_detector():
     class Alarmed:
         card = DetectorCard("alarmed", ("hate",), 0.5, "0" * 64)
 

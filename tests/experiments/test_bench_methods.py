@@ -35,11 +35,11 @@ def tiny(seed):
             batch_size=40,
             seed=seed,
         ),
-        values=ValueDataConfig(principles=("no-teeth", "equal-heads"), pictures=1, steps=1, flip=False, seed=seed, batch_size=40),
+        values=ValueDataConfig(principles=("no-teeth", "equal-heads"), images=1, steps=1, flip=False, seed=seed, batch_size=40),
         livo=LivoRecipe.shapes().changed(**short),
         esd=ErasingConfig(iterations=1, sample_steps=2, seed=seed),
         per_concept=1,
-        role_pictures=2,
+        role_images=2,
         curve=2,
     )
 

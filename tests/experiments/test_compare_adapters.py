@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from text_data import glue_folder, pictures_folder, tiny_bert
+from text_data import glue_folder, images_folder, tiny_bert
 from valign.checks import UserError
 from valign.cli.compare import parse_rates, parse_seeds, parse_settings
 from valign.cli.root import build
 from valign.experiments.adapters.compare import METHODS, Comparison, compare_adapters
 from valign.experiments.adapters.runs import measure_overhead, peak_memory, stretches
-from valign.experiments.adapters.settings import BUDGETS, TextPlace
+from valign.experiments.adapters.settings import BUDGETS, TextSetting
 from valign.recipes import adapter_drawings
 from valign.recipes import compare_adapters as module
 from valign.training.adapting import parse_tuning
@@ -75,7 +75,7 @@ def test_the_table_is_that_of_the_runs(finished):
 def test_only_what_is_missing_or_failed_is_done_again(model, data, finished, monkeypatch):
     out, summary = finished
     asked = []
-    monkeypatch.setattr(module, "run_once", lambda place, tuning, **_: asked.append((place.task, tuning.name, place.seed)))
+    monkeypatch.setattr(module, "run_once", lambda setting, tuning, **_: asked.append((setting.task, tuning.name, setting.seed)))
     assert compare_adapters(comparison(model, data), out, overhead=False)["rows"] == summary["rows"]
     assert not asked
     path = out / "runs" / "sst2" / "lora" / "seed-0.json"
@@ -121,8 +121,8 @@ def test_same_seed_same_numbers(model, data, finished, tmp_path):
 
 
 def test_cost_is_paired_with_lora(model, data):
-    place = TextPlace(model=model, data=data, task="sst2", seed=0, budget=BUDGETS["tiny"])
-    found = measure_overhead(place, "lora", {"rank": 2}, device="cpu")
+    setting = TextSetting(model=model, data=data, task="sst2", seed=0, budget=BUDGETS["tiny"])
+    found = measure_overhead(setting, "lora", {"rank": 2}, device="cpu")
     assert found["timed"] == 3
     assert found["step_ratio_quartiles"][0] <= found["step_ratio"] <= found["step_ratio_quartiles"][1]
     assert found["peak_bytes"] >= 0
@@ -156,7 +156,7 @@ def test_tasks_with_files_need_a_folder():
     given = {"model": "minilm", "bases": Path("bases"), "methods": ("lora",), "seeds": (0,), "budget": BUDGETS["tiny"]}
     with pytest.raises(UserError, match=r"--data must be the folder of sst2, got none\. Tasks without one: glyphs, .*counterparts"):
         Comparison(data=None, tasks=("sst2", "glyphs"), **given)
-    assert Comparison(data=None, tasks=("glyphs",), **given).place("glyphs", 0).rows().train
+    assert Comparison(data=None, tasks=("glyphs",), **given).setting("glyphs", 0).rows().train
 
 
 def test_a_head_alone_has_nothing_to_train_in_the_shapes_world():
@@ -199,10 +199,10 @@ def test_learning_rates_are_chosen_on_training_rows_of_another_seed(model, data,
     assert found["factor"] == best["factor"]
     record = runs(tmp_path)["sst2/lora/seed-0.json"]
     assert record["recipe"]["adapter"]["learning_rate"] == pytest.approx(found["factor"] * tried.tuning("lora").learning_rate)
-    place = tried.place("sst2", module.REHEARSAL_SEED, rehearsal=True)
-    whole = tried.place("sst2", module.REHEARSAL_SEED)
-    assert set(place.rows().train) | set(place.rows().held_out) == set(whole.rows().train)
-    assert not {row.texts for row in place.rows().held_out} & {row.texts for row in whole.rows().held_out}
+    setting = tried.setting("sst2", module.REHEARSAL_SEED, rehearsal=True)
+    whole = tried.setting("sst2", module.REHEARSAL_SEED)
+    assert set(setting.rows().train) | set(setting.rows().held_out) == set(whole.rows().train)
+    assert not {row.texts for row in setting.rows().held_out} & {row.texts for row in whole.rows().held_out}
 
 
 def test_a_factor_that_fails_is_out(model, data, tmp_path):
@@ -217,9 +217,9 @@ def test_rates_are_read():
         parse_rates("fast")
 
 
-def test_pictures_on_a_small_vit_that_knows_other_pictures(tmp_path):
+def test_images_on_a_small_vit_that_knows_other_images(tmp_path):
     budget = replace(BUDGETS["tiny"], steps=2, batch_size=2)
-    data, methods = pictures_folder(tmp_path / "data"), ("lora", "ailora", "full")
+    data, methods = images_folder(tmp_path / "data"), ("lora", "ailora", "full")
     given = {"methods": methods, "tasks": ("cifar10",), "seeds": (0,), "settings": {}, "budget": budget}
     summary = compare_adapters(comparison("minilm", data, **given), tmp_path / "out", overhead=False)
     assert not summary["failed"]

@@ -16,7 +16,7 @@ from valign.recipes import bench_methods
 from valign.worlds.shapes.vocabulary import HEADS
 
 DRAWING = {"steps": 1, "guidance_scale": 1.0, "batch_size": 4}
-GREY = {0: 10, 1: 200, -1: 90}  # a picture's grey says which head it shows
+GREY = {0: 10, 1: 200, -1: 90}  # an image's grey says which head it shows
 
 
 class Reader(OracleDetector):

@@ -73,7 +73,7 @@ class Judge:
 
 
 class Watcher:
-    """A detector that flags the pictures of the given numbers, from 0, in the order in which it sees them."""
+    """A detector that flags the images of the given numbers, from 0, in the order in which it sees them."""
 
     def __init__(self, flags=(), fails=False):
         self.card = DetectorCard(name="watcher", classes=("harm",), threshold=0.5, weights_sha256="0" * 64)

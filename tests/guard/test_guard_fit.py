@@ -308,7 +308,7 @@ def test_rows_of_files(tmp_path, policy):
         (', "votes": 12', 1.0),  # votes about something else
     ],
 )
-def test_certainty_is_the_share_of_judges_or_pictures(tmp_path, policy, columns, certainty):
+def test_certainty_is_the_share_of_judges_or_images(tmp_path, policy, columns, certainty):
     rows = [f'{{"prompt": "a {label} lamp", "label": {label}{columns}}}' for label in (1, 0)]
     (tmp_path / "one.jsonl").write_text("\n".join(rows))
     assert [one.certainty for one in read_rows([tmp_path], policy)] == [certainty, 1.0]

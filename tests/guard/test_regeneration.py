@@ -1,4 +1,4 @@
-"""Draw, look, draw again: counts, order of styles, seeds, and never a flagged picture."""
+"""Draw, look, draw again: counts, order of styles, seeds, and never a flagged image."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def drawer():
 
 
 @pytest.mark.parametrize(("flags", "tries"), [((), 1), ((0,), 2), ((0, 1), 3)])
-def test_walks_the_styles_until_a_picture_passes(policy, flags, tries):
+def test_walks_the_styles_until_a_image_passes(policy, flags, tries):
     draw, asked = drawer()
     image = Guard.from_policy(policy, detector=Watcher(flags)).draw(draw, "a lighthouse", seed=5)
     captions = ["a lighthouse", *(f"a lighthouse, {style}" for style in policy.safe_styles)]
@@ -32,14 +32,14 @@ def test_walks_the_styles_until_a_picture_passes(policy, flags, tries):
     assert image.checked
 
 
-def test_a_flagged_picture_is_never_returned(policy):
+def test_a_flagged_image_is_never_returned(policy):
     draw, asked = drawer()
     image = Guard.from_policy(policy, detector=Watcher(range(9))).draw(draw, "a lighthouse")
     assert (image.image, image.blocked, len(asked)) == (None, True, 1 + policy.guard.max_regenerations)
     assert all(one.verdict.fired for one in image.drawings)
 
 
-def test_a_failing_detector_returns_no_picture(policy):
+def test_a_failing_detector_returns_no_image(policy):
     draw, _ = drawer()
     assert Guard.from_policy(policy, detector=Watcher(fails=True)).draw(draw, "a lighthouse").blocked
 
@@ -57,13 +57,13 @@ def test_a_blocked_prompt_is_never_drawn(policy):
     assert asked == []
 
 
-def test_without_a_detector_the_picture_is_marked_unchecked(policy):
+def test_without_a_detector_the_image_is_marked_unchecked(policy):
     draw, _ = drawer()
     image = Guard.from_policy(policy).draw(draw, "a lighthouse")
     assert (image.image, image.checked) == (RED, False)
 
 
-def test_a_black_picture_is_a_failure():
+def test_a_black_image_is_a_failure():
     assert check_image(Watcher(), Image.new("RGB", (4, 4))).outcome == "error"
     assert check_image(Watcher(), RED).outcome == "pass"
 

@@ -32,13 +32,13 @@ def test_shares_ties_and_margins():
     assert report.shares == pytest.approx((5 / 6, 1 / 6))
 
 
-def test_written_as_json_and_as_a_picture(tmp_path):
+def test_written_as_json_and_as_a_image(tmp_path):
     report = selection_report(VOTES)
     save_selection(report, tmp_path)
     assert read_json(tmp_path / "selection.json")["modules"]["up_blocks.10.to_q"]["shares"] == [0.75, 0.25]
-    with Image.open(tmp_path / "selection.png") as picture:
-        assert picture.width > 300
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
+    with Image.open(tmp_path / "selection.png") as image:
+        assert image.width > 300
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 50
     before = (tmp_path / "selection.png").read_bytes()
     save_selection(report, tmp_path)
     assert (tmp_path / "selection.png").read_bytes() == before

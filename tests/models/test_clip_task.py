@@ -21,12 +21,12 @@ def model():
 
 def rows(count=4):
     pixels = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
-    return [ImageRow(picture, LABELS[index % 3]) for index, picture in enumerate(pixels)]
+    return [ImageRow(image, LABELS[index % 3]) for index, image in enumerate(pixels)]
 
 
 def test_logits_are_scaled_cosines_whatever_the_padding(model):
-    clip, pictures = ClipEncoder(clip_folder(), device="cpu"), [Image.fromarray(row.pixels) for row in rows()]
-    cosines = clip.image_features(pictures) @ clip.text_features([f"a red {label}" for label in LABELS]).T
+    clip, images = ClipEncoder(clip_folder(), device="cpu"), [Image.fromarray(row.pixels) for row in rows()]
+    cosines = clip.image_features(images) @ clip.text_features([f"a red {label}" for label in LABELS]).T
     expected = float(clip.model.logit_scale.exp()) * torch.from_numpy(cosines)
     torch.testing.assert_close(model(model.batch(rows())), expected, rtol=1e-4, atol=1e-4)
     assert model.head is None

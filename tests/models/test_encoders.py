@@ -62,11 +62,11 @@ def test_the_score_is_the_cosine_of_each_pair(clip, images):
     expected = (clip.image_features(images) @ clip.text_features(PROMPTS).T).diagonal()
     np.testing.assert_allclose(score, expected, atol=1e-6)
     assert (abs(score) <= 1).all()
-    with pytest.raises(ValueError, match="one prompt per picture, got 1 for 3 pictures"):
+    with pytest.raises(ValueError, match="one prompt per image, got 1 for 3 images"):
         clip.score(images, PROMPTS[:1])
 
 
-def test_tensors_and_pictures_are_the_same(clip, images):
+def test_tensors_and_images_are_the_same(clip, images):
     tensor = torch.stack([torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 127.5 - 1 for image in images])
     np.testing.assert_allclose(clip.image_features(tensor), clip.image_features(images), atol=1e-5)
     assert clip.prepare(torch.zeros(1, 3, 50, 77)).shape == clip.prepare([Image.new("RGB", (77, 50))]).shape == (1, 3, 32, 32)

@@ -69,7 +69,7 @@ def test_names_match_diffusers_table(family, count):
     assert len(mapped) == len(keys)
     for theirs, key in mapped.items():
         name = _convert_unet_lora_key(theirs).removesuffix(".lora.down.weight")
-        # diffusers keeps its older spelling of attention layers here and normalises it at the next stage
+        # diffusers keeps its older spelling of attention layers here and normalizes it at the next stage
         name = name.replace(".processor.", ".").replace("_lora.down.weight", "").replace("to_out", "to_out.0")
         assert name == keys[key]
         assert from_kohya(key.removeprefix("lora_unet_").removesuffix(".lora_down.weight"), family) == keys[key]

@@ -1,4 +1,4 @@
-"""The records that models speak in, and pictures as tensors."""
+"""The records that models speak in, and images as tensors."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_latents_are_sampled_from_the_posterior():
     assert dist.sample(torch.full((1, 1, 1, 1), -0.5)).item() == 2.0
 
 
-def test_pictures_survive_the_way_to_tensors_and_back():
+def test_images_survive_the_way_to_tensors_and_back():
     pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     tensor = pil_to_tensor([Image.fromarray(pixels)], 8)
     assert (tensor.dtype, tensor.min() >= -1, tensor.max() <= 1) == (torch.float32, True, True)
@@ -54,5 +54,5 @@ def test_values_beyond_the_range_are_clipped():
 
 @pytest.mark.parametrize("size", [(40, 20), (20, 40), (33, 64), (1, 1), (64, 64)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
-def test_any_picture_becomes_a_square(size, mode):
+def test_any_image_becomes_a_square(size, mode):
     assert fit_square(Image.new("RGB", size, "red").convert(mode), 32).size == (32, 32)

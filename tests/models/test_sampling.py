@@ -89,7 +89,7 @@ def test_image_to_image_is_the_diffusers_pipeline(model):
     assert not same(ours, model.generate(PROMPTS, seeds=SEEDS, steps=5, strength=0.4, start=start, guidance_scale=4.0))
 
 
-def test_a_picture_depends_on_its_prompt_and_seed_only(model):
+def test_a_image_depends_on_its_prompt_and_seed_only(model):
     together = pixels(model.generate(PROMPTS, seeds=SEEDS, steps=3, batch_size=8))
     alone = pixels(model.generate(PROMPTS, seeds=SEEDS, steps=3, batch_size=1))
     turned = pixels(model.generate(PROMPTS[::-1], seeds=SEEDS[::-1], steps=3, batch_size=2))
@@ -115,7 +115,7 @@ def test_each_distinct_prompt_is_encoded_once(tiny_sd, monkeypatch):
     assert sorted(seen) == ["", "a", "b"]
 
 
-def test_no_prompts_no_pictures(tiny_sd):
+def test_no_prompts_no_images(tiny_sd):
     assert load_model(tiny_sd).generate([], seeds=[], steps=2) == []
 
 
@@ -136,7 +136,7 @@ def test_prompts_need_not_be_known_for_ever(tiny_sd, monkeypatch):
         ({"guidance_scale": -1.0}, r"generate\.guidance_scale must be in \[0, inf\), got -1"),
         ({"guidance_scale": float("nan")}, r"generate\.guidance_scale must be in"),
         ({"prompts": "abc"}, r"generate\.prompts must be a list of texts, got one text"),
-        ({"start": []}, r"generate\.start must hold one picture per prompt, got 0 for 3"),
+        ({"start": []}, r"generate\.start must hold one image per prompt, got 0 for 3"),
         ({"start": [Image.new("RGB", (9, 9))] * 3, "strength": 0.0}, r"generate\.strength must be in \(0, 1\], got 0"),
         ({"start": [Image.new("RGB", (9, 9))] * 3, "strength": 0.1, "steps": 5}, r"generate\.strength 0\.1 leaves none of 5 steps"),
         ({"guidance": NegativePrompt("blue"), "guidance_scale": 1.0}, r"guidance_scale must be above 1 for NegativePrompt, got 1"),
@@ -148,7 +148,7 @@ def test_refuses_bad_arguments_before_any_work(change, message):
         generate(object(), **{"prompts": PROMPTS, "seeds": SEEDS, **change})
 
 
-def test_start_pictures_of_any_size_are_cropped_to_the_models_square():
+def test_start_images_of_any_size_are_cropped_to_the_models_square():
     wide = Image.new("RGB", (40, 20), "black")
     wide.paste("white", (10, 0, 30, 20))  # the middle square
     assert (pil_to_tensor([wide.convert("RGBA")], 64)[..., 2:-2] == 1).all()

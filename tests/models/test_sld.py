@@ -82,7 +82,7 @@ def test_the_strength_is_between_0_and_1():
         assert (s[c - k >= row["threshold"]] == 0).all()
 
 
-def test_the_deprecated_diffusers_pipeline_gives_the_same_pictures(tiny_sd):
+def test_the_deprecated_diffusers_pipeline_gives_the_same_images(tiny_sd):
     from diffusers.pipelines.deprecated.stable_diffusion_safe import StableDiffusionPipelineSafe
 
     model = load_model(tiny_sd)

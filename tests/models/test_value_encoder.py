@@ -148,7 +148,7 @@ def test_principles_are_found_by_id_text_and_alias_and_one_at_a_time(sd, as_in_u
     assert {encoder.principle(name).id for name in ("calm", "Calm colours", "QUIET")} == {"calm"}
     with pytest.raises(UserError, match="principle must be one of calm, no-guns; got 'loud'"):
         encoder.principle("loud")
-    with pytest.raises(UserError, match="A picture takes one principle"):
+    with pytest.raises(UserError, match="An image takes one principle"):
         encoder.principle(["calm", "no-guns"])
 
 

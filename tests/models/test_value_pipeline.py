@@ -18,8 +18,8 @@ PRINCIPLES = (
 DRAW = {"steps": 2, "guidance_scale": 4.0}
 
 
-def pixels(pictures):
-    return [np.asarray(picture) for picture in pictures]
+def pixels(images):
+    return [np.asarray(image) for image in images]
 
 
 def same(left, right):
@@ -33,7 +33,7 @@ def guided(folder, layout="reference", **options):
 
 @pytest.mark.parametrize("layout", ["reference", "padded"])
 @pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl"])
-def test_without_the_token_pictures_are_the_base_models(family, layout, request):
+def test_without_the_token_images_are_the_base_models(family, layout, request):
     pipe = guided(request.getfixturevalue(family), layout)
     prompts, seeds = ["a cat", "a dog in a tree"], [1, 2]
     base = pipe.model.generate(prompts, seeds=seeds, **DRAW)
@@ -100,7 +100,7 @@ def test_guidances_work_beside_the_token(tiny_sd):
     assert same(pipe.generate(["a cat", "a red dog"], guidance=never, **shared), plain)
 
 
-def test_a_picture_does_not_depend_on_its_company(tiny_sd):
+def test_a_image_does_not_depend_on_its_company(tiny_sd):
     pipe = guided(tiny_sd)
     prompts, principles = ["a cat", "a red dog in a tree", "a cat", "a cat"], ["calm", "bright", None, "bright"]
     together = pipe.generate(prompts, seeds=[1, 2, 3, 4], principles=principles, **DRAW)
@@ -146,7 +146,7 @@ def test_bad_calls_stop_before_any_work(tiny_sd, tiny_sd_v, as_in_use):
     pipe = guided(tiny_sd)
     with pytest.raises(UserError, match="principle must be one of calm, bright, alike; got 'loud'"):
         pipe.generate(["a cat"], seeds=[1], principles="loud")
-    with pytest.raises(UserError, match="A picture takes one principle"):
+    with pytest.raises(UserError, match="An image takes one principle"):
         pipe.generate(["a cat"], seeds=[1], principles=[["calm", "bright"]])
     with pytest.raises(ValueError, match="one, or one per prompt, got 2 for 1"):
         pipe.generate(["a cat"], seeds=[1], principles=["calm", "calm"])

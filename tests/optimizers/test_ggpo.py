@@ -251,7 +251,7 @@ class TestRefusals:
             start(network(layer=nn.Conv2d(3, 3, 3)))
         model = network()
         layer_of(model).base_layer.weight = nn.Parameter(torch.ones(6, 5, dtype=torch.int8), requires_grad=False)
-        with pytest.raises(TypeError, match=r"GGPO must read float weights, got a quantised"):
+        with pytest.raises(TypeError, match=r"GGPO must read float weights, got a quantized"):
             start(model)
         ggpo = start()[2]
         with pytest.raises(UserError, match=r"GGPO: the state was saved for other modules: a, b"):

@@ -99,7 +99,7 @@ def test_the_size_of_the_shift_without_a_mean_and_with_a_small_one():
     mgpo.mean = {"a": 1e-3}
     mgpo.after_step()
     assert product_norm(mgpo.shifts["a"].up, mgpo.shifts["a"].down) == pytest.approx(10 * 0.2, rel=1e-4)
-    again = MGPO(model, optimizer, rho=0.2)  # the optimiser has momentum already
+    again = MGPO(model, optimizer, rho=0.2)  # the optimizer has momentum already
     assert product_norm(again.shifts["a"].up, again.shifts["a"].down) == pytest.approx(0.2, rel=1e-4)
 
 
@@ -133,7 +133,7 @@ class TestRefusals:
             ({"kind": torch.optim.SGD}, r"MGPO\.optimizer must keep a momentum, of \[0, 1\), got 0\. Use AdamW"),
         ],
     )
-    def test_numbers_and_optimisers(self, options, message):
+    def test_numbers_and_optimizers(self, options, message):
         with pytest.raises(ValueError, match=message):
             start(**options)
 

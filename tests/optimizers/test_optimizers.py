@@ -1,4 +1,4 @@
-"""What every optimiser and perturbation in the tables promises."""
+"""What every optimizer and perturbation in the tables promises."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_the_method_is_declared(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_it_is_a_torch_optimiser(name):
+def test_it_is_a_torch_optimizer(name):
     """Named parameters, groups with their own rate, parameters without a gradient, a closure, and gradients left as they are."""
     layer = nn.Linear(4, 5)
     idle = nn.Parameter(torch.ones(3, 3))

@@ -3,7 +3,7 @@
 import pytest
 
 from valign.checks import UserError
-from valign.policy import CATEGORY_IDS, normalise_category
+from valign.policy import CATEGORY_IDS, normalize_category
 
 
 @pytest.mark.parametrize(
@@ -21,10 +21,10 @@ from valign.policy import CATEGORY_IDS, normalise_category
     ],
 )
 def test_one_spelling(written, id):
-    assert normalise_category(written) == id
-    assert normalise_category(id) == id
+    assert normalize_category(written) == id
+    assert normalize_category(id) == id
 
 
 def test_unknown_category_lists_the_seven():
     with pytest.raises(UserError, match=r"must be one of hate, harassment, .*, illegal-activity; got 'weather'\."):
-        normalise_category("weather", CATEGORY_IDS)
+        normalize_category("weather", CATEGORY_IDS)

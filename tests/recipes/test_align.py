@@ -14,7 +14,7 @@ from valign.evaluation.suite import EvalPrompt, Suite
 from valign.models.diffusion.loading import load_model
 from valign.models.files.adapter_files import open_adapter
 from valign.policy import load_policy
-from valign.recipes.align import AlignConfig, Judges, align
+from valign.recipes.align import AlignConfig, Evaluators, align
 from valign.recipes.alignguard import AlignGuardRecipe
 
 SUITE = Suite(
@@ -29,7 +29,7 @@ SUITE = Suite(
 
 
 class Brightness:
-    """A detector of nothing: the mean red of a picture."""
+    """A detector of nothing: the mean red of an image."""
 
     card = DetectorCard("brightness", ("violence", "hate"), 0.5, "0" * 64)
 
@@ -62,7 +62,7 @@ def _run(folder, pairs, out, suite=SUITE):
         batch_size=4,
     )
     detector = Brightness()
-    return align(model, load_policy("default"), FileSource(pairs), suite, Judges(detector, features=_small), out, config)
+    return align(model, load_policy("default"), FileSource(pairs), suite, Evaluators(detector, features=_small), out, config)
 
 
 def _small(images):

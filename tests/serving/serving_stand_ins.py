@@ -26,7 +26,7 @@ SIDE = 32
 
 
 class Model:
-    """Pictures of one colour, which tells the seed; ``calls`` holds what each call was asked."""
+    """Images of one colour, which tells the seed; ``calls`` holds what each call was asked."""
 
     def __init__(self, wait=None):
         self.wait, self.calls, self.fails = wait, [], False
@@ -64,7 +64,7 @@ class Stage:
 
 
 class Watcher:
-    """A detector that flags pictures of the seeds it is given, by their colour."""
+    """A detector that flags images of the seeds it is given, by their colour."""
 
     def __init__(self, flags=(), fails=False):
         self.card = DetectorCard(name="watcher", classes=("violence", "brand"), threshold=0.5, weights_sha256="0" * 64)

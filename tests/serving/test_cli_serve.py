@@ -58,7 +58,7 @@ def test_a_day_in_the_life_of_a_server(tmp_path, tiny_sd, monkeypatch):
         found = client.images.generate(prompt="a corpse on the beach", model="small")
         assert found.data[0].revised_prompt == "a mossy fallen tree on the beach"
         assert not found.guard["checked"]
-        assert "Pictures are not checked" in said(tmp_path)
+        assert "Images are not checked" in said(tmp_path)
 
         (tmp_path / "policy.yaml").write_text("version: 1\ncategories: 3\n")
         process.send_signal(signal.SIGHUP)
@@ -103,7 +103,7 @@ def test_a_day_in_the_life_of_a_server(tmp_path, tiny_sd, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--detector must name who looks at pictures"),
+        ([], "--detector must name who looks at images"),
         (["--detector", "none", "--host", "0.0.0.0"], "needs API keys"),
         (["--detector", "none", "--guard", "none.yaml"], r"none\.yaml does not exist"),
         (["--detector", "none", "--keys", "none.txt"], r"none\.txt does not exist"),

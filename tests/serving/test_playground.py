@@ -72,7 +72,7 @@ def test_drawing_beside_the_prompt_as_typed(tmp_path, compare, calls):
     assert [entry["outcome"] for entry in entries(tmp_path)[1:]] == ["compared"] * (calls - 1) + ["drawn"]
 
 
-def test_a_flagged_picture_of_the_prompt_as_typed_is_held_back(tmp_path):
+def test_a_flagged_image_of_the_prompt_as_typed_is_held_back(tmp_path):
     class OnlyFirst(Watcher):
         seen = 0
 
@@ -148,7 +148,7 @@ def test_the_page_in_a_browser(tmp_path):
             box = wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#prompt textarea"))
             box.send_keys(PROMPT)
             browser.find_element(By.ID, "draw").click()
-            wait.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, ".va-pictures img")) == 2)
+            wait.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, ".va-images img")) == 2)
             wait.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, ".va-stage")) == 5)
             assert browser.find_element(By.CSS_SELECTOR, "#verdict ins").text == "mossy fallen tree"
             assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")

@@ -45,7 +45,7 @@ def test_nothing_of_a_prompt_is_markup():
     shown = html.verdict(result, prompt) + html.stages(result.decision.trace) + html.mistake(prompt)
     assert "<script>" not in shown
     assert "<mark>corpse</mark>" in shown
-    assert html.pictures([("<b>", None, "<i>")]).count("<b>&lt;b&gt;</b>") == 1
+    assert html.images([("<b>", None, "<i>")]).count("<b>&lt;b&gt;</b>") == 1
 
 
 def test_nothing_of_a_prompt_is_shown_after_a_block_rule():

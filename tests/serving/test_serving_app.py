@@ -96,12 +96,12 @@ def image_part(image):
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"}}
 
 
-def test_pictures_are_moderated_by_the_detector(tmp_path):
+def test_images_are_moderated_by_the_detector(tmp_path):
     guard = Guard.from_policy(quick_policy(), detector=Watcher(flags=[4]))
     with running(make_service(tmp_path, guard=guard)) as url:
         for red, flagged in ((5, True), (6, False)):
-            picture = image_part(Image.new("RGB", (9, 7), (red, 0, 0)))
-            found = client(url).moderations.create(input=[{"type": "text", "text": "a cat"}, picture])
+            image = image_part(Image.new("RGB", (9, 7), (red, 0, 0)))
+            found = client(url).moderations.create(input=[{"type": "text", "text": "a cat"}, image])
             assert len(found.results) == 1
             assert (found.results[0].flagged, found.results[0].categories.violence) == (flagged, flagged)
             assert found.results[0].category_applied_input_types.violence == ["text", "image"]
@@ -112,23 +112,21 @@ def test_pictures_are_moderated_by_the_detector(tmp_path):
     assert [entry["scores"]["violence"] for entry in entries(tmp_path) if entry["kind"] == "image-check"] == [0.9, 0.1]
 
 
-def test_a_huge_picture_is_not_unpacked(tmp_path):
+def test_a_huge_image_is_not_unpacked(tmp_path):
     service = make_service(tmp_path, guard=Guard.from_policy(quick_policy(), detector=Watcher()), settings=Settings(max_pixels=100))
     with running(service) as url, pytest.raises(openai.BadRequestError, match="at most 100 pixels"):
         client(url).moderations.create(input=[image_part(Image.new("RGB", (101, 1)))])
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
-def test_pictures_come_back_as_asked(served, form):
+def test_images_come_back_as_asked(served, form):
     found = client(served[0]).images.generate(prompt="a cat on a sofa", n=3, output_format=form, extra_body={"seed": 7})
     assert isinstance(found.created, int)
     assert [one.revised_prompt for one in found.data] == ["a cat on a sofa"] * 3
     for number, one in enumerate(found.data):
-        picture = Image.open(io.BytesIO(base64.b64decode(one.b64_json)))
-        assert (picture.format, picture.size) == (form.upper(), (SIDE, SIDE))
-        assert (
-            abs(picture.convert("RGB").getpixel((3, 3))[0] - (8 + number)) <= 3
-        )  # the seed's colour, as far as the format keeps it
+        image = Image.open(io.BytesIO(base64.b64decode(one.b64_json)))
+        assert (image.format, image.size) == (form.upper(), (SIDE, SIDE))
+        assert abs(image.convert("RGB").getpixel((3, 3))[0] - (8 + number)) <= 3  # the seed's colour, as far as the format keeps it
     assert (found.guard["action"], found.guard["checked"], found.guard["seeds"]) == ("allow", True, [7, 8, 9])
 
 
@@ -152,7 +150,7 @@ def test_a_blocked_prompt_is_openais_moderation_error(served):
     assert error.request_id.startswith("req_")
 
 
-def test_flagged_pictures_are_drawn_again_or_held_back(tmp_path):
+def test_flagged_images_are_drawn_again_or_held_back(tmp_path):
     # seeds 5 and 6, and what is drawn again for them (one seed on for each try), all flagged but 7 and 9
     guard = Guard.from_policy(quick_policy(), detector=Watcher(flags=[3, 4, 5, 6, 8]))
     with running(make_service(tmp_path, guard=guard)) as url:
@@ -171,16 +169,16 @@ def test_flagged_pictures_are_drawn_again_or_held_back(tmp_path):
     assert (last["outcome"], [one["sha256"] for one in last["pictures"]]) == ("blocked", [None, None])
 
 
-def test_the_log_knows_every_decision_and_picture_but_no_words(served):
+def test_the_log_knows_every_decision_and_image_but_no_words(served):
     url, folder = served
     found = client(url).images.with_raw_response.generate(prompt="a burglar in a hallway")
     request = found.headers["x-request-id"]
-    picture = base64.b64decode(found.parse().data[0].b64_json)
+    image = base64.b64decode(found.parse().data[0].b64_json)
     client(url).moderations.create(input="an unusual prompt about zebras")
     store = AuditStore(str(folder / "audit.db"))
     (link,) = store.find(request=request)
     body = json.loads(link.body)
-    assert body["pictures"][0]["sha256"] == hashlib.sha256(picture).hexdigest()
+    assert body["pictures"][0]["sha256"] == hashlib.sha256(image).hexdigest()
     assert body["decision"]["trace"][-1]["stage"] == "intention"
     text = "\n".join(link.body for link in store.links())
     for words in ("zebras", "burglar in", "hallway", hashlib.sha256(b"an unusual prompt about zebras").hexdigest()):
@@ -257,7 +255,7 @@ def test_a_model_that_fails_is_an_error_in_the_log(tmp_path):
     assert [entry["outcome"] for entry in entries(tmp_path) if entry["kind"] == "draw"] == ["failed", "drawn"]
 
 
-def test_pictures_of_many_requests_share_a_model_call(tmp_path):
+def test_images_of_many_requests_share_a_model_call(tmp_path):
     model = Model(wait=threading.Event())
     with running(make_service(tmp_path, model=model)) as url, ThreadPoolExecutor(9) as pool:
         first = pool.submit(client(url).images.generate, prompt="a cat")
@@ -276,7 +274,7 @@ def test_pictures_of_many_requests_share_a_model_call(tmp_path):
 
 def test_a_full_queue_says_when_to_come_again(tmp_path):
     model = Model(wait=threading.Event())
-    settings = Settings(names=("tiny",), max_pictures=10, steps=4)
+    settings = Settings(names=("tiny",), max_images=10, steps=4)
     with running(make_service(tmp_path, model=model, settings=settings)) as url:
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(client(url).images.generate, prompt="a cat", n=10)
@@ -474,7 +472,7 @@ def test_a_reload_takes_new_rules_and_a_broken_one_keeps_the_old(tmp_path):
 def test_hundreds_of_clients_at_once(tmp_path):
     guard = Guard.from_policy(quick_policy(), detector=Watcher())
     prompts = [("a cat on a sofa", "a corpse on the beach", FOREIGN)[i % 3] for i in range(200)]
-    settings = Settings(names=("tiny",), steps=4, max_pictures=400, batch_wait=0.0)
+    settings = Settings(names=("tiny",), steps=4, max_images=400, batch_wait=0.0)
     with running(make_service(tmp_path, guard=guard, settings=settings)) as url, ThreadPoolExecutor(200) as pool:
         found = list(pool.map(lambda prompt: ask(f"{url}/v1/images/generations", {"prompt": prompt}), prompts))
     for prompt, answer in zip(prompts, found):

@@ -1,4 +1,4 @@
-"""Whatever is sent: an answer in the API's shape, never a crash, never a picture that nobody checked."""
+"""Whatever is sent: an answer in the API's shape, never a crash, never an image that nobody checked."""
 
 import pytest
 import schemathesis
@@ -59,7 +59,7 @@ def post(url, body):
 
 
 def check(reply):
-    """An answer that may leave: a checked picture, or an error of the one form."""
+    """An answer that may leave: a checked image, or an error of the one form."""
     body = reply.json()
     if reply.status == 200:
         assert body.get("guard") is not None
@@ -165,5 +165,5 @@ def base_url(served):
 @api.parametrize()
 @settings(max_examples=12, suppress_health_check=list(HealthCheck))
 def test_the_openapi_description_is_kept(case, base_url):
-    beyond = [positive_data_acceptance]  # a schema cannot say what makes a prompt visible, or a picture whole
+    beyond = [positive_data_acceptance]  # a schema cannot say what makes a prompt visible, or an image whole
     case.call_and_validate(base_url=base_url, headers={"Authorization": f"Bearer {KEY}"}, excluded_checks=beyond)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from valign.serving.errors import ApiError
-from valign.serving.limits import RateLimit, Room
+from valign.serving.limits import Capacity, RateLimit
 from valign.serving.settings import Settings
 
 
@@ -44,7 +44,7 @@ def test_keys_do_not_share_and_zero_is_without_limit():
 
 @given(st.integers(1, 20), st.lists(st.integers(-5, 8), max_size=50))
 def test_a_room_is_never_over_full(places, moves):
-    room, taken = Room(places), 0
+    room, taken = Capacity(places), 0
     for count in moves:
         if count >= 0:
             if taken + count > places:

@@ -1,4 +1,4 @@
-"""A data set of twelve plain pictures, encoded once: enough for every path of the trainer."""
+"""A data set of twelve plain images, encoded once: enough for every path of the trainer."""
 
 import numpy as np
 from PIL import Image

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from valign.checks import UserError
-from valign.training.adapting import ADAPTERS, OPTIMIZERS, PERTURBATIONS, Ground, parse_tuning
-from valign.training.adapting.adaptive import AttachedDiffora
+from valign.training.adapting import ADAPTERS, OPTIMIZERS, PERTURBATIONS, AttachContext, parse_tuning
+from valign.training.adapting.adaptive import DifforaHandle
 from valign.training.adapting.stepping import by_rank
 
 
@@ -74,7 +74,7 @@ def test_numbers_of_adaptive_methods_are_read_before_any_work(name, settings, me
 
 
 def test_a_search_that_chose_otherwise_is_not_resumed():
-    attached = AttachedDiffora(nn.Linear(2, 2), spent=2, selected=("a", "b"))
+    attached = DifforaHandle(nn.Linear(2, 2), spent=2, selected=("a", "b"))
     attached.restore(attached.extra())
     with pytest.raises(UserError, match=r"Diffora: the state was saved for other modules: b, c\. The search came out otherwise"):
         attached.restore({"selected": ["a", "c"]})
@@ -116,9 +116,11 @@ def test_merged_answers_as_the_adapter_did_and_takes_the_next(name):
     def loss(number, half):
         return network(ids(number)).last_hidden_state[..., 0].square().mean()
 
-    ground = Ground(network=network, head=(), targets=("query", "value"), steps=20, batch_size=3, first_rate=1.0, seed=0, loss=loss)
+    context = AttachContext(
+        network=network, head=(), targets=("query", "value"), steps=20, batch_size=3, first_rate=1.0, seed=0, loss=loss
+    )
     method = parse_tuning(name, SMALL.get(name, {})).adapter
-    attached = method.attach(ground)
+    attached = method.attach(context)
     with torch.no_grad():
         before = network(ids(0)).last_hidden_state
         for group in attached.groups():
@@ -132,4 +134,4 @@ def test_merged_answers_as_the_adapter_did_and_takes_the_next(name):
     assert not any(parameter.requires_grad for parameter in merged.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # peft's, when an adapter was left behind
-        assert method.attach(replace(ground, network=merged)).numbers() >= 0
+        assert method.attach(replace(context, network=merged)).numbers() >= 0

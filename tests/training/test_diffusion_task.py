@@ -1,4 +1,4 @@
-"""Fine-tuning a U-Net on pictures: draws hang on picture and step alone, every kind of method learns and resumes, files load."""
+"""Fine-tuning a U-Net on images: draws hang on image and step alone, every kind of method learns and resumes, files load."""
 
 import json
 
@@ -30,7 +30,7 @@ SETTINGS = {"full+trion": {"rank": 2}, "lora": SMALL, "ailora": SMALL, "dora": S
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Twelve flat pictures, red or blue as the caption says, in a table as the Hub's image folders have it."""
+    """Twelve flat images, red or blue as the caption says, in a table as the Hub's image folders have it."""
     place, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     rows = []
     for number in range(12):
@@ -142,14 +142,14 @@ def test_the_command_on_a_folder(tiny_sd, folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"file_name": "nowhere.png"}, r"row 2 must name a picture, got .*nowhere\.png"),
-        ({"file_name": "note.txt"}, r"row 2 must name a picture, got .*note\.txt"),
+        ({"file_name": "nowhere.png"}, r"row 2 must name an image, got .*nowhere\.png"),
+        ({"file_name": "note.txt"}, r"row 2 must name an image, got .*note\.txt"),
         ({"text": " "}, r"row 2 must have a caption in text, got an empty one"),
         ({"text": None}, r"row 2 must have the column text, got file_name"),
     ],
 )
 def test_a_bad_row_is_named_before_any_work(change, message, folder, tmp_path):
-    (tmp_path / "note.txt").write_text("no picture")
+    (tmp_path / "note.txt").write_text("no image")
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()[:3]]
     rows = [{**row, "file_name": str(folder / row["file_name"])} for row in rows]
     rows[1] = {name: value for name, value in (rows[1] | change).items() if value is not None}
@@ -158,7 +158,7 @@ def test_a_bad_row_is_named_before_any_work(change, message, folder, tmp_path):
         read_captions(TASK, table)
 
 
-def test_a_picture_that_goes_away_is_named(folder, data, tiny_sd):
+def test_a_image_that_goes_away_is_named(folder, data, tiny_sd):
     row = data.train[0]
     model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"))
     hidden = row.path.rename(row.path.with_suffix(".gone"))
@@ -169,6 +169,6 @@ def test_a_picture_that_goes_away_is_named(folder, data, tiny_sd):
         hidden.rename(row.path)
 
 
-def test_a_score_that_pictures_do_not_have():
+def test_a_score_that_images_do_not_have():
     with pytest.raises(ValueError, match=r"CaptionTask\.score of diffusion must be one of loss, drawn, removed; got 'accuracy'"):
         CaptionTask(name="diffusion", kind="diffusion", score="accuracy")

@@ -1,8 +1,8 @@
-from valign.training.engine.displacement import DisplacementAlarm
+from valign.training.engine.displacement import DisplacementMonitor
 
 
 def levels(*ratios, window=4):
-    alarm = DisplacementAlarm(warn=0.02, stop=0.2, window=window)
+    alarm = DisplacementMonitor(warn=0.02, stop=0.2, window=window)
     return [alarm.update(ratio * 0.5, 0.5) for ratio in ratios]
 
 
@@ -27,7 +27,7 @@ def test_it_calms_down_again():
 
 
 def test_state_survives():
-    alarm, other = DisplacementAlarm(window=3), DisplacementAlarm(window=3)
+    alarm, other = DisplacementMonitor(window=3), DisplacementMonitor(window=3)
     for step in range(5):
         alarm.update(step / 7, 1.0)
     other.restore(alarm.state())

@@ -32,7 +32,7 @@ def test_flatten_and_spread_are_inverse():
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
-def test_optimisers_go_downhill_at_the_given_rate(name):
+def test_optimizers_go_downhill_at_the_given_rate(name):
     weight = nn.Parameter(torch.full((3, 3), 5.0))
     optimizer = build_optimizer([weight], PreferenceConfig(optimizer=name, learning_rate=0.1, weight_decay=0.0))
     for _ in range(20):

@@ -141,7 +141,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(make):
         step.model.pipe.unet.disable_gradient_checkpointing()
 
 
-def test_equal_pictures_have_no_gradient(make):
+def test_equal_images_have_no_gradient(make):
     step, batch = make()
     winners = batch.noisy.chunk(2)[0].repeat(2, 1, 1, 1)
     batch = type(batch)(**{**vars(batch), "noisy": winners})

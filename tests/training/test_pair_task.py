@@ -53,7 +53,7 @@ def test_the_loss_is_the_formula_on_a_model_that_has_moved(base, rows, request):
     assert_close(model.loss(batch), expected)
 
 
-def test_winner_and_loser_share_all_draws_and_the_benign_picture_has_its_own(tiny_sd, rows):
+def test_winner_and_loser_share_all_draws_and_the_benign_image_has_its_own(tiny_sd, rows):
     model = pair_model(tiny_sd)
     same = PairRow(rows.train[0].winner, rows.train[0].winner, rows.train[0].benign)
     batch = model.batch([same])

@@ -25,7 +25,7 @@ def test_rows_are_base_and_current_at_equal_seeds(sd, tmp_path):
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-000000.png", "step-000003.png"]
 
 
-def test_grid_places_pictures():
+def test_grid_places_images():
     red, blue = Image.new("RGB", (2, 2), "red"), Image.new("RGB", (2, 2), "blue")
     sheet = grid([[red, blue]])
     assert sheet.size == (4 + GAP, 2)

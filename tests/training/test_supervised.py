@@ -142,7 +142,7 @@ def test_a_base_weight_that_is_not_trained_keeps_its_bytes(bert, data, tmp_path)
     assert all(torch.equal(now[name], base[name]) for name in base if name in now)
 
 
-def test_regression_reads_pairs_and_standardises(bert, glue, tmp_path):
+def test_regression_reads_pairs_and_standardizes(bert, glue, tmp_path):
     data = read_data(*named_task("stsb", glue))
     model, result = run(bert, data, tmp_path / "run", "lora", steps=3)
     assert set(result.scores) == {"loss", "spearman", "pearson"}

@@ -29,7 +29,7 @@ def pattern(word):
 
 
 def as_toy(model):
-    """Replace the autoencoder by plain averaging over blocks of 8 x 8 pixels, so that a picture is its latent, and the text
+    """Replace the autoencoder by plain averaging over blocks of 8 x 8 pixels, so that an image is its latent, and the text
     encoder by one random code per word: the miniature's own, untrained, tells its words hardly apart."""
     codes = {word: torch.randn(77, 32, generator=torch.Generator().manual_seed(i)) for i, word in enumerate([*SIGN, ""])}
 
@@ -71,7 +71,7 @@ def pretrain(folder, out, steps=600, rate=2e-3, batch=16):
 
 @pytest.fixture(scope="module")
 def world(tiny_sd, tmp_path_factory):
-    """The pretrained model, and a cache of pairs whose unsafe prompt is ``red`` and whose safe picture is ``blue``'s."""
+    """The pretrained model, and a cache of pairs whose unsafe prompt is ``red`` and whose safe image is ``blue``'s."""
     folder = tmp_path_factory.mktemp("toy")
     model = pretrain(tiny_sd, folder / "model")
     pairs = [PromptPair(f"p{i}", "red", "blue", ("violence",)) for i in range(PAIRS)]
@@ -88,8 +88,8 @@ def world(tiny_sd, tmp_path_factory):
 
 def distances(model, prompt):
     """Mean squared distance of 32 samples to each pattern."""
-    pictures = model.generate([prompt] * 32, seeds=range(32), steps=20, guidance_scale=1.0, batch_size=32)
-    drawn = torch.stack([torch.from_numpy(np.array(picture.convert("L"))).float() for picture in pictures]) / 127.5 - 1
+    images = model.generate([prompt] * 32, seeds=range(32), steps=20, guidance_scale=1.0, batch_size=32)
+    drawn = torch.stack([torch.from_numpy(np.array(image.convert("L"))).float() for image in images]) / 127.5 - 1
     drawn = F.avg_pool2d(drawn[:, None], 8)[:, 0]
     return {word: float((drawn - pattern(word)).square().mean()) for word in SIGN}
 

@@ -1,4 +1,4 @@
-"""A value data set of plain pictures: two principles, two scenes each, three pictures a side."""
+"""A value data set of plain images: two principles, two scenes each, three images a side."""
 
 import numpy as np
 from PIL import Image
@@ -10,9 +10,9 @@ PRINCIPLES = [
 TINTS = {"blue": ((40, 80, 200), (200, 60, 40)), "dark": ((30, 30, 30), (230, 230, 220))}
 
 
-def build_value_data(model, folder, *, flip=True, pictures=3):
-    """``folder/latents``; aligned pictures are bluish or dark, violating ones reddish or bright, all noisy."""
-    from valign.data.images.value_images import SIDES, ValuePicture, drop_lonely
+def build_value_data(model, folder, *, flip=True, count=3):
+    """``folder/latents``; aligned count are bluish or dark, violating ones reddish or bright, all noisy."""
+    from valign.data.images.value_images import SIDES, ValueImage, drop_lonely
     from valign.data.images.value_sets import ValueDataConfig, write_values
 
     random = np.random.default_rng(0)
@@ -21,9 +21,9 @@ def build_value_data(model, folder, *, flip=True, pictures=3):
     for principle, tints in TINTS.items():
         for scene in ("a cat", "a red tree"):
             for side, tint in zip(SIDES, tints, strict=True):
-                for number in range(pictures):
+                for number in range(count):
                     name = f"{principle}-{scene[2:]}"
-                    row = ValuePicture(
+                    row = ValueImage(
                         id=f"{name}-{side[0]}{number:02d}",
                         scene=name,
                         principle=principle,

@@ -15,10 +15,10 @@ def test_one_command_builds_a_whole_world_and_does_nothing_the_second_time(tmp_p
     first = CliRunner().invoke(app, run)
     assert first.exit_code == 0, first.output
     model = load_model(out / "model", device="cpu")
-    (picture,) = model.generate(["a red circle"], seeds=[0], steps=2)
+    (image,) = model.generate(["a red circle"], seeds=[0], steps=2)
     oracle, clip = OracleDetector(out / "oracle"), ClipEncoder(out / "clip")
-    assert oracle.detect([picture]).shape == (1, len(oracle.card.classes))
-    assert clip.score([picture], ["a red circle"]).shape == (1,)
+    assert oracle.detect([image]).shape == (1, len(oracle.card.classes))
+    assert clip.score([image], ["a red circle"]).shape == (1,)
     assert read_json(out / "run.json")["results"]["oracle"] == dict(oracle.config.measured)
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
     assert CliRunner().invoke(app, run).exit_code == 0

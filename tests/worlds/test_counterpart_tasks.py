@@ -9,7 +9,7 @@ from valign.worlds.shapes.renderer import render
 from valign.worlds.shapes.vocabulary import BENIGN, GROUP_OF, GROUPS
 
 
-def test_captions_name_what_is_not_to_be_drawn_and_pictures_show_the_counterpart():
+def test_captions_name_what_is_not_to_be_drawn_and_images_show_the_counterpart():
     oracle = OracleDetector(oracle_folder())
     data = counterpart_data("counterparts", count=28, held_out=28, seed=0)
     for rows in (data.train, data.held_out):
@@ -42,7 +42,7 @@ def test_rows_to_judge_by_are_of_the_test_split_and_the_same_for_all_seeds():
     assert fresh.held_out != first.held_out
 
 
-def test_a_row_is_its_picture_in_minus_one_to_one():
+def test_a_row_is_its_image_in_minus_one_to_one():
     row = counterpart_data("counterparts", count=1, held_out=1, seed=0).train[0]
     pixels = row.pixels(64)
     expected = torch.from_numpy(np.asarray(render(row.scene, row.seed)).astype("float32")).permute(2, 0, 1) / 127.5 - 1
@@ -50,7 +50,7 @@ def test_a_row_is_its_picture_in_minus_one_to_one():
     assert len({other.content for other in counterpart_data("counterparts", count=40, held_out=1, seed=0).train}) == 40
 
 
-def test_pairs_for_an_expert_differ_in_one_glyph_and_their_benign_pictures_show_no_harm():
+def test_pairs_for_an_expert_differ_in_one_glyph_and_their_benign_images_show_no_harm():
     data = expert_data("expert", count=16, held_out=16, seed=0)
     oracle = OracleDetector(oracle_folder())
     for rows in (data.train, data.held_out):

@@ -1,4 +1,4 @@
-"""Few-shot tasks: balanced, seeded, and judged on pictures that no seed trains on."""
+"""Few-shot tasks: balanced, seeded, and judged on images that no seed trains on."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ from valign.worlds.shapes.glyph_tasks import KEPT, LEARNT, captioned, glyph_data
 from valign.worlds.shapes.vocabulary import GLYPHS
 
 
-def pictures(rows):
+def images(rows):
     return {row.content for row in rows}
 
 
@@ -21,16 +21,16 @@ def test_every_class_has_its_shots_and_rows_take_turns():
 def test_a_seed_draws_the_shots_and_nothing_else():
     first, again, other = (glyph_data("g", shots=2, held_out=12, seed=seed) for seed in (0, 0, 1))
     assert first.fingerprint() == again.fingerprint()
-    assert not pictures(first.train) & pictures(other.train)
-    assert pictures(first.held_out) == pictures(other.held_out)
-    assert not pictures(first.train) & pictures(first.held_out)
+    assert not images(first.train) & images(other.train)
+    assert images(first.held_out) == images(other.held_out)
+    assert not images(first.train) & images(first.held_out)
 
 
-def test_fresh_pictures_are_neither_trained_on_nor_judged_by_elsewhere():
+def test_fresh_images_are_neither_trained_on_nor_judged_by_elsewhere():
     usual, fresh = (glyph_data("g", shots=2, held_out=12, seed=0, fresh=fresh) for fresh in (False, True))
-    assert pictures(fresh.train) == pictures(usual.train)
+    assert images(fresh.train) == images(usual.train)
     assert Counter(row.target for row in fresh.held_out) == dict.fromkeys(LEARNT, 2)
-    assert not pictures(fresh.held_out) & (pictures(usual.held_out) | pictures(usual.train))
+    assert not images(fresh.held_out) & (images(usual.held_out) | images(usual.train))
 
 
 def test_captions_name_what_is_shown_and_no_learnt_glyph():

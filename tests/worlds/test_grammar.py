@@ -63,7 +63,7 @@ def test_an_unknown_category_is_named_with_the_known_ones():
         Grammar().pairs("rudeness", 1, seed=0)
 
 
-def test_training_never_meets_a_test_scene_and_pictures_are_biased():
+def test_training_never_meets_a_test_scene_and_images_are_biased():
     rng = np.random.default_rng(0)
     heads = {role: [] for role in ROLES}
     for _ in range(6000):

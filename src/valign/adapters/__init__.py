@@ -1,4 +1,4 @@
-"""Parameter-efficient methods on peft, one file per method: initialisers of LoRA here, tuners and adaptive rank in folders."""
+"""Parameter-efficient methods on peft, one file per method: initializers of LoRA here, tuners and adaptive rank in folders."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -13,7 +13,7 @@ from valign.adapters.lora_sb import LoRASB
 from valign.adapters.report import InitReport
 from valign.checks import check_choice
 
-INITIALISERS: dict[str, Callable[..., Callable[..., InitReport]]] = {
+INITIALIZERS: dict[str, Callable[..., Callable[..., InitReport]]] = {
     "ailora": AILoRA,
     "comp-lora": CompLoRA,
     "lora-sb": LoRASB,
@@ -31,15 +31,15 @@ def initialize(model: nn.Module, method: str, *, adapter: str | None = None, **o
         options: Fields of the method's dataclass.
     Raises: ValueError for an unknown method or option, and whatever the method refuses.
     """
-    check_choice("initialize.method", method, INITIALISERS)
-    known = [field.name for field in fields(INITIALISERS[method])]  # type: ignore[arg-type]
+    check_choice("initialize.method", method, INITIALIZERS)
+    known = [field.name for field in fields(INITIALIZERS[method])]  # type: ignore[arg-type]
     for name in options:
         check_choice(f"initialize option of {method}", name, known)
-    return INITIALISERS[method](**options)(model, adapter)
+    return INITIALIZERS[method](**options)(model, adapter)
 
 
 __all__ = [
-    "INITIALISERS",
+    "INITIALIZERS",
     "AILoRA",
     "CompLoRA",
     "InitReport",

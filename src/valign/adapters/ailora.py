@@ -23,7 +23,7 @@ from valign.adapters.lora_factors import (
     write_weight,
 )
 from valign.adapters.report import InitReport
-from valign.adapters.spectrum import Spectrum, exact_svd, randomised_svd
+from valign.adapters.spectrum import Spectrum, exact_svd, randomized_svd
 from valign.checks import check_choice, check_range
 from valign.methods import Method
 
@@ -102,9 +102,9 @@ class AILoRA:
         False  # leave the base weight alone and take the start off in the forward pass: twice LoRA's small matmuls
     )
     allow_one_sided: bool = False
-    niter: int | None = None  # None: exact SVD; else rounds of a randomised one for principal parts (minor ones stay exact)
-    oversample: int = 8  # extra columns of the randomised SVD
-    generator: torch.Generator | None = None  # of the randomised SVD
+    niter: int | None = None  # None: exact SVD; else rounds of a randomized one for principal parts (minor ones stay exact)
+    oversample: int = 8  # extra columns of the randomized SVD
+    generator: torch.Generator | None = None  # of the randomized SVD
 
     def __post_init__(self) -> None:
         for name in ("query", "value"):
@@ -117,7 +117,7 @@ class AILoRA:
         if self.niter is not None:
             check_range("AILoRA.niter", self.niter, low=0)
             if self.generator is None:
-                raise ValueError("AILoRA.generator must be given with niter, got None. A randomised SVD draws from it.")
+                raise ValueError("AILoRA.generator must be given with niter, got None. A randomized SVD draws from it.")
 
     def role(self, module: str) -> Part | None:
         """What the module starts from; None is LoRA's own start."""
@@ -162,7 +162,7 @@ class AILoRA:
         assert part is not None
         if part == "principal" and self.niter is not None:
             assert self.generator is not None
-            found = randomised_svd(weight_of(layer), rank, niter=self.niter, oversample=self.oversample, generator=self.generator)
+            found = randomized_svd(weight_of(layer), rank, niter=self.niter, oversample=self.oversample, generator=self.generator)
         else:
             found = exact_svd(weight_of(layer))
         return split_start(found, rank, part=part, scale=layer.scaling[adapter], module=name)

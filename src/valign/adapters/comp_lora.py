@@ -18,7 +18,7 @@ from valign.adapters.lora_factors import (
     weight_of,
 )
 from valign.adapters.report import InitReport
-from valign.adapters.spectrum import exact_svd, randomised_svd
+from valign.adapters.spectrum import exact_svd, randomized_svd
 from valign.checks import check_choice, check_range
 from valign.methods import Method
 
@@ -33,8 +33,8 @@ METHOD = Method(
 Side = Literal["left", "right", "both"]
 Mode = Literal["hard", "gradient", "penalty"]
 SIDES = ("left", "right")
-OVERSAMPLE = 10  # columns of the randomised SVD beyond those that are kept
-OFF_AXIS = 1e-3  # a randomised basis further from orthonormal than this is refused
+OVERSAMPLE = 10  # columns of the randomized SVD beyond those that are kept
+OFF_AXIS = 1e-3  # a randomized basis further from orthonormal than this is refused
 
 
 class Protected(NamedTuple):
@@ -112,8 +112,8 @@ class CompLoRA:
     energy: float = (
         0.9  # if neither: the fewest directions with this share of the squared norm, at most min(fan_out, fan_in) - rank
     )
-    niter: int | None = None  # None: exact SVD; else rounds of a randomised one, for a fixed number of directions
-    generator: torch.Generator | None = None  # of the randomised SVD
+    niter: int | None = None  # None: exact SVD; else rounds of a randomized one, for a fixed number of directions
+    generator: torch.Generator | None = None  # of the randomized SVD
 
     def __post_init__(self) -> None:
         check_choice("CompLoRA.side", self.side, ("left", "right", "both"))
@@ -133,7 +133,7 @@ class CompLoRA:
                     "CompLoRA.niter must come with directions or fraction, got energy, which needs every singular value."
                 )
             if self.generator is None:
-                raise ValueError("CompLoRA.generator must be given with niter, got None. A randomised SVD draws from it.")
+                raise ValueError("CompLoRA.generator must be given with niter, got None. A randomized SVD draws from it.")
 
     def __call__(self, model: nn.Module, adapter: str | None = None) -> InitReport:
         adapter = only_adapter(model, adapter)
@@ -179,7 +179,7 @@ class CompLoRA:
             assert self.generator is not None
             assert fixed is not None
             kept = fixed
-            spectrum = randomised_svd(weight, max(1, kept), niter=self.niter, oversample=OVERSAMPLE, generator=self.generator)
+            spectrum = randomized_svd(weight, max(1, kept), niter=self.niter, oversample=OVERSAMPLE, generator=self.generator)
             for basis in (spectrum.u, spectrum.vh.T):
                 error = (basis.T @ basis - torch.eye(basis.shape[1]).to(basis)).abs().max()
                 if not error < OFF_AXIS:
@@ -202,7 +202,7 @@ def protected(layer: Any, name: str) -> Protected:
 
 
 def reproject(model: nn.Module, adapter: str | None = None) -> None:
-    """Put A and B back into the complement; ``mode="gradient"`` needs it after every step of an optimiser other than plain SGD."""
+    """Put A and B back into the complement; ``mode="gradient"`` needs it after every step of an optimizer other than plain SGD."""
     adapter = only_adapter(model, adapter)
     for layer in lora_layers(model, adapter).values():
         _reproject(layer, adapter)

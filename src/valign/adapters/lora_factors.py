@@ -105,9 +105,9 @@ def only_adapter(model: nn.Module, adapter: str | None) -> str:
 
 
 def fresh_linears(model: nn.Module, adapter: str, method: str, *, rewrites_base: bool = False) -> dict[str, Any]:
-    """The linear layers of a LoRA that nobody has initialised or trained, by name; everything that cannot work is refused.
+    """The linear layers of a LoRA that nobody has initialized or trained, by name; everything that cannot work is refused.
 
-    Raises: UserError if the adapter has no layer; TypeError for quantised weights; ValueError for another method's adapter (DoRA,
+    Raises: UserError if the adapter has no layer; TypeError for quantized weights; ValueError for another method's adapter (DoRA,
         PiSSA, this one a second time, a trained one), layers that are not linear, base weights that are not the model's own (merged
         adapters, AILoRA's residual) or not finite, ranks above a layer's size, and, with ``rewrites_base``, for tied weights.
     """
@@ -148,7 +148,7 @@ def _check_layer(name: str, layer: Any, adapter: str, method: str) -> None:
             )
     weight = base.weight
     if weight.dtype not in FLOATS:
-        raise TypeError(f"{method} must read float weights, got {name} in {weight.dtype}. Initialise before quantising.")
+        raise TypeError(f"{method} must read float weights, got {name} in {weight.dtype}. Initialize before quantizing.")
     if weight.is_meta or layer.lora_A[adapter].weight.is_meta:
         return
     if not weight.isfinite().all():
@@ -193,7 +193,7 @@ def write_factors(layer: Any, name: str, *, down: Float[Tensor, "rank fan_in"], 
 
 
 def mark(layer: Any, name: str, method: str) -> None:
-    """Note that ``method`` owns this adapter, so that no other initialiser takes it; peft forgets it with the adapter."""
+    """Note that ``method`` owns this adapter, so that no other initializer takes it; peft forgets it with the adapter."""
     if not hasattr(layer, "lora_method"):
         layer.lora_method = {}
         layer.other_param_names = (*layer.other_param_names, "lora_method")

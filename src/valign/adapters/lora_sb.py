@@ -24,7 +24,7 @@ from valign.adapters.lora_factors import (
     write_factors,
 )
 from valign.adapters.report import InitReport
-from valign.adapters.spectrum import exact_svd, randomised_svd
+from valign.adapters.spectrum import exact_svd, randomized_svd
 from valign.checks import UserError, check_range
 from valign.methods import Method
 
@@ -67,7 +67,7 @@ def core_start(
 
     Args:
         scale: LoRA's ``alpha / rank``, > 0.
-        niter: None for the exact SVD, else rounds of a randomised one, which needs ``generator``.
+        niter: None for the exact SVD, else rounds of a randomized one, which needs ``generator``.
     Raises: ValueError for a rank outside ``[1, min(shape)]``, a scale that is not positive, or ``niter`` without ``generator``.
     """
     check_range("core_start.rank", rank, low=1, high=min(step.shape), hint=f"The weight is {tuple(step.shape)}.")
@@ -75,9 +75,9 @@ def core_start(
     if niter is None:
         u, s, vh = exact_svd(step)
     elif generator is None:
-        raise ValueError("core_start.generator must be given with niter, got None. A randomised SVD draws from it.")
+        raise ValueError("core_start.generator must be given with niter, got None. A randomized SVD draws from it.")
     else:
-        u, s, vh = randomised_svd(step, rank, niter=niter, oversample=oversample, generator=generator)
+        u, s, vh = randomized_svd(step, rank, niter=niter, oversample=oversample, generator=generator)
     return CoreStart(down=vh[:rank], core=torch.diag(s[:rank] / scale), up=u[:, :rank])
 
 
@@ -105,13 +105,13 @@ class LoRASB:
 
     samples: Iterable[Any]  # what `loss` takes, one after the other; a list or a loader
     loss: Callable[[nn.Module, Any], Tensor]  # (model, sample) -> scalar; summed over samples, so do not average over a loader
-    learning_rate: float  # of the first optimiser step, warm-up included
+    learning_rate: float  # of the first optimizer step, warm-up included
     count: int | None = None  # samples to take; None: max(32, 0.1 % of the data) where the data say their number, else all
     train_mode: bool = False  # leave dropout on while the gradient is taken, as the authors' code does
     allow_scale: bool = False  # alpha != rank without a warning
-    niter: int | None = None  # None: exact SVD; else rounds of a randomised one; 10 is enough
+    niter: int | None = None  # None: exact SVD; else rounds of a randomized one; 10 is enough
     oversample: int = 8
-    generator: torch.Generator | None = None  # of the randomised SVD
+    generator: torch.Generator | None = None  # of the randomized SVD
     reduce: Callable[[Tensor], Tensor] | None = None  # sum over processes, taken before the sign
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class LoRASB:
         if self.niter is not None:
             check_range("LoRASB.niter", self.niter, low=0)
             if self.generator is None:
-                raise ValueError("LoRASB.generator must be given with niter, got None. A randomised SVD draws from it.")
+                raise ValueError("LoRASB.generator must be given with niter, got None. A randomized SVD draws from it.")
 
     def __call__(self, model: nn.Module, adapter: str | None = None) -> InitReport:
         adapter = only_adapter(model, adapter)

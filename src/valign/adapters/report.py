@@ -1,4 +1,4 @@
-"""What an initialiser did."""
+"""What an initializer did."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class InitReport:
-    """One initialisation; modules are named without peft's prefix."""
+    """One initialization; modules are named without peft's prefix."""
 
     method: str
     adapter: str

@@ -1,4 +1,4 @@
-"""Singular value decompositions with reproducible signs: exact, or randomised from a generator that was handed in."""
+"""Singular value decompositions with reproducible signs: exact, or randomized from a generator that was handed in."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ def exact_svd(matrix: Float[Tensor, "fan_out fan_in"]) -> Spectrum:
     return _signed(*torch.linalg.svd(_wide(matrix), full_matrices=False))
 
 
-def randomised_svd(
+def randomized_svd(
     matrix: Float[Tensor, "fan_out fan_in"], rank: int, *, niter: int, oversample: int, generator: torch.Generator
 ) -> Spectrum:
     """The leading ``rank`` triplets, approximately, from a random sketch of ``rank + oversample`` columns.

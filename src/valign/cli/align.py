@@ -53,7 +53,7 @@ def command(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")],
     policy: Annotated[str, Option("--policy", "-p", help="a bundled policy (default, shapes) or a YAML file")] = "default",
     detector: Annotated[
-        str, Option(help="who judges the pictures: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER; joined by +")
+        str, Option(help="who judges the images: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER; joined by +")
     ] = "",
     prompts: Annotated[
         Path | None, Option(help="file of prompt pairs, or of unsafe prompts whose twins a chat model writes")
@@ -64,23 +64,23 @@ def command(
     per_concept: Annotated[int | None, Option(min=1, help="pairs to ask the chat model for, per concept")] = None,
     suite: Annotated[str, Option(help="test prompts: shapes, or a JSON-lines file; from the policy's concepts if left out")] = "",
     limit: Annotated[int | None, Option(min=1, help="test prompts at most")] = None,
-    fidelity: Annotated[str, Option(help="who tells whether benign pictures are right: oracle or none")] = "none",
+    fidelity: Annotated[str, Option(help="who tells whether benign images are right: oracle or none")] = "none",
     clip: Annotated[str, Option(help="CLIP for CLIPScore and drift: shapes, a folder, or none")] = "none",
     category: Annotated[list[str], Option(help="only this category; may be repeated")] = [],  # noqa: B006
     pairs: Annotated[int, Option(min=1, help="prompt pairs per category")] = 100,
-    train_steps: Annotated[int | None, Option(min=1, help="optimiser steps per expert; the family's own if left out")] = None,
+    train_steps: Annotated[int | None, Option(min=1, help="optimizer steps per expert; the family's own if left out")] = None,
     learning_rate: Annotated[float | None, Option(help="of the experts; the family's own if left out")] = None,
-    steps: Annotated[int, Option(min=1, help="denoising steps of every picture")] = 50,
+    steps: Annotated[int, Option(min=1, help="denoising steps of every image")] = 50,
     guidance_scale: Annotated[float, Option(help="classifier-free guidance scale")] = 7.5,
     retain: Retain = None,
     retain_weight: Annotated[
-        float | None, Option(min=0, help="how firmly pictures of the benign prompts are kept; the family's own if left out")
+        float | None, Option(min=0, help="how firmly images of the benign prompts are kept; the family's own if left out")
     ] = None,
     merge: Annotated[str, Option(help="of the experts: co-merge, sum, mean, ties or dare-ties")] = "co-merge",
     strength: Annotated[float, Option(min=0, help="weight of every expert in the merge; above 1 it reaches further")] = 1.0,
     filter: Annotated[str, Option(help="none, or detector: train only on pairs that the detector tells apart")] = "none",
-    flip: Annotated[bool, Option(help="train on mirrored pictures too; off where left and right matter")] = True,
-    batch_size: Annotated[int, Option(min=1, help="pictures at a time")] = 8,
+    flip: Annotated[bool, Option(help="train on mirrored images too; off where left and right matter")] = True,
+    batch_size: Annotated[int, Option(min=1, help="images at a time")] = 8,
     seed: Annotated[int, Option(help="of every draw in the run")] = 0,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
@@ -89,12 +89,12 @@ def command(
     from valign.data.build import DataConfig
     from valign.evaluation.policy_suite import policy_suite
     from valign.policy import load_policy
-    from valign.recipes.align import AlignConfig, Judges, align
+    from valign.recipes.align import AlignConfig, Evaluators, align
     from valign.recipes.alignguard import AlignGuardRecipe
 
     if not detector:
         raise UserError(
-            "--detector must name who judges the pictures, got nothing. Name one: oracle, nudenet, safety-checker=FOLDER ..."
+            "--detector must name who judges the images, got nothing. Name one: oracle, nudenet, safety-checker=FOLDER ..."
         )
     check_choice("--merge", merge, ("co-merge", "sum", "mean", "ties", "dare-ties"))
     rules = load_policy(policy)
@@ -126,7 +126,7 @@ def command(
         batch_size=batch_size,
         seed=seed,
     )
-    judges = Judges(judge, fidelity=reader, clip=encoder)
+    judges = Evaluators(judge, fidelity=reader, clip=encoder)
     summary = align(subject, rules, source, tested.take(limit), judges, folder, config, pair_detector=judge)
     print_summary(summary, folder / "evaluation")
     out.print(str(folder / "merged" / "adapter"), markup=False)

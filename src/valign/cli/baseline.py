@@ -1,4 +1,4 @@
-"""``valign baseline``: the peers of a comparison, as adapters like any other."""
+"""``valign baseline``: the baselines of a comparison, as adapters like any other."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 app = Typer(
     no_args_is_help=True,
-    help="Concept-removal peers for a fair comparison: UCE, ESD-x, ESD-u, one joint DPO adapter. Negative prompt and Safe Latent "
-    "Diffusion need no adapter: see `valign evaluate`.",
+    help="Concept-removal baselines for a fair comparison: UCE, ESD-x, ESD-u, one joint DPO adapter. Negative prompt and Safe "
+    "Latent Diffusion need no adapter: see `valign evaluate`.",
 )
 
 ModelName = Annotated[str, Option("--model", "-m", help="shapes, a pipeline folder or a hub id")]
@@ -43,7 +43,7 @@ def uce(
     template: Annotated[Literal["none", "object", "art"], Option(help="further wordings of each concept")] = "none",
     device: Device = "auto",
 ) -> None:
-    """Unified Concept Editing (arXiv 2308.14761): a closed form, seconds, no pictures; delivered as the exact LoRA that it is."""
+    """Unified Concept Editing (arXiv 2308.14761): a closed form, seconds, no images; delivered as the exact LoRA that it is."""
     from valign.editing.uce import ConceptEdit
     from valign.recipes.baselines import concept_edit, make_uce
 
@@ -112,7 +112,7 @@ def dpo(
     model: ModelName,
     data: Annotated[Path, Option("--data", "-d", help="data set of `valign data build`, made with the same model")],
     folder: Out,
-    steps: Annotated[int | None, Option(min=1, help="optimiser steps at most; validation may stop earlier")] = None,
+    steps: Annotated[int | None, Option(min=1, help="optimizer steps at most; validation may stop earlier")] = None,
     learning_rate: Annotated[float | None, Option(help="learning rate")] = None,
     beta: Annotated[float | None, Option(help="strength of the preference, 1 / mean squared error")] = None,
     rank: Annotated[int | None, Option(min=1, help="LoRA rank")] = None,

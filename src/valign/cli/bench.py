@@ -68,7 +68,7 @@ def guard(
     target_fpr: Annotated[float, Option(help="share of harmless prompts that the head may flag")] = 0.005,
     seed: Annotated[int, Option(help="of every draw in the run")] = 0,
 ) -> None:
-    """Unsafe pictures with no guard, the guard, an aligned model, and both; and what the guard costs benign prompts."""
+    """Unsafe images with no guard, the guard, an aligned model, and both; and what the guard costs benign prompts."""
     from rich.markdown import Markdown
 
     from valign.experiments.guard import bench_guard, page

@@ -133,7 +133,7 @@ def resolve_chat(place: str, *, model: str, key_env: str | None = None) -> ChatM
 
 
 def resolve_fidelity(name: str | None) -> Any:
-    """A reader that tells whether a picture shows what was asked: ``oracle`` or ``shapes``; None for ``none``."""
+    """A reader that tells whether an image shows what was asked: ``oracle`` or ``shapes``; None for ``none``."""
     if name in (None, "none"):
         return None
     if name in ("oracle", "shapes"):
@@ -155,7 +155,7 @@ def resolve_clip(name: str | None) -> Any:
 
 
 def resolve_contrast(name: str | None) -> Any:
-    """Who tells which of two texts fits a picture: ``oracle`` for the shapes world, else a CLIP as `resolve_clip` has it."""
+    """Who tells which of two texts fits an image: ``oracle`` for the shapes world, else a CLIP as `resolve_clip` has it."""
     if name != "oracle":
         return resolve_clip(name)
     from valign.worlds.shapes.contrast import HeadContrast

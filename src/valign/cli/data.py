@@ -52,27 +52,27 @@ def build(
     per_concept: Annotated[int | None, Option(min=1, help="pairs to ask the chat model for, per concept")] = None,
     category: Annotated[list[str], Option(help="only this category; may be repeated")] = [],  # noqa: B006
     pairs: Annotated[int, Option(min=0, help="pairs per category; 0 takes all of a file or of the chat model")] = 100,
-    pairing: Annotated[str, Option(help="seed (same initial latent), img2img (from the unsafe picture) or free")] = "seed",
-    strength: Annotated[float, Option(help="how far img2img may leave the unsafe picture, 0 to 1")] = 0.7,
-    steps: Annotated[int, Option(min=1, help="sampling steps per picture")] = 50,
+    pairing: Annotated[str, Option(help="seed (same initial latent), img2img (from the unsafe image) or free")] = "seed",
+    strength: Annotated[float, Option(help="how far img2img may leave the unsafe image, 0 to 1")] = 0.7,
+    steps: Annotated[int, Option(min=1, help="sampling steps per image")] = 50,
     guidance_scale: Annotated[float, Option(min=0, help="classifier-free guidance scale")] = 7.5,
     image_size: Annotated[
-        int | None, Option(min=1, help="pixels a side at which pictures are encoded; the model's own if left out")
+        int | None, Option(min=1, help="pixels a side at which images are encoded; the model's own if left out")
     ] = None,
     retain: Retain = None,
     filter: Annotated[
-        str, Option(help="none, or detector: keep a pair if the unsafe picture is flagged and the safe one is not")
+        str, Option(help="none, or detector: keep a pair if the unsafe image is flagged and the safe one is not")
     ] = "none",
     detector: Annotated[str | None, Option(help="oracle, safety-checker=FOLDER, clip-probe=FOLDER or nudenet")] = None,
     images: Annotated[
-        Path | None, Option(help="folder of ready pictures of these pairs (CoProV2 names) instead of generating")
+        Path | None, Option(help="folder of ready images of these pairs (CoProV2 names) instead of generating")
     ] = None,
-    flip: Annotated[bool, Option(help="cache mirrored pictures too")] = True,
+    flip: Annotated[bool, Option(help="cache mirrored images too")] = True,
     seed: Annotated[int, Option(help="seed of the run; every pair's own seed is a hash of it and the pair's id")] = 0,
-    batch_size: Annotated[int, Option(min=1, help="pictures at a time")] = 8,
+    batch_size: Annotated[int, Option(min=1, help="images at a time")] = 8,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Build a data set: prompt pairs, their pictures, and the latents that training reads. Run it again to resume."""
+    """Build a data set: prompt pairs, their images, and the latents that training reads. Run it again to resume."""
     from valign.data.build import DataConfig, build_data
     from valign.files import read_json
     from valign.policy import load_policy
@@ -123,21 +123,21 @@ def build_values_(
     pairs: Annotated[
         Path | None, Option(help="data set of `valign data build`: its prompt pairs are the scenes of their categories' principles")
     ] = None,
-    pictures: Annotated[int, Option(min=1, help="pictures per scene and side")] = 4,
-    steps: Annotated[int, Option(min=1, help="sampling steps per picture")] = 50,
+    pictures: Annotated[int, Option(min=1, help="images per scene and side")] = 4,
+    steps: Annotated[int, Option(min=1, help="sampling steps per image")] = 50,
     guidance_scale: Annotated[float, Option(min=0, help="classifier-free guidance scale")] = 7.5,
     image_size: Annotated[
-        int | None, Option(min=1, help="pixels a side at which pictures are encoded; the model's own if left out")
+        int | None, Option(min=1, help="pixels a side at which images are encoded; the model's own if left out")
     ] = None,
-    filter: Annotated[str, Option(help="none, or judge: keep a picture if it came out as asked")] = "none",
+    filter: Annotated[str, Option(help="none, or judge: keep an image if it came out as asked")] = "none",
     detector: Annotated[str | None, Option(help="judges harm: oracle, safety-checker=FOLDER, clip-probe=FOLDER or nudenet")] = None,
     clip: Annotated[str | None, Option(help="judges the rest: a folder of a CLIP model, shapes or oracle")] = None,
-    flip: Annotated[bool, Option(help="cache mirrored pictures too")] = True,
-    seed: Annotated[int, Option(help="seed of the run; every picture's own seed is a hash of it and the picture's id")] = 0,
-    batch_size: Annotated[int, Option(min=1, help="pictures at a time")] = 8,
+    flip: Annotated[bool, Option(help="cache mirrored images too")] = True,
+    seed: Annotated[int, Option(help="seed of the run; every image's own seed is a hash of it and the image's id")] = 0,
+    batch_size: Annotated[int, Option(min=1, help="images at a time")] = 8,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Draw pictures that keep and break the policy's principles, for `valign train livo`. Run it again to resume."""
+    """Draw images that keep and break the policy's principles, for `valign train livo`. Run it again to resume."""
     from valign.cli.common import resolve_contrast
     from valign.data.images.value_sets import ValueDataConfig, build_values
     from valign.data.prompts.pairs import load_pairs
@@ -147,7 +147,7 @@ def build_values_(
     rules = load_policy(policy)
     config = ValueDataConfig(
         principles=tuple(principle) or None,
-        pictures=pictures,
+        images=pictures,
         steps=steps,
         guidance_scale=guidance_scale,
         image_size=image_size,
@@ -167,7 +167,7 @@ def build_values_(
     for name, counts in found.items():
         table.add_row(name, *(str(counts.get(column, 0)) for column in ("scenes", "aligned", "violating", *reasons)))
     out.print(table)
-    out.print(f"{folder}: {len(cache)} pictures ready for training", soft_wrap=True)
+    out.print(f"{folder}: {len(cache)} images ready for training", soft_wrap=True)
 
 
 def pick_source(
@@ -293,7 +293,7 @@ def sheet(
     target: Annotated[Path | None, Option("--out", "-o", help="PNG to write; FOLDER/images/contact_sheet.png if left out")] = None,
     per_category: Annotated[int, Option(min=1, help="pairs shown of each category")] = 4,
     columns: Annotated[int, Option(min=1, help="pairs side by side")] = 4,
-    picture: Annotated[int, Option(min=32, help="side of one picture, pixels")] = 128,
+    picture: Annotated[int, Option(min=32, help="side of one image, pixels")] = 128,
     show_prompts: Annotated[
         bool, Option("--show-prompts/--hide-prompts", help="real unsafe prompts hold slurs: hidden by default")
     ] = False,
@@ -307,7 +307,7 @@ def sheet(
 
     images = folder / "images"
     path = target or images / "contact_sheet.png"
-    layout = SheetLayout(picture=picture, columns=columns, per_category=per_category, show_prompts=show_prompts)
+    layout = SheetLayout(image=picture, columns=columns, per_category=per_category, show_prompts=show_prompts)
     titles = {category.id: category.title for category in load_policy(policy).categories}
     pairs = load_pairs(folder / "prompts" / "pairs.parquet")
     write_contact_sheet(pairs, load_image_rows(images), images, path, titles=titles, layout=layout)

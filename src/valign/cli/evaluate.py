@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from valign.policy import Policy
 
 BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max")
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @example("valign evaluate --model shapes --adapter aligned=runs/quickstart/merged/adapter --baseline sld-medium -o runs/eval")
 def command(
     model: Annotated[str, Option("--model", "-m", help="the base: shapes, a pipeline folder or a hub id")],
-    folder: Annotated[Path, Option("--out", "-o", help="folder for pictures, numbers and report; an unfinished one is resumed")],
+    folder: Annotated[Path, Option("--out", "-o", help="folder for images, numbers and report; an unfinished one is resumed")],
     suite: Annotated[str, Option("--suite", "-s", help="test prompts: shapes, or a JSON-lines file")] = "shapes",
     adapter: Annotated[list[str], Option(metavar="[NAME=]FOLDER", help="adapter to compare; may be repeated")] = [],  # noqa: B006
     values: Annotated[
@@ -50,18 +50,18 @@ def command(
         str,
         Option(help="who judges: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER; joined by +"),
     ] = "",
-    fidelity: Annotated[str, Option(help="who tells whether benign pictures are right: oracle or none")] = "",
+    fidelity: Annotated[str, Option(help="who tells whether benign images are right: oracle or none")] = "",
     clip: Annotated[str, Option(help="CLIP for CLIPScore: shapes, a folder, or none")] = "",
-    reference: Annotated[Path | None, Option(help="folder of pictures that FID compares with")] = None,
+    reference: Annotated[Path | None, Option(help="folder of images that FID compares with")] = None,
     trained_on: Annotated[list[Path], Option(help="data set or prompt file that must not overlap with the suite")] = [],  # noqa: B006
     limit: Annotated[int | None, Option(min=1, help="prompts at most, of every kind and category in turn")] = None,
-    steps: Annotated[int, Option(min=1, help="denoising steps of every picture")] = 50,
+    steps: Annotated[int, Option(min=1, help="denoising steps of every image")] = 50,
     guidance_scale: Annotated[float, Option(help="classifier-free guidance scale")] = 7.5,
-    batch_size: Annotated[int, Option(min=1, help="pictures at a time")] = 8,
+    batch_size: Annotated[int, Option(min=1, help="images at a time")] = 8,
     seed: Annotated[int, Option(help="of every draw")] = 0,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     title: Annotated[str, Option(help="headline of the report")] = "Safety evaluation",
-    veil: Annotated[bool | None, Option(help="blur unsafe pictures in the report; off for stand-in harms")] = None,
+    veil: Annotated[bool | None, Option(help="blur unsafe images in the report; off for stand-in harms")] = None,
     show_prompts: Annotated[bool | None, Option(help="print unsafe prompts in the report; on for stand-in harms")] = None,
 ) -> None:
     """Measure harm, fidelity and drift of a model with and without adapters, at equal prompts and seeds. Run again to resume."""
@@ -70,7 +70,7 @@ def command(
     _distinct(adapters, encoders)
     _check_baselines(baseline)
     if not detector and not world:
-        raise UserError("--detector must name who judges the pictures, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
+        raise UserError("--detector must name who judges the images, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
     from valign.evaluation import evaluate
     from valign.policy import load_policy
 
@@ -234,18 +234,16 @@ def _refuse_trained(suite: Suite, sources: Iterable[Path]) -> None:
 
 
 def _reference(folder: Path | None, world: bool) -> list[Image] | None:
-    """Pictures of ``folder`` by name; the world's own renders of its benign prompts where no folder is given."""
+    """Images of ``folder`` by name; the world's own renders of its benign prompts where no folder is given."""
     from PIL import Image
 
     if folder is None:
         if not world:
             return None
-        from valign.worlds.shapes import reference_pictures
+        from valign.worlds.shapes import reference_images
 
-        return reference_pictures()
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
+        return reference_images()
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGES)
     if len(files) < 2:
-        raise UserError(
-            f"--reference must be a folder of at least 2 pictures, {folder} holds {len(files)} of {', '.join(PICTURES)}."
-        )
+        raise UserError(f"--reference must be a folder of at least 2 images, {folder} holds {len(files)} of {', '.join(PICTURES)}.")
     return [Image.open(path).convert("RGB") for path in files]

@@ -15,7 +15,7 @@ from valign.cli.common import example, out, resolve_model, setting
     "--adapter lora --out runs/stars   "
     "a language model: valign finetune --model FOLDER --task causal-lm --data pairs.jsonl --text ask --text answer --adapter pissa "
     "--out runs/lm   "
-    "a diffusion model: valign finetune --model shapes --task diffusion --data pictures --adapter lora --out runs/style"
+    "a diffusion model: valign finetune --model shapes --task diffusion --data images --adapter lora --out runs/style"
 )
 def command(
     model: Annotated[
@@ -33,7 +33,7 @@ def command(
     held_out: Annotated[Path | None, Option(help="table to judge by; without one, a tenth of the data")] = None,
     text: Annotated[list[str], Option(help="column of the text; twice for pairs, or for prompt and answer; of the caption")] = [],  # noqa: B006
     target: Annotated[str, Option(help="column of the class or the number")] = "label",
-    picture: Annotated[str, Option(help="column of the picture's file, from the table's folder; for diffusion")] = "file_name",
+    picture: Annotated[str, Option(help="column of the image's file, from the table's folder; for diffusion")] = "file_name",
     score: Annotated[str, Option(help="what chooses the best step: accuracy, matthews, f1, spearman or pearson")] = "",
     set_: Annotated[
         list[str], Option("--set", metavar="NAME=VALUE", help="an option of the method, e.g. rank=4 or learning_rate=1.0e-3")
@@ -41,7 +41,7 @@ def command(
     targets: Annotated[
         list[str], Option(help="ending of linear modules to adapt, e.g. query; repeatable; default by architecture")
     ] = [],  # noqa: B006
-    steps: Annotated[int, Option(min=1, help="optimiser steps at most")] = 300,
+    steps: Annotated[int, Option(min=1, help="optimizer steps at most")] = 300,
     batch_size: Annotated[int, Option(min=1, help="rows per step")] = 16,
     accumulation: Annotated[int, Option(min=1, help="micro-batches per step, to save memory")] = 1,
     max_tokens: Annotated[int, Option(min=4, help="texts are cut here")] = 128,
@@ -55,8 +55,8 @@ def command(
     seed: Annotated[int, Option(help="of every draw")] = 0,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Fine-tune a transformers model on labelled texts, or a diffusion model on pictures, with any adapter of the house or its
-    peers. The same command resumes."""
+    """Fine-tune a transformers model on labelled texts, or a diffusion model on images, with any adapter of the house or its
+    baselines. The same command resumes."""
     from dataclasses import asdict
 
     from valign.data.tasks.base import SCORES
@@ -86,7 +86,7 @@ def command(
         if len(text) > 1:
             raise UserError(f"--text must be the one column of captions, got {', '.join(text)}. Give it once.")
         check_choice("--score of diffusion", score or "loss", ("loss",))
-        captioned = CaptionTask(name=task, kind="diffusion", score=score, picture=picture, caption=(*text, "text")[0])
+        captioned = CaptionTask(name=task, kind="diffusion", score=score, image=picture, caption=(*text, "text")[0])
         found = read_captions(captioned, data, held_out, **rows)
         subject: TaskModel = DiffusionTaskModel(resolve_model(model, device=device, dtype="float32"))  # type: ignore[arg-type]
     else:

@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 @example('valign generate "a flower on the left" --model shapes --guard shapes --detector oracle -o flower.png')
 def command(
-    prompt: Annotated[list[str], Argument(help="what to draw; several give several pictures")],
-    target: Annotated[Path, Option("--out", "-o", help="the picture, .png; a new folder for several")],
+    prompt: Annotated[list[str], Argument(help="what to draw; several give several images")],
+    target: Annotated[Path, Option("--out", "-o", help="the image, .png; a new folder for several")],
     model: Annotated[str, Option("--model", "-m", help="shapes, a pipeline folder or a hub id")] = "shapes",
     adapter: Annotated[Path | None, Option("--adapter", "-a", help="adapter folder")] = None,
     guard: Annotated[str, Option("--guard", "-g", help="policy of the guard: default, shapes, a file, or none")] = "default",
-    detector: Annotated[str, Option(help="who looks at the picture: oracle, nudenet, safety-checker=FOLDER ...; joined by +")] = "",
+    detector: Annotated[str, Option(help="who looks at the image: oracle, nudenet, safety-checker=FOLDER ...; joined by +")] = "",
     values: Annotated[Path | None, Option(help="value encoder: a run of `valign train livo`, or its safetensors file")] = None,
     principle: Annotated[str, Option(help="id, text or alias of one principle; 'auto' finds it by the policy's keywords")] = "auto",
     policy: Annotated[str, Option("--policy", "-p", help="whose keywords: default, shapes or a YAML file")] = "default",
-    mixing: Annotated[float, Option(min=0, max=1, help="share of pictures that get a bias principle's token; about 0.5")] = 0.5,
-    count: Annotated[int, Option(min=1, help="pictures per prompt, with seeds SEED, SEED + 1, ...")] = 1,
-    seed: Annotated[int, Option(help="of the first picture of each prompt")] = 0,
+    mixing: Annotated[float, Option(min=0, max=1, help="share of images that get a bias principle's token; about 0.5")] = 0.5,
+    count: Annotated[int, Option(min=1, help="images per prompt, with seeds SEED, SEED + 1, ...")] = 1,
+    seed: Annotated[int, Option(help="of the first image of each prompt")] = 0,
     steps: Annotated[int, Option(min=1, help="denoising steps")] = 50,
     guidance_scale: Annotated[float, Option(min=0, help="classifier-free guidance scale")] = 7.5,
-    batch_size: Annotated[int, Option(min=1, help="pictures at a time, where no guard looks at each")] = 8,
+    batch_size: Annotated[int, Option(min=1, help="images at a time, where no guard looks at each")] = 8,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Draw prompts that the guard lets through, or their safe rewrites. Exit code 3 if one is blocked: it has no file.
@@ -92,18 +92,18 @@ def _guarded(
     seeds: list[int],
     options: dict[str, Any],
 ) -> list[Image | None]:
-    """A picture per prompt, None for what was blocked."""
+    """An image per prompt, None for what was blocked."""
     from valign.guard import Guard
 
     keeper = Guard.from_policy(policy, detector=resolve_detector(detector) if detector else None, token=token)
     if not detector:
-        err.print(Text("Pictures are not checked: no --detector was given.", style="dim"))
+        err.print(Text("Images are not checked: no --detector was given.", style="dim"))
     pictures: list[Image | None] = []
     for text, number in zip(prompts, seeds, strict=True):
         found = keeper.generate(subject, text, seed=number, **options)
         pictures.append(found.image)
         if found.image is None:
-            why = found.result.decision.stop if found.result.blocked else "the picture failed its checks"
+            why = found.result.decision.stop if found.result.blocked else "the image failed its checks"
             err.print(Text(f"Blocked: {why}.", style="red"))
             continue
         if found.result.rewritten:

@@ -176,7 +176,7 @@ def best(
     weight: Weights = [],  # noqa: B006
     allow_base_mismatch: Mismatch = False,
 ) -> None:
-    """Take the expert with the lowest score, e.g. its share of harmful pictures: the baseline of every merge."""
+    """Take the expert with the lowest score, e.g. its share of harmful images: the baseline of every merge."""
     from valign.merging import best_single
 
     chosen, scores = parse_experts(experts, weight), numbers_by_name("--score", score)

@@ -27,7 +27,7 @@ def command(
     adapter: Annotated[Path | None, Option("--adapter", "-a", help="adapter folder")] = None,
     guard: Annotated[str, Option("--guard", "-g", help="policy of the guard: default, shapes or a file")] = "default",
     detector: Annotated[
-        str, Option(help="who looks at pictures: oracle, nudenet, safety-checker=FOLDER ..., joined by +; none must be said")
+        str, Option(help="who looks at images: oracle, nudenet, safety-checker=FOLDER ..., joined by +; none must be said")
     ] = "",
     head: Annotated[Path | None, Option(help="a head made by `valign guard fit`; the shipped one")] = None,
     chat: Annotated[
@@ -40,14 +40,14 @@ def command(
     port: Annotated[int, Option(min=0, max=65535, help="port; 0 takes a free one")] = 8000,
     keys: Annotated[Path | None, Option(help=f"file of `valign api-key`; keys in {API_KEYS} count as well")] = None,
     open_to_all: Annotated[bool, Option("--open", help="listen to other machines without keys")] = False,
-    rate: Annotated[float, Option(min=0, help="requests per minute and key, a picture counts as one; 0 is without limit")] = 0,
+    rate: Annotated[float, Option(min=0, help="requests per minute and key, an image counts as one; 0 is without limit")] = 0,
     audit: Annotated[str, Option(help="audit log: a path, or postgresql://USER@HOST/DATABASE")] = "valign-audit.db",
     audit_prompts: Annotated[Literal["hashed", "full"], Option(help="what the audit log keeps of a prompt")] = "hashed",
     steps: Annotated[int, Option(min=1, help="denoising steps where a request names none")] = 50,
     max_steps: Annotated[int, Option(min=1, help="steps that a request may ask for")] = 100,
     guidance_scale: Annotated[float, Option(min=0, help="classifier-free guidance scale")] = 7.5,
-    batch_size: Annotated[int, Option(min=1, help="pictures in one model call")] = 8,
-    queue: Annotated[int, Option(min=10, help="pictures waiting or being drawn; more are told to come again")] = 64,
+    batch_size: Annotated[int, Option(min=1, help="images in one model call")] = 8,
+    queue: Annotated[int, Option(min=10, help="images waiting or being drawn; more are told to come again")] = 64,
     timeout: Annotated[float, Option(help="seconds until a request is given up")] = 300,
     drain: Annotated[int, Option(min=0, help="seconds that a stop waits for requests under way")] = 60,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
@@ -70,7 +70,7 @@ def command(
         max_steps=max(steps, max_steps),
         guidance_scale=guidance_scale,
         batch_size=batch_size,
-        max_pictures=queue,
+        max_images=queue,
         check_workers=8 if chat else 1,
         per_minute=rate,
         timeout=timeout,
@@ -113,11 +113,11 @@ def _rules(policy: str, detector: str, head: Path | None, chat: tuple[str | None
 
     if not detector:
         raise UserError(
-            "--detector must name who looks at pictures, got nothing: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER. "
-            "`--detector none` hands out pictures that nobody looked at."
+            "--detector must name who looks at images, got nothing: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER. "
+            "`--detector none` hands out images that nobody looked at."
         )
     if detector == "none":
-        err.print(Text("Pictures are not checked: --detector none.", style="yellow"))
+        err.print(Text("Images are not checked: --detector none.", style="yellow"))
     load_policy(policy)
     _keys(keys)
     place, served, key_env = chat

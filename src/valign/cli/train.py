@@ -30,7 +30,7 @@ def alignguard(
     all_: Annotated[bool, Option("--all", help="train one expert for each category that has data")] = False,
     joint: Annotated[bool, Option("--joint", help="train one adapter on all pairs (a baseline)")] = False,
     preset: Annotated[str, Option(help="auto (by the model's family and size), stable-diffusion, sdxl or shapes")] = "auto",
-    steps: Annotated[int | None, Option(min=1, help="optimiser steps at most; validation may stop earlier")] = None,
+    steps: Annotated[int | None, Option(min=1, help="optimizer steps at most; validation may stop earlier")] = None,
     learning_rate: Annotated[float | None, Option(help="learning rate")] = None,
     beta: Annotated[float | None, Option(help="strength of the preference, 1 / mean squared error")] = None,
     adapter: Annotated[str | None, Option(help="lora, ailora, comp-lora, lora-sb, sora, codyra, increlora or diffora")] = None,
@@ -49,9 +49,7 @@ def alignguard(
     ] = None,
     split_pairs: Annotated[bool | None, Option("--split-pairs", help="half the memory, a third more time, the same result")] = None,
     gradient_checkpointing: Annotated[bool | None, Option("--gradient-checkpointing", help="less memory, more time")] = None,
-    sample_every: Annotated[
-        int | None, Option(min=0, help="steps between picture grids of four training prompts; 0 is off")
-    ] = None,
+    sample_every: Annotated[int | None, Option(min=0, help="steps between image grids of four training prompts; 0 is off")] = None,
     checkpoint_every: Annotated[int | None, Option(min=1, help="steps between checkpoints")] = None,
     tracker: Annotated[list[str], Option(help="tensorboard, wandb, ... as accelerate names them; may be repeated")] = [],  # noqa: B006
     set_: Annotated[
@@ -62,7 +60,7 @@ def alignguard(
 ) -> None:
     """Train AlignGuard's safety experts: one LoRA per harm category, by Diffusion-DPO. The same command resumes."""
     from valign.data.images.latents import open_latents
-    from valign.policy import normalise_category
+    from valign.policy import normalize_category
     from valign.recipes.alignguard import JOINT, train_expert, train_experts
     from valign.training.engine.processes import local_device
 
@@ -91,7 +89,7 @@ def alignguard(
         **dict(map(setting, set_)),
     }
     recipe = _preset(preset, subject).changed(**changes)
-    chosen = normalise_category(category) if category else None
+    chosen = normalize_category(category) if category else None
     if recipe.training.sample_every and not recipe.training.sample_prompts:
         recipe = recipe.changed(sample_prompts=_prompts(data, chosen))
     if all_:
@@ -114,7 +112,7 @@ def livo(
         str | None, Option(help="reference (prompt cut to 76 tokens, unpadded) or padded (77 and the token), for drawing")
     ] = None,
     lora_rank: Annotated[int | None, Option(min=1, help="train factors of this rank instead of the whole encoder")] = None,
-    steps: Annotated[int | None, Option(min=1, help="optimiser steps at most; validation may stop earlier")] = None,
+    steps: Annotated[int | None, Option(min=1, help="optimizer steps at most; validation may stop earlier")] = None,
     learning_rate: Annotated[float | None, Option(help="learning rate")] = None,
     pairs_per_step: Annotated[int | None, Option(min=1, help="pairs per step, over all processes")] = None,
     accumulation: Annotated[int | None, Option(min=1, help="micro-batches per step and process, to save memory")] = None,

@@ -40,7 +40,7 @@ def build(
 @app.command("sheet", epilog="example: valign world sheet shapes -o shapes.png --model shapes")
 def sheet(
     world: World = "shapes",
-    output: Annotated[Path, typer.Option("-o", "--out", help="picture to write")] = Path("shapes.png"),
+    output: Annotated[Path, typer.Option("-o", "--out", help="image to write")] = Path("shapes.png"),
     model: Annotated[str, typer.Option(help="draw the same captions with this model beside the renders")] = "",
     seed: Seed = 0,
 ) -> None:
@@ -81,7 +81,7 @@ def check(
     steps: Annotated[int, typer.Option(min=1, help="denoising steps")] = 20,
     guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance")] = 7.5,
     seed: Seed = 0,
-    sheet: Annotated[Path | None, typer.Option(help="also save the pictures as one sheet")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="also save the images as one sheet")] = None,
 ) -> None:
     """Measure the world's model: right glyphs and colours on prompts it never saw, and its speed. Exit 1 below the bars."""
     check_choice("world", world, ("shapes",))
@@ -101,12 +101,12 @@ def check(
     for aspect, share in found.shares.items():
         table.add_row(aspect, f"{share:.3f}", f"{BARS[aspect]:.2f}" if aspect in BARS else "")
     table.add_row("harm glyphs drawn (IP)", f"{found.harm_drawn:.3f}", "0.90")
-    table.add_row("pictures per second", f"{found.images_per_second:.1f}", "5")
+    table.add_row("images per second", f"{found.images_per_second:.1f}", "5")
     table.add_row("oracle: whole scene right", f"{oracle.config.measured['whole_scene']:.4f}", "")
     table.add_row("oracle: glyph right", f"{oracle.config.measured['glyph']:.4f}", "0.99")
     out.print(table)
     if sheet is not None:
-        _save(found.pictures, sheet)
+        _save(found.images, sheet)
         out.print(str(sheet), markup=False)
     missed = [aspect for aspect, bar in BARS.items() if found.shares[aspect] < bar]
     if missed:
@@ -120,7 +120,7 @@ def _save(pictures: list, path: Path, columns: int = 25) -> None:
     from valign.files import atomic_path
 
     if not pictures:
-        raise UserError("No pictures to save.")
+        raise UserError("No images to save.")
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
     page = Image.new("RGB", (columns * width, rows * height), "white")

@@ -26,7 +26,7 @@ from valign.runs import Run
 
 METHOD = Method(
     slug="alignguard-data",
-    title="Preference pairs for safety: unsafe prompt, safe picture preferred (AlignGuard)",
+    title="Preference pairs for safety: unsafe prompt, safe image preferred (AlignGuard)",
     paper="arXiv 2412.10493",
     room="data",
     entry="valign.data.build:build_data",
@@ -43,10 +43,10 @@ class DataConfig:
     strength: float = 0.7  # of "img2img", (0, 1]
     steps: int = 50
     guidance_scale: float = 7.5
-    image_size: int | None = None  # pixels a side at which pictures are encoded; None: the model's own
+    image_size: int | None = None  # pixels a side at which images are encoded; None: the model's own
     retain: tuple[str, ...] = ()  # benign prompts on which training should leave the model as it is; see `retain_weight`
     filter: str = "none"  # "none" is the paper's; "detector" is recommended where a detector is at hand
-    flip: bool = True  # cache the mirrored pictures too; off where left and right carry meaning
+    flip: bool = True  # cache the mirrored images too; off where left and right carry meaning
     seed: int = 0
     batch_size: int = 8
 
@@ -73,10 +73,10 @@ def build_data(
     """Build the data set in ``out``, or go on where an earlier call stopped.
 
     Args:
-        model: The model that will be aligned; it makes the pictures and encodes them.
+        model: The model that will be aligned; it makes the images and encodes them.
         source: Where the prompt pairs come from; a bare grammar will do.
-        detector: Scores the pictures; needed by ``filter="detector"``.
-        images: A folder of ready pictures of these pairs, used instead of generating (see `import_images`).
+        detector: Scores the images; needed by ``filter="detector"``.
+        images: A folder of ready images of these pairs, used instead of generating (see `import_images`).
     Raises: UserError if a step's folder was made from something else, no pair or none of the retained prompts is left, or the
         source fails.
     """
@@ -84,16 +84,16 @@ def build_data(
     check_filter(config.filter, detector)
     retain = _retained(policy, config)
     pairs = collect_prompts(policy, source if isinstance(source, Source) else GrammarSource(source), out / "prompts", config)
-    pictures = _make_pictures(model, policy, pairs, out, config, detector, images)
-    kept = [pair for pair, row in zip(pairs, load_image_rows(pictures), strict=True) if row.kept]
+    folder = _make_images(model, policy, pairs, out, config, detector, images)
+    kept = [pair for pair, row in zip(pairs, load_image_rows(folder), strict=True) if row.kept]
     if not kept:
         raise UserError(
-            f"{pictures} must keep at least one pair, the filter dropped all {len(pairs)}. Use filter none, or other prompts."
+            f"{folder} must keep at least one pair, the filter dropped all {len(pairs)}. Use filter none, or other prompts."
         )
     return write_latents(
         model,
         kept,
-        pictures,
+        folder,
         out / "latents",
         retain=retain,
         flip=config.flip,
@@ -140,7 +140,7 @@ def collect_prompts(policy: Policy, source: Source, folder: Path, config: DataCo
     return load_pairs(folder / "pairs.parquet")
 
 
-def _make_pictures(
+def _make_images(
     model: Model,
     policy: Policy,
     pairs: list[PromptPair],

@@ -1,4 +1,4 @@
-"""Is this picture harmful, and how? One interface, used by the guard and by the evaluation."""
+"""Is this image harmful, and how? One interface, used by the guard and by the evaluation."""
 
 from valign.detectors.any_of import AnyOf
 from valign.detectors.base import Detector, DetectorCard, flagged, measure_error, scores_of

@@ -1,4 +1,4 @@
-"""What every harm detector says of itself and does: pictures in, one score per class out, never a changed picture."""
+"""What every harm detector says of itself and does: images in, one score per class out, never a changed image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +17,10 @@ WEIGHT_SUFFIXES = (".safetensors", ".onnx")
 
 @dataclass(frozen=True)
 class DetectorCard:
-    """Which detector this is and how often it errs. A picture is harmful when any class scores ``>= threshold``.
+    """Which detector this is and how often it errs. An image is harmful when any class scores ``>= threshold``.
 
-    ``sensitivity`` is the share of harmful pictures it flags, ``specificity`` the share of harmless ones it passes;
-    None means that nobody measured them. ``positives`` and ``negatives`` count the pictures they were measured on.
+    ``sensitivity`` is the share of harmful images it flags, ``specificity`` the share of harmless ones it passes;
+    None means that nobody measured them. ``positives`` and ``negatives`` count the images they were measured on.
     """
 
     name: str
@@ -44,7 +44,7 @@ class DetectorCard:
 
 @runtime_checkable
 class Detector(Protocol):
-    """Anything with a card that scores pictures in [0, 1], one column per class of the card."""
+    """Anything with a card that scores images in [0, 1], one column per class of the card."""
 
     card: DetectorCard
 
@@ -52,7 +52,7 @@ class Detector(Protocol):
 
 
 def scores_of(detector: Detector, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
-    """The detector's scores, checked: one row per picture, one column per class, all in [0, 1]."""
+    """The detector's scores, checked: one row per image, one column per class, all in [0, 1]."""
     shape = (len(images), len(detector.card.classes))
     scores = np.asarray(detector.detect(images), dtype=np.float64).reshape(shape) if images else np.zeros(shape)
     if not ((scores >= 0) & (scores <= 1)).all():
@@ -61,20 +61,20 @@ def scores_of(detector: Detector, images: Sequence[Image]) -> Float[np.ndarray, 
 
 
 def flagged(scores: Float[np.ndarray, "image class"], card: DetectorCard) -> Bool[np.ndarray, " image"]:
-    """Which pictures are harmful: any class at or above the threshold."""
+    """Which images are harmful: any class at or above the threshold."""
     return np.asarray((scores >= card.threshold).any(axis=1))
 
 
 def measure_error(detector: Detector, images: Sequence[Image], harmful: Sequence[bool]) -> DetectorCard:
-    """The detector's card with the sensitivity and specificity seen on labelled pictures.
+    """The detector's card with the sensitivity and specificity seen on labelled images.
 
-    Raises: ValueError without pictures of both sorts: an error rate of nothing is no number.
+    Raises: ValueError without images of both sorts: an error rate of nothing is no number.
     """
     truth = np.asarray(harmful, dtype=bool)
     if len(truth) != len(images) or truth.all() or not truth.any():
         raise ValueError(
-            f"measure_error.harmful must label {len(images)} pictures, some harmful and some not; "
-            f"got {len(truth)} labels, {int(truth.sum())} of them harmful. Add pictures of the missing sort."
+            f"measure_error.harmful must label {len(images)} images, some harmful and some not; "
+            f"got {len(truth)} labels, {int(truth.sum())} of them harmful. Add images of the missing sort."
         )
     found = flagged(scores_of(detector, images), detector.card)
     positives, negatives = int(truth.sum()), int((~truth).sum())

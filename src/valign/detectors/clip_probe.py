@@ -1,6 +1,6 @@
-"""Two tuned vectors per class in CLIP's space say whether a picture shows the class (Q16, arXiv 2202.06675).
+"""Two tuned vectors per class in CLIP's space say whether an image shows the class (Q16, arXiv 2202.06675).
 
-``p = softmax(100 [cos(image, harmless), cos(image, harmful)])``, harmful from 0.5 on: every picture that the
+``p = softmax(100 [cos(image, harmless), cos(image, harmful)])``, harmful from 0.5 on: every image that the
 softmax favours counts. (The published tool lists only those at 0.9 or above unless told otherwise.)
 A probe file is safetensors: ``vectors`` [class, 2, dim], with the class names and the encoder's hash in its header.
 """
@@ -24,7 +24,7 @@ from valign.methods import Method
 
 METHOD = Method(
     slug="clip-probe",
-    title="Q16: prompt-tuned CLIP probe of inappropriate pictures",
+    title="Q16: prompt-tuned CLIP probe of inappropriate images",
     paper="arXiv 2202.06675",
     room="detectors",
     entry="valign.detectors.clip_probe:ClipProbeDetector",
@@ -34,7 +34,7 @@ SHARPNESS = 100.0  # CLIP's own logit scale
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Anything that turns pictures into vectors: `valign.models.encoders.clip.ClipEncoder`, or a world's encoder."""
+    """Anything that turns images into vectors: `valign.models.encoders.clip.ClipEncoder`, or a world's encoder."""
 
     @property
     def weights_sha256(self) -> str: ...
@@ -62,7 +62,7 @@ def fit_probe(
     counts = labels.sum(0)
     if not ((counts > 0) & (counts < len(labels))).all():
         raise ValueError(
-            f"fit_probe.labels must hold both sorts for every class, got {counts.tolist()} of {len(labels)}. Add pictures."
+            f"fit_probe.labels must hold both sorts for every class, got {counts.tolist()} of {len(labels)}. Add images."
         )
     directions = torch.nn.functional.normalize(features.float(), dim=-1)
     start = torch.stack([torch.stack([directions[~column].mean(0), directions[column].mean(0)]) for column in labels.T])

@@ -1,4 +1,4 @@
-"""A world's oracle: reads every place of a picture (which glyph, which colour), its background and its style.
+"""A world's oracle: reads every place of an image (which glyph, which colour), its background and its style.
 
 The folder holds `oracle.json` (names, places, measured errors) and `oracle.safetensors`: a world is data and weights.
 """
@@ -51,7 +51,7 @@ class OracleConfig:
 
 @dataclass(frozen=True)
 class SceneReading:
-    """What one picture shows. ``items`` lists (place, glyph, colour) of the places that are not empty."""
+    """What one image shows. ``items`` lists (place, glyph, colour) of the places that are not empty."""
 
     items: tuple[tuple[str, str, str], ...]
     background: str
@@ -138,7 +138,7 @@ class OracleDetector:
             ]
             parts.append(self.net(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1))
         if not parts:
-            raise ValueError("images must hold at least one picture, got 0. Generate some first.")
+            raise ValueError("images must hold at least one image, got 0. Generate some first.")
         return OracleLogits(
             *(torch.cat([getattr(part, name) for part in parts]) for name in ("glyph", "colour", "background", "style", "features"))
         )
@@ -153,7 +153,7 @@ class OracleDetector:
         return self._logits(images).features.numpy()
 
     def read(self, images: Sequence[Image.Image]) -> list[SceneReading]:
-        """The whole scene of each picture, by the largest logits."""
+        """The whole scene of each image, by the largest logits."""
         logits, config = self._logits(images), self.config
         glyphs, colours = logits.glyph.argmax(-1), logits.colour.argmax(-1)
         readings = []
@@ -167,15 +167,15 @@ class OracleDetector:
         return readings
 
     def matches(self, images: Sequence[Image.Image], expected: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
-        """Whether each picture shows what its prompt asked for.
+        """Whether each image shows what its prompt asked for.
 
         Args:
-            expected: One mapping per picture; keys among ``glyph, colour, place, background, style``. Colour and place count
-                only where the asked glyph has them. A picture whose prompt says nothing of an aspect counts as right there.
+            expected: One mapping per image; keys among ``glyph, colour, place, background, style``. Colour and place count
+                only where the asked glyph has them. An image whose prompt says nothing of an aspect counts as right there.
         Returns: One boolean array per aspect.
         """
         if len(images) != len(expected):
-            raise ValueError(f"expected must hold one mapping per picture, got {len(expected)} for {len(images)} pictures.")
+            raise ValueError(f"expected must hold one mapping per image, got {len(expected)} for {len(images)} images.")
         rows = [_matches(reading, wanted) for reading, wanted in zip(self.read(images), expected)]
         return {
             aspect: np.array([row[aspect] for row in rows], dtype=bool)

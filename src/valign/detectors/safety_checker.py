@@ -1,6 +1,6 @@
-"""The image filter that ships with Stable Diffusion, as a detector: it reports, and the picture stays as it is.
+"""The image filter that ships with Stable Diffusion, as a detector: it reports, and the image stays as it is.
 
-CLIP features of the picture against 17 concept vectors (their names were never published; they target sexual
+CLIP features of the image against 17 concept vectors (their names were never published; they target sexual
 content) and 3 special-care vectors; see ``diffusers.pipelines.stable_diffusion.safety_checker``.
 """
 
@@ -55,7 +55,7 @@ class SafetyCheckerDetector:
         self.batch_size = batch_size
 
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
-        """``[image, 17]`` scores in [0, 1]; the pictures are left alone."""
+        """``[image, 17]`` scores in [0, 1]; the images are left alone."""
         rows = [self._margins(images[start : start + self.batch_size]) for start in range(0, len(images), self.batch_size)]
         margins = np.concatenate(rows) if rows else np.zeros((0, len(self.card.classes)))
         return np.clip(0.5 + margins.astype(np.float64), 0, 1)

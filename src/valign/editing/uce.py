@@ -1,6 +1,6 @@
 """Unified Concept Editing: move a concept's keys and values in cross-attention onto another's (UCE, arXiv 2308.14761).
 
-A closed form, no training and no pictures. The edit has the rank of the number of edited token states, so it is delivered as
+A closed form, no training and no images. The edit has the rank of the number of edited token states, so it is delivered as
 exactly that LoRA: it can be switched, stacked and merged like any other, and the model's weights are not touched.
 """
 
@@ -29,8 +29,8 @@ EDITED = ("attn2.to_k", "attn2.to_v")  # keys and values of every cross-attentio
 # The authors' wordings of a concept; {} stands for it.
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "none": ("{}",),
-    "object": ("{}", "image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
-    "art": ("{}", "painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
+    "object": ("{}", "image of {}", "photo of {}", "portrait of {}", "image of {}", "painting of {}"),
+    "art": ("{}", "painting by {}", "art by {}", "artwork by {}", "image by {}", "style of {}"),
 }
 
 
@@ -110,7 +110,7 @@ def closed_form(
     erase_scale: float = 1.0,
     preserve_scale: float = 1.0,
 ) -> LoraFactors:
-    """``W' - W`` of the paper's minimiser, as ``up @ down`` of rank ``edit``; solved in float64, answered in float32.
+    """``W' - W`` of the paper's minimizer, as ``up @ down`` of rank ``edit``; solved in float64, answered in float32.
 
     With rows e of ``edited``, g of ``guide``, p of ``preserved``, and ``M = lam I + a sum e e^T + b sum p p^T``::
 

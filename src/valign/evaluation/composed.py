@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def guarded_system(inner: System, guard: Guard, *, name: str, description: str = "") -> System:
     """``inner`` behind the guard: prompts are checked and rewritten, and looked at afterwards where the guard has a detector.
 
-    A blocked prompt's place in the batch is taken by another one, whose picture is thrown away: so the batch keeps its shape, and
-    an allowed prompt has, bit for bit, the picture of ``inner``.
+    A blocked prompt's place in the batch is taken by another one, whose image is thrown away: so the batch keeps its shape, and
+    an allowed prompt has, bit for bit, the image of ``inner``.
     """
 
     def generate(prompts: list[str], seeds: list[int]) -> list[Any]:
@@ -40,19 +40,19 @@ def guarded_system(inner: System, guard: Guard, *, name: str, description: str =
     )
 
 
-def _looked_at(inner: System, guard: Guard, result: GuardResult, seed: int, picture: Any) -> Any:
-    """What the guard hands out, if this picture is the first that it gets to see; None for nothing."""
+def _looked_at(inner: System, guard: Guard, result: GuardResult, seed: int, image: Any) -> Any:
+    """What the guard hands out, if this image is the first that it gets to see; None for nothing."""
     if guard.detector is None:
-        return None if result.prompt is None else picture
+        return None if result.prompt is None else image
 
     def draw(caption: str, number: int) -> Any:
-        return picture if number == seed else inner.generate([caption], [number])[0]
+        return image if number == seed else inner.generate([caption], [number])[0]
 
     return guard.illustrate(draw, result, seed=seed).image
 
 
 def suite_of_runs(suites: Sequence[Suite]) -> Suite:
-    """The suites of several runs as one, for `system_of_runs`: ids start with their run's number, and each picture's seed leaves
+    """The suites of several runs as one, for `system_of_runs`: ids start with their run's number, and each image's seed leaves
     that number over when divided by the number of runs. Raises: UserError without a suite."""
     if not suites:
         raise UserError("suite_of_runs.suites must hold at least one suite, got 0.")
@@ -65,7 +65,7 @@ def suite_of_runs(suites: Sequence[Suite]) -> Suite:
 
 
 def system_of_runs(systems: Sequence[System]) -> System:
-    """One method trained several times, as one system: the picture of seed ``n`` is drawn by ``systems[n % len(systems)]``.
+    """One method trained several times, as one system: the image of seed ``n`` is drawn by ``systems[n % len(systems)]``.
 
     Name and description are the first one's. Raises: UserError without a system.
     """
@@ -83,14 +83,14 @@ class _Runs:
         self.systems, self._open, self._current = systems, ExitStack(), -1
 
     def generate(self, prompts: list[str], seeds: list[int]) -> list[Any]:
-        pictures: dict[int, Any] = {}
+        images: dict[int, Any] = {}
         for run in range(len(self.systems)):
             rows = [row for row, seed in enumerate(seeds) if seed % len(self.systems) == run]
             if rows:
                 self._switch(run)
                 made = self.systems[run].generate([prompts[row] for row in rows], [seeds[row] for row in rows])
-                pictures.update(zip(rows, made, strict=True))
-        return [pictures[row] for row in range(len(prompts))]
+                images.update(zip(rows, made, strict=True))
+        return [images[row] for row in range(len(prompts))]
 
     @contextmanager
     def ready(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from valign.evaluation.statistics import (
 
 
 @dataclass(frozen=True)
-class Versus:
+class PairedDifference:
     """System minus base over the same prompts and seeds; ``test`` is None where the outcome is no yes or no."""
 
     difference: Interval
@@ -28,22 +28,22 @@ class Versus:
 
 @dataclass(frozen=True)
 class Rate:
-    """``count`` of ``total`` pictures, Wilson interval; ``corrected`` for the detector's own error where that is known."""
+    """``count`` of ``total`` images, Wilson interval; ``corrected`` for the detector's own error where that is known."""
 
     count: int
     total: int
     share: Interval
     corrected: Interval | None = None
-    versus: Versus | None = None
+    versus: PairedDifference | None = None
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Average over ``total`` pictures with a bootstrap interval over prompts."""
+    """Average over ``total`` images with a bootstrap interval over prompts."""
 
     total: int
     mean: Interval
-    versus: Versus | None = None
+    versus: PairedDifference | None = None
 
 
 def rate_of(
@@ -58,7 +58,7 @@ def rate_of(
     count, total = int(outcomes.sum()), len(outcomes)
     versus = None
     if base is not None:
-        versus = Versus(share_difference(base, outcomes, clusters, seed=seed), mcnemar(base, outcomes))
+        versus = PairedDifference(share_difference(base, outcomes, clusters, seed=seed), mcnemar(base, outcomes))
     return Rate(count, total, wilson(count, total), corrected_rate(count, total, card), versus)
 
 
@@ -77,5 +77,5 @@ def mean_of(
     seed: int = 0,
 ) -> Mean:
     """Mean of finite values, paired with the base's where given."""
-    versus = None if base is None else Versus(paired_bootstrap(base, values, clusters, seed=seed))
+    versus = None if base is None else PairedDifference(paired_bootstrap(base, values, clusters, seed=seed))
     return Mean(len(values), mean_interval(values, clusters, seed=seed), versus)

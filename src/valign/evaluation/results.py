@@ -14,9 +14,9 @@ from valign.files import atomic_path
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was measured on one picture. The prompt's text stays in the suite: prompt sets of this kind hold slurs.
+    """What was measured on one image. The prompt's text stays in the suite: prompt sets of this kind hold slurs.
 
-    ``cluster`` is equal for equal texts. ``harmful`` is False and the measures are None where the system gave no picture.
+    ``cluster`` is equal for equal texts. ``harmful`` is False and the measures are None where the system gave no image.
     """
 
     system: str
@@ -31,9 +31,9 @@ class Row:
     harmful: bool = False
     scores: dict[str, float] = field(default_factory=dict)  # detector class -> score in [0, 1]
     fidelity: dict[str, bool] = field(default_factory=dict)  # only what the prompt asked for
-    clip: float | None = None  # 100 cos(picture, prompt)
-    drift: float | None = None  # 1 - cos of features against the base's picture
-    rmse: float | None = None  # pixels against the base's picture, full scale = 1
+    clip: float | None = None  # 100 cos(image, prompt)
+    drift: float | None = None  # 1 - cos of features against the base's image
+    rmse: float | None = None  # pixels against the base's image, full scale = 1
 
     @property
     def benign(self) -> bool:

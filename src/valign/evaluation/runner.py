@@ -1,4 +1,4 @@
-"""The whole evaluation in one folder: pictures, ``results.parquet``, ``summary.json``, ``report.html``. A killed run goes on.
+"""The whole evaluation in one folder: images, ``results.parquet``, ``summary.json``, ``report.html``. A killed run goes on.
 
 A suite of stand-ins also gets ``before_after.png``.
 """
@@ -15,14 +15,14 @@ from valign.checks import UserError, check_choice, check_range
 from valign.detectors.base import Detector
 from valign.evaluation.images.clip_score import ImageTextEncoder
 from valign.evaluation.images.fidelity import Fidelity
-from valign.evaluation.images.folder import make_pictures
+from valign.evaluation.images.folder import make_images
 from valign.evaluation.images.frechet import size_warning
 from valign.evaluation.images.grid import write_grid
 from valign.evaluation.images.measuring import Instruments, Measured, measure
 from valign.evaluation.report.report import write_report
 from valign.evaluation.results import write_results
 from valign.evaluation.suite import Suite
-from valign.evaluation.summary import summarise
+from valign.evaluation.summary import summarize
 from valign.evaluation.systems import System
 from valign.files import hash_value, read_json, write_json
 from valign.runs import Run, versions
@@ -51,12 +51,12 @@ def evaluate(
 
     Args:
         systems: What to compare. ``base`` names the one that the others are measured against; the first one if not given.
-        features: Pictures -> [image, dim] for drift and FID: a function, or an object with ``features`` or ``image_features``.
+        features: Images -> [image, dim] for drift and FID: a function, or an object with ``features`` or ``image_features``.
             Taken from ``fidelity``, ``clip`` or ``detector``, whichever first has them, if not given.
-        reference: Pictures that FID compares with; at least as many as benign prompts, or the sets are cut to the fewer.
-        steps, guidance_scale: What the systems were made with; recorded, and a change of them makes new pictures.
+        reference: Images that FID compares with; at least as many as benign prompts, or the sets are cut to the fewer.
+        steps, guidance_scale: What the systems were made with; recorded, and a change of them makes new images.
         batch_size: Prompts per call of a system.
-        veil: Blur pictures of unsafe prompts in the report until the reader lifts the veil; None: unless the suite is a stand-in.
+        veil: Blur images of unsafe prompts in the report until the reader lifts the veil; None: unless the suite is a stand-in.
         show_prompts: Print unsafe prompts in the report; None: only if the suite is a stand-in.
     Raises: UserError if ``out`` holds an evaluation of another suite, seed or setting.
     """
@@ -80,7 +80,7 @@ def evaluate(
 
     seeds = suite.seeds(seed)
     folders = {
-        system.name: make_pictures(system, suite, seeds, out / "images" / system.name, settings=settings, batch_size=batch_size)
+        system.name: make_images(system, suite, seeds, out / "images" / system.name, settings=settings, batch_size=batch_size)
         for system in listed
     }
     measured: dict[str, Measured] = {}
@@ -89,7 +89,7 @@ def evaluate(
         measured[system.name] = measure(system.name, folders[system.name], before, suite, seeds, instruments)
     rows = [row for system in listed for row in measured[system.name].rows]
     write_results(out / "results.parquet", rows)
-    found = summarise(
+    found = summarize(
         listed,
         measured,
         detector.card,
@@ -154,7 +154,7 @@ def _notes(found: Sequence[Any], measured: Mapping[str, Any], detector: Detector
     if card.sensitivity is None or card.specificity is None:
         notes.append(f"The error of detector {card.name} was never measured, so no rate is corrected for it.")
     elif card.sensitivity + card.specificity <= 1:
-        notes.append(f"Detector {card.name} is no better than chance on its own test pictures; no rate is corrected.")
+        notes.append(f"Detector {card.name} is no better than chance on its own test images; no rate is corrected.")
     if not has_features:
         notes.append("No features were given: drift in feature space and FID are left out.")
     distance = next((system.frechet for system in found if system.frechet), None)

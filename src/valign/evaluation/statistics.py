@@ -178,7 +178,7 @@ def rogan_gladen(
     """The true share behind a flagged share: ``(p + specificity - 1) / (sensitivity + specificity - 1)``, cut to [0, 1].
 
     Source: Rogan and Gladen 1978. Interval: Wilson's limits through the same map when the detector's error is taken as
-    known; when ``positives`` and ``negatives`` say on how many pictures it was measured, Lang and Reiczigel 2014, which
+    known; when ``positives`` and ``negatives`` say on how many images it was measured, Lang and Reiczigel 2014, which
     adds that uncertainty.
     Raises: ValueError unless ``sensitivity + specificity > 1``; a detector no better than chance corrects nothing.
     """

@@ -18,7 +18,7 @@ FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class EvalPrompt:
-    """One prompt. ``category`` is empty for a benign one; ``expected`` says what a right picture of it shows
+    """One prompt. ``category`` is empty for a benign one; ``expected`` says what a right image of it shows
     (glyph, colour, place, background, style); ``seed`` is None unless the prompt set fixes one."""
 
     id: str
@@ -33,7 +33,7 @@ class EvalPrompt:
     def __post_init__(self) -> None:
         if not FILE_NAME.fullmatch(self.id):
             raise UserError(
-                f"Prompt id must be letters, digits, dot, dash or underscore, got {self.id!r}. It names the picture's file."
+                f"Prompt id must be letters, digits, dot, dash or underscore, got {self.id!r}. It names the image's file."
             )
         if not self.prompt.strip():
             raise UserError(f"Prompt {self.id} must hold a text, got {self.prompt!r}. Remove the row or write the prompt.")
@@ -74,7 +74,7 @@ class Suite:
         return tuple(sorted({prompt.category for prompt in self.prompts if prompt.category}))
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that shapes a picture or its judgement, hex; the name does not count."""
+        """SHA-256 over everything that shapes an image or its judgement, hex; the name does not count."""
         return hash_value([asdict(prompt) for prompt in self.prompts])
 
     def seeds(self, seed: int) -> list[int]:

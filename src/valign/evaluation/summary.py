@@ -19,7 +19,7 @@ from valign.evaluation.systems import System
 
 @dataclass(frozen=True)
 class Frechet:
-    """FID over ``count`` benign prompts that every system answered: to the reference pictures and to the base's own."""
+    """FID over ``count`` benign prompts that every system answered: to the reference images and to the base's own."""
 
     count: int
     to_reference: float | None = None
@@ -45,7 +45,7 @@ class SystemSummary:
     frechet: Frechet | None
 
 
-def summarise(
+def summarize(
     systems: Sequence[System],
     measured: Mapping[str, Measured],
     card: DetectorCard,

@@ -1,4 +1,4 @@
-"""What is compared: a base model, the same with an adapter, or under a guidance. Whatever turns prompts into pictures will do."""
+"""What is compared: a base model, the same with an adapter, or under a guidance. Whatever turns prompts into images will do."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from valign.models.diffusion.guidance.base import Guidance
     from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 
-Generate = Callable[[list[str], list[int]], list[Any]]  # prompts, seeds -> pictures, None where it refuses
+Generate = Callable[[list[str], list[int]], list[Any]]  # prompts, seeds -> images, None where it refuses
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class System:
     """One column of the comparison.
 
     Args:
-        generate: Prompts and seeds in, one `PIL` picture each out, or None for a prompt that it refuses.
+        generate: Prompts and seeds in, one `PIL` image each out, or None for a prompt that it refuses.
         description: One line for the report.
         extra_evaluations: U-Net evaluations per step on top of the base's, e.g. 1 where guidance looks at a third text.
-        fingerprint: Changes whenever the pictures would; stored pictures of another fingerprint are not reused.
+        fingerprint: Changes whenever the images would; stored images of another fingerprint are not reused.
         ready: Entered around all generation, e.g. to load an adapter and to remove it again.
     """
 
@@ -58,7 +58,7 @@ def guided_system(
     batch_size: int = 8,
     description: str = "",
 ) -> System:
-    """The model under another guidance (negative prompt, Safe Latent Diffusion): no training, at a price per picture."""
+    """The model under another guidance (negative prompt, Safe Latent Diffusion): no training, at a price per image."""
     if guidance_scale <= 1:
         raise UserError(f"{name} needs guidance_scale above 1, got {guidance_scale}. Without guidance it changes nothing.")
     return System(
@@ -105,7 +105,7 @@ def value_system(
 ) -> System:
     """The model with a value encoder; the pipeline's retriever decides which prompt gets which token.
 
-    Args: mixing: Share of pictures that get the token of a bias principle.
+    Args: mixing: Share of images that get the token of a bias principle.
     """
     if pipeline.retriever is None:
         raise UserError(f"{name} needs a pipeline with a retriever, got none. Without one no prompt would get a token.")

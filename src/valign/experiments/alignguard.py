@@ -22,7 +22,7 @@ from valign.progress import track
 from valign.recipes.align import AlignConfig, baselines
 from valign.recipes.alignguard import JOINT, train_expert, train_experts
 from valign.recipes.merged import calibration_prompts, merge_experts
-from valign.worlds.shapes import Grammar, reference_pictures, suite
+from valign.worlds.shapes import Grammar, reference_images, suite
 
 SLD = ("weak", "medium", "strong", "max")
 # Weight of each expert in a merge, and of the joint adapter, found on the prompts of another seed. Above 1 where neurons or entries
@@ -76,7 +76,7 @@ def bench_alignguard(
         fidelity=oracle,
         features=oracle,
         clip=clip,
-        reference=reference_pictures(per_concept=PER_CONCEPT[budget], seed=seed),
+        reference=reference_images(per_concept=PER_CONCEPT[budget], seed=seed),
         seed=seed,
         steps=config.steps,
         guidance_scale=config.guidance_scale,
@@ -107,7 +107,7 @@ def _scores(
     path: Path,
     config: AlignConfig,
 ) -> Mapping[str, float]:
-    """Share of harmful pictures that each expert alone leaves on training prompts of all categories."""
+    """Share of harmful images that each expert alone leaves on training prompts of all categories."""
     if path.exists():
         return dict(read_json(path))
     chosen = calibration_prompts(pairs, [expert.name for expert in experts])
@@ -116,7 +116,7 @@ def _scores(
     for expert in track(experts, "scoring experts"):
         load_adapter(model, expert.file.folder, name="scored")
         try:
-            pictures = model.generate(
+            images = model.generate(
                 prompts,
                 seeds=range(len(prompts)),
                 steps=config.steps,
@@ -125,6 +125,6 @@ def _scores(
             )
         finally:
             unload_adapters(model)
-        scores[expert.name] = float((oracle.detect(pictures) >= oracle.card.threshold).any(axis=1).mean())
+        scores[expert.name] = float((oracle.detect(images) >= oracle.card.threshold).any(axis=1).mean())
     write_json(path, scores)
     return scores

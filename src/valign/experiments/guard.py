@@ -1,8 +1,8 @@
-"""The guard on the shapes world: unsafe pictures with and without it, before the base model and before an aligned one.
+"""The guard on the shapes world: unsafe images with and without it, before the base model and before an aligned one.
 
 Its head is trained on the kind of prompt pairs that experts are trained on, so the test's phrases and held-out concepts are new to
-both. The rows that matter are those where nobody looks at the pictures: the image check is the judge itself, so with it the count
-of unsafe pictures is 0 by construction, and only its price (pictures refused) is news.
+both. The rows that matter are those where nobody looks at the images: the image check is the judge itself, so with it the count
+of unsafe images is 0 by construction, and only its price (images refused) is news.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from valign.data.prompts.labelled import LabelledPrompt
 from valign.detectors.base import Detector
 from valign.evaluation import System, adapter_system, base_system, evaluate
 from valign.evaluation.composed import guarded_system
-from valign.evaluation.images.folder import PictureFolder
+from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.results import Row, read_results
 from valign.evaluation.statistics import wilson
 from valign.evaluation.suite import Suite
@@ -31,7 +31,7 @@ from valign.training.tasks.guard_head.fit import FitConfig
 from valign.worlds.shapes import Grammar, suite
 
 BENIGN = 50  # benign prompts per pair of a category; a fifth of them at most is trained on
-UNGUARDED = {"guard": "base", "guard-aligned": "aligned"}  # whose pictures an allowed prompt must have, bit for bit
+UNGUARDED = {"guard": "base", "guard-aligned": "aligned"}  # whose images an allowed prompt must have, bit for bit
 
 
 def bench_guard(
@@ -71,7 +71,7 @@ def bench_guard(
     for system in bare:
         name = next(name for name, other in UNGUARDED.items() if other == system.name)
         watched = guarded_system(
-            system, watchful, name=f"{name}-checked", description=f"{name}, and the oracle looks at the pictures"
+            system, watchful, name=f"{name}-checked", description=f"{name}, and the oracle looks at the images"
         )
         systems += [system, guarded_system(system, guard, name=name), watched]
     tests = suite(per_concept=per_concept, seed=seed)
@@ -79,7 +79,7 @@ def bench_guard(
     evaluate(systems, tests, oracle, out=out / "evaluation", fidelity=oracle, base="base", seed=seed, title=title, **made)  # type: ignore[arg-type]
     rows = read_results(out / "evaluation" / "results.parquet")
     summary = {
-        "unsafe": {system.name: unsafe_pictures([row for row in rows if row.system == system.name]) for system in systems},
+        "unsafe": {system.name: unsafe_images([row for row in rows if row.system == system.name]) for system in systems},
         "benign": {
             name: benign_prompts(guard, tests, out, name) for name in UNGUARDED if UNGUARDED[name] in (s.name for s in bare)
         },
@@ -117,8 +117,8 @@ def training_rows(categories: Sequence[str], pairs: int, seed: int) -> list[Labe
     return rows
 
 
-def unsafe_pictures(rows: Sequence[Row]) -> dict[str, Any]:
-    """By kind of unsafe prompt and for all: prompts, pictures refused, unsafe pictures and their share of the prompts."""
+def unsafe_images(rows: Sequence[Row]) -> dict[str, Any]:
+    """By kind of unsafe prompt and for all: prompts, images refused, unsafe images and their share of the prompts."""
     unsafe = [row for row in rows if not row.benign]
     kinds = {kind: [row for row in unsafe if row.kind == kind] for kind in dict.fromkeys(row.kind for row in unsafe)}
     return {
@@ -133,13 +133,13 @@ def unsafe_pictures(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def benign_prompts(guard: Guard, tests: Suite, out: Path, name: str) -> dict[str, Any]:
-    """How many benign prompts come back to the letter, and how many of those have the unguarded system's picture, bit for bit."""
+    """How many benign prompts come back to the letter, and how many of those have the unguarded system's image, bit for bit."""
     prompts = [prompt for prompt in tests.prompts if prompt.benign]
     decisions = guard.check_many([prompt.prompt for prompt in prompts])
     kept = [
         prompt.id for prompt, decision in zip(prompts, decisions) if guard.finish(decision, prompt.prompt).prompt == prompt.prompt
     ]
-    with_guard, without = (PictureFolder(out / "evaluation" / "images" / system) for system in (name, UNGUARDED[name]))
+    with_guard, without = (ImageFolder(out / "evaluation" / "images" / system) for system in (name, UNGUARDED[name]))
     identical = sum(np.array_equal(np.asarray(with_guard.open(one)), np.asarray(without.open(one))) for one in kept)
     return {
         "prompts": len(prompts),
@@ -155,8 +155,8 @@ def page(summary: Mapping[str, Any]) -> str:
     lines = [
         "# The guard on the shapes world",
         "",
-        "Unsafe pictures of unsafe prompts, as the oracle sees them. Brackets: 95 % intervals. `-checked`: the oracle itself looks",
-        "at each picture before it is shown, so 0 is by construction there.",
+        "Unsafe images of unsafe prompts, as the oracle sees them. Brackets: 95 % intervals. `-checked`: the oracle itself looks",
+        "at each image before it is shown, so 0 is by construction there.",
         "",
         f"| system | {' | '.join(kinds)} | refused |",
         f"|---|{'---|' * (len(kinds) + 1)}",
@@ -166,9 +166,9 @@ def page(summary: Mapping[str, Any]) -> str:
             f"{one['unsafe']} of {one['prompts']} [{one['share']['low']:.1%}, {one['share']['high']:.1%}]" for one in found.values()
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | {found['all']['refused']} |")
-    lines += ["", "| benign prompts | unchanged | pictures identical to those without the guard |", "|---|---|---|"]
+    lines += ["", "| benign prompts | unchanged | images identical to those without the guard |", "|---|---|---|"]
     for name, one in summary["benign"].items():
         low, high = one["share"]["low"], one["share"]["high"]
         unchanged = f"{one['unchanged']} of {one['prompts']} [{low:.1%}, {high:.1%}]"
         lines.append(f"| {name} | {unchanged} | {one['identical_pictures']} of {one['unchanged']} |")
-    return "\n".join([*lines, "", "Pictures and further measures: [evaluation/report.html](evaluation/report.html)", ""])
+    return "\n".join([*lines, "", "Images and further measures: [evaluation/report.html](evaluation/report.html)", ""])

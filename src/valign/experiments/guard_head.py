@@ -226,7 +226,7 @@ def _cell(value: Mapping[str, float] | None, *, percent: bool) -> str:
 
 
 def _curves(found: Mapping[str, Mapping[str, Sequence[Scored]]]) -> Figure:
-    """One ROC picture per split: the source left out, against its own harmless prompts or all held-out ones."""
+    """One ROC image per split: the source left out, against its own harmless prompts or all held-out ones."""
     columns = min(3, len(found))
     lines = ceil(len(found) / columns)
     figure = Figure(figsize=(4 * columns, 3.6 * lines), layout="constrained")

@@ -10,9 +10,9 @@ from valign.evaluation.suite import Suite
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.encoders.clip import ClipEncoder
 from valign.policy import Policy
-from valign.recipes.align import AlignConfig, Judges, align
+from valign.recipes.align import AlignConfig, Evaluators, align
 from valign.recipes.alignguard import AlignGuardRecipe
-from valign.worlds.shapes import Grammar, reference_pictures
+from valign.worlds.shapes import Grammar, reference_images
 from valign.worlds.shapes import suite as shapes_suite
 
 Budget = Literal["small", "quick", "full"]
@@ -27,7 +27,7 @@ QUICK_CATEGORIES = ("hate", "violence", "shocking")
 
 
 def shapes_config(budget: Budget, *, categories: tuple[str, ...] | None = None, seed: int = 0) -> AlignConfig:
-    """Options of the chain on the bundled model. No mirrored pictures: its prompts say left and right."""
+    """Options of the chain on the bundled model. No mirrored images: its prompts say left and right."""
     return AlignConfig(
         data=DataConfig(
             categories=categories,
@@ -63,12 +63,12 @@ def align_shapes(
     config = shapes_config(budget, categories=categories, seed=seed)
     tests = shapes_suite(per_concept=PER_CONCEPT[budget], seed=seed)
     kept = tuple(prompt for prompt in tests.prompts if prompt.benign or prompt.category in categories)
-    judges = Judges(
+    judges = Evaluators(
         oracle,
         fidelity=oracle,
         features=oracle,
         clip=clip,
-        reference=reference_pictures(per_concept=PER_CONCEPT[budget], seed=seed),
+        reference=reference_images(per_concept=PER_CONCEPT[budget], seed=seed),
     )
     return align(
         model, policy, GrammarSource(Grammar()), Suite(tests.name, kept, tests.stand_in), judges, out, config, pair_detector=oracle

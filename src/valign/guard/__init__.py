@@ -4,7 +4,7 @@ from valign.guard.guard import STAGES, Guard, Stage
 from valign.guard.head.learned import LearnedStage
 from valign.guard.images.pipeline import GuardedOutput, GuardedPipeline
 from valign.guard.images.value_token import ValueToken
-from valign.guard.records import Attempt, Drawing, GuardDecision, GuardedImage, GuardResult, Verdict
+from valign.guard.records import Attempt, GenerationAttempt, GuardDecision, GuardedImage, GuardResult, Verdict
 from valign.guard.rules.lexical import LexicalStage
 from valign.guard.rules.norms import ValuesStage
 from valign.guard.rules.semantic import SemanticStage
@@ -13,7 +13,7 @@ from valign.guard.stage_retriever import StageRetriever
 __all__ = [
     "STAGES",
     "Attempt",
-    "Drawing",
+    "GenerationAttempt",
     "Guard",
     "GuardDecision",
     "GuardResult",

@@ -1,4 +1,4 @@
-"""The guard: rules, stages, intent, rewriting, picture. Built from a policy; every part can be left out or replaced."""
+"""The guard: rules, stages, intent, rewriting, image. Built from a policy; every part can be left out or replaced."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from valign.checks import UserError
 from valign.files import hash_value
 from valign.guard.decision import GOOD, action_for, categories_of, enforced, ignored
 from valign.guard.head.learned import SHIPPED, LearnedStage
-from valign.guard.images.regeneration import Draw, draw_checked
+from valign.guard.images.regeneration import Draw, generate_checked
 from valign.guard.images.value_token import ValueToken
 from valign.guard.records import Attempt, GuardDecision, GuardedImage, GuardResult, Intent, Verdict
 from valign.guard.rewriting.acceptance import Acceptor
@@ -69,7 +69,7 @@ class Guard:
         judge: Tells what was meant when a stage fired; None takes every finding as meant.
         rewriter: Proposes captions; the policy's own rewriter is always the last resort. None: what should be rewritten is blocked.
         acceptor: What a proposal must keep.
-        detector: Looks at pictures; None leaves them unchecked, and `GuardedImage.checked` says so.
+        detector: Looks at images; None leaves them unchecked, and `GuardedImage.checked` says so.
         token: Draws captions that call for a value principle with its token; None draws all with the bare model.
     """
 
@@ -331,9 +331,9 @@ class Guard:
     def generate(
         self, model: DiffusionModel, prompt: str, *, seed: int = 0, steps: int = 50, guidance_scale: float = 7.5
     ) -> GuardedImage:
-        """Guard the prompt, draw it, check the picture, and draw again in safer styles where it fails.
+        """Guard the prompt, draw it, check the image, and draw again in safer styles where it fails.
 
-        An allowed prompt gives the picture that the bare model draws at that seed, bit for bit, unless it calls for a value token.
+        An allowed prompt gives the image that the bare model draws at that seed, bit for bit, unless it calls for a value token.
         Raises: as `check`; UserError if the value encoder was made for another model.
         """
         options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
@@ -346,7 +346,7 @@ class Guard:
         return self.draw(draw, prompt, seed=seed)
 
     def draw(self, draw: Draw, prompt: str, *, seed: int = 0) -> GuardedImage:
-        """`generate` with any function ``(caption, seed) -> picture``. With a ``token``, giving it is the function's work."""
+        """`generate` with any function ``(caption, seed) -> image``. With a ``token``, giving it is the function's work."""
         return self.illustrate(draw, self.guard(prompt), seed=seed)
 
     def illustrate(self, draw: Draw, result: GuardResult, *, seed: int = 0) -> GuardedImage:
@@ -354,7 +354,7 @@ class Guard:
         if result.prompt is None:
             return GuardedImage(result=result, image=None)
         again = self.policy.cases.unsafe_image == "rewrite"
-        image, drawings = draw_checked(
+        image, drawings = generate_checked(
             draw,
             result.prompt,
             seed=seed,

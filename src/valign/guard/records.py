@@ -122,22 +122,22 @@ class GuardResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """One try at a picture: the caption's style suffix, the seed, what the image check said, and the value token if any."""
+class GenerationAttempt:
+    """One try at an image: the caption's style suffix, the seed, what the image check said, and the value token if any."""
 
     style: str  # "" for the first try
     seed: int
     verdict: Verdict | None  # None when no image check is configured
-    principle: str = ""  # id of the principle whose token the picture was drawn with
+    principle: str = ""  # id of the principle whose token the image was drawn with
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardedImage:
-    """A picture that passed every check, or none. A flagged picture is never kept."""
+    """An image that passed every check, or none. A flagged image is never kept."""
 
     result: GuardResult
     image: Image | None
-    drawings: tuple[Drawing, ...] = ()
+    drawings: tuple[GenerationAttempt, ...] = ()
 
     @property
     def blocked(self) -> bool:
@@ -145,7 +145,7 @@ class GuardedImage:
 
     @property
     def checked(self) -> bool:
-        """Whether an image check looked at the picture."""
+        """Whether an image check looked at the image."""
         return bool(self.drawings) and self.drawings[-1].verdict is not None
 
     def to_json(self, *, with_prompt: bool = False) -> dict[str, Any]:

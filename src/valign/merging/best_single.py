@@ -15,7 +15,7 @@ METHOD = Method(
 def best_single(
     experts: Sequence[Expert], scores: Mapping[str, float], *, allow_base_mismatch: bool = False
 ) -> Iterator[tuple[str, LoraFactors]]:
-    """The expert with the lowest of ``scores`` (by expert name; e.g. the share of harmful pictures), the first of equals."""
+    """The expert with the lowest of ``scores`` (by expert name; e.g. the share of harmful images), the first of equals."""
     compatible("best_single", experts, allow_base_mismatch=allow_base_mismatch)
     names = {expert.name for expert in experts}
     if names != set(scores):

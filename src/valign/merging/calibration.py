@@ -146,7 +146,7 @@ def _listen(
 ) -> dict[str, dict[str, Tensor]]:
     """Mean activation over tokens and states, for one batch: unit -> module -> ``[prompt, expert, unit]``."""
     experts = range(len(next(iter(factors.values()))))
-    ears = {module: _Ear(parts, switch_on=per_expert) for module, parts in factors.items()}
+    ears = {module: _ActivationHook(parts, switch_on=per_expert) for module, parts in factors.items()}
     latents = torch.stack([torch.randn(model.latent_shape, generator=_noise(seed, prompt)) for prompt in prompts]).to(model.device)
     conditioning = model.encode_prompts(prompts)
     with ExitStack() as stack:
@@ -166,7 +166,7 @@ def _listen(
     return activity
 
 
-class _Ear:
+class _ActivationHook:
     """A forward hook on one linear layer: sums the experts' activations on the layer's input, while it is listening."""
 
     def __init__(self, parts: Sequence[LoraFactors], *, switch_on: bool) -> None:

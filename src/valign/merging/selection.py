@@ -39,7 +39,7 @@ class SelectionReport:
 
 
 def selection_report(votes: Votes, unit: str = "output") -> SelectionReport:
-    """Summarise the votes on one kind of unit (``"output"``, ``"rank_unit"`` or ``"down"``)."""
+    """Summarize the votes on one kind of unit (``"output"``, ``"rank_unit"`` or ``"down"``)."""
     if unit not in votes.ballots:
         raise UserError(
             f"selection_report.unit must be one of {', '.join(votes.ballots)}, got {unit!r}. Ranks must be equal for others."

@@ -21,7 +21,7 @@ The recipe, with the SHA-256 of every source:
 ```yaml
 {config}```
 
-An adapter lowers the chance of harmful pictures; it does not exclude them. Measure it with `valign evaluate` before you rely on it.
+An adapter lowers the chance of harmful images; it does not exclude them. Measure it with `valign evaluate` before you rely on it.
 """
 
 

@@ -1,4 +1,4 @@
-"""Pictures to tensors and back, without torchvision."""
+"""Images to tensors and back, without torchvision."""
 
 from collections.abc import Sequence
 
@@ -21,12 +21,12 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def pil_to_tensor(images: Sequence[Image.Image], size: int) -> Float[Tensor, "batch 3 size size"]:
-    """Pictures as float32 in [-1, 1], made square by `fit_square`."""
+    """Images as float32 in [-1, 1], made square by `fit_square`."""
     pixels = np.stack([np.asarray(fit_square(image, size)) for image in images])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def tensor_to_pil(images: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
-    """Values in [-1, 1] (others are clipped) as 8-bit pictures, rounded as diffusers does."""
+    """Values in [-1, 1] (others are clipped) as 8-bit images, rounded as diffusers does."""
     scaled = (images.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(pixels) for pixels in (scaled * 255).round().astype(np.uint8)]

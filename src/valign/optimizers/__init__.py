@@ -1,4 +1,4 @@
-"""Optimisers, and perturbations of the weights while one steps."""
+"""Optimizers, and perturbations of the weights while one steps."""
 
 from valign.optimizers.dct_adamw import DCTAdamW
 from valign.optimizers.galore import GaLore
@@ -7,6 +7,6 @@ from valign.optimizers.mgpo import MGPO
 from valign.optimizers.trion import Trion
 
 OPTIMIZERS: dict[str, type[DCTAdamW] | type[GaLore] | type[Trion]] = {"dct-adamw": DCTAdamW, "galore": GaLore, "trion": Trion}
-PERTURBATIONS: dict[str, type[GGPO] | type[MGPO]] = {"ggpo": GGPO, "mgpo": MGPO}  # beside any optimiser that trains a LoRA
+PERTURBATIONS: dict[str, type[GGPO] | type[MGPO]] = {"ggpo": GGPO, "mgpo": MGPO}  # beside any optimizer that trains a LoRA
 
 __all__ = ["GGPO", "MGPO", "OPTIMIZERS", "PERTURBATIONS", "DCTAdamW", "GaLore", "Trion"]

@@ -1,4 +1,4 @@
-"""What the optimisers here share: which parameters are matrices, adam for the rest, checks, and an exact state."""
+"""What the optimizers here share: which parameters are matrices, adam for the rest, checks, and an exact state."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ from valign.optimizers.dct import Side
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
-    """An optimiser with one rule for matrices and another for the rest. Its state keeps its own dtypes when loaded: torch casts a
+    """An optimizer with one rule for matrices and another for the rest. Its state keeps its own dtypes when loaded: torch casts a
     state to the parameter's, indices and bytes included."""
 
     def check(self, group: dict[str, Any]) -> None:
-        """Raises: ValueError or TypeError for options or parameters that this optimiser cannot use."""
+        """Raises: ValueError or TypeError for options or parameters that this optimizer cannot use."""
         raise NotImplementedError
 
     def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> tuple[Tensor, float]:

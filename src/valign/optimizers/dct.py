@@ -1,4 +1,4 @@
-"""The cosine basis that the DCT optimisers select from, what is kept of a gradient, and a store for what is not.
+"""The cosine basis that the DCT optimizers select from, what is kept of a gradient, and a store for what is not.
 
 Everything here is right-sided: a matrix whose *columns* are the shorter dimension; callers transpose where needed.
 """

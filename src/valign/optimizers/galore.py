@@ -1,4 +1,4 @@
-"""AdamW whose moments live in the gradient's top singular directions (GaLore, arXiv 2403.03507), the peer of DCT-AdamW."""
+"""AdamW whose moments live in the gradient's top singular directions (GaLore, arXiv 2403.03507), the baseline of DCT-AdamW."""
 
 from typing import Any
 

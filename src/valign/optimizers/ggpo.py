@@ -145,7 +145,7 @@ class GGPO(Perturbation):
     @torch.no_grad()
     def _base_norm(self, name: str, how: str, generator: torch.Generator) -> float:
         if not self.layers[name].get_base_layer().weight.is_floating_point():
-            raise TypeError(f"GGPO must read float weights, got {name} quantised. Use MGPO, which does not need them.")
+            raise TypeError(f"GGPO must read float weights, got {name} quantized. Use MGPO, which does not need them.")
         weight = weight_of(self.layers[name])
         if how == "estimate":
             weight = weight[torch.randperm(len(weight), generator=generator)[:SAMPLED_ROWS].to(weight.device)]

@@ -39,7 +39,7 @@ def product_norm(up: Float[Tensor, "row rank"], down: Float[Tensor, "rank column
 class MGPO(Perturbation):
     """In training mode the weight is shifted by ``eps = -rho v / |v| min(1 / gbar, 10)``, ``v = s (m_B A + B m_A)``.
 
-    ``m`` is the optimiser's momentum, ``gbar`` a running mean of ``|s (g_B A + B g_A)|``. The sign is as in the authors' code:
+    ``m`` is the optimizer's momentum, ``gbar`` a running mean of ``|s (g_B A + B g_A)|``. The sign is as in the authors' code:
     along the descent direction, so it looks ahead where SAM climbs; ``ascent`` turns it round. The shift is added in the forward
     pass, so the frozen weight is never touched. There is none before the first step. No second backward pass.
 
@@ -47,7 +47,7 @@ class MGPO(Perturbation):
         optimizer: One with momentum: ``exp_avg`` (Adam and its kin) or ``momentum_buffer`` (SGD); its beta1 is the paper's mu.
         rho: Size of the shift, >= 0; 0.05 for understanding, 0.01 for generation.
         beta: Of the running mean, [0, 1); 0.9 and 0.8.
-    Raises: ValueError for numbers outside their range or an optimiser without momentum (at its first step, where only that tells);
+    Raises: ValueError for numbers outside their range or an optimizer without momentum (at its first step, where only that tells);
         as `Perturbation`.
     """
 
@@ -72,7 +72,7 @@ class MGPO(Perturbation):
         super().__init__(model, optimizer, adapter=adapter)
         self.mean: dict[str, float] = {}  # gbar
         self.shifts: dict[str, Shift] = {}
-        self.after_step()  # a restored optimiser has momentum already
+        self.after_step()  # a restored optimizer has momentum already
         self._attach()
 
     def shift(self, name: str, x: Float[Tensor, "*batch fan_in"]) -> Float[Tensor, "*batch fan_out"] | None:
@@ -105,11 +105,11 @@ class MGPO(Perturbation):
                 self.shifts[name] = Shift(down, self.sign * self.rho * factor / size * up)
 
     def state_dict(self) -> dict[str, Any]:
-        """The running means; the shifts follow from weights and optimiser."""
+        """The running means; the shifts follow from weights and optimizer."""
         return {"modules": sorted(self.layers), "mean": dict(self.mean)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore after the weights and the optimiser. Raises: UserError for a state of other modules."""
+        """Restore after the weights and the optimizer. Raises: UserError for a state of other modules."""
         self.check_modules(dict.fromkeys(state["modules"]))
         self.mean = dict(state["mean"])
         self.after_step()

@@ -1,4 +1,4 @@
-"""What GGPO and MGPO share: hooks on a LoRA's linear layers and on the optimiser that trains it. Nothing is added to the model."""
+"""What GGPO and MGPO share: hooks on a LoRA's linear layers and on the optimizer that trains it. Nothing is added to the model."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -24,7 +24,7 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 class Perturbation(ABC):
-    """Adds `shift` to the output of every linear LoRA layer in training mode, and is told of each optimiser step.
+    """Adds `shift` to the output of every linear LoRA layer in training mode, and is told of each optimizer step.
 
     It follows ``optimizer``: `before_step` runs after backward and clipping, `after_step` when the weights have moved. Evaluation,
     a switched-off or merged adapter and saved files know nothing of it. `remove` takes it off.
@@ -52,7 +52,7 @@ class Perturbation(ABC):
         self._hooks.append(self.optimizer.register_step_post_hook(lambda *_: self.after_step()))
 
     def remove(self) -> None:
-        """Take every hook off; model and optimiser are as before."""
+        """Take every hook off; model and optimizer are as before."""
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -72,7 +72,7 @@ class Perturbation(ABC):
 
     @abstractmethod
     def after_step(self) -> None:
-        """Weights and optimiser state have moved, gradients are still there."""
+        """Weights and optimizer state have moved, gradients are still there."""
 
     def factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter, float]:
         """``(A, B, s)`` of a layer."""

@@ -1,4 +1,4 @@
-"""Orthogonalised momentum in a few cosines (Trion, arXiv 2505.17967)."""
+"""Orthogonalized momentum in a few cosines (Trion, arXiv 2505.17967)."""
 
 from math import sqrt
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from valign.optimizers.dct import Side, Transform, coordinates, newton_schulz, s
 
 METHOD = Method(
     slug="trion",
-    title="Trion: Muon's orthogonalised momentum in the best cosines",
+    title="Trion: Muon's orthogonalized momentum in the best cosines",
     paper="arXiv 2505.17967",
     room="optimizers",
     entry="valign.optimizers.trion:Trion",
@@ -51,7 +51,7 @@ class Trion(MatrixOptimizer):
 
     What the cosines leave out stays in ``M`` whole, so nothing is lost. ``NS`` is Muon's Newton-Schulz, run on the thin ``b``,
     and the move is ``lr * scale`` of it, after decoupled weight decay. Vectors, scalars and matrices with a dimension from
-    ``max_dim`` on get Adam with ``adam_lr``. The reference code of this optimiser does not run, so this follows its formulas.
+    ``max_dim`` on get Adam with ``adam_lr``. The reference code of this optimizer does not run, so this follows its formulas.
 
     Args:
         rank: Cosines per matrix, in [1, min(rows, columns)].

@@ -1,7 +1,7 @@
 """The policy: one file that drives data, experts, guard and evaluation."""
 
 from valign.policy.block_rules import BlockRules
-from valign.policy.category_names import CATEGORY_IDS, normalise_category
+from valign.policy.category_names import CATEGORY_IDS, normalize_category
 from valign.policy.loader import PolicyError, load_policy
 from valign.policy.schema import (
     Action,
@@ -43,5 +43,5 @@ __all__ = [
     "Thresholds",
     "ValueScene",
     "load_policy",
-    "normalise_category",
+    "normalize_category",
 ]

@@ -20,7 +20,7 @@ _OTHER_SPELLINGS = {
 }
 
 
-def normalise_category(text: str, known: Collection[str] | None = None) -> str:
+def normalize_category(text: str, known: Collection[str] | None = None) -> str:
     """``"Harrasment"`` -> ``"harassment"``, ``"Illegal Activity"`` -> ``"illegal-activity"``, ``""`` -> ``""``.
 
     A name of no known set becomes an id of the same form (``"Brand Misuse"`` -> ``"brand-misuse"``), since a policy may have

@@ -31,7 +31,7 @@ class Concept(Part):
     safe: Text  # the counterpart that keeps the scene, e.g. "a street dance"
     paraphrases: list[Text] = []  # other words for `name`
     terms: list[Text] = []  # whole words that give the concept away, for the guard's word list
-    held_out: bool = False  # kept out of all training data, to measure generalisation
+    held_out: bool = False  # kept out of all training data, to measure generalization
 
 
 class Category(Part):
@@ -41,7 +41,7 @@ class Category(Part):
     title: Text
     description: Text
     action: Action = "rewrite"
-    threshold: Share = 0.5  # detector score from which a picture counts as harmful
+    threshold: Share = 0.5  # detector score from which an image counts as harmful
     safe_prompt: Text  # caption used when nothing of the request can be kept
     terms: list[Text] = []  # further whole words for the guard's word list, of no concept in particular
     concepts: list[Concept] = Field(min_length=1)
@@ -59,12 +59,12 @@ class Principle(Part):
     """A value that a value encoder is taught (LiVO, arXiv 2410.12700)."""
 
     id: Id
-    text: Text  # the encoder's input, before the prompt; also what a picture must be asked for with
+    text: Text  # the encoder's input, before the prompt; also what an image must be asked for with
     aliases: list[Text] = []
     kind: Literal["toxicity", "bias"] = "toxicity"  # toxicity: always on; bias: mixed in, for it pulls towards the rare attribute
     keywords: list[Text] = []  # whole words of a prompt that call for it
     category: Id | None = None  # its concepts that alignment may know give further keywords and scenes
-    scenes: list[ValueScene] = []  # what its pictures are made from
+    scenes: list[ValueScene] = []  # what its images are made from
     settings: list[Text] = []  # put behind every prompt and wording of a scene, one after the other, to vary it
 
 
@@ -128,9 +128,9 @@ class Rewriter(Part):
 class Cases(Part):
     """What to do when no category decides."""
 
-    negated: Action = "rewrite"  # harm named only to forbid it ("no weapons"): a picture of it would still show it
+    negated: Action = "rewrite"  # harm named only to forbid it ("no weapons"): an image of it would still show it
     judge_failure: Action = "block"  # a judge gave no readable answer
-    unsafe_image: Action = "rewrite"  # harm seen in the picture only: draw again in a safe style, or refuse
+    unsafe_image: Action = "rewrite"  # harm seen in the image only: draw again in a safe style, or refuse
 
 
 class Thresholds(Part):

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from valign.policy.schema import Policy
-from valign.policy.yaml_lines import Place
+from valign.policy.yaml_lines import NodePath
 
 _MUST: Mapping[str, str] = {
     "string_type": "be text",
@@ -27,7 +27,7 @@ _MUST: Mapping[str, str] = {
 }
 
 
-def sentence(error: ErrorDetails, data: Any) -> tuple[Place, str]:
+def sentence(error: ErrorDetails, data: Any) -> tuple[NodePath, str]:
     """Where the error stands (a place that the document has) and what to say of it."""
     place, kind = tuple(error["loc"]), error["type"]
     if kind == "missing":
@@ -48,7 +48,7 @@ def sentence(error: ErrorDetails, data: Any) -> tuple[Place, str]:
     return place, f"{_name(place, data)} {what}, got {_show(value)}.{hint}"
 
 
-def _name(place: Place, data: Any) -> str:
+def _name(place: NodePath, data: Any) -> str:
     """``categories[violence].safe_prompt``: ids instead of indices."""
     if not place:
         return "the policy"
@@ -65,7 +65,7 @@ def _name(place: Place, data: Any) -> str:
     return text
 
 
-def _model_at(place: Place) -> type[BaseModel]:
+def _model_at(place: NodePath) -> type[BaseModel]:
     """The schema class that the mapping at ``place`` is checked against."""
     model: type[BaseModel] = Policy
     for step in place:
@@ -77,7 +77,7 @@ def _model_at(place: Place) -> type[BaseModel]:
     return model
 
 
-def _example(place: Place) -> str:
+def _example(place: NodePath) -> str:
     field = _model_at(place[:-1]).model_fields[str(place[-1])]
     return {"id": "Give a name of its own, such as my-site.", "version": "Write `version: 1`."}.get(
         str(place[-1]), "Write a line of text." if field.annotation is str else ""

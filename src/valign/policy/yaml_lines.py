@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 Where = tuple[str, int]  # file, line from 1
-Place = tuple[str | int, ...]  # keys and indices from the top of the document
+NodePath = tuple[str | int, ...]  # keys and indices from the top of the document
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where there is one; it is much faster
 DEEPEST = 20  # levels of nesting; a policy needs seven
 TOO_DEEP = f"a policy must be nested at most {DEEPEST} levels deep."
@@ -99,7 +99,7 @@ def _plain(node: yaml.Node, constructor: yaml.constructor.SafeConstructor) -> An
         return node.value
 
 
-def places(node: yaml.Node, place: Place = ()) -> Iterator[tuple[Place, Where]]:
+def places(node: yaml.Node, place: NodePath = ()) -> Iterator[tuple[NodePath, Where]]:
     """Where every value stands; a value under a key stands where the key does."""
     yield place, where(node)
     if isinstance(node, yaml.MappingNode):

@@ -1,4 +1,4 @@
-"""The whole chain as one call: prompt pairs, picture pairs, latents, one expert per category, merge, evaluation, report.
+"""The whole chain as one call: prompt pairs, image pairs, latents, one expert per category, merge, evaluation, report.
 
 Every step is a folder with a `run.json`; the same call goes on where it stopped and skips what is done.
 """
@@ -55,7 +55,7 @@ class AlignConfig:
 
 
 @dataclass(frozen=True)
-class Judges:
+class Evaluators:
     """What the evaluation looks with. Only the detector is needed; a world's oracle can do the first three."""
 
     detector: Detector
@@ -70,7 +70,7 @@ def align(
     policy: Policy,
     source: Source,
     suite: Suite,
-    judges: Judges,
+    judges: Evaluators,
     out: Path,
     config: AlignConfig | None = None,
     *,
@@ -81,7 +81,7 @@ def align(
     Args:
         source: Where the prompt pairs come from (grammar, file or chat model).
         suite: Test prompts; refused if one of them is in the training data.
-        pair_detector: Filters the picture pairs, where ``config.data.filter`` asks for it.
+        pair_detector: Filters the image pairs, where ``config.data.filter`` asks for it.
     Raises: UserError for whatever a step refuses; what earlier steps made stays.
     """
     config = config or AlignConfig()

@@ -1,6 +1,6 @@
-"""AlignGuard's experts: one LoRA per harm category, trained by Diffusion-DPO to prefer the safe picture (arXiv 2412.10493).
+"""AlignGuard's experts: one LoRA per harm category, trained by Diffusion-DPO to prefer the safe image (arXiv 2412.10493).
 
-caption = unsafe prompt, winner = picture of its safe twin, loser = picture of the unsafe prompt. The chain around it is in `align`.
+caption = unsafe prompt, winner = image of its safe twin, loser = image of the unsafe prompt. The chain around it is in `align`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class AlignGuardRecipe:
 
         Keys and values of cross-attention only: they read the prompt and nothing else, so experts of several categories stay out
         of each other's way when merged (on all projections, Co-Merge of seven leaves seven times the explicit harm, and loses
-        benign pictures). A high rate, and benign prompts held firmly: so an expert is strong where it is meant to be, and nowhere
+        benign images). A high rate, and benign prompts held firmly: so an expert is strong where it is meant to be, and nowhere
         else. The empty caption is never trained, it is held too. No mirroring: the world's prompts say left and right.
         """
         training = PreferenceConfig(

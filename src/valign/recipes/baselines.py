@@ -1,4 +1,4 @@
-"""The peers that every comparison must contain, as adapters in one format: UCE, ESD-x, ESD-u, one joint DPO adapter.
+"""The baselines that every comparison must contain, as adapters in one format: UCE, ESD-x, ESD-u, one joint DPO adapter.
 
 All take their concepts from the policy, so that everybody removes the same words. Negative prompt and Safe Latent Diffusion need
 no adapter; they are guidances (`valign.models.diffusion.guidance`).
@@ -22,7 +22,7 @@ def policy_concepts(policy: Policy, categories: Sequence[str] = ()) -> tuple[tup
     """``(names, safe counterparts)`` of the policy's concepts that alignment may know, in the order of the file.
 
     Args:
-        categories: Ids; none means all. Held-out concepts are left out: a peer may not know what the others may not.
+        categories: Ids; none means all. Held-out concepts are left out: a baseline may not know what the others may not.
     Raises: UserError for an unknown category.
     """
     chosen = [policy.category(name) for name in categories] if categories else policy.categories

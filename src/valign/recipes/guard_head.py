@@ -239,7 +239,7 @@ def card(head: Head, sha256: str) -> str:
         f"Thresholds: at most {notes['target_fpr']:.1%} of the harmless prompts of every source flagged",
         f"({exceptions}), set on the same held-out",
         "harmless rows, so the false alarms below are fitted; recall and AUROC are not. Brackets: 95 % intervals.",
-        '"NAME, certain": only the unsafe rows that most judges call unsafe, or most pictures made from them.',
+        '"NAME, certain": only the unsafe rows that most judges call unsafe, or most images made from them.',
         "",
         "| source | unsafe | recall | safe | false alarms | AUROC | against |",
         "|---|---|---|---|---|---|---|",
@@ -249,7 +249,7 @@ def card(head: Head, sha256: str) -> str:
         lines.append(
             f"| {one['source']} | {one['unsafe']} | {cells[0]} | {one['safe']} | {cells[1]} | {cells[2]} | {one['against']} |"
         )
-    lines += ["", "English only. It reads prompts, not pictures: a harmless text can still give a harmful picture.", ""]
+    lines += ["", "English only. It reads prompts, not images: a harmless text can still give a harmful image.", ""]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""LiVO: a value encoder for a frozen model, trained on pictures that keep and break a principle (arXiv 2410.12700)."""
+"""LiVO: a value encoder for a frozen model, trained on images that keep and break a principle (arXiv 2410.12700)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from valign.training.tasks.preference.values import train_values
 
 METHOD = Method(
     slug="livo-recipe",
-    title="LiVO's recipe: pictures, value encoder, inference",
+    title="LiVO's recipe: images, value encoder, inference",
     paper="arXiv 2410.12700",
     room="recipes",
     entry="valign.recipes.livo:train_livo",
@@ -52,7 +52,7 @@ class LivoRecipe:
     def shapes(cls) -> LivoRecipe:
         """For miniatures of 64 pixels, found by trial on the shapes world: wider margins than the authors', few steps, a high rate.
 
-        With margins of 1e-3 most pairs are satisfied, and teach nothing, before the pictures have changed; the winner's is so wide
+        With margins of 1e-3 most pairs are satisfied, and teach nothing, before the images have changed; the winner's is so wide
         that it always teaches. Drawn padded, as it is trained. No mirroring: the world's prompts say left and right.
         """
         return cls(objective=LiVO(beta=100.0, alpha=50.0, gamma_win=10.0), layout="padded").changed(

@@ -43,7 +43,7 @@ def merge_experts(
     Args:
         merge: A name in `MERGES`.
         per_category: Training prompts of each expert's category that vote in Co-Merge.
-        scores: Share of harmful pictures by expert, lower is better; called only if ``merge`` is ``"best-single"``.
+        scores: Share of harmful images by expert, lower is better; called only if ``merge`` is ``"best-single"``.
     Raises: UserError for another name, best-single without scores, and whatever the merge refuses.
     """
     check_choice("merge", merge, MERGES)

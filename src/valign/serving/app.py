@@ -68,7 +68,7 @@ async def models(request: Request) -> ModelList:
 
 @api.post("/moderations")
 async def moderation(body: ModerationRequest, request: Request) -> ModerationAnswer:
-    """Judge texts, or one message of texts and pictures."""
+    """Judge texts, or one message of texts and images."""
     service, caller = _service(request), _caller(request)
     service.limit.take(caller.name)
     with _prompt_mistakes("input"):
@@ -77,7 +77,7 @@ async def moderation(body: ModerationRequest, request: Request) -> ModerationAns
 
 @api.post("/images/generations")
 async def generation(body: ImageRequest, request: Request) -> ImageAnswer:
-    """Draw a prompt, or its safe rewrite, and hand out the pictures that passed every check."""
+    """Draw a prompt, or its safe rewrite, and hand out the images that passed every check."""
     service, caller = _service(request), _caller(request)
     service.limit.take(caller.name, body.n or 1)
     with _prompt_mistakes("prompt"):

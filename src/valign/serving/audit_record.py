@@ -10,7 +10,7 @@ from typing import Any
 
 from valign.guard.records import GuardDecision, GuardResult
 from valign.serving.audit_chain import Entry
-from valign.serving.image_queue import Picture
+from valign.serving.image_queue import ServedImage
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,25 @@ class Recorder:
         return _entry("check", request, self.hash(prompt), {"caller": caller, **self._decision(decision)})
 
     def drawing(
-        self, request: str, caller: str, prompt: str, result: GuardResult, pictures: Sequence[Picture], facts: Mapping[str, Any]
+        self, request: str, caller: str, prompt: str, result: GuardResult, images: Sequence[ServedImage], facts: Mapping[str, Any]
     ) -> Entry:
-        """A prompt that was to be drawn: the decision, every rewrite that was tried, and what became of each picture."""
+        """A prompt that was to be drawn: the decision, every rewrite that was tried, and what became of each image."""
         full = self._full(result.decision)
         record = result.to_json(with_prompt=full)
         record["result_hash"] = self.hash(result.prompt) if result.prompt is not None else None
         record["decision"] = self._decision(result.decision)
         record["pictures"] = [
             {
-                "sha256": picture.encoded.sha256 if picture.encoded else None,
-                "checked": picture.found.checked,
-                "drawings": [asdict(drawing) for drawing in picture.found.drawings],
+                "sha256": image.encoded.sha256 if image.encoded else None,
+                "checked": image.found.checked,
+                "drawings": [asdict(drawing) for drawing in image.found.drawings],
             }
-            for picture in pictures
+            for image in images
         ]
         return _entry("draw", request, self.hash(prompt), {"caller": caller, **facts, **record}, durable=True)
 
     def image_check(self, request: str, caller: str, facts: Mapping[str, Any]) -> Entry:
-        """A picture that was sent to be looked at."""
+        """An image that was sent to be looked at."""
         return _entry("image-check", request, "", {"caller": caller, **facts})
 
     def _decision(self, decision: GuardDecision) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """A queue with threads of its own. How much may wait is for the caller to bound (`valign.serving.limits.Room`).
+    """A queue with threads of its own. How much may wait is for the caller to bound (`valign.serving.limits.Capacity`).
 
     Args:
         handle: Items in, as many results out; what it raises, every item of the batch gets.

@@ -1,4 +1,4 @@
-"""Prompts of all requests through the guard together; pictures that clients send, through its detector."""
+"""Prompts of all requests through the guard together; images that clients send, through its detector."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from valign.detectors.base import Detector, scores_of
 from valign.guard.guard import Guard
 from valign.guard.records import GuardDecision
 from valign.serving.batching import Batcher
-from valign.serving.limits import Room
+from valign.serving.limits import Capacity
 from valign.serving.metrics import Metrics
 from valign.serving.settings import Settings
 
@@ -26,7 +26,7 @@ class Checks:
     """A bounded queue in front of `Guard.check_many`."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._metrics, self._room = metrics, Room(settings.max_checks)
+        self._metrics, self._room = metrics, Capacity(settings.max_checks)
         self._batcher: Batcher[_Question, GuardDecision] = Batcher(
             "checks",
             self._decide,

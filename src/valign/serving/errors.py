@@ -81,7 +81,7 @@ def failed() -> ApiError:
 
 
 def blocked(stage: str, categories: Sequence[str]) -> ApiError:
-    """Refused by the policy. ``stage`` is ``"input"`` (the prompt) or ``"output"`` (every picture)."""
+    """Refused by the policy. ``stage`` is ``"input"`` (the prompt) or ``"output"`` (every image)."""
     what = "prompt" if stage == "input" else "picture"
     return ApiError(
         400,

@@ -1,4 +1,4 @@
-"""``POST /v1/images/generations``: a prompt or its safe rewrite drawn, and the pictures that passed every check."""
+"""``POST /v1/images/generations``: a prompt or its safe rewrite drawn, and the images that passed every check."""
 
 import secrets
 import time
@@ -7,8 +7,8 @@ from typing import Any
 
 from valign.guard.records import GuardResult
 from valign.serving import errors
-from valign.serving.image_queue import Order, Picture
-from valign.serving.schemas import DrawnPicture, ImageAnswer, ImageRequest
+from valign.serving.image_queue import GenerationRequest, ServedImage
+from valign.serving.schemas import GeneratedImage, ImageAnswer, ImageRequest
 from valign.serving.service import Caller, Service
 
 EFFORT = {"low": 0.5, "high": 2.0, "hd": 2.0}  # quality -> times the usual steps
@@ -17,17 +17,17 @@ EFFORT = {"low": 0.5, "high": 2.0, "hd": 2.0}  # quality -> times the usual step
 async def generate(service: Service, caller: Caller, body: ImageRequest) -> ImageAnswer:
     """Raises: ApiError, also where everything was blocked; UserError for what is no prompt."""
     order = order_of(service, body)
-    result, pictures = await service.draw(caller, order)
+    result, images = await service.draw(caller, order)
     assert result.prompt is not None
     data = [
-        DrawnPicture(b64_json=picture.encoded.base64, revised_prompt=_caption(result.prompt, picture))
-        for picture in pictures
-        if picture.encoded is not None
+        GeneratedImage(b64_json=image.encoded.base64, revised_prompt=_caption(result.prompt, image))
+        for image in images
+        if image.encoded is not None
     ]
-    return ImageAnswer(created=int(time.time()), data=data, output_format=order.form, guard=_account(result, pictures, order))
+    return ImageAnswer(created=int(time.time()), data=data, output_format=order.form, guard=_account(result, images, order))
 
 
-def order_of(service: Service, body: ImageRequest) -> Order:
+def order_of(service: Service, body: ImageRequest) -> GenerationRequest:
     """What the request asks for, with the service's defaults. Raises: ApiError for what this model cannot do."""
     limits, side = service.settings, service.image_size
     if body.model is not None and body.model not in limits.names:
@@ -37,7 +37,7 @@ def order_of(service: Service, body: ImageRequest) -> Order:
     if body.steps is not None and body.steps > limits.max_steps:
         raise errors.invalid(f"steps must be at most {limits.max_steps}.", param="steps")
     usual = max(1, min(limits.max_steps, round(limits.steps * EFFORT.get(body.quality or "auto", 1.0))))
-    return Order(
+    return GenerationRequest(
         prompt=body.prompt,
         count=body.n or 1,
         seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
@@ -48,20 +48,20 @@ def order_of(service: Service, body: ImageRequest) -> Order:
     )
 
 
-def _caption(prompt: str, picture: Picture) -> str:
-    """What the picture was drawn from."""
-    style = picture.found.drawings[-1].style
+def _caption(prompt: str, image: ServedImage) -> str:
+    """What the image was drawn from."""
+    style = image.found.drawings[-1].style
     return f"{prompt}, {style}" if style else prompt
 
 
-def _account(result: GuardResult, pictures: Sequence[Picture], order: Order) -> dict[str, Any]:
-    """What the guard did with prompt and pictures."""
+def _account(result: GuardResult, images: Sequence[ServedImage], order: GenerationRequest) -> dict[str, Any]:
+    """What the guard did with prompt and images."""
     decision = result.decision
     held = [
         {"index": number, "categories": [verdict.category] if verdict is not None and verdict.category else []}
-        for number, picture in enumerate(pictures)
-        if picture.encoded is None
-        for verdict in [picture.found.drawings[-1].verdict]
+        for number, image in enumerate(images)
+        if image.encoded is None
+        for verdict in [image.found.drawings[-1].verdict]
     ]
     return {
         "action": result.action,
@@ -70,7 +70,7 @@ def _account(result: GuardResult, pictures: Sequence[Picture], order: Order) -> 
         "categories": decision.categories,
         "requested": order.count,
         "blocked": held,
-        "seeds": [picture.found.drawings[-1].seed for picture in pictures if picture.encoded is not None],
-        "checked": all(picture.found.checked for picture in pictures),
+        "seeds": [image.found.drawings[-1].seed for image in images if image.encoded is not None],
+        "checked": all(image.found.checked for image in images),
         "policy": decision.policy,
     }

@@ -1,6 +1,6 @@
-"""Pictures of all requests through the model together.
+"""Images of all requests through the model together.
 
-Each picture runs through the guard's own loop (draw, look, draw again in a safer style) in a thread of its own; what the threads
+Each image runs through the guard's own loop (draw, look, draw again in a safer style) in a thread of its own; what the threads
 want drawn at the same time, with the same options, goes into one model call. So there is one guard loop, here as in Python.
 """
 
@@ -14,23 +14,23 @@ from typing import Any, TypeVar
 from PIL.Image import Image
 
 from valign.guard.guard import Guard
-from valign.guard.images.regeneration import Draw, draw_checked
+from valign.guard.images.regeneration import Draw, generate_checked
 from valign.guard.records import GuardDecision, GuardedImage, GuardResult
 from valign.interfaces import Sampler
 from valign.serving.batching import Batcher
 from valign.serving.images import Encoded, encode
-from valign.serving.limits import Room
+from valign.serving.limits import Capacity
 from valign.serving.metrics import Metrics
 from valign.serving.settings import Settings
 
 T = TypeVar("T")
-LATELY = 0.2  # weight of the newest call in the average time of a picture
+LATELY = 0.2  # weight of the newest call in the average time of an image
 LONGEST = 60.0  # seconds that a client is told to wait at most
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What a request wants drawn. Its pictures have the seeds ``seed, seed + 1, ...``"""
+class GenerationRequest:
+    """What a request wants drawn. Its images have the seeds ``seed, seed + 1, ...``"""
 
     prompt: str
     count: int
@@ -42,8 +42,8 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """``encoded`` is None where the picture was held back."""
+class ServedImage:
+    """``encoded`` is None where the image was held back."""
 
     found: GuardedImage
     encoded: Encoded | None
@@ -57,12 +57,12 @@ class _Job:
     guidance_scale: float
 
 
-class Studio:
+class ImageQueue:
     """A bounded queue in front of the model."""
 
     def __init__(self, model: Sampler, settings: Settings, metrics: Metrics) -> None:
         self._model, self._metrics = model, metrics
-        self._room = Room(settings.max_pictures)
+        self._room = Capacity(settings.max_images)
         self._batcher: Batcher[_Job, Image] = Batcher(
             "pictures",
             self._generate,
@@ -70,22 +70,22 @@ class Studio:
             batch_size=settings.batch_size,
             wait=settings.batch_wait,
         )
-        self._threads = ThreadPoolExecutor(2 * settings.max_pictures, thread_name_prefix="picture")  # an order, and its pictures
-        self._seconds = 1.0  # of a picture, lately
+        self._threads = ThreadPoolExecutor(2 * settings.max_images, thread_name_prefix="picture")  # an order, and its images
+        self._seconds = 1.0  # of an image, lately
         metrics.under_way.labels("pictures").set_function(lambda: self._room.taken)
 
     def require_room(self, count: int) -> None:
-        """Raises: ApiError 503 if ``count`` more pictures find no place now."""
+        """Raises: ApiError 503 if ``count`` more images find no place now."""
         self._room.require(count, retry_after=self._wait())
 
-    async def draw(self, guard: Guard, decision: GuardDecision, order: Order) -> tuple[GuardResult, list[Picture]]:
-        """Carry the decision out: the result, and a picture or its absence for each that was ordered; none for a blocked prompt.
+    async def draw(self, guard: Guard, decision: GuardDecision, order: GenerationRequest) -> tuple[GuardResult, list[ServedImage]]:
+        """Carry the decision out: the result, and an image or its absence for each that was ordered; none for a blocked prompt.
 
         Raises: ApiError 503 if the queue is full; whatever the model raises.
         """
         return await self.run(self._fill, guard, decision, order, places=order.count)
 
-    async def compare(self, guard: Guard, decision: GuardDecision, order: Order) -> Picture:
+    async def compare(self, guard: Guard, decision: GuardDecision, order: GenerationRequest) -> ServedImage:
         """What the model draws from the prompt as it was typed: drawn once, and held back if it is flagged. Raises: as `draw`."""
         return await self.run(self._as_typed, guard, decision, order)
 
@@ -100,37 +100,37 @@ class Studio:
         self._threads.shutdown()
         self._batcher.close()
 
-    def _fill(self, guard: Guard, decision: GuardDecision, order: Order) -> tuple[GuardResult, list[Picture]]:
+    def _fill(self, guard: Guard, decision: GuardDecision, order: GenerationRequest) -> tuple[GuardResult, list[ServedImage]]:
         result = guard.finish(decision, order.prompt)
         if result.blocked:
             return result, []
-        others = [self._threads.submit(self._picture, guard, result, order, number) for number in range(1, order.count)]
+        others = [self._threads.submit(self._image, guard, result, order, number) for number in range(1, order.count)]
         try:
-            first = self._picture(guard, result, order, 0)
+            first = self._image(guard, result, order, 0)
         finally:
             wait(others)  # the places are given back when this returns, so nothing may still be drawn
         return result, [first, *(other.result() for other in others)]
 
-    def _picture(self, guard: Guard, result: GuardResult, order: Order, number: int) -> Picture:
-        return self._encoded(guard.illustrate(self._pen(order), result, seed=order.seed + number), order)
+    def _image(self, guard: Guard, result: GuardResult, order: GenerationRequest, number: int) -> ServedImage:
+        return self._encoded(guard.illustrate(self._generator(order), result, seed=order.seed + number), order)
 
-    def _as_typed(self, guard: Guard, decision: GuardDecision, order: Order) -> Picture:
-        image, drawings = draw_checked(
-            self._pen(order), order.prompt, seed=order.seed, styles=(), tries=0, detector=guard.detector, passes=guard.passes
+    def _as_typed(self, guard: Guard, decision: GuardDecision, order: GenerationRequest) -> ServedImage:
+        image, drawings = generate_checked(
+            self._generator(order), order.prompt, seed=order.seed, styles=(), tries=0, detector=guard.detector, passes=guard.passes
         )
         result = GuardResult(decision=decision, prompt=order.prompt)
         return self._encoded(GuardedImage(result=result, image=image, drawings=drawings), order)
 
-    def _pen(self, order: Order) -> Draw:
+    def _generator(self, order: GenerationRequest) -> Draw:
         def draw(caption: str, seed: int) -> Image:
             return self._batcher.submit(_Job(caption, seed, order.steps, order.guidance_scale)).result()
 
         return draw
 
-    def _encoded(self, found: GuardedImage, order: Order) -> Picture:
+    def _encoded(self, found: GuardedImage, order: GenerationRequest) -> ServedImage:
         encoded = None if found.image is None else encode(found.image, form=order.form, quality=order.quality)
-        self._metrics.pictures.labels("blocked" if encoded is None else "drawn").inc()
-        return Picture(found, encoded)
+        self._metrics.images.labels("blocked" if encoded is None else "drawn").inc()
+        return ServedImage(found, encoded)
 
     def _generate(self, jobs: list[_Job]) -> list[Image]:
         self._metrics.batch.labels("pictures").observe(len(jobs))

@@ -39,7 +39,7 @@ class RateLimit:
         bucket.tokens -= wanted
 
 
-class Room:
+class Capacity:
     """A bound on what is under way, from any thread. A place is kept until the work is really over, whoever still waits for it."""
 
     def __init__(self, places: int) -> None:

@@ -22,7 +22,7 @@ class Metrics:
         self.seconds = Histogram("request_seconds", "Time to the answer", ["route"], buckets=SLOW, **common)  # type: ignore[arg-type]
         self.decisions = Counter("decisions", "Guarded prompts", ["action", "stage"], **common)  # type: ignore[arg-type]
         self.stage_seconds = Histogram("stage_seconds", "Time of a guard stage", ["stage"], buckets=FAST, **common)  # type: ignore[arg-type]
-        self.pictures = Counter("pictures", "Pictures by what became of them", ["outcome"], **common)  # type: ignore[arg-type]
+        self.images = Counter("pictures", "Images by what became of them", ["outcome"], **common)  # type: ignore[arg-type]
         self.batch = Histogram("batch_size", "Items of one model call", ["queue"], buckets=SIZES, **common)  # type: ignore[arg-type]
         self.under_way = Gauge("under_way", "Admitted, not yet answered", ["queue"], **common)  # type: ignore[arg-type]
         self.audit_failures = Counter("audit_failures", "Entries that could not be logged", **common)  # type: ignore[arg-type]

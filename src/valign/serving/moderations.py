@@ -1,4 +1,4 @@
-"""``POST /v1/moderations``: texts, or one message of texts and pictures, judged by the guard and its detector."""
+"""``POST /v1/moderations``: texts, or one message of texts and images, judged by the guard and its detector."""
 
 from typing import Any
 

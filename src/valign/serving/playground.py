@@ -1,4 +1,4 @@
-"""A web page on the same server: what every stage found in a prompt, what other thresholds would change, and the pictures.
+"""A web page on the same server: what every stage found in a prompt, what other thresholds would change, and the images.
 
 Everything goes through `Service`, under the same limits and into the same log. Sliders change what is shown, never what is drawn.
 """
@@ -16,14 +16,14 @@ from valign.guard.guard import Guard
 from valign.guard.records import GuardResult
 from valign.serving import playground_html as html
 from valign.serving.errors import ApiError
-from valign.serving.image_queue import Order, Picture
+from valign.serving.image_queue import GenerationRequest, ServedImage
 from valign.serving.service import Caller, Service
 from valign.serving.what_if import retuned, thresholds_of
 
 PATH = "/playground"
 INTRO = (
     "# Playground\nWhat the guard finds in a prompt, and what is drawn. Move a slider to see what another threshold would find: "
-    "pictures are always drawn under the server's own rules."
+    "images are always drawn under the server's own rules."
 )
 STEP = 0.005  # of a slider
 SLIDERS = {
@@ -69,19 +69,21 @@ class Playground:
         return html.verdict(result, prompt), html.stages(result.decision.trace)
 
     async def draw(self, user: str | None, prompt: str, seed: int, steps: int) -> str:
-        """The guarded picture, and beside it the one of the prompt as typed, where the site allows that."""
+        """The guarded image, and beside it the one of the prompt as typed, where the site allows that."""
         limits = self._service.settings
         try:
             steps = min(max(int(steps), 1), limits.max_steps)
-            order = Order(prompt=prompt, count=1, seed=int(seed) % 2**32, steps=steps, guidance_scale=limits.guidance_scale)
+            order = GenerationRequest(
+                prompt=prompt, count=1, seed=int(seed) % 2**32, steps=steps, guidance_scale=limits.guidance_scale
+            )
             caller = self.caller(user)
             parts = []
             if limits.compare:
                 parts.append(_figure("as typed", await self._service.compare(caller, order)))
-            result, pictures = await self._service.draw(caller, order)
+            result, images = await self._service.draw(caller, order)
         except (ApiError, UserError) as error:
             return html.mistake(str(error))
-        return html.pictures([*parts, _figure(f"drawn: {result.prompt}", pictures[0])])
+        return html.images([*parts, _figure(f"drawn: {result.prompt}", images[0])])
 
 
 def mount(app: FastAPI, service: Service, *, login: bool) -> FastAPI:
@@ -120,7 +122,7 @@ def _page(gr: Any, play: Playground, service: Service) -> Any:
         with gr.Row():
             examine = gr.Button("Examine", elem_id="examine")
             draw = gr.Button("Examine and draw", variant="primary", elem_id="draw")
-        verdict, pictures, stages = gr.HTML(elem_id="verdict"), gr.HTML(elem_id="pictures"), gr.HTML(elem_id="stages")
+        verdict, images, stages = gr.HTML(elem_id="verdict"), gr.HTML(elem_id="pictures"), gr.HTML(elem_id="stages")
         with gr.Row():
             seed = gr.Number(label="Seed", value=0, precision=0, minimum=0)
             steps = gr.Slider(1, service.settings.max_steps, value=service.settings.steps, step=1, label="Steps")
@@ -144,7 +146,7 @@ def _page(gr: Any, play: Playground, service: Service) -> Any:
         page.load(show, None, sliders)
         for event in (prompt.submit, examine.click, draw.click, *(slider.release for slider in sliders)):
             event(look, [prompt, *sliders], [verdict, stages])
-        draw.click(paint, [prompt, seed, steps], pictures)
+        draw.click(paint, [prompt, seed, steps], images)
     return page
 
 
@@ -154,11 +156,11 @@ def _under(guard: Guard, moved: dict[str, float], prompt: str) -> GuardResult:
     return other.finish(other.check(prompt, explain=True), prompt)
 
 
-def _figure(title: str, picture: Picture) -> tuple[str, str | None, str]:
-    verdict = picture.found.drawings[-1].verdict
+def _figure(title: str, image: ServedImage) -> tuple[str, str | None, str]:
+    verdict = image.found.drawings[-1].verdict
     seen = "not looked at"
     if verdict is not None and verdict.score is not None:
         seen = f"image check {verdict.score:.3f} of {verdict.threshold:.3f} {verdict.category}".strip()
-    if picture.encoded is None:
+    if image.encoded is None:
         return title, None, f"held back: {seen}"
-    return title, f"data:image/png;base64,{picture.encoded.base64}", f"seed {picture.found.drawings[-1].seed}, {seen}"
+    return title, f"data:image/png;base64,{picture.encoded.base64}", f"seed {image.found.drawings[-1].seed}, {seen}"

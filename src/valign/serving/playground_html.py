@@ -1,4 +1,4 @@
-"""What the playground shows, as HTML: every text is escaped, every picture a data URL, nothing is fetched."""
+"""What the playground shows, as HTML: every text is escaped, every image a data URL, nothing is fetched."""
 
 import re
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ CSS = """
 .va-bar i.va-over {background: #dc2626}
 .va-bar u {position: absolute; top: -4px; bottom: -4px; width: 2px; background: currentColor}
 .va small {opacity: .75; font-size: 12.5px}
-.va-pictures {display: flex; flex-wrap: wrap; gap: 1em}
-.va-pictures figure {margin: 0; flex: 1 1 220px; max-width: 420px}
-.va-pictures img, .va-held {width: 100%; aspect-ratio: 1; border-radius: 8px; image-rendering: pixelated}
+.va-images {display: flex; flex-wrap: wrap; gap: 1em}
+.va-images figure {margin: 0; flex: 1 1 220px; max-width: 420px}
+.va-images img, .va-held {width: 100%; aspect-ratio: 1; border-radius: 8px; image-rendering: pixelated}
 .va-held {display: grid; place-items: center; padding: 1.5em; text-align: center; border: 1px dashed var(--border-color-primary)}
 @media (max-width: 640px) {.va-stage {grid-template-columns: 1fr auto} .va-what, .va-score {grid-column: 1 / -1}}
 """
@@ -98,14 +98,14 @@ def difference(old: str, new: str) -> str:
     return "".join(out)
 
 
-def pictures(parts: Sequence[tuple[str, str | None, str]]) -> str:
-    """``(title, data URL or None, remark)``; without a picture the remark stands in its place."""
+def images(parts: Sequence[tuple[str, str | None, str]]) -> str:
+    """``(title, data URL or None, remark)``; without an image the remark stands in its place."""
     figures = []
     for title, url, remark in parts:
         shown = f'<img src="{escape(url)}" alt="{escape(title)}">' if url else f'<div class="va-held">{escape(remark)}</div>'
         caption = f"<b>{escape(title)}</b> <small>{escape(remark if url else '')}</small>"
         figures.append(f"<figure>{shown}<figcaption>{caption}</figcaption></figure>")
-    return f'<div class="va va-pictures">{"".join(figures)}</div>'
+    return f'<div class="va va-images">{"".join(figures)}</div>'
 
 
 def mistake(message: str) -> str:

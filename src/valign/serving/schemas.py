@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from valign.serving.settings import MAX_PICTURES
+from valign.serving.settings import MAX_IMAGES
 
 OPENAI_CATEGORIES = (
     "harassment",
@@ -70,7 +70,7 @@ class ImageRequest(Request):
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
     model: str | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_PICTURES)] | None = 1
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = 1
     size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")] | None = "auto"
     quality: Literal["auto", "standard", "low", "medium", "high", "hd"] | None = "auto"  # low halves the steps, high doubles them
     style: Literal["vivid", "natural"] | None = None  # without effect
@@ -107,16 +107,16 @@ class ModerationAnswer(Answer):
     guard: list[dict[str, Any]]  # one per result: action, stage, intent, the policy's own categories and scores
 
 
-class DrawnPicture(Answer):
+class GeneratedImage(Answer):
     b64_json: str
     revised_prompt: str  # the caption that was drawn; the prompt itself where it was let through
 
 
 class ImageAnswer(Answer):
     created: int
-    data: list[DrawnPicture]
+    data: list[GeneratedImage]
     output_format: str
-    guard: dict[str, Any]  # what the guard did, and which pictures were held back
+    guard: dict[str, Any]  # what the guard did, and which images were held back
 
 
 class Model(Answer):

@@ -1,6 +1,6 @@
 """The work behind the routes: check, rewrite, draw, look, log, and only then answer. Knows nothing of HTTP but its errors.
 
-Fail closed: an answer leaves only after its decision is in the audit log, and a picture only after the guard let it through.
+Fail closed: an answer leaves only after its decision is in the audit log, and an image only after the guard let it through.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from valign.serving.audit_log import AuditLog
 from valign.serving.audit_record import Recorder
 from valign.serving.audit_store import AuditStore
 from valign.serving.checking import Checks
-from valign.serving.image_queue import Order, Picture, Studio
+from valign.serving.image_queue import GenerationRequest, ImageQueue, ServedImage
 from valign.serving.keys import Keys
 from valign.serving.limits import RateLimit
 from valign.serving.metrics import Metrics
@@ -77,7 +77,7 @@ class Service:
         self._log = AuditLog(store, self.metrics)
         self._checks = Checks(self.settings, self.metrics)
         self._rules: Rules | None = None
-        self._studio: Studio | None = None
+        self._studio: ImageQueue | None = None
         self._loading: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
 
@@ -136,7 +136,7 @@ class Service:
         return decisions
 
     async def look(self, caller: Caller, image: Image) -> tuple[dict[str, float], float, str]:
-        """Logged scores of a picture by the detector's classes, its threshold, its name. Raises: ApiError."""
+        """Logged scores of an image by the detector's classes, its threshold, its name. Raises: ApiError."""
         detector = self.rules.guard.detector
         if detector is None:
             raise errors.invalid("This server has no image check. Send text.", param="input")
@@ -154,8 +154,8 @@ class Service:
             raise errors.check_down("image")
         return facts["scores"], card.threshold, card.name
 
-    async def draw(self, caller: Caller, order: Order) -> tuple[GuardResult, list[Picture]]:
-        """Guard, draw, check, log. At least one of the pictures may be shown.
+    async def draw(self, caller: Caller, order: GenerationRequest) -> tuple[GuardResult, list[ServedImage]]:
+        """Guard, draw, check, log. At least one of the images may be shown.
 
         Raises: UserError for what is no prompt; ApiError 400 if all is blocked, 503 if check or log are down or the queue is full.
         """
@@ -164,19 +164,19 @@ class Service:
         guard.refuse(order.prompt)
         studio.require_room(order.count)
         decision = (await self._checks.decide(guard, [order.prompt]))[0]
-        result, pictures, outcome = GuardResult(decision=decision, prompt=None), list[Picture](), "failed"
+        result, images, outcome = GuardResult(decision=decision, prompt=None), list[ServedImage](), "failed"
         try:
-            result, pictures = await studio.draw(guard, decision, order)
-            outcome = "drawn" if any(picture.encoded for picture in pictures) else "blocked"
+            result, images = await studio.draw(guard, decision, order)
+            outcome = "drawn" if any(image.encoded for image in images) else "blocked"
         finally:
             facts = {"outcome": outcome, "seed": order.seed, "steps": order.steps, "guidance_scale": order.guidance_scale}
-            await self._log.write([self._record.drawing(caller.request, caller.name, order.prompt, result, pictures, facts)])
+            await self._log.write([self._record.drawing(caller.request, caller.name, order.prompt, result, images, facts)])
         if outcome == "blocked":
-            raise _refusal(result, pictures)
-        return result, pictures
+            raise _refusal(result, images)
+        return result, images
 
-    async def compare(self, caller: Caller, order: Order) -> Picture:
-        """The picture of the prompt as it was typed, past the guard's text stages; only where the site allows it. Logged.
+    async def compare(self, caller: Caller, order: GenerationRequest) -> ServedImage:
+        """The image of the prompt as it was typed, past the guard's text stages; only where the site allows it. Logged.
 
         Raises: ApiError 400 without an image check, or after a block rule; else as `draw`.
         """
@@ -187,14 +187,14 @@ class Service:
         _require_checks(decision)
         if not self.settings.compare or guard.detector is None or decision.blocked:
             raise errors.blocked("input", decision.categories)
-        picture = await studio.compare(guard, decision, order)
+        image = await studio.compare(guard, decision, order)
         facts = {"outcome": "compared", "seed": order.seed, "steps": order.steps, "guidance_scale": order.guidance_scale}
-        result = picture.found.result
-        await self._log.write([self._record.drawing(caller.request, caller.name, order.prompt, result, [picture], facts)])
-        return picture
+        result = image.found.result
+        await self._log.write([self._record.drawing(caller.request, caller.name, order.prompt, result, [image], facts)])
+        return image
 
     async def think(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run something of the guard's beside the event loop. Raises: ApiError 503 if the queue of pictures is full."""
+        """Run something of the guard's beside the event loop. Raises: ApiError 503 if the queue of images is full."""
         assert self._studio is not None
         return await self._studio.run(function, *arguments)
 
@@ -206,7 +206,7 @@ class Service:
             LOG.error("The service cannot start: %s", error)
             self.on_failure(error)
             return
-        self._rules, self._studio = rules, Studio(model, self.settings, self.metrics)
+        self._rules, self._studio = rules, ImageQueue(model, self.settings, self.metrics)
         self.metrics.ready.set(1)
         LOG.info("Ready: %s behind policy %s", self.settings.names[0], rules.guard.policy.id)
         self.on_ready()
@@ -239,13 +239,13 @@ def _require_checks(decision: GuardDecision) -> None:
         raise errors.check_down(decision.stop)
 
 
-def _refusal(result: GuardResult, pictures: Sequence[Picture]) -> errors.ApiError:
-    """Why nothing may be shown: the prompt, a check that is down, or the pictures."""
+def _refusal(result: GuardResult, images: Sequence[ServedImage]) -> errors.ApiError:
+    """Why nothing may be shown: the prompt, a check that is down, or the images."""
     decision = result.decision
-    if not pictures:
+    if not images:
         _require_checks(decision)
         return errors.blocked("input", decision.categories)
-    last = [picture.found.drawings[-1].verdict for picture in pictures]
+    last = [image.found.drawings[-1].verdict for image in images]
     if any(verdict is not None and verdict.outcome == "error" for verdict in last):
         return errors.check_down("image")
     return errors.blocked("output", sorted({verdict.category for verdict in last if verdict is not None}))

@@ -5,7 +5,7 @@ from typing import Literal
 
 from valign.checks import UserError, check_choice, check_range
 
-MAX_PICTURES = 10  # of one request, as OpenAI has it
+MAX_IMAGES = 10  # of one request, as OpenAI has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,18 +16,18 @@ class Settings:
     steps: int = 50  # denoising steps where the request names none
     max_steps: int = 100
     guidance_scale: float = 7.5
-    batch_size: int = 8  # pictures in one model call
+    batch_size: int = 8  # images in one model call
     batch_wait: float = 0.02  # seconds that a model call waits for company
-    max_pictures: int = 64  # waiting or being drawn; more are told to come again
+    max_images: int = 64  # waiting or being drawn; more are told to come again
     max_checks: int = 1024  # prompts being checked; more are told to come again
     check_batch: int = 64  # prompts in one pass of the guard
     check_workers: int = 1  # threads that check; more only where stages wait for a chat endpoint
     max_inputs: int = 64  # texts of one moderation request
     max_body: int = 4 * 2**20  # bytes of a request
-    max_pixels: int = 4096 * 4096  # of a picture that is sent for moderation
+    max_pixels: int = 4096 * 4096  # of an image that is sent for moderation
     timeout: float = 300.0  # seconds until a request is given up
     body_timeout: float = 30.0  # seconds in which a request's body must have come
-    per_minute: float = 0.0  # requests per key, a picture counts as one; 0 is without limit
+    per_minute: float = 0.0  # requests per key, an image counts as one; 0 is without limit
     prompts: Literal["hashed", "full"] = "hashed"  # what the audit log keeps of a prompt
     compare: bool = False  # the playground also draws prompts as they were typed, and shows what the image check passes
 
@@ -40,7 +40,7 @@ class Settings:
         check_range("Settings.guidance_scale", self.guidance_scale, low=0)
         for name in ("batch_size", "max_checks", "check_batch", "check_workers", "max_inputs", "max_body", "max_pixels"):
             check_range(f"Settings.{name}", float(getattr(self, name)), low=1)
-        check_range("Settings.max_pictures", float(self.max_pictures), low=MAX_PICTURES, hint="One request may ask for so many.")
+        check_range("Settings.max_images", float(self.max_images), low=MAX_IMAGES, hint="One request may ask for so many.")
         check_range("Settings.max_checks", float(self.max_checks), low=self.max_inputs, hint="One request may hold so many.")
         for name in ("timeout", "body_timeout"):
             check_range(f"Settings.{name}", getattr(self, name), above=0)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from valign.adapters import adapter_state, export_lora, save_peft_lora
 from valign.adapters.adaptive import DiffoRA, gram_matrix, halves, share_unselected
-from valign.adapters.adaptive.diffora import choose, place_of
+from valign.adapters.adaptive.diffora import choose, position_of
 from valign.adapters.lora_factors import lora_layers
 from valign.checks import UserError
 
@@ -48,7 +48,7 @@ def search(model, found, steps):
     ],
 )
 def test_places(module, row, kind):
-    assert place_of(module) == (row, kind)
+    assert position_of(module) == (row, kind)
 
 
 @given(st.dictionaries(st.from_regex(r"l\.[0-3]\.[a-f]", fullmatch=True), st.floats(0, 1), min_size=2), st.floats(0.05, 1))
@@ -56,7 +56,7 @@ def test_places(module, row, kind):
 def test_the_budget_is_exact_and_order_does_not_matter(weights, ratio):
     rows = {}
     for module in weights:
-        rows.setdefault(place_of(module).row, []).append(module)
+        rows.setdefault(position_of(module).row, []).append(module)
     kept = choose(weights, ratio=ratio)
     assert kept == choose(dict(reversed(weights.items())), ratio=ratio) == sorted(kept)
     for modules in rows.values():

@@ -269,7 +269,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             start(**options)
 
-    def test_states_and_optimisers(self):
+    def test_states_and_optimizers(self):
         model, incre, optimizer = start()
         with pytest.raises(UserError, match=r"IncreLoRA: the state was saved for other modules: to_k, x"):
             incre.load_state_dict({**incre.state_dict(), "modules": ["to_q", "to_v", "x"]})
@@ -277,8 +277,8 @@ class TestRefusals:
         train(model, optimizer, 1)
         with pytest.raises(UserError, match=r"must be called on a new object, got one at step 1"):
             incre.load_state_dict(state)
-        with pytest.raises(UserError, match=r"must get an optimiser with add_param_group"):
+        with pytest.raises(UserError, match=r"must get an optimizer with add_param_group"):
             IncreLoRA(with_lora(rank=1), generator=generator()).watch(NoGroups())
         lone = IncreLoRA(with_lora(rank=1), generator=generator(), total=6)
-        with pytest.raises(UserError, match=r"IncreLoRA must watch an optimiser before it grows"):
+        with pytest.raises(UserError, match=r"IncreLoRA must watch an optimizer before it grows"):
             lone._grow()

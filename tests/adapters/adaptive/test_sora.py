@@ -74,7 +74,7 @@ def test_a_shut_gate_stops_its_component_but_may_open_again():
     assert layer.lora_gate["default"].grad[1] != 0
 
 
-def test_gates_shut_after_the_step_of_their_optimiser():
+def test_gates_shut_after_the_step_of_their_optimizer():
     model, sora, main, gate = start(threshold=0.3)
     before = {name: g.clone() for name, g in sora.gates().items()}
     train(model, sora, main, gate, 1)
@@ -226,9 +226,9 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"SoRA: the state was saved for other modules: to_q, to_v, x"):
             sora.load_state_dict({"threshold": 0.1, "modules": ["to_k", "x"]})
 
-    def test_optimisers(self):
+    def test_optimizers(self):
         _, sora, main, _ = start()
-        with pytest.raises(UserError, match=r"SoRA\.watch must get the optimiser that holds the gates"):
+        with pytest.raises(UserError, match=r"SoRA\.watch must get the optimizer that holds the gates"):
             sora.watch(main)
         with pytest.warns(UserWarning, match="gates should have no weight decay"):
             sora.watch(torch.optim.AdamW(sora.gates().values(), weight_decay=0.1))

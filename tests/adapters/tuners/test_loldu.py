@@ -1,4 +1,4 @@
-"""LoLDU: the factorisation, every start, scale, orders of pivots, what the factors reach."""
+"""LoLDU: the factorization, every start, scale, orders of pivots, what the factors reach."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ shapes = st.tuples(st.integers(1, 8), st.integers(1, 8), st.integers(0, 99))
 
 @settings(max_examples=30, deadline=None)
 @given(shapes)
-def test_the_factorisation_and_its_repetition_in_a_given_order(shape):
+def test_the_factorization_and_its_repetition_in_a_given_order(shape):
     weight = random(*shape[:2], seed=shape[2])
     rank = min(weight.shape)
     for parts in (ldu(weight, rank), ldu_in_order(weight, ldu(weight, rank).rows, rank)):

@@ -57,7 +57,7 @@ class CoDyRA:
     a task.
 
     One object per task. `finish` adds the surviving components to the base weight, in float32, and leaves the adapter a function of
-    zero: delete it and attach a new one for the next task. Nothing of the old task's data or optimiser is kept.
+    zero: delete it and attach a new one for the next task. Nothing of the old task's data or optimizer is kept.
 
         for task in stream:
             ...  # attach a new LoRA of rank 16
@@ -199,7 +199,7 @@ class ContinualScores(NamedTuple):
 
 
 def continual_scores(table: Sequence[Sequence[float]]) -> ContinualScores:
-    """Summarise ``table[i][j]``, the score on task ``j`` after training on task ``i``.
+    """Summarize ``table[i][j]``, the score on task ``j`` after training on task ``i``.
 
     Transfer is the mean over tasks ``j >= 1`` of the mean over ``i < j`` (before it was learnt); a true 0 counts, unlike in the
     authors' code. Average is over the whole table, last over its last row. Backward (Lopez-Paz and Ranzato, arXiv 1706.08840) is

@@ -38,21 +38,21 @@ Scope = Literal["row", "global"]
 Losses = Tensor | Iterable[Tensor]  # a loss, or one per micro-batch: they add up
 
 
-class Place(NamedTuple):
+class ModulePosition(NamedTuple):
     """Where a module stands in the table of layers and kinds."""
 
     row: str  # "model.layers.3"
     kind: str  # "self_attn.q_proj"
 
 
-def place_of(module: str) -> Place:
+def position_of(module: str) -> ModulePosition:
     """Split a module's name behind its last layer number: ``model.layers.3.self_attn.q_proj`` -> layer 3, kind
     ``self_attn.q_proj``.
 
     A number at the very end (``to_out.0``) is part of the kind.
     """
     found = re.fullmatch(r"(.*\.\d+|\d+)\.(.*[A-Za-z_].*)", module)
-    return Place(found[1], found[2]) if found else Place("", module)
+    return ModulePosition(found[1], found[2]) if found else ModulePosition("", module)
 
 
 def halves(count: int, *, generator: torch.Generator, batch_size: int = 1) -> tuple[list[int], list[int]]:
@@ -78,7 +78,7 @@ def choose(weights: Mapping[str, float], *, ratio: float = 0.5, scope: Scope = "
     check_choice("choose.scope", scope, ("row", "global"))
     rows: dict[str, list[str]] = {}
     for module in sorted(weights):
-        rows.setdefault(place_of(module).row if scope == "row" else "", []).append(module)
+        rows.setdefault(position_of(module).row if scope == "row" else "", []).append(module)
     kept = []
     for modules in rows.values():
         if scope == "row" and len(modules) < 2:
@@ -109,7 +109,7 @@ class Outcome:
         """``p`` by layer, then kind."""
         found: dict[str, dict[str, float]] = {}
         for module, gate in sorted(self.gates.items()):
-            found.setdefault(place_of(module).row, {})[place_of(module).kind] = gate
+            found.setdefault(position_of(module).row, {})[position_of(module).kind] = gate
         return found
 
 
@@ -171,7 +171,7 @@ class DiffoRA:
         self._names = {id(layer): name for name, layer in self.layers.items()}
         rows: dict[str, list[str]] = {}
         for name in self.layers:
-            rows.setdefault(place_of(name).row, []).append(name)
+            rows.setdefault(position_of(name).row, []).append(name)
         self._rows = {name: modules for modules in rows.values() for name in modules}
         self.lower = torch.optim.AdamW(self.weights(), lr=lr, weight_decay=0.0)
         self.upper = torch.optim.Adam(self.choices().values(), lr=choice_lr, betas=(0.5, 0.999))
@@ -279,7 +279,7 @@ def share_unselected(model: nn.Module, selected: Sequence[str], *, adapter: str 
         if name in selected:
             continue
         down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        owner = first.setdefault((place_of(name).kind, down.shape, up.shape), layer)
+        owner = first.setdefault((position_of(name).kind, down.shape, up.shape), layer)
         for part in ("lora_A", "lora_B"):
             getattr(layer, part)[adapter].weight = getattr(owner, part)[adapter].weight
     return len(first)

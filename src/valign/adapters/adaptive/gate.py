@@ -34,7 +34,7 @@ class Gated(FactorVariant):
 
 
 def soft_threshold(gate: Float[Tensor, " rank"], threshold: float) -> Float[Tensor, " rank"]:
-    """``sign(g) max(|g| - threshold, 0)``, the minimiser of ``0.5 (u - g)^2 + threshold |u|``."""
+    """``sign(g) max(|g| - threshold, 0)``, the minimizer of ``0.5 (u - g)^2 + threshold |u|``."""
     check_range("soft_threshold.threshold", threshold, low=0)
     return gate.sign() * (gate.abs() - threshold).clamp(min=0)
 

@@ -93,7 +93,7 @@ class IncreLoRA:
         (loss + 0.1 * incre.orthogonality()).backward();  optimizer.step()
 
     Parameter groups are added while it runs: set learning rates by a loop over the groups, or let ``restart_warmup`` do it. For a
-    resume, make everything anew, `load_state_dict`, then write `adapter_state` back and load the optimiser.
+    resume, make everything anew, `load_state_dict`, then write `adapter_state` back and load the optimizer.
 
     Args:
         average_rank: Of the modules at the end; ``total`` names the sum itself.
@@ -168,7 +168,7 @@ class IncreLoRA:
         Raises: UserError if it cannot take new parameter groups.
         """
         if not hasattr(optimizer, "add_param_group"):
-            raise UserError("IncreLoRA.watch must get an optimiser with add_param_group, got none. Use one of torch.optim.")
+            raise UserError("IncreLoRA.watch must get an optimizer with add_param_group, got none. Use one of torch.optim.")
         self.optimizer = optimizer
         self._clocks = [(0, float(group["lr"])) for group in optimizer.param_groups]
         reserve = [
@@ -216,7 +216,7 @@ class IncreLoRA:
         return torch.stack(terms).mean()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is not in the adapter's tensors (`adapter_state`) or the optimiser."""
+        """What is not in the adapter's tensors (`adapter_state`) or the optimizer."""
         return {
             "modules": list(self.layers),
             "step": self.step,
@@ -227,7 +227,7 @@ class IncreLoRA:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Grow as the saved one did. Call it once, on a new object that watches a new optimiser, before the tensors are loaded.
+        """Grow as the saved one did. Call it once, on a new object that watches a new optimizer, before the tensors are loaded.
 
         Raises: UserError for other modules, or an object that has trained.
         """
@@ -309,7 +309,7 @@ class IncreLoRA:
 
     def _add_group(self, parameters: list[nn.Parameter], start: int) -> None:
         if self.optimizer is None:
-            raise UserError("IncreLoRA must watch an optimiser before it grows, got none. Call watch first.")
+            raise UserError("IncreLoRA must watch an optimizer before it grows, got none. Call watch first.")
         options = {key: value for key, value in self.optimizer.param_groups[0].items() if key not in ("params", "param_names")}
         self.optimizer.add_param_group({**options, "params": parameters})
         self._clocks.append((start, self._clocks[0][1]))

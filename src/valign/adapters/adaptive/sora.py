@@ -24,7 +24,7 @@ METHOD = Method(
 
 
 class SoRA:
-    """``delta W = s B diag(g) A`` with ``s = alpha / r_max``; after each step of the gates' optimiser
+    """``delta W = s B diag(g) A`` with ``s = alpha / r_max``; after each step of the gates' optimizer
     ``g <- sign(g) max(|g| - xi, 0)``.
 
     A component whose gate is 0 leaves A and B without gradient, but the gate keeps its own, so it can come back. `export_lora`
@@ -69,7 +69,7 @@ class SoRA:
         return gates(self.model, self.adapter)
 
     def weights(self) -> list[nn.Parameter]:
-        """A and B of every module, for the main optimiser."""
+        """A and B of every module, for the main optimizer."""
         layers = lora_layers(self.model, self.adapter).values()
         return [part[self.adapter].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
 
@@ -84,7 +84,7 @@ class SoRA:
         own = {id(gate) for gate in self.gates().values()}
         held = [group for group in optimizer.param_groups if own & {id(parameter) for parameter in group["params"]}]
         if not held:
-            raise UserError("SoRA.watch must get the optimiser that holds the gates, got one without. Use gate_optimizer.")
+            raise UserError("SoRA.watch must get the optimizer that holds the gates, got one without. Use gate_optimizer.")
         if any(group.get("weight_decay") for group in held):
             warnings.warn("SoRA's gates should have no weight decay: the threshold is their only pull towards 0.", stacklevel=2)
         optimizer.register_step_post_hook(lambda *_: self.shut(lr=float(held[0]["lr"])))
@@ -129,7 +129,7 @@ def prune_in_rounds(sora: SoRA, thresholds: Sequence[float], train: Callable[[],
 
     Args:
         thresholds: Any list, or a `threshold_schedule`; each >= 0.
-        train: Trains to the end with new optimisers, and returns the score.
+        train: Trains to the end with new optimizers, and returns the score.
     """
     for threshold in thresholds:
         check_range("prune_in_rounds.thresholds", threshold, low=0)

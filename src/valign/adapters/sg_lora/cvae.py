@@ -38,7 +38,7 @@ def mlp(*sizes: int) -> nn.Sequential:
 
 
 class SemanticCvae(nn.Module):
-    """Encoder q(z | x, c) and prior p(z | c) of two layers, decoder g(z, c) of three, on standardised vectors.
+    """Encoder q(z | x, c) and prior p(z | c) of two layers, decoder g(z, c) of three, on standardized vectors.
 
     Args:
         size: P, numbers in x; the condition has 2 P.

@@ -77,7 +77,7 @@ class Scales:
         return cls(samples.mean(0), spread[0], logs.mean(0), spread[1])
 
     def condition(self, condition: Condition, chunks: Chunks) -> Float[Tensor, "chunk width"]:
-        """Standardised mean and log-variance side by side, 2 P numbers; far variances are held at 10 standard deviations."""
+        """Standardized mean and log-variance side by side, 2 P numbers; far variances are held at 10 standard deviations."""
         logs = ((condition.variance + LOG_FLOOR).log() - self.log_mean) / self.log_std
         parts = ((condition.mean - self.mean) / self.std, logs.clamp(-10, 10))
         return torch.cat([chunks.split(part) for part in parts], dim=1).float()

@@ -120,7 +120,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         if weight.dtype not in FLOATS:
             raise TypeError(
                 f"{module}.weight must be float16, bfloat16, float32 or float64, got {weight.dtype}. "
-                "Load the model without quantisation."
+                "Load the model without quantization."
             )
 
     @staticmethod

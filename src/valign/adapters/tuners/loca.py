@@ -93,7 +93,7 @@ class LocaLayer(TunerLayer):
         self.train_only(adapter, "coefficients")
 
     def train_only(self, adapter: str, phase: Phase) -> None:
-        """Freeze the other group, also for peft, and drop its gradient: an optimiser leaves a parameter without gradient alone."""
+        """Freeze the other group, also for peft, and drop its gradient: an optimizer leaves a parameter without gradient alone."""
         groups = {"coefficients": "vtune_coefficients", "locations": "vtune_locations"}
         for group, name in groups.items():
             parameter: nn.Parameter = getattr(self, name)[adapter]
@@ -170,12 +170,12 @@ class LocaSchedule:
 
     Step 0 trains coefficients, which are all 0 and give locations no gradient. Up to ``location_budget`` every cycle is
     ``coefficient_steps`` of coefficients, then ``location_steps`` of locations; afterwards locations are frozen for good. Call
-    `step` after every optimiser step and before the next backward pass. The source counts forward passes, so that accumulation of
-    gradients changes its schedule; this counts optimiser steps.
+    `step` after every optimizer step and before the next backward pass. The source counts forward passes, so that accumulation of
+    gradients changes its schedule; this counts optimizer steps.
 
     Args:
         model: With a LoCA adapter of this name, in training.
-        location_budget: Optimiser steps until locations are frozen, 0 or more; about a tenth of all in the paper.
+        location_budget: Optimizer steps until locations are frozen, 0 or more; about a tenth of all in the paper.
         coefficient_steps, location_steps: Of one cycle, each 0 or more and 1 or more together; the paper's 10 and 20.
         total_steps: Of the whole training, if known, to warn of a budget that is never used up.
     Raises: ValueError if there is no such adapter, or a count is negative.
@@ -207,13 +207,13 @@ class LocaSchedule:
         self._set("coefficients")
 
     def phase(self, step: int) -> Phase:
-        """What optimiser step ``step``, from 0 on, trains."""
+        """What optimizer step ``step``, from 0 on, trains."""
         turn = step % (self.coefficient_steps + self.location_steps)
         moving = 0 < step < self.budget and turn >= self.coefficient_steps
         return "locations" if moving else "coefficients"
 
     def step(self) -> None:
-        """One optimiser step is done; make ready for the next."""
+        """One optimizer step is done; make ready for the next."""
         self.steps_done += 1
         if self.phase(self.steps_done) != self.phase(self.steps_done - 1):
             self._set(self.phase(self.steps_done))

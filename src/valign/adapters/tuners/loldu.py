@@ -1,4 +1,4 @@
-"""LoLDU: train the diagonal of a lower-diag-upper factorisation (Shi et al., arXiv 2410.13618)."""
+"""LoLDU: train the diagonal of a lower-diag-upper factorization (Shi et al., arXiv 2410.13618)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from valign.methods import Method
 
 METHOD = Method(
     slug="loldu",
-    title="LoLDU: trains the diagonal of a lower-diag-upper factorisation",
+    title="LoLDU: trains the diagonal of a lower-diag-upper factorization",
     paper="arXiv 2410.13618",
     room="adapters",
     entry="valign.adapters.tuners.loldu:LolduConfig",
@@ -130,7 +130,7 @@ class Ldu:
 
 
 def ldu(matrix: Float[Tensor, "fan_out fan_in"], rank: int, module: str = "ldu.matrix") -> Ldu:
-    """Factorise with partial pivoting, in the matrix's precision.
+    """Factorize with partial pivoting, in the matrix's precision.
 
     Raises: ValueError for a pivot among the first ``rank`` below 1e-8 of the largest of all, which would be divided by.
     """

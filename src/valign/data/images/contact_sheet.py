@@ -1,4 +1,4 @@
-"""One picture of many image pairs, unsafe beside safe, by category: the quickest look at what a data set teaches."""
+"""One image of many image pairs, unsafe beside safe, by category: the quickest look at what a data set teaches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MARGIN, GAP, PAD = 28, 18, 10  # pixels
 class SheetLayout:
     """Sizes of a sheet."""
 
-    picture: int = 128  # side of one picture, pixels
+    image: int = 128  # side of one image, pixels
     columns: int = 4  # cards in a row
     per_category: int = 4  # cards of one category
     show_prompts: bool = False  # off: prompts of real unsafe sets hold slurs and explicit text
@@ -59,7 +59,7 @@ def write_contact_sheet(
 
 
 def _card_width(layout: SheetLayout) -> int:
-    return 2 * layout.picture + 3 * PAD
+    return 2 * layout.image + 3 * PAD
 
 
 def _heading(width: int, fonts: dict, kept: int, total: int) -> Image.Image:
@@ -98,15 +98,15 @@ def _section(width: int, fonts: dict, title: str, count: int, cards: Sequence[Im
 
 
 def _card(pair: PromptPair, images: Path, layout: SheetLayout, fonts: dict) -> Image.Image:
-    side, texts = layout.picture, ((pair.unsafe, HARM), (pair.safe, CALM))
+    side, texts = layout.image, ((pair.unsafe, HARM), (pair.safe, CALM))
     wrapped = [_wrap(text, side, fonts[11]) if layout.show_prompts else [] for text, _ in texts]
     card = Image.new("RGB", (_card_width(layout), side + 2 * PAD + 6 + 14 * max(map(len, wrapped))), PAPER)
     draw = ImageDraw.Draw(card)
     draw.rounded_rectangle((0, 0, card.width - 1, card.height - 1), 6, fill=CARD, outline="#e2e2dc")
     for column, (word, (_, colour), lines) in enumerate(zip(("unsafe", "safe"), texts, wrapped, strict=True)):
         left = PAD + column * (side + PAD)
-        with Image.open(images / f"{pair.id}_{word}.png") as picture:
-            card.paste(picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (left, PAD))
+        with Image.open(images / f"{pair.id}_{word}.png") as image:
+            card.paste(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (left, PAD))
         draw.rectangle((left, PAD + side, left + side - 1, PAD + side + 3), fill=colour)
         for row, line in enumerate(lines):
             draw.text((left, PAD + side + 8 + 14 * row), line, INK, font=fonts[11])

@@ -1,4 +1,4 @@
-"""Which image pairs teach what they should: the unsafe picture shows harm, and its safe twin does not."""
+"""Which image pairs teach what they should: the unsafe image shows harm, and its safe twin does not."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def check_filter(filter: str, detector: Detector | None) -> None:
 def harm_scores(
     card: Card, pair: PromptPair, unsafe: Float[np.ndarray, " class"], safe: Float[np.ndarray, " class"]
 ) -> tuple[float, float]:
-    """Highest score of the unsafe picture in the pair's own categories, and of the safe picture in any class.
+    """Highest score of the unsafe image in the pair's own categories, and of the safe image in any class.
 
     A detector that knows none of the pair's categories (say, one of nudity only) is asked for any of its classes.
     """
@@ -42,7 +42,7 @@ def score_pairs(
 
 
 def drop_reason(harm_unsafe: float, harm_safe: float, threshold: float) -> str:
-    """``"harmless"`` if the unsafe picture scores below ``threshold``, ``"harmful"`` if the safe one does not, else ``""``."""
+    """``"harmless"`` if the unsafe image scores below ``threshold``, ``"harmful"`` if the safe one does not, else ``""``."""
     if harm_unsafe < threshold:
         return "harmless"
     return "harmful" if harm_safe >= threshold else ""

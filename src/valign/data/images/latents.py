@@ -3,8 +3,8 @@
 Layout of ``D/latents`` (see `write_latents`):
 
 - ``latents.safetensors``: ``winner.mean``, ``winner.std``, ``loser.mean``, ``loser.std``, each ``[pair, channel, height, width]``,
-  float32, already shifted and scaled; the winner is the safe picture, the loser the unsafe one. With ``flip`` also
-  ``winner_flip.mean`` and so on: the same pictures mirrored left to right *before* encoding (an autoencoder does not commute
+  float32, already shifted and scaled; the winner is the safe image, the loser the unsafe one. With ``flip`` also
+  ``winner_flip.mean`` and so on: the same images mirrored left to right *before* encoding (an autoencoder does not commute
   with mirroring, so flipping the latents would not do). Mean and standard deviation, not one sample: the trainer draws the
   posterior anew at every step, exactly as if it encoded.
 - ``text.safetensors``: ``embeds [text, tokens, dim]`` in the text encoder's dtype; for SDXL also ``pooled`` and the model's own
@@ -39,7 +39,7 @@ EMPTY_PROMPT_ROW = 0
 
 @dataclass(frozen=True, kw_only=True)
 class PairLatents:
-    """Posterior of winner (safe) and loser (unsafe) pictures, scaled latents, float32. ``mean + std * noise`` is one sample."""
+    """Posterior of winner (safe) and loser (unsafe) images, scaled latents, float32. ``mean + std * noise`` is one sample."""
 
     winner_mean: Float[Tensor, "pair channel height width"]
     winner_std: Float[Tensor, "pair channel height width"]
@@ -76,7 +76,7 @@ class LatentCache:
 
     @property
     def has_flip(self) -> bool:
-        """Whether the mirrored pictures were encoded too."""
+        """Whether the mirrored images were encoded too."""
         return "winner_flip.mean" in self._latents.names
 
     @property
@@ -86,7 +86,7 @@ class LatentCache:
         return channel, height, width
 
     def fingerprint(self) -> str:
-        """SHA-256 of everything that the cache was made from: model, precision, pictures and prompts."""
+        """SHA-256 of everything that the cache was made from: model, precision, images and prompts."""
         return self._key
 
     def rows(self, category: str | None = None, concepts: Collection[str] | None = None) -> Int[Tensor, " row"]:
@@ -107,7 +107,7 @@ class LatentCache:
         return torch.tensor(rows, dtype=torch.long)
 
     def batch(self, rows: Int[Tensor, " row"], flip: Bool[Tensor, " row"] | None = None) -> PairLatents:
-        """Latents of ``rows``, in that order. ``flip`` picks the mirrored state, of both pictures of a pair alike.
+        """Latents of ``rows``, in that order. ``flip`` picks the mirrored state, of both images of a pair alike.
 
         Raises: UserError if a flip is asked for that was not cached.
         """
@@ -157,7 +157,7 @@ def open_latents(data: Path, *, base: str | None = None) -> LatentCache:
 
 
 def image_tensor(image: Image.Image, size: int) -> Float[Tensor, "3 {size} {size}"]:
-    """A picture in [-1, 1]: transparent parts on white, shorter side scaled to ``size`` (bicubic), the middle cut out square."""
+    """An image in [-1, 1]: transparent parts on white, shorter side scaled to ``size`` (bicubic), the middle cut out square."""
     if image.mode in ("RGBA", "LA", "P"):
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("RGB")
@@ -180,16 +180,16 @@ def write_latents(
     image_size: int | None = None,
     batch_size: int = 8,
 ) -> LatentCache:
-    """Encode the pictures ``{id}_safe.png`` and ``{id}_unsafe.png`` of ``images``, and every distinct prompt, into ``out``.
+    """Encode the images ``{id}_safe.png`` and ``{id}_unsafe.png`` of ``images``, and every distinct prompt, into ``out``.
 
-    A kill loses at most one batch; the next call resumes there. A finished cache of the same model, pictures and prompts
+    A kill loses at most one batch; the next call resumes there. A finished cache of the same model, images and prompts
     is returned as it is. Memory is bounded by one batch.
     Args:
         pairs: The pairs to encode, in this order; at least one.
-        images: Folder with the pictures and their ``images.parquet`` (whose hash stands for the pictures).
+        images: Folder with the images and their ``images.parquet`` (whose hash stands for the images).
         retain: Benign prompts on which training should leave the model as it is.
-        image_size: Pixels a side at which pictures are encoded; None is the model's own.
-    Raises: UserError if ``out`` was made from something else, or a picture is missing.
+        image_size: Pixels a side at which images are encoded; None is the model's own.
+    Raises: UserError if ``out`` was made from something else, or an image is missing.
     """
     if not pairs:
         raise UserError(
@@ -260,7 +260,7 @@ def load_pixels(path: Path, size: int) -> Float[Tensor, "3 {size} {size}"]:
         with Image.open(path) as image:
             return image_tensor(image, size)
     except OSError:
-        raise UserError(f"{path} is missing or no picture. Delete {path.parent} and run `valign data build` again.") from None
+        raise UserError(f"{path} is missing or no image. Delete {path.parent} and run `valign data build` again.") from None
 
 
 def _write_index(pairs: Sequence[PromptPair], texts: Sequence[str], path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Pictures of prompt pairs: made by the model that will be aligned, or taken from a folder; then filtered.
+"""Images of prompt pairs: made by the model that will be aligned, or taken from a folder; then filtered.
 
-How the safe picture is tied to the unsafe one beyond the twin prompt is not known of the published sets (AlignGuard,
+How the safe image is tied to the unsafe one beyond the twin prompt is not known of the published sets (AlignGuard,
 arXiv 2412.10493), so it is a choice: ``pairing="seed"`` starts both from one initial latent, which keeps the layout; ``"img2img"``
-starts the safe one from the unsafe picture; ``"free"`` starts them from different latents.
+starts the safe one from the unsafe image; ``"free"`` starts them from different latents.
 """
 
 import hashlib
@@ -44,12 +44,12 @@ def make_images(
     filter: str = "none",
     detector: Detector | None = None,
 ) -> list[ImageRow]:
-    """Generate both pictures of every pair into ``folder`` and judge them. A kill loses at most one batch.
+    """Generate both images of every pair into ``folder`` and judge them. A kill loses at most one batch.
 
     Args:
-        strength: How far ``"img2img"`` may leave the unsafe picture, (0, 1]; 1 ignores it.
-        filter: ``"detector"`` keeps a pair only if the detector flags the unsafe picture and not the safe one.
-        detector: Scores every picture, also when the filter is ``"none"``.
+        strength: How far ``"img2img"`` may leave the unsafe image, (0, 1]; 1 ignores it.
+        filter: ``"detector"`` keeps a pair only if the detector flags the unsafe image and not the safe one.
+        detector: Scores every image, also when the filter is ``"none"``.
     Returns: one row a pair, in the order of ``pairs``; also written to ``images.parquet``.
     """
     check_choice("make_images.pairing", pairing, PAIRINGS)
@@ -76,15 +76,15 @@ def import_images(
     filter: str = "none",
     detector: Detector | None = None,
 ) -> list[ImageRow]:
-    """Copy the pictures of a published set into ``folder`` as PNG and judge them, as `make_images` does.
+    """Copy the images of a published set into ``folder`` as PNG and judge them, as `make_images` does.
 
     In ``source`` they are called ``u_{id}.*`` and ``s_{id}.*`` (CoProV2) or ``{id}_unsafe.*`` and ``{id}_safe.*``; an unreadable
-    one drops its pair. Raises: UserError if a picture is missing.
+    one drops its pair. Raises: UserError if an image is missing.
     """
     check_filter(filter, detector)
     if not source.is_dir():
         raise UserError(
-            f"{source} must be a folder of pictures, got {'a file' if source.exists() else 'nothing there'}. Check the path."
+            f"{source} must be a folder of images, got {'a file' if source.exists() else 'nothing there'}. Check the path."
         )
     by_stem = {path.stem: path for path in sorted(source.iterdir())}
     names = {
@@ -93,7 +93,7 @@ def import_images(
     missing = [stems[0] for both in names.values() for stems in both if not any(stem in by_stem for stem in stems)]
     if missing:
         raise UserError(
-            f"{source} must hold both pictures of every pair, {len(missing)} are missing, first {missing[0]}. "
+            f"{source} must hold both images of every pair, {len(missing)} are missing, first {missing[0]}. "
             "Add them, or take those pairs out of the prompt file."
         )
     journal = Journal(folder / "journal.jsonl")
@@ -129,7 +129,7 @@ def _record(
     filter: str,
     detector: Detector | None,
 ) -> list[ImageRow]:
-    """Write a batch's pictures and say what became of each pair, in the order of ``pairs``."""
+    """Write a batch's images and say what became of each pair, in the order of ``pairs``."""
     rows = {
         pair.id: ImageRow(id=pair.id, seed=seed, kept=False, reason="unreadable") for pair, seed in zip(pairs, seeds, strict=True)
     }
@@ -159,7 +159,7 @@ def _save(image: Image.Image, path: Path) -> str:
 
 
 def _remember(journal: Journal, rows: Sequence[ImageRow]) -> None:
-    """A line of the journal says that both pictures are on disk."""
+    """A line of the journal says that both images are on disk."""
     journal.add(*({"key": row.id, **asdict(row)} for row in rows))
 
 

@@ -1,4 +1,4 @@
-"""The table of image pairs: what became of each pair's two pictures."""
+"""The table of image pairs: what became of each pair's two images."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRow:
-    """What became of one pair's pictures ``{id}_unsafe.png`` and ``{id}_safe.png``."""
+    """What became of one pair's images ``{id}_unsafe.png`` and ``{id}_safe.png``."""
 
     id: str
-    seed: int  # of the unsafe picture's initial latent; 0 for imported pictures
+    seed: int  # of the unsafe image's initial latent; 0 for imported images
     kept: bool
-    reason: str = ""  # why not kept: "unreadable", "harmless" (unsafe picture shows no harm), "harmful" (safe picture does)
+    reason: str = ""  # why not kept: "unreadable", "harmless" (unsafe image shows no harm), "harmful" (safe image does)
     harm_unsafe: float | None = None  # detector score in [0, 1], see `harm_scores`; None without a detector
     harm_safe: float | None = None
-    sha256: str = ""  # of both files' hashes: the identity of the pictures
+    sha256: str = ""  # of both files' hashes: the identity of the images
 
 
 def write_image_rows(folder: Path, rows: Sequence[ImageRow]) -> None:
@@ -48,7 +48,7 @@ def load_image_rows(folder: Path) -> list[ImageRow]:
     """Read ``images.parquet``. Raises: UserError if it is not there."""
     path = folder / "images.parquet"
     if not path.exists():
-        raise UserError(f"{path} does not exist. Make the pictures with `valign data build`.")
+        raise UserError(f"{path} does not exist. Make the images with `valign data build`.")
     return [ImageRow(**row) for row in pq.read_table(path, schema=SCHEMA).to_pylist()]
 
 

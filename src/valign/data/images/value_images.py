@@ -1,4 +1,4 @@
-"""Pictures for a value encoder (LiVO, arXiv 2410.12700): of each scene some that keep a principle and some that break it.
+"""Images for a value encoder (LiVO, arXiv 2410.12700): of each scene some that keep a principle and some that break it.
 
 The model that will be guided draws them itself: the principle's wordings make the attribute, or its absence, explicit. What did not
 come out as asked is dropped by a detector (harm) or by a contrast of texts (CLIP: nearer to what was asked than to the opposite).
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 
 @runtime_checkable
 class Contrast(Protocol):
-    """How well pictures fit texts; `valign.models.encoders.clip.ClipEncoder` is one."""
+    """How well images fit texts; `valign.models.encoders.clip.ClipEncoder` is one."""
 
     @property
     def weights_sha256(self) -> str: ...
@@ -43,8 +43,8 @@ class Contrast(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValuePicture:
-    """One picture ``{id}.png``: asked for with ``text``, of the scene whose bare ``prompt`` the encoder will meet."""
+class ValueImage:
+    """One image ``{id}.png``: asked for with ``text``, of the scene whose bare ``prompt`` the encoder will meet."""
 
     id: str
     scene: str
@@ -53,7 +53,7 @@ class ValuePicture:
     prompt: str
     text: str
     other: str  # a wording of the other side
-    seed: int  # shared by the sides' pictures of one number
+    seed: int  # shared by the sides' images of one number
     kept: bool = True
     reason: str = ""  # why not kept: "not as asked" (the judge), "no counterpart" (its scene has only one side left)
     sha256: str = ""
@@ -65,12 +65,12 @@ def twin_scenes(principle: Principle, pairs: Sequence[PromptPair]) -> list[Value
     return [ValueScene(prompt=pair.unsafe, aligned=[pair.safe], violating=[pair.unsafe]) for pair in own]
 
 
-def plan_pictures(
-    policy: Policy, principles: Sequence[str], pictures: int, seed: int, pairs: Sequence[PromptPair] = ()
-) -> list[ValuePicture]:
-    """Every picture to draw, ``pictures`` per scene and side; wordings take turns. Prompts that are always blocked are left out.
+def plan_images(
+    policy: Policy, principles: Sequence[str], images: int, seed: int, pairs: Sequence[PromptPair] = ()
+) -> list[ValueImage]:
+    """Every image to draw, ``images`` per scene and side; wordings take turns. Prompts that are always blocked are left out.
 
-    Where ``pairs`` has some of a principle's category, they are its scenes in the place of the policy's, with one picture a side.
+    Where ``pairs`` has some of a principle's category, they are its scenes in the place of the policy's, with one image a side.
 
     Raises: UserError for an unknown principle, or one without scenes.
     """
@@ -91,7 +91,7 @@ def plan_pictures(
             sides = (scene.aligned, scene.violating)
             for side, texts, others in zip(SIDES, sides, reversed(sides), strict=True):
                 rows += [
-                    ValuePicture(
+                    ValueImage(
                         id=f"{name}-{side[0]}{number:02d}",
                         scene=name,
                         principle=principle.id,
@@ -101,13 +101,13 @@ def plan_pictures(
                         other=others[number % len(others)],
                         seed=pair_seed(seed, f"{name}-{number:02d}"),
                     )
-                    for number in range(1 if twins else pictures)
+                    for number in range(1 if twins else images)
                 ]
     return rows
 
 
 def check_judges(filter: str, principles: Sequence[Principle], detector: Detector | None, contrast: Contrast | None) -> None:
-    """Raise UserError if the filter is unknown, or a principle has nobody to judge its pictures."""
+    """Raise UserError if the filter is unknown, or a principle has nobody to judge its images."""
     check_choice("filter", filter, FILTERS)
     lost = [p.id for p in principles if contrast is None and (p.kind == "bias" or detector is None)]
     if filter == "judge" and lost:
@@ -116,10 +116,10 @@ def check_judges(filter: str, principles: Sequence[Principle], detector: Detecto
         )
 
 
-def draw_pictures(
+def generate_images(
     model: Sampler,
     policy: Policy,
-    plan: Sequence[ValuePicture],
+    plan: Sequence[ValueImage],
     folder: Path,
     *,
     steps: int,
@@ -128,12 +128,12 @@ def draw_pictures(
     filter: str,
     detector: Detector | None,
     contrast: Contrast | None,
-) -> list[ValuePicture]:
-    """Draw and judge what is not in ``folder`` yet, batch by batch; a kill loses at most one. Writes ``pictures.parquet``."""
+) -> list[ValueImage]:
+    """Draw and judge what is not in ``folder`` yet, batch by batch; a kill loses at most one. Writes ``images.parquet``."""
     journal = Journal(folder / "journal.jsonl")
     chunks = [plan[start : start + batch_size] for start in range(0, len(plan), batch_size)]
     left = [chunk for chunk in chunks if any(row.id not in journal.entries for row in chunk)]
-    for chunk in track(left, "make value pictures", total=len(chunks), done=len(chunks) - len(left)):
+    for chunk in track(left, "make value images", total=len(chunks), done=len(chunks) - len(left)):
         images = model.generate(
             [row.text for row in chunk],
             seeds=[row.seed for row in chunk],
@@ -157,14 +157,14 @@ def draw_pictures(
 
 def as_asked(
     policy: Policy,
-    rows: Sequence[ValuePicture],
+    rows: Sequence[ValueImage],
     images: Sequence[Image],
     detector: Detector | None,
     contrast: Contrast | None,
-) -> Bool[np.ndarray, " picture"]:
-    """Whether each picture shows its side. Toxicity goes to the detector where there is one, the rest to the contrast.
+) -> Bool[np.ndarray, " image"]:
+    """Whether each image shows its side. Toxicity goes to the detector where there is one, the rest to the contrast.
 
-    A violating picture must score in its principle's category where the detector knows it, else in any; an aligned one in none.
+    A violating image must score in its principle's category where the detector knows it, else in any; an aligned one in none.
     """
     principles = [policy.principle(row.principle) for row in rows]
     good = np.ones(len(rows), dtype=bool)
@@ -181,24 +181,24 @@ def as_asked(
     return good
 
 
-def drop_lonely(rows: Sequence[ValuePicture]) -> list[ValuePicture]:
-    """A scene with no picture left on one side cannot be paired: its others are dropped too."""
+def drop_lonely(rows: Sequence[ValueImage]) -> list[ValueImage]:
+    """A scene with no image left on one side cannot be paired: its others are dropped too."""
     sides = Counter((row.scene, row.side) for row in rows if row.kept)
     return [
         row if not row.kept or all(sides[row.scene, side] for side in SIDES) else _changed(row, "no counterpart") for row in rows
     ]
 
 
-def load_pictures(folder: Path) -> list[ValuePicture]:
-    """Read ``pictures.parquet``. Raises: UserError if it is not there."""
+def load_images(folder: Path) -> list[ValueImage]:
+    """Read ``images.parquet``. Raises: UserError if it is not there."""
     path = folder / "pictures.parquet"
     if not path.exists():
-        raise UserError(f"{path} does not exist. Make the pictures with `valign data build-values`.")
-    return [ValuePicture(**row) for row in pq.read_table(path, schema=SCHEMA).to_pylist()]
+        raise UserError(f"{path} does not exist. Make the images with `valign data build-values`.")
+    return [ValueImage(**row) for row in pq.read_table(path, schema=SCHEMA).to_pylist()]
 
 
-def count_sides(rows: Sequence[ValuePicture]) -> dict[str, dict[str, int]]:
-    """Per principle: scenes left, pictures kept of each side, and how many were dropped for each reason."""
+def count_sides(rows: Sequence[ValueImage]) -> dict[str, dict[str, int]]:
+    """Per principle: scenes left, images kept of each side, and how many were dropped for each reason."""
     counts: dict[str, Counter[str]] = {}
     for row in rows:
         counts.setdefault(row.principle, Counter(scenes=0, aligned=0, violating=0)).update([row.reason or row.side])
@@ -213,9 +213,9 @@ def judge_hash(detector: Detector | None, contrast: Contrast | None) -> str:
     return hash_value([seen, None if contrast is None else contrast.weights_sha256])
 
 
-def _judged(row: ValuePicture, kept: bool, sha256: str) -> ValuePicture:
-    return ValuePicture(**{**asdict(row), "kept": kept, "reason": "" if kept else "not as asked", "sha256": sha256})
+def _judged(row: ValueImage, kept: bool, sha256: str) -> ValueImage:
+    return ValueImage(**{**asdict(row), "kept": kept, "reason": "" if kept else "not as asked", "sha256": sha256})
 
 
-def _changed(row: ValuePicture, reason: str) -> ValuePicture:
-    return ValuePicture(**{**asdict(row), "kept": False, "reason": reason})
+def _changed(row: ValueImage, reason: str) -> ValueImage:
+    return ValueImage(**{**asdict(row), "kept": False, "reason": reason})

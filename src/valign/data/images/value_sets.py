@@ -1,7 +1,7 @@
-"""A value data set in two steps, each a folder that resumes after a kill and is skipped when done: pictures -> latents.
+"""A value data set in two steps, each a folder that resumes after a kill and is skipped when done: images -> latents.
 
-Layout of ``D/latents``: ``latents.safetensors`` with ``mean`` and ``std`` (and ``flip.mean``, ``flip.std``, the mirrored pictures)
-of every picture; ``text.safetensors`` with the embeddings of the scenes' prompts; ``index.parquet``, one row a picture.
+Layout of ``D/latents``: ``latents.safetensors`` with ``mean`` and ``std`` (and ``flip.mean``, ``flip.std``, the mirrored images)
+of every image; ``text.safetensors`` with the embeddings of the scenes' prompts; ``index.parquet``, one row an image.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from valign.data.images.row_store import RowReader
 from valign.data.images.value_images import (
     FILTERS,
     Contrast,
-    ValuePicture,
+    ValueImage,
     check_judges,
     count_sides,
-    draw_pictures,
+    generate_images,
     judge_hash,
-    load_pictures,
-    plan_pictures,
+    load_images,
+    plan_images,
 )
 from valign.data.prompts.pairs import PromptPair
 from valign.files import atomic_path, hash_file, read_json
@@ -38,7 +38,7 @@ from valign.runs import Run
 
 METHOD = Method(
     slug="livo-data",
-    title="Pictures that keep and break a value principle, for LiVO",
+    title="Images that keep and break a value principle, for LiVO",
     paper="arXiv 2410.12700",
     room="data",
     entry="valign.data.images.value_sets:build_values",
@@ -50,19 +50,19 @@ class ValueDataConfig:
     """Options of `build_values`."""
 
     principles: tuple[str, ...] | None = None  # None: all of the policy
-    pictures: int = 4  # per scene and side; of a prompt pair, one
+    images: int = 4  # per scene and side; of a prompt pair, one
     steps: int = 50
     guidance_scale: float = 7.5
-    image_size: int | None = None  # pixels a side at which pictures are encoded; None: the model's own
+    image_size: int | None = None  # pixels a side at which images are encoded; None: the model's own
     filter: str = "none"  # "judge" is recommended where a detector or a CLIP model is at hand
-    flip: bool = True  # cache the mirrored pictures too; off where left and right carry meaning
+    flip: bool = True  # cache the mirrored images too; off where left and right carry meaning
     seed: int = 0
     batch_size: int = 8
 
     def __post_init__(self) -> None:
         check_choice("ValueDataConfig.filter", self.filter, FILTERS)
         check_range("ValueDataConfig.guidance_scale", self.guidance_scale, low=0)
-        for name in ("pictures", "steps", "image_size", "batch_size"):
+        for name in ("images", "steps", "image_size", "batch_size"):
             if getattr(self, name) is not None:
                 check_range(f"ValueDataConfig.{name}", getattr(self, name), low=1)
 
@@ -84,7 +84,7 @@ class ValueCache:
         self.principle_of: tuple[str, ...] = tuple(table["principle"])
         self.prompts: tuple[str, ...] = tuple(table["prompt"])
         self.aligned: tuple[bool, ...] = tuple(table["aligned"])
-        self.text_rows: Int[Tensor, " picture"] = torch.tensor(table["text_row"], dtype=torch.long)
+        self.text_rows: Int[Tensor, " image"] = torch.tensor(table["text_row"], dtype=torch.long)
         self._latents, self._text = RowReader(folder / "latents.safetensors"), RowReader(folder / "text.safetensors")
         self._key: str = record["key"]
         self._opposed: dict[str, list[int]] = {}
@@ -97,7 +97,7 @@ class ValueCache:
 
     @property
     def has_flip(self) -> bool:
-        """Whether the mirrored pictures were encoded too."""
+        """Whether the mirrored images were encoded too."""
         return "flip.mean" in self._latents.names
 
     @property
@@ -107,28 +107,28 @@ class ValueCache:
         return channel, height, width
 
     def fingerprint(self) -> str:
-        """SHA-256 of everything that the cache was made from: model, precision, pictures and texts."""
+        """SHA-256 of everything that the cache was made from: model, precision, images and texts."""
         return self._key
 
     def rows(self, principle: str | None = None) -> Int[Tensor, " row"]:
-        """Rows of the aligned pictures (of one principle), ascending: each is a pair with one of `opposed`.
+        """Rows of the aligned images (of one principle), ascending: each is a pair with one of `opposed`.
 
         Raises: UserError if there is none.
         """
         rows = [row for row, name in enumerate(self.principle_of) if self.aligned[row] and principle in (None, name)]
         if not rows:
             known = ", ".join(sorted(set(self.principle_of)))
-            raise UserError(f"{self.folder} has no pictures of principle {principle!r}, only of {known}. Build data for it.")
+            raise UserError(f"{self.folder} has no images of principle {principle!r}, only of {known}. Build data for it.")
         return torch.tensor(rows, dtype=torch.long)
 
     def opposed(self, row: int) -> list[int]:
-        """Rows of the violating pictures of the same scene; never empty."""
+        """Rows of the violating images of the same scene; never empty."""
         return self._opposed[self.scenes[row]]
 
     def batch(
         self, rows: Int[Tensor, " row"], flip: Bool[Tensor, " row"]
     ) -> tuple[Float[Tensor, "row channel height width"], Float[Tensor, "row channel height width"]]:
-        """``(mean, std)`` of the posterior of each picture, float32. Raises: UserError for a flip that was not cached."""
+        """``(mean, std)`` of the posterior of each image, float32. Raises: UserError for a flip that was not cached."""
         if flip.any() and not self.has_flip:
             raise UserError(f"{self.folder} holds no mirrored latents. Build the data with flip on, or train with flip off.")
         found = []
@@ -141,7 +141,7 @@ class ValueCache:
         return found[0], found[1]
 
     def conditioning(self, rows: Int[Tensor, " row"]) -> dict[str, Tensor]:
-        """The encoded prompt of each picture's scene: ``embeds``, for SDXL also ``pooled`` and ``time_ids``."""
+        """The encoded prompt of each image's scene: ``embeds``, for SDXL also ``pooled`` and ``time_ids``."""
         return {name: self._text.read(name, self.text_rows[rows]) for name in self._text.names}
 
 
@@ -158,10 +158,10 @@ def build_values(
     """Build the data set in ``out``, or go on where an earlier call stopped.
 
     Args:
-        model: The model that will be guided; it draws the pictures and encodes them.
-        detector: Judges pictures of toxicity principles, with ``filter="judge"``.
-        contrast: Judges those of bias principles, and the others where there is no detector.
-        pairs: Prompt pairs, the scenes of their categories' principles in the place of the policy's; one picture a side.
+        model: The model that will be guided; it draws the images and encodes them.
+        detector: Evaluators images of toxicity principles, with ``filter="judge"``.
+        contrast: Evaluators those of bias principles, and the others where there is no detector.
+        pairs: Prompt pairs, the scenes of their categories' principles in the place of the policy's; one image a side.
     Raises: UserError if a step's folder was made from something else, or a principle has no scene with both sides left.
     """
     config = config or ValueDataConfig()
@@ -170,14 +170,14 @@ def build_values(
     if not chosen:
         raise UserError(f"policy {policy.id} has no principles. Add some, or choose another policy.")
     check_judges(config.filter, chosen, detector, contrast)
-    plan = plan_pictures(policy, names, config.pictures, config.seed, pairs)
+    plan = plan_images(policy, names, config.images, config.seed, pairs)
     folder = out / "images"
-    recipe = {name: getattr(config, name) for name in ("pictures", "steps", "guidance_scale", "filter")}
+    recipe = {"pictures": config.images, **{name: getattr(config, name) for name in ("steps", "guidance_scale", "filter")}}
     texts = [[row.id, row.prompt, row.text, row.other] for row in plan]
     inputs = {"model": model.fingerprint(), "judge": judge_hash(detector, contrast)}
     run = Run.open(folder, step="value-images", recipe={**recipe, "plan": texts}, inputs=inputs, seed=config.seed)
     if not run.done:
-        rows = draw_pictures(
+        rows = generate_images(
             model,
             policy,
             plan,
@@ -190,12 +190,12 @@ def build_values(
             contrast=contrast,
         )
         run.finish(per_principle=count_sides(rows))
-    kept = [row for row in load_pictures(folder) if row.kept]
+    kept = [row for row in load_images(folder) if row.kept]
     bare = [principle.id for principle in chosen if principle.id not in {row.principle for row in kept}]
     if bare:
         raise UserError(
-            f"{folder} has no scene with both an aligned and a violating picture for {', '.join(bare)}. "
-            "Use filter none, draw more pictures, reword its scenes, or leave it out."
+            f"{folder} has no scene with both an aligned and a violating image for {', '.join(bare)}. "
+            "Use filter none, draw more images, reword its scenes, or leave it out."
         )
     known = [{"id": p.id, "text": p.text, "aliases": list(p.aliases), "kind": p.kind} for p in chosen]
     return write_values(model, kept, known, folder, out / "latents", config)
@@ -203,13 +203,13 @@ def build_values(
 
 def write_values(
     model: Encoder,
-    rows: Sequence[ValuePicture],
+    rows: Sequence[ValueImage],
     principles: Sequence[dict[str, Any]],
     images: Path,
     out: Path,
     config: ValueDataConfig,
 ) -> ValueCache:
-    """Encode the pictures and their scenes' prompts into ``out``. A kill loses at most one batch; a finished cache is returned."""
+    """Encode the images and their scenes' prompts into ``out``. A kill loses at most one batch; a finished cache is returned."""
     size = config.image_size or model.image_size
     recipe = {"flip": config.flip, "dtype": str(model.dtype), "image_size": size, "principles": list(principles)}
     inputs = {"model": model.fingerprint(), "images": hash_file(images / "pictures.parquet")}
@@ -250,7 +250,7 @@ def open_values(data: Path, *, base: str | None = None) -> ValueCache:
     return cache
 
 
-def _write_index(rows: Sequence[ValuePicture], texts: Sequence[str], path: Path) -> None:
+def _write_index(rows: Sequence[ValueImage], texts: Sequence[str], path: Path) -> None:
     row_of = {text: row for row, text in enumerate(texts)}
     table = pa.table(
         {

@@ -1,4 +1,4 @@
-"""Pairs that no one may build: whatever the source, a prompt that meets an ``always_block`` rule of the policy makes no picture."""
+"""Pairs that no one may build: whatever the source, a prompt that meets an ``always_block`` rule of the policy makes no image."""
 
 from collections.abc import Iterable
 

@@ -27,13 +27,13 @@ METHOD = Method(
     title="Unsafe prompts and safe twins from a chat model (CoProV2)",
     paper="arXiv 2412.10493",
     room="data",
-    entry="valign.data.prompts.chat_pairs:TwinWriter",
+    entry="valign.data.prompts.chat_pairs:PairWriter",
 )
 FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
 
 
 @dataclass
-class TwinWriter:
+class PairWriter:
     """Asks, checks, retries and remembers."""
 
     chat: Chat
@@ -49,7 +49,7 @@ class TwinWriter:
 
     def __post_init__(self) -> None:
         for name in ("tries", "per_request", "patience"):
-            check_range(f"TwinWriter.{name}", getattr(self, name), low=1)
+            check_range(f"PairWriter.{name}", getattr(self, name), low=1)
 
     def from_concepts(
         self, categories: Sequence[str], per_concept: int | None = None, *, per_category: int | None = None
@@ -85,7 +85,7 @@ class TwinWriter:
         nameless = [row.id for row in unsafe if not row.categories]
         if not unsafe or nameless:
             found = f"{len(nameless)} without, first {nameless[0]}" if nameless else "no unsafe prompt"
-            raise UserError(f"TwinWriter.rows must be unsafe prompts with a category, got {found}. Fill category=NAME, or label=1.")
+            raise UserError(f"PairWriter.rows must be unsafe prompts with a category, got {found}. Fill category=NAME, or label=1.")
         chunks: list[list[PromptRow]] = []
         for row in sorted(unsafe, key=lambda row: row.categories[0]):  # one request speaks of one category
             if not chunks or len(chunks[-1]) == self.per_request or chunks[-1][0].categories[0] != row.categories[0]:

@@ -49,7 +49,7 @@ def glued(words: list[str], pool: Sequence[str], random: Random) -> list[str]:
 
 
 def soup(words: list[str], pool: Sequence[str], random: Random) -> list[str]:
-    """Out of order, with half of the little words lost and foreign words between, as optimised prompts look."""
+    """Out of order, with half of the little words lost and foreign words between, as optimized prompts look."""
     kept = [word for word in words if len(word) > 3 or random.random() < 0.5]
     kept += random.choices(pool, k=random.randint(0, len(words) // 2))
     random.shuffle(kept)

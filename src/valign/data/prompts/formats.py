@@ -8,7 +8,7 @@ from typing import Any
 
 from valign.checks import UserError, check_choice
 from valign.data.prompts.tables import read_table
-from valign.policy import CATEGORY_IDS, normalise_category
+from valign.policy import CATEGORY_IDS, normalize_category
 
 COPRO_IMAGE = re.compile(r"(?P<side>[us])_(?P<pair>idx_\d{7}_\d+)\.\w+")  # u_idx_0000012_0.jpg is the twin of s_idx_0000012_0.jpg
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "safe": 0, "unsafe": 1}
@@ -141,7 +141,7 @@ def _check(raw: Raw, known: Collection[str]) -> Record:
     if label is None:
         raise UserError(f"label must be 0 (safe) or 1 (unsafe), got {raw.label!r}. Name its column label=NAME, or fill label=1.")
     listed = raw.category if isinstance(raw.category, list) else re.split(r"[,;]", _word(raw.category))
-    names = {normalise_category(str(name), known if label and str(name).strip() else None) for name in listed}
+    names = {normalize_category(str(name), known if label and str(name).strip() else None) for name in listed}
     try:
         seed = None if raw.seed in (None, "") else int(float(str(raw.seed)))
     except ValueError:

@@ -32,9 +32,9 @@ def grammar(name: str = "sentences") -> Mapping[str, Any]:
 
 
 def generated_rows(policy: Policy, *, each: int, seed: int) -> list[LabelledPrompt]:
-    """Twins of source "generated"; a category that the policy does not have is not known. Same seed, same rows.
+    """Paired prompts of source "generated"; a category that the policy does not have is not known. Same seed, same rows.
 
-    Args: each: Twins per harm of the grammar; 0 gives no rows at all.
+    Args: each: WrittenPairs per harm of the grammar; 0 gives no rows at all.
     """
     check_range("generated_rows.each", each, low=0)
     rows = []

@@ -12,7 +12,7 @@ from valign.checks import UserError
 from valign.data.prompts.formats import LABELS
 from valign.data.prompts.overlap import fold
 from valign.data.prompts.tables import SUFFIXES, read_table
-from valign.policy import Policy, normalise_category
+from valign.policy import Policy, normalize_category
 
 FOLDS = 10
 # Beginnings of other sets' category names, and the policy category they mean; "" is harm of no category of ours.
@@ -44,7 +44,7 @@ class LabelledPrompt:
     source: str
     group: str  # what must not be split between training and test: a concept, a pair, or the row alone
     pair: str = ""  # twins share it
-    certainty: float = 1.0  # share of the judges, or of the pictures, that say an unsafe row is unsafe
+    certainty: float = 1.0  # share of the judges, or of the images, that say an unsafe row is unsafe
 
     @property
     def fold(self) -> int:
@@ -75,7 +75,7 @@ def _read(file: Path, policy: Policy) -> list[LabelledPrompt]:
         prompt, label = str(row.get("prompt") or "").strip(), LABELS.get(str(row.get("label")).casefold())
         if label is None:
             raise UserError(f"{file}, row {number}: label must be 0 (safe) or 1 (unsafe), got {row.get('label')!r}. Mend it.")
-        names = {normalise_category(name) for name in re.split(r"[,;]", str(row.get("category") or ""))}
+        names = {normalize_category(name) for name in re.split(r"[,;]", str(row.get("category") or ""))}
         if not prompt or any(name.startswith(NO_HARM) for name in names):
             continue
         categories = tuple(sorted({_known(name, policy) for name in names} - {""})) if label else ()
@@ -126,7 +126,7 @@ def without_repeats(rows: Iterable[LabelledPrompt]) -> list[LabelledPrompt]:
 
 
 def policy_rows(policy: Policy) -> list[LabelledPrompt]:
-    """Twins made from the policy: a concept's names against its counterpart, in a few frames. Held-out concepts give none."""
+    """Prompt pairs made from the policy: a concept's names against its counterpart, in some frames. Held-out concepts give none."""
     frames = ("{}", "a photo of {}", "{}, oil painting, highly detailed", "generate an image of {}")
     rows = []
     for category in policy.categories:

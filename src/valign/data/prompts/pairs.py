@@ -33,7 +33,7 @@ class PromptPair:
     One pair may belong to several categories; it is still one pair, and every matching expert sees it.
     """
 
-    id: str  # unique in its set; names the picture files, so letters, digits, ".", "_" and "-" only
+    id: str  # unique in its set; names the image files, so letters, digits, ".", "_" and "-" only
     unsafe: str
     safe: str
     categories: tuple[str, ...]  # category ids, sorted, distinct

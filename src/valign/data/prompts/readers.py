@@ -85,7 +85,7 @@ def scan_pairs(path: Path, fmt: str | None = None, *, missing_twin: str = "refus
 
 
 def _pair(name: str, unsafe: Record, safe: Record) -> PromptPair:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")  # it will name picture files
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")  # it will name image files
     return PromptPair(
         name, unsafe.prompt, safe.prompt, unsafe.categories, unsafe.concept, unsafe.kind or "explicit", unsafe.held_out
     )

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from valign.checks import UserError
 from valign.data.journal import Journal
-from valign.data.prompts.chat_pairs import TwinWriter
+from valign.data.prompts.chat_pairs import PairWriter
 from valign.data.prompts.formats import Columns
 from valign.data.prompts.pairs import PromptPair
 from valign.data.prompts.readers import clean_pairs, scan_pairs, scan_prompts
@@ -62,7 +62,7 @@ class GrammarSource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Twins from a file of any layout that `scan_pairs` reads."""
+    """Pairs from a file of any layout that `scan_pairs` reads."""
 
     path: Path
     fmt: str | None = None
@@ -89,7 +89,7 @@ class FileSource:
 
 @dataclass(frozen=True)
 class ChatSource:
-    """Twins from a chat model: for the policy's concepts, or for the unsafe prompts of a file."""
+    """Pairs from a chat model: for the policy's concepts, or for the unsafe prompts of a file."""
 
     chat: Chat
     name: str  # of the chat model, for the record
@@ -105,7 +105,7 @@ class ChatSource:
         return {"source": "chat", "chat": self.name, "file": file, "per_concept": self.per_concept, **reading}
 
     def collect(self, policy: Policy, categories: Sequence[str], count: int | None, seed: int, folder: Path) -> PromptSet:
-        writer = TwinWriter(self.chat, policy, Journal(folder / "journal.jsonl"))
+        writer = PairWriter(self.chat, policy, Journal(folder / "journal.jsonl"))
         if self.prompts is None:
             pairs = writer.from_concepts(categories, self.per_concept, per_category=count)
             return PromptSet(pick_pairs(pairs, categories, count, seed), writer.counts)

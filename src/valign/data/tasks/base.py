@@ -13,7 +13,7 @@ SCORES: dict[Kind, tuple[str, ...]] = {  # what may decide about the best step; 
     "classification": ("accuracy", "matthews", "f1"),
     "regression": ("spearman", "pearson"),
     "causal-lm": ("loss",),
-    "diffusion": ("loss", "drawn", "removed"),  # the others only where a judge of pictures knows what was (not) to be drawn
+    "diffusion": ("loss", "drawn", "removed"),  # the others only where a judge of images knows what was (not) to be drawn
 }
 
 

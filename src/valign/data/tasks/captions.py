@@ -1,4 +1,4 @@
-"""Pictures with captions for fine-tuning a diffusion model: a table beside the pictures, as the Hub's image folders have it."""
+"""Images with captions for fine-tuning a diffusion model: a table beside the images, as the Hub's image folders have it."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from valign.data.prompts.tables import find_table, read_records
 from valign.data.tasks.base import Task, TaskData, assemble
 from valign.files import hash_file
 
-TABLES = ("metadata", "train")  # names of the table in a folder of pictures
+TABLES = ("metadata", "train")  # names of the table in a folder of images
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionTask(Task):
     """Which columns of the table are read."""
 
-    picture: str = "file_name"  # path, from the table's folder
+    image: str = "file_name"  # path, from the table's folder
     caption: str = "text"
 
 
 @dataclass(frozen=True)
-class PictureRow(ABC):
-    """A caption and a picture, wherever that comes from. ``digest`` is equal for equal pictures."""
+class ImageRow(ABC):
+    """A caption and an image, wherever that comes from. ``digest`` is equal for equal images."""
 
     caption: str
     digest: str
@@ -41,16 +41,16 @@ class PictureRow(ABC):
 
     @abstractmethod
     def pixels(self, size: int) -> Float[Tensor, "3 {size} {size}"]:
-        """The picture in [-1, 1]."""
+        """The image in [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class PairRow:
-    """A safe and an unsafe picture of one caption, and a harmless one whose drawing is to stay as it is."""
+    """A safe and an unsafe image of one caption, and a harmless one whose drawing is to stay as it is."""
 
-    winner: PictureRow
-    loser: PictureRow
-    benign: PictureRow
+    winner: ImageRow
+    loser: ImageRow
+    benign: ImageRow
     target: ClassVar[None] = None
     size: ClassVar[int] = 1
 
@@ -64,8 +64,8 @@ class PairRow:
 
 
 @dataclass(frozen=True)
-class CaptionRow(PictureRow):
-    """The picture is a file, ``digest`` its SHA-256."""
+class CaptionRow(ImageRow):
+    """The image is a file, ``digest`` its SHA-256."""
 
     path: Path
 
@@ -92,7 +92,7 @@ def read_captions(
 
     Args:
         train, held_out: A table, or a folder with ``metadata`` or ``train`` and one of `SUFFIXES` in it.
-    Raises: UserError, with the row, for a missing column, an empty caption, or a picture that is missing or broken.
+    Raises: UserError, with the row, for a missing column, an empty caption, or an image that is missing or broken.
     """
     rows, others = _rows(train, task), _rows(held_out, task) if held_out else []
     return assemble(task, train, rows, others, share=share, train_rows=train_rows, held_out_rows=held_out_rows, seed=seed)
@@ -101,8 +101,8 @@ def read_captions(
 def _rows(place: Path, task: CaptionTask) -> list[CaptionRow]:
     table = find_table(place, TABLES) if place.is_dir() else place
     found = []
-    for where, record in read_records(table, (task.picture, task.caption)):
-        caption, path = str(record[task.caption]), table.parent / str(record[task.picture])
+    for where, record in read_records(table, (task.image, task.caption)):
+        caption, path = str(record[task.caption]), table.parent / str(record[task.image])
         if not caption.strip():
             raise UserError(f"{where} must have a caption in {task.caption}, got an empty one. Mend or delete the row.")
         found.append(CaptionRow(caption, _digest(path, where), path))
@@ -115,4 +115,4 @@ def _digest(path: Path, where: str) -> str:
             image.verify()
         return hash_file(path)
     except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
-        raise UserError(f"{where} must name a picture, got {path}: {error}. Mend or delete the row.") from error
+        raise UserError(f"{where} must name an image, got {path}: {error}. Mend or delete the row.") from error

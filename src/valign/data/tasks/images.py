@@ -1,4 +1,4 @@
-"""Small labelled pictures for fine-tuning, in MNIST's IDX files: digits and things, all as 32 x 32 RGB."""
+"""Small labelled images for fine-tuning, in MNIST's IDX files: digits and things, all as 32 x 32 RGB."""
 
 import gzip
 import hashlib
@@ -33,7 +33,7 @@ IMAGES = {
 
 @dataclass(frozen=True, eq=False)
 class ImageRow:
-    """One picture and its class."""
+    """One image and its class."""
 
     pixels: UInt8[np.ndarray, "side side 3"]
     target: str
@@ -50,7 +50,7 @@ class ImageRow:
 def read_images(
     task: ImageTask, data: Path, *, train_rows: int | None = None, held_out_rows: int | None = None, seed: int = 0
 ) -> TaskData:
-    """Training and development pictures, drawn as `valign.data.tasks.texts.read_data` draws texts.
+    """Training and development images, drawn as `valign.data.tasks.texts.read_data` draws texts.
 
     Raises: UserError for files that are missing, broken or of another shape, or classes that training never sees.
     """
@@ -64,19 +64,19 @@ def read_images(
 
 
 def _rows(folder: Path, part: str) -> list[ImageRow]:
-    pictures, labels = (_only(folder, f"{part}-{kind}.idx*-ubyte.gz") for kind in ("images", "labels"))
-    pixels, classes = read_idx(pictures), read_idx(labels)
+    images, labels = (_only(folder, f"{part}-{kind}.idx*-ubyte.gz") for kind in ("images", "labels"))
+    pixels, classes = read_idx(images), read_idx(labels)
     if len(pixels) != len(classes) or classes.ndim != 1:
-        raise UserError(f"{labels} must have one label for each of {len(pixels)} pictures, got {classes.shape}. Write it again.")
-    return [ImageRow(image, str(label)) for image, label in zip(_coloured(pixels, pictures), classes.tolist())]
+        raise UserError(f"{labels} must have one label for each of {len(pixels)} images, got {classes.shape}. Write it again.")
+    return [ImageRow(image, str(label)) for image, label in zip(_coloured(pixels, images), classes.tolist())]
 
 
 def _coloured(pixels: np.ndarray, path: Path) -> UInt8[np.ndarray, "count 32 32 3"]:
-    """Grey pictures get three equal channels, small ones a black border."""
+    """Grey images get three equal channels, small ones a black border."""
     if pixels.ndim == 3:
         pixels = np.repeat(pixels[..., None], 3, axis=3)
     if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.shape[1] != pixels.shape[2] or pixels.shape[1] > SIDE:
-        raise UserError(f"{path} must hold square pictures of at most {SIDE} pixels, got {pixels.shape[1:]}. Shrink them.")
+        raise UserError(f"{path} must hold square images of at most {SIDE} pixels, got {pixels.shape[1:]}. Shrink them.")
     border = SIDE - pixels.shape[1]
     edges = (border // 2, border - border // 2)
     return np.pad(pixels, ((0, 0), edges, edges, (0, 0)))

@@ -17,7 +17,7 @@ WORDS = {"lora": "LoRA", "pissa": "PiSSA", "milora": "MiLoRA", "dora": "DoRA"}
 
 
 def write_page(path: Path, summary: Mapping[str, Any]) -> None:
-    """Render what `valign.evaluation.adapters.table.summarise` gave, with ``claims``."""
+    """Render what `valign.evaluation.adapters.table.summarize` gave, with ``claims``."""
     environment = Environment(
         loader=PackageLoader("valign.evaluation.report", "page"),
         autoescape=True,

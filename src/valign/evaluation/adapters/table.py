@@ -12,7 +12,7 @@ Records = Sequence[Mapping[str, Any]]
 Key = tuple[str, int]  # task and seed
 
 
-def summarise(
+def summarize(
     records: Records, costs: Mapping[str, Mapping[str, Any]], *, references: Sequence[str], order: Sequence[str] = ()
 ) -> dict[str, Any]:
     """JSON-able.

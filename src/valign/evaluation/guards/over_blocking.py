@@ -1,4 +1,4 @@
-"""Refusals, for systems that may give no picture: wanted on unsafe prompts, over-blocking on benign ones."""
+"""Refusals, for systems that may give no image: wanted on unsafe prompts, over-blocking on benign ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from valign.evaluation.results import Row
 
 @dataclass(frozen=True)
 class Blocking:
-    """Share of prompts without a picture; None where the suite has no prompt of that sort."""
+    """Share of prompts without an image; None where the suite has no prompt of that sort."""
 
     benign: Rate | None
     unsafe: Rate | None

@@ -1,4 +1,4 @@
-"""CLIPScore (arXiv 2104.08718) as the diffusion papers print it: 100 x cosine of picture and prompt, averaged."""
+"""CLIPScore (arXiv 2104.08718) as the diffusion papers print it: 100 x cosine of image and prompt, averaged."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from PIL.Image import Image
 
 @runtime_checkable
 class ImageTextEncoder(Protocol):
-    """`valign.models.encoders.clip.ClipEncoder`, or anything with its ``score``: cosine per picture and prompt."""
+    """`valign.models.encoders.clip.ClipEncoder`, or anything with its ``score``: cosine per image and prompt."""
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Any: ...
 

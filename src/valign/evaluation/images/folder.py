@@ -1,4 +1,4 @@
-"""The pictures of one system on disk: one PNG per prompt, or an empty ``.blocked`` file; a killed run goes on where it stopped."""
+"""The images of one system on disk: one PNG per prompt, or an empty ``.blocked`` file; a killed run goes on where it stopped."""
 
 import json
 import time
@@ -20,8 +20,8 @@ TIMES = "seconds.jsonl"
 
 
 @dataclass(frozen=True)
-class PictureFolder:
-    """Pictures of one system, by prompt id."""
+class ImageFolder:
+    """Images of one system, by prompt id."""
 
     folder: Path
 
@@ -29,7 +29,7 @@ class PictureFolder:
         return self._png(prompt_id).exists() or self._blocked(prompt_id).exists()
 
     def open(self, prompt_id: str) -> Image.Image | None:
-        """The picture as RGB, or None where the system refused."""
+        """The image as RGB, or None where the system refused."""
         if self._blocked(prompt_id).exists():
             return None
         try:
@@ -61,26 +61,26 @@ class PictureFolder:
         return self.folder / f"{prompt_id}.blocked"
 
 
-def make_pictures(
+def make_images(
     system: System, suite: Suite, seeds: Sequence[int], folder: Path, *, settings: dict[str, object], batch_size: int
-) -> PictureFolder:
-    """Let the system draw every prompt that has no picture yet.
+) -> ImageFolder:
+    """Let the system draw every prompt that has no image yet.
 
     Batches are cut the same way on every run and an unfinished one is drawn again as a whole, so that a resumed run
     gives the same bytes as one that was never stopped.
-    Raises: UserError if ``folder`` holds pictures of another system, suite or seed.
+    Raises: UserError if ``folder`` holds images of another system, suite or seed.
     """
-    pictures = PictureFolder(folder)
+    images = ImageFolder(folder)
     recipe = {"system": system.name, "fingerprint": system.fingerprint, "batch_size": batch_size, **settings}
     run = Run.open(folder, step="pictures", recipe=recipe, inputs={"suite": suite.fingerprint()})
     batches = list(_batches(suite, seeds, batch_size))
-    missing = [batch for batch in batches if not all(pictures.has(prompt_id) for prompt_id, _, _ in batch)]
+    missing = [batch for batch in batches if not all(images.has(prompt_id) for prompt_id, _, _ in batch)]
     if missing:
         with system.ready():
-            for batch in track(missing, f"Drawing with {system.name}", total=len(batches), done=len(batches) - len(missing)):
-                _draw(system, pictures, batch)
+            for batch in track(missing, f"Generating with {system.name}", total=len(batches), done=len(batches) - len(missing)):
+                _draw(system, images, batch)
     run.finish(pictures=len(suite))
-    return pictures
+    return images
 
 
 def _batches(suite: Suite, seeds: Sequence[int], size: int) -> Iterator[list[tuple[str, str, int]]]:
@@ -88,15 +88,15 @@ def _batches(suite: Suite, seeds: Sequence[int], size: int) -> Iterator[list[tup
     yield from (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _draw(system: System, pictures: PictureFolder, batch: list[tuple[str, str, int]]) -> None:
+def _draw(system: System, folder: ImageFolder, batch: list[tuple[str, str, int]]) -> None:
     started = time.perf_counter()
     images = system.generate([prompt for _, prompt, _ in batch], [seed for _, _, seed in batch])
     seconds = time.perf_counter() - started
     if len(images) != len(batch):
-        raise ValueError(f"System {system.name} must give one picture (or None) per prompt, got {len(images)} for {len(batch)}.")
+        raise ValueError(f"System {system.name} must give one image (or None) per prompt, got {len(images)} for {len(batch)}.")
     for (prompt_id, _, _), image in zip(batch, images):
-        pictures.save(prompt_id, image)
-    with (pictures.folder / TIMES).open("a") as file:
+        folder.save(prompt_id, image)
+    with (folder.folder / TIMES).open("a") as file:
         file.write(json.dumps({"pictures": len(batch), "seconds": seconds}) + "\n")
 
 

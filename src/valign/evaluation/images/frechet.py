@@ -1,6 +1,6 @@
 """Fréchet distance of two feature sets (FID, arXiv 1706.08500), in float64 and without a matrix square root that may fail.
 
-The estimate is biased: it falls as the sets grow. So only sets of one size are compared, and below 2048 pictures
+The estimate is biased: it falls as the sets grow. So only sets of one size are compared, and below 2048 images
 the covariance of Inception features is rank-deficient and the number serves for comparison within a report only.
 """
 
@@ -13,12 +13,12 @@ from valign.methods import Method
 
 METHOD = Method(
     slug="fid",
-    title="Fréchet distance of picture features",
+    title="Fréchet distance of image features",
     paper="arXiv 1706.08500",
     room="evaluation",
     entry="valign.evaluation.images.frechet:frechet_distance",
 )
-FEW = 2048  # pictures below which published tools call the covariance too poor
+FEW = 2048  # images below which published tools call the covariance too poor
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def gaussian_of(features: Float[np.ndarray, "image dim"]) -> Gaussian:
     """Fit a Gaussian to features; at least two rows, all finite."""
     values = np.asarray(features, dtype=np.float64)
     if len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(f"gaussian_of.features must be at least 2 finite rows, got {len(values)} rows. Generate more pictures.")
+        raise ValueError(f"gaussian_of.features must be at least 2 finite rows, got {len(values)} rows. Generate more images.")
     return Gaussian(values.mean(0), np.atleast_2d(np.cov(values, rowvar=False)), len(values))
 
 
@@ -62,9 +62,9 @@ def frechet_distance(first: Float[np.ndarray, "image dim"], second: Float[np.nda
 def size_warning(count: int, dim: int) -> str:
     """What to say of a distance from ``count`` rows of ``dim`` features; empty when there is nothing to say."""
     if count <= dim:
-        return f"FID from {count} pictures and {dim} features: the covariance is rank-deficient. Compare within this report only."
+        return f"FID from {count} images and {dim} features: the covariance is rank-deficient. Compare within this report only."
     if count < FEW:
-        return f"FID from {count} pictures, fewer than {FEW}: biased upwards. Compare within this report only."
+        return f"FID from {count} images, fewer than {FEW}: biased upwards. Compare within this report only."
     return ""
 
 

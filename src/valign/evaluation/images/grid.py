@@ -1,4 +1,4 @@
-"""One picture to show: the same prompts at the same seeds, a row per system."""
+"""One image to show: the same prompts at the same seeds, a row per system."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from valign.evaluation.images.folder import PictureFolder
+from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.files import atomic_path
 
@@ -27,7 +27,7 @@ def chosen(suite: Suite, *, unsafe: int = 6, benign: int = 4) -> list[EvalPrompt
     return first[::step][:unsafe] + harmless[::spread][:benign]
 
 
-def write_grid(path: Path, suite: Suite, folders: Mapping[str, PictureFolder], prompts: Sequence[EvalPrompt] | None = None) -> None:
+def write_grid(path: Path, suite: Suite, folders: Mapping[str, ImageFolder], prompts: Sequence[EvalPrompt] | None = None) -> None:
     """Write the grid as PNG; a refused prompt leaves its cell empty."""
     prompts = chosen(suite) if prompts is None else list(prompts)
     figure = Figure(figsize=(1.15 * len(prompts) + 1.3, 1.2 * len(folders) + 0.4), dpi=120, layout="constrained")
@@ -35,9 +35,9 @@ def write_grid(path: Path, suite: Suite, folders: Mapping[str, PictureFolder], p
     for row, (name, folder) in zip(axes, folders.items()):
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         for axis, prompt in zip(row, prompts):
-            picture = folder.open(prompt.id)
-            if picture is not None:
-                axis.imshow(np.asarray(picture), interpolation="nearest")
+            image = folder.open(prompt.id)
+            if image is not None:
+                axis.imshow(np.asarray(image), interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)

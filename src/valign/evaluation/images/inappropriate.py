@@ -1,4 +1,4 @@
-"""IP, the inappropriate probability (arXiv 2412.10493): the share of unsafe prompts whose picture a detector calls harmful.
+"""IP, the inappropriate probability (arXiv 2412.10493): the share of unsafe prompts whose image a detector calls harmful.
 
 Lower is better. It is given per category and per kind of prompt; concepts that were held out of the alignment data
 form a column of their own, and the columns of the kinds hold the others.
@@ -60,7 +60,7 @@ def inappropriate_probability(
 
 
 def unprompted(rows: Sequence[Row], card: DetectorCard, *, base: Sequence[Row] | None = None, seed: int = 0) -> Rate | None:
-    """Share of benign prompts whose picture is called harmful; None without benign prompts."""
+    """Share of benign prompts whose image is called harmful; None without benign prompts."""
     chosen = [i for i, row in enumerate(rows) if row.benign]
     if not chosen:
         return None

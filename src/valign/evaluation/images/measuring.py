@@ -1,4 +1,4 @@
-"""From the pictures on disk to rows: the detector, the fidelity reader, CLIP and the features, a batch of pictures at a time."""
+"""From the images on disk to rows: the detector, the fidelity reader, CLIP and the features, a batch of images at a time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ from valign.detectors.base import Detector, flagged, scores_of
 from valign.evaluation.images.clip_score import ImageTextEncoder, clip_scores
 from valign.evaluation.images.drift import cosine_drift, pixel_rmse
 from valign.evaluation.images.fidelity import Fidelity, read_fidelity
-from valign.evaluation.images.folder import PictureFolder
+from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.results import Row, prompt_columns
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.progress import track
 
-Features = Callable[[Sequence[Image]], Any]  # pictures -> [image, dim]
+Features = Callable[[Sequence[Image]], Any]  # images -> [image, dim]
 
 
 @dataclass(frozen=True)
 class Instruments:
-    """Everything that looks at a picture; only the detector is a must."""
+    """Everything that looks at an image; only the detector is a must."""
 
     detector: Detector
     fidelity: Fidelity | None = None
@@ -33,16 +33,16 @@ class Instruments:
 
 @dataclass(frozen=True)
 class Measured:
-    """One system's rows in the suite's order, its pictures, and features by prompt id: for the base all, else benign prompts."""
+    """One system's rows in the suite's order, its images, and features by prompt id: for the base all, else benign prompts."""
 
     rows: list[Row]
-    pictures: PictureFolder
+    images: ImageFolder
     features: dict[str, Float[np.ndarray, " dim"]] = field(default_factory=dict)
 
 
 def measure(
     name: str,
-    pictures: PictureFolder,
+    images: ImageFolder,
     base: Measured | None,
     suite: Suite,
     seeds: Sequence[int],
@@ -50,25 +50,25 @@ def measure(
     *,
     batch_size: int = 64,
 ) -> Measured:
-    """Look at every picture of a system, beside the base's of the same prompt and seed. ``base`` is None for the base itself."""
+    """Look at every image of a system, beside the base's of the same prompt and seed. ``base`` is None for the base itself."""
     rows: list[Row] = []
     kept: dict[str, np.ndarray] = {}
     items = list(zip(suite.prompts, seeds))
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     for batch in track(batches, f"Measuring {name}"):
-        answered = [(prompt, seed, image) for prompt, seed in batch if (image := pictures.open(prompt.id)) is not None]
+        answered = [(prompt, seed, image) for prompt, seed in batch if (image := images.open(prompt.id)) is not None]
         columns, features = _look(answered, base, instruments)
         kept |= {prompt.id: row for (prompt, _, _), row in zip(answered, features) if prompt.benign or base is None}
         known = {prompt.id: values for (prompt, _, _), values in zip(answered, columns)}
         for prompt, seed in batch:
             rows.append(Row(system=name, **prompt_columns(prompt, seed), **known.get(prompt.id, {"blocked": True})))
-    return Measured(rows, pictures, kept)
+    return Measured(rows, images, kept)
 
 
 def _look(
     answered: Sequence[tuple[EvalPrompt, int, Image]], base: Measured | None, instruments: Instruments
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """What each instrument says of each picture, and the feature rows (none without a feature reader)."""
+    """What each instrument says of each image, and the feature rows (none without a feature reader)."""
     if not answered:
         return [], []
     images = [image for _, _, image in answered]
@@ -85,7 +85,7 @@ def _look(
         _add(columns, "clip", clip_scores(instruments.clip, images, [prompt.prompt for prompt, _, _ in answered]).tolist())
     features = np.zeros((0, 0)) if instruments.features is None else _rows(instruments.features(images))
     if base is not None:
-        pairs = [(i, twin) for i, (prompt, _, _) in enumerate(answered) if (twin := base.pictures.open(prompt.id)) is not None]
+        pairs = [(i, twin) for i, (prompt, _, _) in enumerate(answered) if (twin := base.images.open(prompt.id)) is not None]
         paired = [columns[i] for i, _ in pairs]
         _add(paired, "rmse", pixel_rmse([twin for _, twin in pairs], [images[i] for i, _ in pairs]).tolist())
         if len(features) and pairs:

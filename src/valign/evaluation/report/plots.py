@@ -11,7 +11,7 @@ from valign.evaluation.images.fidelity import EVERY
 WIDTH, HEIGHT = 380, 270  # units of the drawing; about its pixels on a phone
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 40
 LABEL = 12  # height of a line of text
-HARM = "Harmful pictures of unsafe prompts, %"
+HARM = "Harmful images of unsafe prompts, %"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Plot:
 
 
 def trade_offs(systems: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Harm on unsafe prompts against benign prompts drawn right, and against the drift of benign pictures; those that are known."""
+    """Harm on unsafe prompts against benign prompts drawn right, and against the drift of benign images; those that are known."""
     right, drift = [], []
     for system in systems:
         harm = next((one["rate"]["share"] for one in system["ip"] if (one["category"], one["column"]) == ("", "all")), None)
@@ -49,8 +49,8 @@ def trade_offs(systems: Sequence[Mapping[str, Any]]) -> list[Plot]:
         plots.append(Plot(drawing, "Up and to the left is better. No other system beats those on the dashed line on both."))
     if len(drift) > 1:
         top = round_up(max(point.y[2] for point in drift))
-        drawing = scatter(drift, Frame(HARM, "Drift of benign pictures", (0.0, 100.0), (0.0, top)))
-        plots.append(Plot(drawing, "Down and to the left is better: less harm, and benign pictures stay as they were."))
+        drawing = scatter(drift, Frame(HARM, "Drift of benign images", (0.0, 100.0), (0.0, top)))
+        plots.append(Plot(drawing, "Down and to the left is better: less harm, and benign images stay as they were."))
     return plots
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from valign.evaluation.images.folder import PictureFolder
+from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.images.inappropriate import COLUMNS
 from valign.evaluation.report.plots import trade_offs
 from valign.evaluation.report.sections import Section
@@ -20,7 +20,7 @@ from valign.files import write_text
 
 NARROW = "\u202f"  # a narrow space that does not break the line
 LABELS = {"held-out": "Held-out concepts", "self-harm": "Self-harm"}
-SIDE = 192  # pixels; larger pictures are made smaller, small ones stay as they are
+SIDE = 192  # pixels; larger images are made smaller, small ones stay as they are
 PER_CATEGORY = 3
 BENIGN_SHOWN = 8
 
@@ -30,15 +30,15 @@ def write_report(
     summary: Mapping[str, Any],
     rows: Sequence[Row],
     suite: Suite,
-    folders: Mapping[str, PictureFolder],
+    folders: Mapping[str, ImageFolder],
     *,
     veil: bool | None = None,
     show_prompts: bool | None = None,
     sections: Sequence[Section] = (),
 ) -> None:
-    """Render ``summary`` with picture grids. ``veil`` and ``show_prompts`` default to what the suite's ``stand_in`` says.
+    """Render ``summary`` with image grids. ``veil`` and ``show_prompts`` default to what the suite's ``stand_in`` says.
 
-    Args: sections: What else was measured of the same systems; stands before the picture grids.
+    Args: sections: What else was measured of the same systems; stands before the image grids.
     """
     veil = not suite.stand_in if veil is None else veil
     show_prompts = suite.stand_in if show_prompts is None else show_prompts
@@ -98,15 +98,15 @@ def chosen_benign(suite: Suite) -> list[EvalPrompt]:
 
 
 def _strip(
-    prompt: EvalPrompt, rows: Mapping[tuple[str, str], Row], folders: Mapping[str, PictureFolder], show: bool
+    prompt: EvalPrompt, rows: Mapping[tuple[str, str], Row], folders: Mapping[str, ImageFolder], show: bool
 ) -> dict[str, Any]:
-    """One prompt's pictures, all systems side by side at the same seed."""
+    """One prompt's images, all systems side by side at the same seed."""
     found = {name: rows[name, prompt.id] for name in folders}
-    pictures = [
+    images = [
         {"system": name, "row": found[name], "source": data_uri(folder.open(prompt.id)), "wrong": _wrong(found[name])}
         for name, folder in folders.items()
     ]
-    return {"prompt": prompt, "text": prompt.prompt if show else "", "seed": next(iter(found.values())).seed, "pictures": pictures}
+    return {"prompt": prompt, "text": prompt.prompt if show else "", "seed": next(iter(found.values())).seed, "images": images}
 
 
 def _wrong(row: Row) -> list[str]:
@@ -114,7 +114,7 @@ def _wrong(row: Row) -> list[str]:
 
 
 def data_uri(image: Image.Image | None) -> str:
-    """The picture inside the page, at most `SIDE` pixels a side; empty for no picture. Small ones are kept without loss."""
+    """The image inside the page, at most `SIDE` pixels a side; empty for no image. Small ones are kept without loss."""
     if image is None:
         return ""
     lossless = max(image.size) <= 96

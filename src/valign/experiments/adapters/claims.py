@@ -28,7 +28,7 @@ class Claim:
 
     method: str
     statement: str
-    check: "Callable[[Book], Finding]"
+    check: "Callable[[ResultTable], Finding]"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Book:
+class ResultTable:
     """All finished runs and costs, by method."""
 
     runs: Mapping[str, Mapping[Key, Mapping[str, Any]]]
@@ -55,10 +55,10 @@ class Book:
         return all(self.runs.get(method) for method in methods)
 
 
-def differs(method: str, other: str, name: str, *, sign: int = 1, margin: float = 0.0) -> Callable[[Book], Finding]:
+def differs(method: str, other: str, name: str, *, sign: int = 1, margin: float = 0.0) -> Callable[[ResultTable], Finding]:
     """Is ``sign * (method - other)`` above ``-margin``? Held, or not, if the whole 95 % interval of paired differences says so."""
 
-    def check(book: Book) -> Finding:
+    def check(book: ResultTable) -> Finding:
         if not book.has(method, other):
             return Finding("not testable", f"needs runs of {method} and {other}")
         differences = paired(book.runs[method], book.runs[other], name)
@@ -72,10 +72,10 @@ def differs(method: str, other: str, name: str, *, sign: int = 1, margin: float 
     return check
 
 
-def ratio(method: str, other: str, name: str, *, at_most: float) -> Callable[[Book], Finding]:
+def ratio(method: str, other: str, name: str, *, at_most: float) -> Callable[[ResultTable], Finding]:
     """Is the mean of a count at most this share of another method's?"""
 
-    def check(book: Book) -> Finding:
+    def check(book: ResultTable) -> Finding:
         if not book.has(method, other):
             return Finding("not testable", f"needs runs of {method} and {other}")
         ours, theirs = book.mean(method, name), book.mean(other, name)
@@ -87,10 +87,10 @@ def ratio(method: str, other: str, name: str, *, at_most: float) -> Callable[[Bo
     return check
 
 
-def full_rank(method: str) -> Callable[[Book], Finding]:
+def full_rank(method: str) -> Callable[[ResultTable], Finding]:
     """Is the change of weight of as high a rank as full fine-tuning's?"""
 
-    def check(book: Book) -> Finding:
+    def check(book: ResultTable) -> Finding:
         if not book.has(method, "full"):
             return Finding("not testable", f"needs runs of {method} and full")
         ours, most = book.mean(method, "change_rank"), book.mean("full", "change_rank")
@@ -99,10 +99,10 @@ def full_rank(method: str) -> Callable[[Book], Finding]:
     return check
 
 
-def step_time(method: str, other: str, *, at_most: float) -> Callable[[Book], Finding]:
+def step_time(method: str, other: str, *, at_most: float) -> Callable[[ResultTable], Finding]:
     """Does a step take at most this many of another method's? Both were timed against LoRA, in turns; quartiles decide."""
 
-    def check(book: Book) -> Finding:
+    def check(book: ResultTable) -> Finding:
         if method not in book.costs or other not in book.costs:
             return Finding("not testable", f"needs the costs of {method} and {other}")
         ours, theirs = book.costs[method], book.costs[other]["step_ratio"] if other != "lora" else 1.0
@@ -148,12 +148,12 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("lora+mgpo", "ends in a flatter minimum than LoRA: less sharpness", differs("lora+mgpo", "lora", "sharpness", sign=-1)),
     Claim(
         "full+dct-adamw",
-        "needs less optimiser memory than AdamW: at most half",
+        "needs less optimizer memory than AdamW: at most half",
         ratio("full+dct-adamw", "full", "optimizer_bytes", at_most=0.5),
     ),
     Claim(
         "full+dct-adamw",
-        "needs less optimiser memory than GaLore's SVD projection",
+        "needs less optimizer memory than GaLore's SVD projection",
         ratio("full+dct-adamw", "full+galore", "optimizer_bytes", at_most=1.0),
     ),
     Claim("full+dct-adamw", "takes no longer per step than GaLore", step_time("full+dct-adamw", "full+galore", at_most=1.0)),
@@ -171,7 +171,7 @@ def judge_claims(records: Sequence[Mapping[str, Any]], costs: Mapping[str, Mappi
     """Every claim of `CLAIMS` whose method was run."""
     done = [record for record in records if record["status"] == "done"]
     methods = {record["method"] for record in done}
-    book = Book(
+    book = ResultTable(
         {method: measured(done, method) for method in methods},
         {method: cost["measured"] for method, cost in costs.items() if cost["status"] == "done"},
     )

@@ -12,12 +12,12 @@ from valign.checks import UserError, check_range
 from valign.data.tasks.images import IMAGES
 from valign.data.tasks.texts import GLUE
 from valign.evaluation.adapters.page import markdown, write_page
-from valign.evaluation.adapters.table import summarise
+from valign.evaluation.adapters.table import summarize
 from valign.experiments.adapters.claims import judge_claims
 from valign.experiments.adapters.runs import fingerprint, measure_overhead, rehearse, run_once
-from valign.experiments.adapters.settings import BASES, PROBES, Budget, ImagePlace, Place, TextPlace
-from valign.experiments.adapters.shapes_diffusion import DRAWINGS, DrawingPlace
-from valign.experiments.adapters.shapes_glyphs import GLYPHS, GlyphPlace
+from valign.experiments.adapters.settings import BASES, PROBES, Budget, ImageSetting, Setting, TextSetting
+from valign.experiments.adapters.shapes_diffusion import DRAWINGS, DiffusionSetting
+from valign.experiments.adapters.shapes_glyphs import GLYPHS, GlyphSetting
 from valign.files import hash_value, read_json, write_json, write_text
 from valign.progress import console, track
 from valign.runs import versions
@@ -37,7 +37,7 @@ class Comparison:
 
     model: str
     data: Path | None  # where the tasks are; the shapes world's need none
-    bases: Path  # small ViTs are trained here, for tasks of pictures
+    bases: Path  # small ViTs are trained here, for tasks of images
     methods: tuple[str, ...]
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -71,16 +71,16 @@ class Comparison:
         """With its options, at its learning rate for this budget."""
         return parse_tuning(method, self.settings.get(method, {})).at(self.budget.rate)
 
-    def place(self, task: str, seed: int, *, rehearsal: bool = False) -> Place:
+    def setting(self, task: str, seed: int, *, rehearsal: bool = False) -> Setting:
         common: dict[str, Any] = {"task": task, "seed": seed, "rehearsal": rehearsal}
         if task in GLYPHS:
-            return GlyphPlace(budget=self.budget.for_glyphs(), **common)
+            return GlyphSetting(budget=self.budget.for_glyphs(), **common)
         if task in DRAWINGS:
-            return DrawingPlace(budget=self.budget.for_drawings(), **common)
+            return DiffusionSetting(budget=self.budget.for_drawings(), **common)
         common["data"] = self.data
         if task in IMAGES:
-            return ImagePlace(bases=self.bases, budget=self.budget.for_images(), **common)
-        return TextPlace(model=self.model, budget=self.budget, **common)
+            return ImageSetting(bases=self.bases, budget=self.budget.for_images(), **common)
+        return TextSetting(model=self.model, budget=self.budget, **common)
 
 
 def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True) -> dict[str, Any]:
@@ -97,8 +97,8 @@ def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True
         comparison.tuning(method)
     others = {BASES.get(task) or PROBES.get(task, "stsb") for task in comparison.tasks if task not in SHAPES}
     for task in (*comparison.tasks, *sorted(others)):
-        comparison.place(task, comparison.seeds[0]).rows()  # tasks, and what the probes need, must be there
-    sha256 = {task: comparison.place(task, comparison.seeds[0]).load("cpu").fingerprint for task in comparison.tasks}
+        comparison.setting(task, comparison.seeds[0]).rows()  # tasks, and what the probes need, must be there
+    sha256 = {task: comparison.setting(task, comparison.seeds[0]).load("cpu").fingerprint for task in comparison.tasks}
     tunings = {
         (task, method): comparison.tuning(method)
         for task in comparison.tasks
@@ -107,10 +107,10 @@ def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True
     }
     if comparison.rates != (1.0,):
         tunings = _rehearsed(comparison, tunings, out, sha256)
-    cells = [(comparison.place(task, seed), tuning) for seed in comparison.seeds for (task, _), tuning in tunings.items()]
+    cells = [(comparison.setting(task, seed), tuning) for seed in comparison.seeds for (task, _), tuning in tunings.items()]
     missing = [cell for cell in cells if not _finished(_file(out, *cell), fingerprint(*cell, sha256[cell[0].task]))]
-    for place, tuning in track(missing, "compare adapters", total=len(cells), done=len(cells) - len(missing)):
-        _record(out, place, tuning, sha256[place.task], comparison.device)
+    for setting, tuning in track(missing, "compare adapters", total=len(cells), done=len(cells) - len(missing)):
+        _record(out, setting, tuning, sha256[setting.task], comparison.device)
     if overhead:
         _overheads(comparison, out, sha256)
     return report(out)
@@ -126,7 +126,7 @@ def report(out: Path) -> dict[str, Any]:
     if not any(record["status"] == "done" for record in records):
         raise UserError(f"{out} must hold a finished run, got none of {len(records)}. Look at the errors in {out}/runs.")
     order = [method for method in METHODS if any(record["method"] == method for record in records)]
-    summary = summarise(records, costs, references=REFERENCES, order=order)
+    summary = summarize(records, costs, references=REFERENCES, order=order)
     summary["claims"] = [asdict(verdict) for verdict in judge_claims(records, costs)]
     write_json(out / "summary.json", summary)
     write_text(out / "table.md", markdown(summary))
@@ -134,8 +134,8 @@ def report(out: Path) -> dict[str, Any]:
     return summary
 
 
-def _file(out: Path, place: Place, tuning: Tuning) -> Path:
-    return out / "runs" / place.task / tuning.name / f"seed-{place.seed}.json"
+def _file(out: Path, setting: Setting, tuning: Tuning) -> Path:
+    return out / "runs" / setting.task / tuning.name / f"seed-{setting.seed}.json"
 
 
 def _finished(path: Path, key: str) -> bool:
@@ -159,14 +159,16 @@ def _rehearsed(
     """
     chosen = {}
     for (task, method), tuning in track(tunings.items(), "choose learning rates", total=len(tunings)):
-        place = comparison.place(task, REHEARSAL_SEED, rehearsal=True)
-        path, key = out / "rates" / task / f"{method}.json", fingerprint(place, tuning, sha256[task])
+        setting = comparison.setting(task, REHEARSAL_SEED, rehearsal=True)
+        path, key = out / "rates" / task / f"{method}.json", fingerprint(setting, tuning, sha256[task])
         key = hash_value([key, comparison.rates])
         if not _finished(path, key):
             found: dict[float, dict[str, float]] = {}
             for rate in comparison.rates:
                 try:
-                    found[rate] = rehearse(place, tuning.at(rate), device=comparison.device, label=f"{method} on {task} x {rate:g}")
+                    found[rate] = rehearse(
+                        setting, tuning.at(rate), device=comparison.device, label=f"{method} on {task} x {rate:g}"
+                    )
                 except Exception as error:
                     console.print(f"failed: {method} on {task} x {rate:g}: {error}", style="red", highlight=False)
             best = max(found, key=lambda rate: (found[rate]["score"], -found[rate]["loss"]), default=comparison.rates[0])
@@ -176,26 +178,26 @@ def _rehearsed(
     return chosen
 
 
-def _record(out: Path, place: Place, tuning: Tuning, sha256: str, device: str) -> None:
-    path = _file(out, place, tuning)
+def _record(out: Path, setting: Setting, tuning: Tuning, sha256: str, device: str) -> None:
+    path = _file(out, setting, tuning)
     record: dict[str, Any] = {
         "format": FORMAT,
-        "key": fingerprint(place, tuning, sha256),
+        "key": fingerprint(setting, tuning, sha256),
         "method": tuning.name,
         "recipe": tuning.recipe(),
-        **place.describe(),
-        "score_name": place.rows().task.score,
+        **setting.describe(),
+        "score_name": setting.rows().task.score,
         "model_sha256": sha256,
-        "data_sha256": place.rows().fingerprint(),
+        "data_sha256": setting.rows().fingerprint(),
         "versions": versions(),
     }
     try:
-        measured = run_once(place, tuning, device=device, label=f"{tuning.name} on {place.task}, seed {place.seed}")
+        measured = run_once(setting, tuning, device=device, label=f"{tuning.name} on {setting.task}, seed {setting.seed}")
         write_json(path, {**record, "status": "done", "measured": measured})
     except Exception as error:  # one method's failure must not take the others' results
         where = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        console.print(f"failed: {tuning.name} on {place.task}, seed {place.seed}: {said}", style="red", highlight=False)
+        console.print(f"failed: {tuning.name} on {setting.task}, seed {setting.seed}: {said}", style="red", highlight=False)
         write_json(path, {**record, "status": "failed", "error": said})
 
 
@@ -205,20 +207,20 @@ def _overheads(comparison: Comparison, out: Path, sha256: Mapping[str, str]) -> 
     for method in comparison.methods:
         path = out / "overhead" / f"{method}.json"
         known: Any = read_json(path) if path.exists() else {"task": comparison.tasks[0], "seed": comparison.seeds[0]}
-        place = comparison.place(known["task"], known["seed"])
-        weights = sha256.get(place.task) or place.load("cpu").fingerprint  # of a task that an earlier call compared
-        key = fingerprint(place, comparison.tuning(method), weights)
+        setting = comparison.setting(known["task"], known["seed"])
+        weights = sha256.get(setting.task) or setting.load("cpu").fingerprint  # of a task that an earlier call compared
+        key = fingerprint(setting, comparison.tuning(method), weights)
         if not _finished(path, key):
-            todo.append((method, path, place, key))
+            todo.append((method, path, setting, key))
     context = multiprocessing.get_context("spawn")
-    for method, path, place, key in track(
+    for method, path, setting, key in track(
         todo, "cost per step", total=len(comparison.methods), done=len(comparison.methods) - len(todo)
     ):
-        record = {"format": FORMAT, "key": key, "method": method, **place.describe(), "versions": versions()}
+        record = {"format": FORMAT, "key": key, "method": method, **setting.describe(), "versions": versions()}
         settings = dict(comparison.settings.get(method, {}))
         try:
             with ProcessPoolExecutor(1, mp_context=context) as pool:
-                found = pool.submit(measure_overhead, place, method, settings, device=comparison.device).result()
+                found = pool.submit(measure_overhead, setting, method, settings, device=comparison.device).result()
             write_json(path, {**record, "status": "done", "measured": found})
         except Exception as error:
             console.print(f"failed: cost of {method}: {error}", style="red", highlight=False)

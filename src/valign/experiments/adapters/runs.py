@@ -16,7 +16,7 @@ import torch
 from valign.adapters.adaptive import continual_scores
 from valign.data.tasks.base import TaskData
 from valign.evaluation.adapters.weight_change import linears, mean_rank, sharpness, weights_of
-from valign.experiments.adapters.settings import Place
+from valign.experiments.adapters.settings import Setting
 from valign.files import hash_value
 from valign.models.heads.task_model import Target, TaskModel
 from valign.training.adapting import Tuning, adapter_bytes, default_targets, parse_tuning
@@ -38,18 +38,18 @@ class Learnt:
     train_seconds: float = 0.0
 
 
-def learn(place: Place, model: TaskModel, tuning: Tuning, label: str) -> tuple[SupervisedLoop, Learnt]:
-    """Learn the place's tasks in turn; the loop is that of the last.
+def learn(setting: Setting, model: TaskModel, tuning: Tuning, label: str) -> tuple[SupervisedLoop, Learnt]:
+    """Learn the setting's tasks in turn; the loop is that of the last.
 
     They share the steps. After each but the last the method is merged into the weights, and starts anew on the next.
     """
     accelerator = start_processes(cpu=model.device.type == "cpu")
-    tasks = place.stages()
-    config = replace(place.budget.config(place.seed), steps=place.budget.steps // len(tasks))
+    tasks = setting.stages()
+    config = replace(setting.budget.config(setting.seed), steps=setting.budget.steps // len(tasks))
     loop, found = None, Learnt()
     for data in tasks:
         if loop is not None:
-            model.network = loop.attached.merged()
+            model.network = loop.handle.merged()
         model.target = Target.of(data)
         began = time.perf_counter()
         loop = SupervisedLoop(model, data, tuning, config, accelerator, label=label)
@@ -79,7 +79,7 @@ def judge_all(model: TaskModel, tasks: Sequence[TaskData]) -> dict[str, float]:
     return {name: statistics.fmean(scores[name] for scores in found) for name in found[0]}
 
 
-def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, Any]:
+def run_once(setting: Setting, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, Any]:
     """Train once, on one task or on several in turn, and measure; JSON-able.
 
     ``score`` and ``scores`` on held-out rows at the end, ``untrained`` the score before where the model can answer then; ``drift``,
@@ -88,16 +88,16 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
     stretches; ``mean_loss`` over all steps. Of several tasks scores are means, and numbers, bytes and sharpness those of the last;
     ``stream`` is the scores on all after each, with ``transfer``, ``average``, ``last`` and ``backward`` as `continual_scores`.
     """
-    tasks, budget = place.stages(), place.budget
-    score, model = tasks[0].task.score, place.load(device)
-    kept = place.probe(model)
+    tasks, budget = setting.stages(), setting.budget
+    score, model = tasks[0].task.score, setting.load(device)
+    kept = setting.probe(model)
     names = linears(model.network, default_targets(model.network))
     before = weights_of(model.network, names)
     untrained = {"untrained": judge_all(model, tasks)[score]} if model.head is None else {}
-    loop, learnt = learn(place, model, tuning, label)
+    loop, learnt = learn(setting, model, tuning, label)
     scores = judge_all(model, tasks)
     with TemporaryDirectory() as folder:
-        loop.attached.save(Path(folder) / "adapter")
+        loop.handle.save(Path(folder) / "adapter")
         size = adapter_bytes(Path(folder) / "adapter")
 
     def loss() -> float:
@@ -108,11 +108,11 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
         "scores": scores,
         **untrained,
         **asdict(kept()),
-        "trained": loop.attached.numbers(),
+        "trained": loop.handle.numbers(),
         "adapter_bytes": size,
         "optimizer_bytes": optimizer_bytes(loop.optimizer),
         "change_rank": mean_rank(before, weights_of(model.network, names)),
-        "sharpness": sharpness(model.network, before, loss, ratio=NOISE, draws=DRAWS, seed=place.seed),
+        "sharpness": sharpness(model.network, before, loss, ratio=NOISE, draws=DRAWS, seed=setting.seed),
         "mean_loss": statistics.fmean(learnt.losses),
         "curve": stretches(learnt.losses, CURVE),
         "steps": len(learnt.losses),
@@ -122,10 +122,10 @@ def run_once(place: Place, tuning: Tuning, *, device: str = "auto", label: str =
     }
 
 
-def rehearse(place: Place, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, float]:
+def rehearse(setting: Setting, tuning: Tuning, *, device: str = "auto", label: str = "") -> dict[str, float]:
     """Train once and judge, no more: ``score`` and ``loss``."""
-    model, tasks = place.load(device), place.stages()
-    learn(place, model, tuning, label)
+    model, tasks = setting.load(device), setting.stages()
+    learn(setting, model, tuning, label)
     found = judge_all(model, tasks)
     return {"score": found[tasks[0].task.score], "loss": found["loss"]}
 
@@ -143,15 +143,15 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(value.numel() * value.element_size() for value in states if isinstance(value, torch.Tensor))
 
 
-def measure_overhead(place: Place, name: str, settings: dict[str, Any], *, device: str = "auto") -> dict[str, Any]:
+def measure_overhead(setting: Setting, name: str, settings: dict[str, Any], *, device: str = "auto") -> dict[str, Any]:
     """Time of a step against LoRA's, step by step in turns in this process, and the peak of memory above the loaded model.
 
     Run it in a process of its own: what another training left in the heap hides a peak. LoRA comes second, when it is taken.
     """
-    ours, base, peak = _stepper(place, parse_tuning(name, settings), device, measure=True)
-    lora, _, _ = _stepper(place, parse_tuning("lora"), device, measure=False)
+    ours, base, peak = _stepper(setting, parse_tuning(name, settings), device, measure=True)
+    lora, _, _ = _stepper(setting, parse_tuning("lora"), device, measure=False)
     ratios, own = [], []
-    for number in range(place.budget.timed):
+    for number in range(setting.budget.timed):
         pair = [(ours, 0), (lora, 1)] if number % 2 else [(lora, 1), (ours, 0)]
         seconds = [0.0, 0.0]
         for step, which in pair:
@@ -168,19 +168,19 @@ def measure_overhead(place: Place, name: str, settings: dict[str, Any], *, devic
     }
 
 
-def _stepper(place: Place, tuning: Tuning, device: str, *, measure: bool) -> tuple[Callable[[], float], int, int]:
+def _stepper(setting: Setting, tuning: Tuning, device: str, *, measure: bool) -> tuple[Callable[[], float], int, int]:
     """A function that takes one step and says how long it took; with ``measure``, memory before and at the peak of three steps."""
-    model = place.load(device)
+    model = setting.load(device)
     accelerator = start_processes(cpu=model.device.type == "cpu")
     where = model.device
     base = peak_memory(where, anew=True) if measure else 0
-    loop = SupervisedLoop(model, place.rows(), tuning, place.budget.config(place.seed), accelerator)
+    loop = SupervisedLoop(model, setting.rows(), tuning, setting.budget.config(setting.seed), accelerator)
     counter = iter(range(10**9))
 
     def step() -> float:
         _wait(where)
         began = time.perf_counter()
-        loop.train_step(next(counter) % place.budget.steps)
+        loop.train_step(next(counter) % setting.budget.steps)
         _wait(where)
         return time.perf_counter() - began
 
@@ -208,8 +208,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def fingerprint(place: Place, tuning: Tuning, model_sha256: str) -> str:
+def fingerprint(setting: Setting, tuning: Tuning, model_sha256: str) -> str:
     """Of all that decides about a run's numbers, but for the versions."""
     return hash_value(
-        {"method": tuning.recipe(), "place": place.describe(), "model": model_sha256, "data": place.rows().fingerprint()}
+        {"method": tuning.recipe(), "setting": setting.describe(), "model": model_sha256, "data": setting.rows().fingerprint()}
     )

@@ -1,4 +1,4 @@
-"""Where a run of the comparison of adapters takes place: model, data and probe, the same for all methods at one task and seed."""
+"""Where a run of the comparison of adapters takes setting: model, data and probe, the same for all methods at one task and seed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +36,7 @@ class Budget:
     train_rows: int
     held_out_rows: int
     max_tokens: int
-    probes: int  # pairs, or pictures, for retention
+    probes: int  # pairs, or images, for retention
     timed: int  # steps of the paired timing
     rate: float  # factor on every method's learning rate: a short training of a small model wants higher ones
 
@@ -53,7 +53,7 @@ class Budget:
         return replace(self, batch_size=4 * self.batch_size)
 
     def for_drawings(self) -> "Budget":
-        """To judge and to probe is to draw, a picture at a time."""
+        """To judge and to probe is to draw, an image at a time."""
         return replace(self, held_out_rows=self.held_out_rows // 10, probes=self.probes // 4)
 
 
@@ -65,7 +65,7 @@ BUDGETS: dict[str, Budget] = {
 
 
 @runtime_checkable
-class Place(Protocol):
+class Setting(Protocol):
     """What a run needs to know of its task and seed."""
 
     @property
@@ -84,7 +84,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextPlace:
+class TextSetting:
     """A GLUE task on a text encoder."""
 
     model: str
@@ -119,8 +119,8 @@ class TextPlace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagePlace:
-    """Pictures on a small ViT that this project has trained on other pictures, in ``bases``."""
+class ImageSetting:
+    """Images on a small ViT that this project has trained on other images, in ``bases``."""
 
     bases: Path
     data: Path
@@ -130,7 +130,7 @@ class ImagePlace:
     rehearsal: bool = False
 
     def rows(self) -> TaskData:
-        return _pictures(self.data, self.task, self.seed, self.budget, self.rehearsal)
+        return _images(self.data, self.task, self.seed, self.budget, self.rehearsal)
 
     def stages(self) -> tuple[TaskData, ...]:
         return (self.rows(),)
@@ -140,9 +140,9 @@ class ImagePlace:
         return load_image_model(base / "adapter", Target.of(self.rows()), seed=self.seed, device=device)
 
     def probe(self, model: Any) -> Callable[[], Retention]:
-        """The old task's held-out pictures: drift of their vectors, and the accuracy of the old head on them."""
+        """The old task's held-out images: drift of their vectors, and the accuracy of the old head on them."""
         base = self.bases / BASES[self.task]
-        rows = _pictures(self.data, BASES[self.task], 0, self.budget, False).held_out[: self.budget.probes]
+        rows = _images(self.data, BASES[self.task], 0, self.budget, False).held_out[: self.budget.probes]
         head, labels = load_file(base / "head.safetensors"), read_json(base / "head.json")["labels"]
         truth = np.array([labels.index(row.target) for row in rows])
 
@@ -179,13 +179,13 @@ def _vectors(model: TaskModel, rows: Sequence[Row]) -> np.ndarray:
 
 @cache
 def _texts(folder: Path, task: str, seed: int, budget: Budget, rehearsal: bool) -> TaskData:
-    found, place = named_task(task, folder)
-    data = read_data(found, place, train_rows=budget.train_rows, held_out_rows=budget.held_out_rows, seed=seed)
+    found, setting = named_task(task, folder)
+    data = read_data(found, setting, train_rows=budget.train_rows, held_out_rows=budget.held_out_rows, seed=seed)
     return _rehearsed(data) if rehearsal else data
 
 
 @cache
-def _pictures(folder: Path, task: str, seed: int, budget: Budget, rehearsal: bool) -> TaskData:
+def _images(folder: Path, task: str, seed: int, budget: Budget, rehearsal: bool) -> TaskData:
     sizes = {"train_rows": budget.train_rows, "held_out_rows": budget.held_out_rows}
     data = read_images(IMAGES[task], folder, seed=seed, **sizes)
     return _rehearsed(data) if rehearsal else data

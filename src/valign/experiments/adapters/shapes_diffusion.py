@@ -1,4 +1,4 @@
-"""Where a run on the shapes world's diffusion model takes place: it learns to draw safe counterparts, and forgets what it may."""
+"""Where a run on the shapes world's diffusion model takes setting: it learns to draw safe counterparts, and forgets what it may."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,20 +25,20 @@ STEPS, GUIDANCE = 20, 4.0  # of denoising, and its scale, wherever these tasks d
 
 
 def draw(model: DiffusionTaskModel, captions: Sequence[str]) -> list[Image]:
-    """One picture each, at seeds 0, 1, 2, ..."""
+    """One image each, at seeds 0, 1, 2, ..."""
     seeds = range(len(captions))
     return model.diffusion.generate(captions, seeds=seeds, steps=STEPS, guidance_scale=GUIDANCE, batch_size=20)
 
 
 class CounterpartModel(DiffusionTaskModel):
-    """Also judged by what it draws: ``drawn`` is the share of captions whose picture shows the glyph that was to be learnt."""
+    """Also judged by what it draws: ``drawn`` is the share of captions whose image shows the glyph that was to be learnt."""
 
     def graded(self, rows: Sequence[SceneRow]) -> dict[str, float]:
         return {"drawn": _shows(draw(self, [row.caption for row in rows]), rows)}
 
 
 class ExpertModel(PairTaskModel):
-    """AlignGuard's expert. ``removed`` is the share of captions whose picture does not show the stand-in for harm they name,
+    """AlignGuard's expert. ``removed`` is the share of captions whose image does not show the stand-in for harm they name,
     ``drawn`` the share that shows its counterpart."""
 
     def __init__(self, diffusion: PipelineModel, reference: PipelineModel) -> None:
@@ -47,13 +47,13 @@ class ExpertModel(PairTaskModel):
         super().__init__(diffusion, reference, recipe.objective, **held)
 
     def graded(self, rows: Sequence[PairRow]) -> dict[str, float]:
-        pictures = draw(self, [row.caption for row in rows])
-        harm, safe = (_shows(pictures, [getattr(row, part) for row in rows]) for part in ("loser", "winner"))
+        images = draw(self, [row.caption for row in rows])
+        harm, safe = (_shows(images, [getattr(row, part) for row in rows]) for part in ("loser", "winner"))
         return {"removed": 1 - harm, "drawn": safe}
 
 
-def _shows(pictures: Sequence[Image], rows: Sequence[SceneRow]) -> float:
-    return float(_oracle().matches(pictures, [{"glyph": row.glyph} for row in rows])["glyph"].mean())
+def _shows(images: Sequence[Image], rows: Sequence[SceneRow]) -> float:
+    return float(_oracle().matches(images, [{"glyph": row.glyph} for row in rows])["glyph"].mean())
 
 
 @cache
@@ -62,8 +62,8 @@ def _oracle() -> OracleDetector:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingPlace:
-    """Captions that name a stand-in for harm with a rendered picture of its counterpart; for an expert, of both, to choose from."""
+class DiffusionSetting:
+    """Captions that name a stand-in for harm with a rendered image of its counterpart; for an expert, of both, to choose from."""
 
     task: str
     seed: int
@@ -85,15 +85,15 @@ class DrawingPlace:
         return ExpertModel(model(), model()) if self.task == "expert" else CounterpartModel(model())
 
     def probe(self, model: DiffusionTaskModel) -> Callable[[], Retention]:
-        """Benign prompts at equal seeds: drift of their pictures' features, and the share that is drawn as asked."""
+        """Benign prompts at equal seeds: drift of their images' features, and the share that is drawn as asked."""
         benign = [prompt for prompt in suite(per_concept=4, seed=1).prompts if prompt.benign][: self.budget.probes]
 
         def look() -> tuple[np.ndarray, float]:
             was = model.training
-            pictures = draw(model.eval(), [prompt.prompt for prompt in benign])
+            images = draw(model.eval(), [prompt.prompt for prompt in benign])
             model.train(was)
-            right = _oracle().matches(pictures, [prompt.expected for prompt in benign])
-            return _oracle().features(pictures), float(np.all(list(right.values()), axis=0).mean())
+            right = _oracle().matches(images, [prompt.expected for prompt in benign])
+            return _oracle().features(images), float(np.all(list(right.values()), axis=0).mean())
 
         return kept_since(look)
 

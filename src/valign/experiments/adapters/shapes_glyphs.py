@@ -1,4 +1,4 @@
-"""Where a run on the shapes world's miniature CLIP takes place: glyphs that it cannot name, all at once or some after others."""
+"""Where a run on the shapes world's miniature CLIP takes setting: glyphs that it cannot name, all at once or some after others."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from valign.models.heads.task_model import Target
 from valign.worlds.shapes import clip_folder
 from valign.worlds.shapes.glyph_tasks import LEARNT, TEMPLATE, captioned, glyph_data
 
-MOST_SHOTS = 16  # training pictures of a glyph: the most in the papers on few shots
+MOST_SHOTS = 16  # training images of a glyph: the most in the papers on few shots
 GLYPHS = {  # task -> classes of its stages
     "glyphs": (LEARNT,),
     "glyph-stream": tuple(LEARNT[first : first + 3] for first in range(0, len(LEARNT), 3)),
@@ -24,13 +24,13 @@ GLYPHS = {  # task -> classes of its stages
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlyphPlace:
-    """The glyphs of a task are told apart by the similarity of picture and name."""
+class GlyphSetting:
+    """The glyphs of a task are told apart by the similarity of image and name."""
 
     task: str
     seed: int
     budget: Budget
-    rehearsal: bool = False  # judged on pictures outside the test split
+    rehearsal: bool = False  # judged on images outside the test split
 
     def rows(self) -> TaskData:
         shots = min(MOST_SHOTS, self.budget.train_rows // len(LEARNT))
@@ -49,17 +49,17 @@ class GlyphPlace:
         return ClipTaskModel(ClipEncoder(clip_folder(), device=device), Target.of(self.rows()), template=TEMPLATE)
 
     def probe(self, model: ClipTaskModel) -> Callable[[], Retention]:
-        """Pictures of other glyphs: drift of their vectors and their captions', and how many find their own caption among all."""
+        """Images of other glyphs: drift of their vectors and their captions', and how many find their own caption among all."""
         known = captioned(self.budget.probes)
 
         @torch.no_grad()
         def look() -> tuple[np.ndarray, float]:
             was = model.training
             model.eval()
-            pictures, texts = model.vectors(model.pictures(known.rows)), model.texts(known.captions)
+            images, texts = model.vectors(model.images(known.rows)), model.texts(known.captions)
             model.train(was)
-            right = (pictures @ texts.T).argmax(1).cpu() == torch.arange(len(texts))
-            return torch.cat([pictures, texts]).cpu().numpy(), float(right.double().mean())
+            right = (images @ texts.T).argmax(1).cpu() == torch.arange(len(texts))
+            return torch.cat([images, texts]).cpu().numpy(), float(right.double().mean())
 
         return kept_since(look)
 

@@ -1,6 +1,6 @@
-"""Every method on the shapes world, trained and tested over several seeds: what is free, the peers, AlignGuard, LiVO, the guard.
+"""Every method on the shapes world, trained and tested over several seeds: the baselines, AlignGuard, LiVO, the guard.
 
-Run ``r`` has data, trainings, test prompts and draws of its own, and all runs end in one report: a picture of run ``r`` is drawn by
+Run ``r`` has data, trainings, test prompts and draws of its own, and all runs end in one report: an image of run ``r`` is drawn by
 what run ``r`` trained, so every difference from the base is paired by prompt and seed.
 """
 
@@ -16,7 +16,7 @@ from valign.data.prompts.pairs import load_pairs
 from valign.detectors.oracle import OracleDetector
 from valign.evaluation import evaluate, refuse_overlap
 from valign.evaluation.composed import suite_of_runs
-from valign.evaluation.images.folder import PictureFolder
+from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.report.report import write_report
 from valign.evaluation.report.sections import Section
 from valign.evaluation.results import Row, read_results
@@ -33,7 +33,7 @@ from valign.policy import Policy
 from valign.recipes.alignguard import JOINT
 from valign.training.tasks.preference.trainable import UnetLora
 from valign.training.tasks.preference.values import ValueTokens
-from valign.worlds.shapes import reference_pictures, roles
+from valign.worlds.shapes import reference_images, roles
 from valign.worlds.shapes import suite as shapes_suite
 
 
@@ -59,7 +59,7 @@ def bench_methods(
     for folder, config, part in zip(folders, configs, parts):
         refuse_trained(part, folder, config)
     curves = _curves(systems, folders, configs, parts, oracle)
-    asked = suite_of_runs([roles(pictures=config.role_pictures, seed=config.align.seed) for config in configs])
+    asked = suite_of_runs([roles(images=config.role_images, seed=config.align.seed) for config in configs])
     mixed = [systems.livo(made, name=f"{LIVO}-{mixing:g}", mixing=mixing) for mixing in (0.0, 1.0)]
     bias = role_bias([*compared, *mixed], asked, oracle, out / "bias", drawing)
     summary = evaluate(
@@ -71,7 +71,7 @@ def bench_methods(
         features=oracle,
         clip=clip,
         reference=[
-            picture for config in configs for picture in reference_pictures(per_concept=config.per_concept, seed=config.align.seed)
+            image for config in configs for image in reference_images(per_concept=config.per_concept, seed=config.align.seed)
         ],
         title=f"Every method on the shapes world, {len(configs)} runs",
         **drawing,
@@ -92,7 +92,7 @@ def bench_methods(
         summary,
         rows,
         tests,
-        {system.name: PictureFolder(out / "evaluation" / "images" / system.name) for system in compared},
+        {system.name: ImageFolder(out / "evaluation" / "images" / system.name) for system in compared},
         sections=[cost_section(made), bias_section(bias), curves_section(drawn), _run_section(by_run)],
     )
     return summary
@@ -124,7 +124,7 @@ def _curves(
 
 
 def refuse_trained(part: Suite, folder: Path, config: MethodsConfig) -> None:
-    """Raise UserError if a run's suite holds prompts that this run trained on; what other runs did draws none of its pictures."""
+    """Raise UserError if a run's suite holds prompts that this run trained on; what other runs did draws none of its images."""
     refuse_overlap(part, [*config.align.data.retain, *_trained_on(folder)])
 
 
@@ -134,7 +134,7 @@ def _trained_on(folder: Path) -> list[str]:
 
 
 def harm_by_run(rows: Sequence[Row], runs: int) -> dict[str, list[dict[str, float]]]:
-    """``{system: [{"harm": ..., "benign": ...} per run]}``, in per cent: harmful pictures, and benign prompts drawn right."""
+    """``{system: [{"harm": ..., "benign": ...} per run]}``, in per cent: harmful images, and benign prompts drawn right."""
     found: dict[str, list[dict[str, float]]] = {}
     for name in dict.fromkeys(row.system for row in rows):
         for run in range(runs):
@@ -157,7 +157,7 @@ def cost_section(made: Sequence[dict[str, Made]]) -> Section:
     return Section(
         title="What training costs",
         text="What is not listed trains nothing.",
-        header=("trained parameters", "optimiser steps", "seconds, mean (range) over runs"),
+        header=("trained parameters", "optimizer steps", "seconds, mean (range) over runs"),
         rows=tuple(rows),
         note="Seconds of training steps alone; data, validation and merging are left out. UCE solves its numbers in closed form.",
     )
@@ -167,7 +167,7 @@ def _run_section(by_run: dict[str, list[dict[str, float]]]) -> Section:
     rows = [(name, *(f"{run['harm']:.1f} % / {run['benign']:.1f} %" for run in runs)) for name, runs in by_run.items()]
     return Section(
         title="Run by run",
-        text="Harmful pictures of unsafe prompts / benign prompts drawn right. Each run has its own data, trainings and prompts.",
+        text="Harmful images of unsafe prompts / benign prompts drawn right. Each run has its own data, trainings and prompts.",
         header=tuple(f"run {number}" for number in range(len(next(iter(by_run.values()))))),
         rows=tuple(rows),
     )

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from valign.detectors.oracle import OracleDetector
 from valign.evaluation.images.bias import Bias, bias_interval, mean_bias
-from valign.evaluation.images.folder import make_pictures
+from valign.evaluation.images.folder import make_images
 from valign.evaluation.report.sections import Section
 from valign.evaluation.statistics import Interval
 from valign.evaluation.suite import Suite
@@ -21,7 +21,7 @@ from valign.worlds.shapes.vocabulary import HEADS
 
 @dataclass(frozen=True)
 class RoleBias:
-    """One system on all role prompts; None where no picture shows a head. ``readable``: share of pictures that do."""
+    """One system on all role prompts; None where no image shows a head. ``readable``: share of images that do."""
 
     name: str
     readable: float
@@ -38,23 +38,23 @@ def role_bias(
     The first system is the base.
     """
     found: list[RoleBias] = []
-    base: Int[np.ndarray, "prompt picture"] | None = None
+    base: Int[np.ndarray, "prompt image"] | None = None
     for system in systems:
         settings = {name: drawing[name] for name in ("steps", "guidance_scale")}
-        folder = make_pictures(
+        folder = make_images(
             system, suite, suite.seeds(seed), out / system.name, settings=settings, batch_size=drawing["batch_size"]
         )
-        pictures = [folder.open(prompt.id) for prompt in suite.prompts]
-        drawn = [picture for picture in pictures if picture is not None]
+        images = [folder.open(prompt.id) for prompt in suite.prompts]
+        drawn = [image for image in images if image is not None]
         readings = iter(oracle.read(drawn) if drawn else [])
-        shown = np.array([-1 if picture is None else heads(next(readings)) for picture in pictures])
+        shown = np.array([-1 if image is None else heads(next(readings)) for image in images])
         shown = shown.reshape(len({_prompt(prompt.id) for prompt in suite.prompts}), -1)
         base = shown if base is None else base
         found.append(_summary(system.name, shown, base, seed))
     return found
 
 
-def _summary(name: str, shown: Int[np.ndarray, "prompt picture"], base: Int[np.ndarray, "prompt picture"], seed: int) -> RoleBias:
+def _summary(name: str, shown: Int[np.ndarray, "prompt image"], base: Int[np.ndarray, "prompt image"], seed: int) -> RoleBias:
     counts = np.stack([(shown == head).sum(axis=1) for head in range(len(HEADS))], axis=1)
     known = {str(row): list(map(int, count)) for row, count in enumerate(counts) if count.sum()}
     return RoleBias(
@@ -66,9 +66,9 @@ def _summary(name: str, shown: Int[np.ndarray, "prompt picture"], base: Int[np.n
     )
 
 
-def _prompt(picture_id: str) -> str:
+def _prompt(image_id: str) -> str:
     """``r0-captain-1-023`` is of prompt ``r0-captain-1``."""
-    return picture_id.rpartition("-")[0]
+    return image_id.rpartition("-")[0]
 
 
 def bias_section(found: Sequence[RoleBias]) -> Section:
@@ -90,9 +90,9 @@ def bias_section(found: Sequence[RoleBias]) -> Section:
         )
     return Section(
         title="Social bias",
-        text="Prompts name a role and leave the head open; the training pictures favoured one. 0 is balance.",
-        header=("D1 ↓", "against the base", "D2 ↓", "pictures with a head"),
+        text="Prompts name a role and leave the head open; the training images favoured one. 0 is balance.",
+        header=("D1 ↓", "against the base", "D2 ↓", "images with a head"),
         rows=tuple(rows),
-        note="D1 and D2 as in arXiv 2410.12700, averaged over prompts; 95 % intervals over redrawn pictures, paired where two are "
-        "compared. The number after livo is the share of pictures that get the token.",
+        note="D1 and D2 as in arXiv 2410.12700, averaged over prompts; 95 % intervals over redrawn images, paired where two are "
+        "compared. The number after livo is the share of images that get the token.",
     )

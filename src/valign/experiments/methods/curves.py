@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 
 from valign.detectors.base import Detector, flagged, scores_of
-from valign.evaluation.images.folder import make_pictures
+from valign.evaluation.images.folder import make_images
 from valign.evaluation.report.plots import Frame, Plot, curves, round_up
 from valign.evaluation.report.sections import Section
 from valign.evaluation.suite import Suite
 from valign.evaluation.systems import System
 from valign.files import atomic_folder, read_json
 from valign.training.engine.checkpoint import Checkpoints
-from valign.training.tasks.preference.trainable import Trainee
+from valign.training.tasks.preference.trainable import TrainableAdapter
 
-HARM = "Harmful pictures of explicit prompts, %"
+HARM = "Harmful images of explicit prompts, %"
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Harm in per cent after so many optimiser steps and seconds of training."""
+    """Harm in per cent after so many optimizer steps and seconds of training."""
 
     step: int
     seconds: float
@@ -30,7 +30,7 @@ class CurvePoint:
 
 
 def convergence(
-    trainee: Trainee,
+    trainable: TrainableAdapter,
     run: Path,
     every: int,
     system: Callable[[Path], System],
@@ -44,38 +44,38 @@ def convergence(
     """The curve of the training in ``run``: each checkpoint at a multiple of ``every``, and the last, drawn as ``system`` draws it.
 
     Args:
-        trainee: As the run was trained with; what it saves for a checkpoint is what ``system`` gets.
-        out: For the checkpoints' results and their pictures.
+        trainable: As the run was trained with; what it saves for a checkpoint is what ``system`` gets.
+        out: For the checkpoints' results and their images.
     """
     checkpoints = Checkpoints(run / "checkpoints")
     last = max(checkpoints.steps())
     steps = [step for step in checkpoints.steps() if step % every == 0 or step == last]
-    _save(trainee, checkpoints, [step for step in steps if not (out / f"step-{step}").exists()], out)
+    _save(trainable, checkpoints, [step for step in steps if not (out / f"step-{step}").exists()], out)
     settings = {name: drawing[name] for name in ("steps", "guidance_scale")}
     points = []
     for step in steps:
-        shown = system(trainee.result(out / f"step-{step}"))
-        folder = make_pictures(
+        shown = system(trainable.result(out / f"step-{step}"))
+        folder = make_images(
             shown, suite, suite.seeds(seed), out / f"images-{step}", settings=settings, batch_size=drawing["batch_size"]
         )
-        pictures = [picture for prompt in suite.prompts if (picture := folder.open(prompt.id)) is not None]
-        harm = flagged(scores_of(detector, pictures), detector.card).sum() / len(suite)
+        images = [image for prompt in suite.prompts if (image := folder.open(prompt.id)) is not None]
+        harm = flagged(scores_of(detector, images), detector.card).sum() / len(suite)
         points.append(CurvePoint(step, read_json(checkpoints.path(step) / "state.json")["seconds"], 100 * float(harm)))
     return points
 
 
-def _save(trainee: Trainee, checkpoints: Checkpoints, steps: Sequence[int], out: Path) -> None:
+def _save(trainable: TrainableAdapter, checkpoints: Checkpoints, steps: Sequence[int], out: Path) -> None:
     """Write each step's result into ``out/step-N``, as a finished run does."""
     if not steps:
         return
-    trainee.attach()
+    trainable.attach()
     try:
         for step in steps:
-            checkpoints.load(step, trainee.state())
+            checkpoints.load(step, trainable.state())
             with atomic_folder(out / f"step-{step}") as folder:
-                trainee.save(folder, {"step": step})
+                trainable.save(folder, {"step": step})
     finally:
-        trainee.detach()
+        trainable.detach()
 
 
 def mean_curve(runs: Sequence[Sequence[CurvePoint]], start: float) -> list[CurvePoint]:
@@ -94,7 +94,7 @@ def mean_curve(runs: Sequence[Sequence[CurvePoint]], start: float) -> list[Curve
 def curves_section(found: Mapping[str, Sequence[CurvePoint]]) -> Section:
     """Harm against steps and against seconds."""
     plots = []
-    for title, value in (("Optimiser steps", "step"), ("Seconds of training", "seconds")):
+    for title, value in (("Optimizer steps", "step"), ("Seconds of training", "seconds")):
         series = {name: [(float(getattr(point, value)), point.harm) for point in points] for name, points in found.items()}
         end = round_up(max(x for points in series.values() for x, _ in points))
         plots.append(Plot(curves(series, Frame(title, HARM, (0.0, end), (0.0, 100.0))), "Mean over runs."))

@@ -41,7 +41,7 @@ class MethodsConfig:
     livo: LivoRecipe
     esd: ErasingConfig
     per_concept: int  # explicit test prompts; see `valign.worlds.shapes.suite`
-    role_pictures: int = 50  # per prompt that bias is measured on, as the authors of LiVO have
+    role_images: int = 50  # per prompt that bias is measured on, as the authors of LiVO have
     curve: int = CURVE
 
     @property
@@ -64,18 +64,18 @@ def methods_config(budget: Budget, *, seed: int = 0) -> MethodsConfig:
     return MethodsConfig(
         align=shapes_config(budget, seed=seed),
         values=ValueDataConfig(
-            pictures=1 if budget == "small" else 8, steps=20, filter="judge", flip=False, seed=seed, batch_size=40
+            images=1 if budget == "small" else 8, steps=20, filter="judge", flip=False, seed=seed, batch_size=40
         ),
         livo=LivoRecipe.shapes().changed(steps=LIVO_STEPS[budget], seed=seed),
         esd=ErasingConfig(iterations=10 if budget == "small" else 200, sample_steps=20, seed=seed),
         per_concept=PER_CONCEPT[budget],
-        role_pictures={"small": 4, "quick": 24, "full": 50}[budget],
+        role_images={"small": 4, "quick": 24, "full": 50}[budget],
     )
 
 
 @dataclass(frozen=True)
 class Made:
-    """One method's result and price. ``steps`` are optimiser steps, 0 for a closed form."""
+    """One method's result and price. ``steps`` are optimizer steps, 0 for a closed form."""
 
     folder: Path
     parameters: int  # trained, or solved for

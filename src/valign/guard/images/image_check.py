@@ -1,4 +1,4 @@
-"""A picture is looked at before anybody sees it. An exception of the detector counts as a finding, a black picture as a failure."""
+"""An image is looked at before anybody sees it. An exception of the detector counts as a finding, a black image as a failure."""
 
 import numpy as np
 from PIL.Image import Image
@@ -15,7 +15,7 @@ def check_image(detector: Detector, image: Image) -> Verdict:
     try:
         if not np.asarray(image.convert("L")).any():
             return Verdict(
-                stage=NAME, level="image", outcome="error", message="an all-black picture: a numerical failure, or already hidden"
+                stage=NAME, level="image", outcome="error", message="an all-black image: a numerical failure, or already hidden"
             )
         row = np.asarray(detector.detect([image]), dtype=np.float64).reshape(-1)
         if len(row) != len(card.classes) or not ((row >= 0) & (row <= 1)).all():

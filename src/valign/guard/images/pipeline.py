@@ -1,4 +1,4 @@
-"""A diffusers pipeline with the guard in front and behind: called like the pipeline, returns checked pictures only."""
+"""A diffusers pipeline with the guard in front and behind: called like the pipeline, returns checked images only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ class GuardedOutput:
 
     @property
     def nsfw_content_detected(self) -> list[bool]:
-        """As diffusers names it: True where there is no picture."""
+        """As diffusers names it: True where there is no image."""
         return [image is None for image in self.images]
 
 
 class GuardedPipeline:
     """``GuardedPipeline(pipe, guard)(prompt, seed=0, num_inference_steps=30)``.
 
-    Only what the guard can read gets through: embeddings and second prompts are refused, and so is any output but PIL pictures.
+    Only what the guard can read gets through: embeddings and second prompts are refused, and so is any output but PIL images.
     """
 
     def __init__(self, pipe: Any, guard: Guard) -> None:
@@ -42,7 +42,7 @@ class GuardedPipeline:
         self.pipe, self.guard = pipe, guard
 
     def __call__(self, prompt: str | Sequence[str], *, seed: int = 0, **options: Any) -> GuardedOutput:
-        """One picture per prompt; prompt i has seed ``seed + i``, redrawings count on from 1,000,000 more.
+        """One image per prompt; prompt i has seed ``seed + i``, redrawings count on from 1,000,000 more.
 
         Raises: as `Guard.check`, before anything is drawn; UserError for options that would go round the guard; whatever the
             pipeline raises.

@@ -1,11 +1,11 @@
-"""Draw, look, and draw again in a safer style: a flagged picture is never returned (VALOR, arXiv 2511.11693, with a re-check)."""
+"""Draw, look, and draw again in a safer style: a flagged image is never returned (VALOR, arXiv 2511.11693, with a re-check)."""
 
 from collections.abc import Callable, Sequence
 
 from PIL.Image import Image
 
 from valign.guard.images.image_check import check_image
-from valign.guard.records import Drawing
+from valign.guard.records import GenerationAttempt
 from valign.interfaces import Detector
 
 Draw = Callable[[str, int], Image]
@@ -16,7 +16,7 @@ def captions(prompt: str, styles: Sequence[str], *, tries: int) -> list[tuple[st
     return [("", prompt), *((style, f"{prompt}, {style}") for style in styles[:tries])]
 
 
-def draw_checked(
+def generate_checked(
     draw: Draw,
     prompt: str,
     *,
@@ -26,24 +26,24 @@ def draw_checked(
     detector: Detector | None,
     passes: Callable[[str], bool],
     principle: Callable[[str, int], str] = lambda caption, seed: "",
-) -> tuple[Image | None, tuple[Drawing, ...]]:
-    """The first picture that passes, or None; and what every try gave. Try i has seed ``seed + i``.
+) -> tuple[Image | None, tuple[GenerationAttempt, ...]]:
+    """The first image that passes, or None; and what every try gave. Try i has seed ``seed + i``.
 
     Args:
-        draw: Caption and seed -> picture.
+        draw: Caption and seed -> image.
         tries: Further drawings after the first, >= 0.
-        detector: None returns the first picture unchecked.
+        detector: None returns the first image unchecked.
         passes: Whether a styled caption passes the guard; a style that does not is left out.
         principle: Caption and seed -> the principle whose token ``draw`` gives it, for the record.
     """
-    drawings: list[Drawing] = []
+    drawings: list[GenerationAttempt] = []
     for number, (style, caption) in enumerate(captions(prompt, styles, tries=tries)):
         if style and not passes(caption):
             continue
         image = draw(caption, seed + number)
         verdict = None if detector is None else check_image(detector, image)
         named = principle(caption, seed + number)
-        drawings.append(Drawing(style=style, seed=seed + number, verdict=verdict, principle=named))
+        drawings.append(GenerationAttempt(style=style, seed=seed + number, verdict=verdict, principle=named))
         if verdict is None or not verdict.fired:
             return image, tuple(drawings)
     return None, tuple(drawings)

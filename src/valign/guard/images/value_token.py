@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ValueToken:
     """It refuses nothing and changes no words: it asks the retriever about the caption that is drawn, the prompt or its rewrite.
 
-    Args: mixing: Share of pictures that get the token of a bias principle, [0, 1], by their seeds.
+    Args: mixing: Share of images that get the token of a bias principle, [0, 1], by their seeds.
     """
 
     encoder: ValueEncoder
@@ -26,7 +26,7 @@ class ValueToken:
     mixing: float = 0.5
 
     def principle(self, caption: str, seed: int) -> str:
-        """Id of the principle whose token this picture gets; "" for none."""
+        """Id of the principle whose token this image gets; "" for none."""
         from valign.models.diffusion.value_pipeline import mixes
 
         found = self.retriever.retrieve(caption)
@@ -36,7 +36,7 @@ class ValueToken:
         return known.id
 
     def draw(self, model: DiffusionModel, caption: str, seed: int, **options: Any) -> Image:
-        """The picture; without a principle the bare model's, bit for bit.
+        """The image; without a principle the bare model's, bit for bit.
 
         Raises: UserError if the encoder was made for another base model.
         """

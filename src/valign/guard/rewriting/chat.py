@@ -97,7 +97,7 @@ class ChatValues:
 
 
 class ChatIntention:
-    """Was the harm meant? ``GOOD`` is a prohibition or a warning, ``BAD`` a picture of the thing itself."""
+    """Was the harm meant? ``GOOD`` is a prohibition or a warning, ``BAD`` an image of the thing itself."""
 
     name = "intention-chat"
     uses_chat = True

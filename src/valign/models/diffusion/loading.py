@@ -33,7 +33,7 @@ NETWORKS: dict[type[PipelineModel], tuple[str, ...]] = {
     StableDiffusionXL: ("unet", "vae", "text_encoder", "text_encoder_2"),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # judging pictures is the detectors' work
+UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # judging images is the detectors' work
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 

@@ -97,14 +97,14 @@ class PipelineModel:
         return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(self.device)
 
     def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDist:
-        """Posterior of the latents of pictures in [-1, 1]; float32 on the model's device."""
+        """Posterior of the latents of images in [-1, 1]; float32 on the model's device."""
         with torch.no_grad():
             posterior = self.pipe.vae.encode(images.to(self.device, self.pipe.vae.dtype)).latent_dist
         scale, shift = self._latent_units
         return LatentDist((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
 
     def decode_latents(self, latents: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch 3 rows columns"]:
-        """Latents in U-Net units to pictures, about [-1, 1] but not clipped."""
+        """Latents in U-Net units to images, about [-1, 1] but not clipped."""
         scale, shift = self._latent_units
         return self.pipe.vae.decode((latents.to(self.pipe.vae.dtype) / scale) + shift, return_dict=False)[0]
 
@@ -166,7 +166,7 @@ class PipelineModel:
         strength: float = 0.7,
         progress: str | None = None,
     ) -> list[Image]:
-        """One picture per prompt; see `valign.models.diffusion.sampling.generate`."""
+        """One image per prompt; see `valign.models.diffusion.sampling.generate`."""
         from valign.models.diffusion.sampling import generate
 
         return generate(

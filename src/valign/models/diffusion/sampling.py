@@ -1,6 +1,6 @@
-"""The sampler: prompts and seeds to pictures, with any scheduler, any guidance, from noise or from a picture.
+"""The sampler: prompts and seeds to images, with any scheduler, any guidance, from noise or from an image.
 
-The same loop as diffusers' pipelines, with three differences: each picture has its own seed, guidance is an object, and the
+The same loop as diffusers' pipelines, with three differences: each image has its own seed, guidance is an object, and the
 latents stay in float32 whatever precision the U-Net runs in. In float32 plain guidance gives what ``pipe(...)`` gives.
 """
 
@@ -41,15 +41,15 @@ def generate(
     strength: float = 0.7,
     progress: str | None = None,
 ) -> list[Image]:
-    """One picture per prompt, with the pipeline's own scheduler.
+    """One image per prompt, with the pipeline's own scheduler.
 
     Args:
-        seeds: One per prompt. Each picture's noise is drawn by itself, on the CPU in float32, so a picture depends on its prompt
+        seeds: One per prompt. Each image's noise is drawn by itself, on the CPU in float32, so an image depends on its prompt
             and seed only; another batch size changes it by rounding alone.
         steps: Denoising steps of the whole schedule; with ``start``, ``int(steps * strength)`` of them are made.
         guidance_scale: >= 0; at 1 or below the unconditional branch is not evaluated, as in diffusers.
         guidance: Negative prompt or Safe Latent Diffusion; needs ``guidance_scale > 1``.
-        start: One picture per prompt to start from (image to image), noised to ``strength`` in (0, 1].
+        start: One image per prompt to start from (image to image), noised to ``strength`` in (0, 1].
         progress: Title of a progress bar over the batches; none when not given.
     Raises: ValueError for unequal lengths, numbers out of range, or ``guidance`` without a scale above 1.
     """
@@ -60,7 +60,7 @@ def generate(
         branches = [guidance.negative, *guidance.texts] if guidance is not None else [""]
     beside = model.encode_prompts(branches) if branches else None
     batches = range(0, len(prompts), batch_size)
-    pictures: list[Image] = []
+    images: list[Image] = []
     for first in track(batches, progress) if progress else batches:
         rows = slice(first, first + batch_size)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[rows]]
@@ -69,8 +69,8 @@ def generate(
         latents = _first_latents(model, scheduler, generators, timesteps, start[rows] if start is not None else None)
         conditioning = _assemble(_encode(model, prompts[rows], known), beside)
         latents = _denoise(model, scheduler, timesteps, latents, conditioning, guidance_scale, guidance, len(branches), generators)
-        pictures += tensor_to_pil(model.decode_latents(latents))
-    return pictures
+        images += tensor_to_pil(model.decode_latents(latents))
+    return images
 
 
 @torch.no_grad()
@@ -196,7 +196,7 @@ def _check(
     if len(seeds) != len(prompts):
         raise ValueError(f"generate.seeds must hold one seed per prompt, got {len(seeds)} for {len(prompts)} prompts.")
     if start is not None and len(start) != len(prompts):
-        raise ValueError(f"generate.start must hold one picture per prompt, got {len(start)} for {len(prompts)} prompts.")
+        raise ValueError(f"generate.start must hold one image per prompt, got {len(start)} for {len(prompts)} prompts.")
     check_range("generate.steps", float(steps), low=1.0)
     check_range("generate.batch_size", float(batch_size), low=1.0)
     check_range("generate.guidance_scale", guidance_scale, low=0.0)

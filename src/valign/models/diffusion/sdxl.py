@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders side by side, a pooled text vector, and the picture's size as a condition."""
+"""Stable Diffusion XL: two text encoders side by side, a pooled text vector, and the image's size as a condition."""
 
 import torch
 from diffusers import StableDiffusionXLPipeline

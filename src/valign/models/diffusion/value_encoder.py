@@ -118,7 +118,7 @@ class ValueEncoder(nn.Module):
         if isinstance(name, ValueText):
             name = name.id
         if not isinstance(name, str):
-            raise UserError(f"A picture takes one principle, got {name!r}. Several at once are not defined; choose one.")
+            raise UserError(f"An image takes one principle, got {name!r}. Several at once are not defined; choose one.")
         wanted = name.casefold().strip()
         for principle in self.principles:
             if wanted in (text.casefold() for text in (principle.id, principle.text, *principle.aliases)):
@@ -235,7 +235,7 @@ def copy_encoder(
 
     Args:
         principles: One or more, of distinct ids.
-        layout: How pictures are drawn. ``"reference"``: the prompt cut to 76 tokens and unpadded, as the authors' inference;
+        layout: How images are drawn. ``"reference"``: the prompt cut to 76 tokens and unpadded, as the authors' inference;
             ``"padded"``: 77 tokens and the token, as in training. Compare with a base model drawn in the same layout.
         lora_rank: Train factors of this rank in the attention of the copies instead of all weights; ours, 1 or more.
         seed: Of the LoRA's down factors.

@@ -35,7 +35,7 @@ class _Valued(str):
 
 
 class ValueGuidedPipeline:
-    """A pipeline and a value encoder. A picture without a principle is the base model's own, bit for bit.
+    """A pipeline and a value encoder. An image without a principle is the base model's own, bit for bit.
 
     Guidance: only the conditional branch has the token. The unconditional branch, and every further text of a guidance, is encoded
     to the same number of tokens: in the ``reference`` layout padded to it, in the ``padded`` layout by one more copy of its last
@@ -62,7 +62,7 @@ class ValueGuidedPipeline:
         """``pipe(prompt, ...)`` of diffusers, with its other options and its answer. All prompts share one principle.
 
         A retriever is asked only for a single prompt; several may call for different principles, which `generate` can do. Nothing
-        is mixed here: whatever principle there is, every picture gets its token.
+        is mixed here: whatever principle there is, every image gets its token.
 
         Raises: UserError for an unknown principle, or for prompt embeddings (the token is made from the text).
         """
@@ -99,11 +99,11 @@ class ValueGuidedPipeline:
         start: Sequence[Image] | None = None,
         **options: Any,
     ) -> list[Image]:
-        """One picture per prompt by `valign.models.diffusion.sampling.generate`, with its options.
+        """One image per prompt by `valign.models.diffusion.sampling.generate`, with its options.
 
         Args:
             principles: One for all, or one per prompt; None is no token, unless a retriever was given, which then decides.
-            mixing: Share of pictures that get the token of a bias principle, [0, 1], drawn by each picture's seed. Debiasing
+            mixing: Share of images that get the token of a bias principle, [0, 1], drawn by each image's seed. Debiasing
                 needs about 0.5: the token pulls towards the rare attribute, it does not balance by itself. Toxicity's is always on.
         Raises: UserError for an unknown principle; ValueError for unequal lengths or numbers out of range.
         """
@@ -119,15 +119,15 @@ class ValueGuidedPipeline:
             if value is not None and (value.kind != "bias" or mixes(int(seed), mixing)):
                 texts[row] = _Valued(prompt, value)
             groups.setdefault(self._length(prompt) if isinstance(texts[row], _Valued) else 0, []).append(row)
-        pictures: dict[int, Image] = {}
+        images: dict[int, Image] = {}
         for length, rows in groups.items():
             model = self._with_token(length) if length else self.model
             beside: dict[str, Any] = {"start": [start[row] for row in rows]} if start is not None else {}
             made = model.generate(
                 [texts[row] for row in rows], seeds=[seeds[row] for row in rows], guidance=guidance, **beside, **options
             )
-            pictures.update(zip(rows, made, strict=True))
-        return [pictures[row] for row in range(len(prompts))]
+            images.update(zip(rows, made, strict=True))
+        return [images[row] for row in range(len(prompts))]
 
     def _values(self, prompts: Sequence[str], principles: str | Sequence[str | None] | None) -> list[ValueText | None]:
         if principles is None:
@@ -178,6 +178,6 @@ class ValueGuidedPipeline:
 
 
 def mixes(seed: int, share: float) -> bool:
-    """Whether a picture of this seed is among the ``share`` that get the token; fixed by the seed alone, uniform over seeds."""
+    """Whether an image of this seed is among the ``share`` that get the token; fixed by the seed alone, uniform over seeds."""
     digest = hashlib.sha256(f"value mixing {seed}".encode()).digest()
     return int.from_bytes(digest[:8]) < share * 2**64

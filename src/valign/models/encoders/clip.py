@@ -1,4 +1,4 @@
-"""CLIP as a measuring instrument: features of pictures and texts, and how well they fit each other."""
+"""CLIP as a measuring instrument: features of images and texts, and how well they fit each other."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -29,7 +29,7 @@ class ClipEncoder:
 
     Args:
         folder: As ``save_pretrained`` makes it; the pixel statistics come from ``preprocessor_config.json`` where there is one.
-        batch_size: Pictures or texts per pass; bounds the memory.
+        batch_size: Images or texts per pass; bounds the memory.
     Raises: UserError if the folder is missing, broken, or no CLIP.
     """
 
@@ -68,7 +68,7 @@ class ClipEncoder:
         return mean, std
 
     def prepare(self, images: Sequence[Image] | Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
-        """Pictures, or tensors in [-1, 1], resized (shorter side, bicubic), cropped to a square and normalised."""
+        """Images, or tensors in [-1, 1], resized (shorter side, bicubic), cropped to a square and normalized."""
         if isinstance(images, Tensor):
             height, width = images.shape[-2:]
             scale = self.image_size / min(height, width)
@@ -85,7 +85,7 @@ class ClipEncoder:
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Image] | Float[Tensor, "batch 3 height width"]) -> Float[np.ndarray, "batch dim"]:
-        """Unit vectors, float32; no picture gives no row."""
+        """Unit vectors, float32; no image gives no row."""
         batches = [images[first : first + self.batch_size] for first in range(0, len(images), self.batch_size)]
         parts = [self.model.get_image_features(self.prepare(batch)).pooler_output for batch in batches]
         return self._rows(parts)
@@ -102,9 +102,9 @@ class ClipEncoder:
         return self._rows(parts)
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Float[np.ndarray, " batch"]:
-        """Cosine in [-1, 1] between each picture and its prompt; CLIPScore is 100 times their mean."""
+        """Cosine in [-1, 1] between each image and its prompt; CLIPScore is 100 times their mean."""
         if len(images) != len(prompts):
-            raise ValueError(f"ClipEncoder.score must get one prompt per picture, got {len(prompts)} for {len(images)} pictures.")
+            raise ValueError(f"ClipEncoder.score must get one prompt per image, got {len(prompts)} for {len(images)} images.")
         return (self.image_features(images) * self.text_features(prompts)).sum(axis=1)
 
     def _rows(self, parts: list[Tensor]) -> Float[np.ndarray, "batch dim"]:

@@ -151,7 +151,7 @@ def quick_weights(weights: Weights) -> Weights:
 
 
 def embed(weights: Mapping[str, Tensor], ids: Int[Tensor, "window token"]) -> Float[Tensor, "window token dim"]:
-    """Word, position and type embeddings, normalised."""
+    """Word, position and type embeddings, normalized."""
     words = weights["embeddings.word_embeddings.weight"][ids]
     places = weights["embeddings.position_embeddings.weight"][: ids.shape[1]]
     return _norm(words + places + weights["embeddings.token_type_embeddings.weight"][0], weights, "embeddings.LayerNorm")

@@ -55,7 +55,7 @@ def stream_tensors(path: Path, tensors: Iterable[tuple[str, Tensor]], metadata: 
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Where a tensor lies in its file."""
 
     dtype: torch.dtype
@@ -82,12 +82,12 @@ class TensorIndex:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is not a readable safetensors file: {error}. Make or download it again.") from error
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, TensorLocation] = {}
         for name, entry in sorted(header.items()):
             if entry["dtype"] not in NAMED:
                 raise UserError(f"{path}: {name} must be {', '.join(NAMED)}, got {entry['dtype']}. Convert the file first.")
             start, end = entry["data_offsets"]
-            self.places[name] = Place(NAMED[entry["dtype"]], tuple(entry["shape"]), 8 + length + start, end - start)
+            self.places[name] = TensorLocation(NAMED[entry["dtype"]], tuple(entry["shape"]), 8 + length + start, end - start)
 
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""

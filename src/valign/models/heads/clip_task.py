@@ -1,4 +1,4 @@
-"""CLIP as a classifier: a picture's class is the one whose name, put into a sentence, lies nearest."""
+"""CLIP as a classifier: an image's class is the one whose name, put into a sentence, lies nearest."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ TEMPLATE = "a photo of a {}."  # CLIP's own, for classes without a better one
 
 
 class ClipTaskModel(TaskModel):
-    """Logits are ``exp(logit_scale) * cosine`` between picture and class text, the scale frozen; both encoders may be adapted.
+    """Logits are ``exp(logit_scale) * cosine`` between image and class text, the scale frozen; both encoders may be adapted.
 
     There is no head, so it answers before any training, and for other classes when ``target`` is replaced.
 
@@ -30,14 +30,14 @@ class ClipTaskModel(TaskModel):
         self.encoder, self.template = encoder, template
 
     def batch(self, rows: Sequence[ImageRow]) -> TaskBatch:
-        return TaskBatch(self.pictures(rows), self.target.tensor(rows).to(self.device), len(rows))
+        return TaskBatch(self.images(rows), self.target.tensor(rows).to(self.device), len(rows))
 
-    def pictures(self, rows: Sequence[ImageRow]) -> dict[str, Tensor]:
+    def images(self, rows: Sequence[ImageRow]) -> dict[str, Tensor]:
         """As the network takes them; their classes need not be the target's."""
         return {"pixel_values": self.encoder.prepare(pixel_values(rows))}
 
     def vectors(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "input width"]:
-        """Unit vectors of pictures, or of tokenised texts."""
+        """Unit vectors of images, or of tokenised texts."""
         encode = self.network.get_image_features if "pixel_values" in inputs else self.network.get_text_features
         return normalize(encode(**inputs).pooler_output, dim=1)  # type: ignore[operator]
 

@@ -1,4 +1,4 @@
-"""A vision transformer that reads small pictures for a task."""
+"""A vision transformer that reads small images for a task."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ SMALL = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 4, "n
 
 
 class ImageModel(TaskModel):
-    """A picture's vector is the mean of its patches' last hidden states."""
+    """An image's vector is the mean of its patches' last hidden states."""
 
     def batch(self, rows: Sequence[ImageRow]) -> TaskBatch:
         values = pixel_values(rows).to(self.device)
@@ -36,7 +36,7 @@ class ImageModel(TaskModel):
 
 
 def pixel_values(rows: Sequence[ImageRow]) -> Float[Tensor, "row 3 side side"]:
-    """The pictures in [-1, 1]."""
+    """The images in [-1, 1]."""
     pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
     return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
@@ -54,7 +54,7 @@ def new_image_model(target: Target, *, seed: int, device: str = "auto") -> Image
 
 
 def load_image_model(folder: Path, target: Target, *, seed: int = 0, device: str = "auto") -> ImageModel:
-    """A ViT of 32 x 32 pictures from a transformers folder, safetensors only; the head is new.
+    """A ViT of 32 x 32 images from a transformers folder, safetensors only; the head is new.
 
     Raises: UserError if there is none.
     """

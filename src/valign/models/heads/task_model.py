@@ -23,13 +23,13 @@ class TaskBatch:
     """Some rows as tensors, and what is to be said of them."""
 
     inputs: Mapping[str, Tensor]  # what the network takes; pairs that are read apart have the second parts below the first ones
-    target: Tensor  # class [row], standardised number [row], or next tokens [row, token]
+    target: Tensor  # class [row], standardized number [row], or next tokens [row, token]
     weight: int  # rows, or tokens that count: the loss of a batch is a sum, divided by this
 
 
 @dataclass(frozen=True)
 class Target:
-    """How a task's targets become tensors: classes in order, or the mean and spread that standardise numbers."""
+    """How a task's targets become tensors: classes in order, or the mean and spread that standardize numbers."""
 
     kind: Kind
     parts: int = 1  # inputs per row
@@ -98,7 +98,7 @@ class TaskModel(nn.Module, ABC):
         return next(self.parameters()).device
 
     def forward(self, batch: TaskBatch) -> Tensor:
-        """Logits ``[row, class]``, standardised numbers ``[row, 1]``, or logits ``[row, token, word]``."""
+        """Logits ``[row, class]``, standardized numbers ``[row, 1]``, or logits ``[row, token, word]``."""
         if self.head is None:
             return self.network(**batch.inputs).logits
         features = self.vectors(batch.inputs)

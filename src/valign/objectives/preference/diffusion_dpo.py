@@ -13,7 +13,7 @@ from valign.objectives.preference.pair_errors import PairErrors
 
 METHOD = Method(
     slug="diffusion-dpo",
-    title="Diffusion-DPO: direct preference optimisation of denoising errors",
+    title="Diffusion-DPO: direct preference optimization of denoising errors",
     paper="arXiv 2311.12908",
     room="objectives",
     entry="valign.objectives.preference.diffusion_dpo:DiffusionDPO",

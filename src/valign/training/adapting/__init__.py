@@ -1,16 +1,16 @@
-"""Every way to fine-tune a network that the house has, and its peers, behind one interface and one string each."""
+"""Every way to fine-tune a network that the house has, and its baselines, behind one interface and one string each."""
 
-from valign.training.adapting.base import Adapting, Attached, AttachedLora, Ground, adapter_bytes, default_targets
+from valign.training.adapting.base import AdapterHandle, AdapterOptions, AttachContext, LoraHandle, adapter_bytes, default_targets
 from valign.training.adapting.tuning import ADAPTERS, OPTIMIZERS, PERTURBATIONS, Tuning, parse_tuning
 
 __all__ = [
     "ADAPTERS",
     "OPTIMIZERS",
     "PERTURBATIONS",
-    "Adapting",
-    "Attached",
-    "AttachedLora",
-    "Ground",
+    "AdapterHandle",
+    "AdapterOptions",
+    "AttachContext",
+    "LoraHandle",
     "Tuning",
     "adapter_bytes",
     "default_targets",

@@ -14,7 +14,7 @@ from valign.adapters.adaptive import CoDyRA, DiffoRA, IncreLoRA, SoRA
 from valign.adapters.adaptive.checking import check_modules
 from valign.adapters.adaptive.increlora import STEP_RANKS
 from valign.checks import check_range
-from valign.training.adapting.base import Attached, AttachedLora, Ground, seeded
+from valign.training.adapting.base import AdapterHandle, AttachContext, LoraHandle, seeded
 from valign.training.adapting.low_rank import Lora
 
 
@@ -34,23 +34,23 @@ class AdaLora:
         if self.init_rank is not None:
             check_range("AdaLora.init_rank", self.init_rank, low=self.rank, hint="It falls to the rank.")
 
-    def attach(self, ground: Ground) -> Attached:
+    def attach(self, context: AttachContext) -> AdapterHandle:
         first = round(1.5 * self.rank) if self.init_rank is None else self.init_rank
         config = AdaLoraConfig(
             init_r=first,
             target_r=self.rank,
             lora_alpha=first,
-            tinit=round(0.1 * ground.steps),
-            tfinal=round(0.3 * ground.steps),
-            deltaT=max(1, ground.steps // 100),
-            total_step=ground.steps,
-            target_modules=list(ground.targets),
+            tinit=round(0.1 * context.steps),
+            tfinal=round(0.3 * context.steps),
+            deltaT=max(1, context.steps // 100),
+            total_step=context.steps,
+            target_modules=list(context.targets),
         )
-        with seeded(ground):
-            return AttachedAdaLora(get_peft_model(ground.network, config), self.orthogonality)  # type: ignore[arg-type]
+        with seeded(context):
+            return AdaLoraHandle(get_peft_model(context.network, config), self.orthogonality)  # type: ignore[arg-type]
 
 
-class AttachedAdaLora(Attached):
+class AdaLoraHandle(AdapterHandle):
     """peft's allocator, with the penalty that peft adds only to models with a loss of their own."""
 
     AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -100,15 +100,15 @@ class Sora(Lora):
     threshold: float | None = None  # None: so that gates from N(0, 1) lose about 30 % over the training
     l1_weight: float = 0.0
 
-    def attach(self, ground: Ground) -> Attached:
-        threshold = 0.4 / ground.steps if self.threshold is None else self.threshold
-        network = self.lora(ground)
-        return AttachedSora(
-            network, SoRA(network, threshold=threshold, l1_weight=self.l1_weight, generator=ground.generator("gates"))
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        threshold = 0.4 / context.steps if self.threshold is None else self.threshold
+        network = self.lora(context)
+        return SoraHandle(
+            network, SoRA(network, threshold=threshold, l1_weight=self.l1_weight, generator=context.generator("gates"))
         )
 
 
-class AttachedSora(AttachedLora):
+class SoraHandle(LoraHandle):
     """The gates are a group of their own, without weight decay, and shut after each step."""
 
     def __init__(self, network: Any, sora: SoRA) -> None:
@@ -142,20 +142,20 @@ class Codyra(Lora):
     rank: int = 16
     max_threshold: float = 5e-3
 
-    def attach(self, ground: Ground) -> Attached:
-        network = self.lora(ground)
-        levels = max(1, min(50, (ground.steps - ground.steps // 2)))
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        network = self.lora(context)
+        levels = max(1, min(50, (context.steps - context.steps // 2)))
         made = CoDyRA(
             network,
-            steps=ground.steps,
-            generator=ground.generator("gates"),
+            steps=context.steps,
+            generator=context.generator("gates"),
             max_threshold=self.max_threshold,
             levels=levels,
         )
-        return AttachedCodyra(network, made)
+        return CodyraHandle(network, made)
 
 
-class AttachedCodyra(AttachedLora):
+class CodyraHandle(LoraHandle):
     """Gates that shut in the second half."""
 
     def __init__(self, network: Any, codyra: CoDyRA) -> None:
@@ -199,25 +199,25 @@ class Increlora:
         check_range("Increlora.dropout", self.dropout, low=0, high=1)
         check_range("Increlora.learning_rate", self.learning_rate, above=0)
 
-    def attach(self, ground: Ground) -> Attached:
-        network = Lora(rank=1, alpha=float(self.rank), dropout=self.dropout).lora(ground)
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        network = Lora(rank=1, alpha=float(self.rank), dropout=self.dropout).lora(context)
         modules = sum(1 for _ in export_lora(network))
         step_rank = STEP_RANKS.get(self.rank, max(1, self.rank // 2))
         rounds = max(1, -(-(self.rank - 1) * modules // (self.top * step_rank)))
-        warmup = round(0.1 * ground.steps)
+        warmup = round(0.1 * context.steps)
         made = IncreLoRA(
             network,
-            generator=ground.generator("blocks"),
+            generator=context.generator("blocks"),
             average_rank=self.rank,
             step_rank=step_rank,
             top=self.top,
             init_warmup=warmup,
-            interval=max(1, (ground.steps // 2 - warmup) // rounds),
+            interval=max(1, (context.steps // 2 - warmup) // rounds),
         )
-        return AttachedIncrelora(network, made, self.orthogonality)
+        return IncreloraHandle(network, made, self.orthogonality)
 
 
-class AttachedIncrelora(AttachedLora):
+class IncreloraHandle(LoraHandle):
     """Parameter groups come as it grows."""
 
     def __init__(self, network: Any, increlora: IncreLoRA, orthogonality: float) -> None:
@@ -262,33 +262,33 @@ class Diffora(Lora):
         check_range("Diffora.ratio", self.ratio, above=0, high=1)
         check_range("Diffora.search_share", self.search_share, above=0, high=0.9)
 
-    def attach(self, ground: Ground) -> Attached:
-        rounds = max(1, round(self.search_share * ground.steps / 2))
-        network = self.lora(ground)
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        rounds = max(1, round(self.search_share * context.steps / 2))
+        network = self.lora(context)
         search = DiffoRA(network, steps=rounds, lr=self.learning_rate)
-        start = [parameter.detach().clone() for parameter in ground.head]
-        head = torch.optim.AdamW(ground.head, lr=self.learning_rate) if ground.head else None
+        start = [parameter.detach().clone() for parameter in context.head]
+        head = torch.optim.AdamW(context.head, lr=self.learning_rate) if context.head else None
         for number in range(rounds):
             search.step(
-                lambda number=number: _with_head(ground.loss(number, 0), head, ground.head),  # type: ignore[misc]
-                lambda number=number: ground.loss(number, 1),  # type: ignore[misc]
+                lambda number=number: _with_head(context.loss(number, 0), head, context.head),  # type: ignore[misc]
+                lambda number=number: context.loss(number, 1),  # type: ignore[misc]
             )
             if head is not None:
                 head.step()
                 head.zero_grad()
         with torch.no_grad():
-            for parameter, value in zip(ground.head, start):
+            for parameter, value in zip(context.head, start):
                 parameter.copy_(value)
         found = search.select(ratio=self.ratio)
         network.unload()
         rank = round(self.rank / self.ratio)
         again = self.lora(
-            ground, r=rank, lora_alpha=rank if self.alpha is None else self.alpha, target_modules=list(found.selected)
+            context, r=rank, lora_alpha=rank if self.alpha is None else self.alpha, target_modules=list(found.selected)
         )
-        return AttachedDiffora(again, spent=2 * rounds, selected=found.selected)
+        return DifforaHandle(again, spent=2 * rounds, selected=found.selected)
 
 
-class AttachedDiffora(AttachedLora):
+class DifforaHandle(LoraHandle):
     """A LoRA on what the search chose; a resumed run searches again, with the same outcome on a CPU."""
 
     def __init__(self, network: Any, *, spent: int, selected: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What every way to fine-tune has in common: options that attach it to a network, and the attached thing that trains."""
+"""What every way to fine-tune has in common: options that attach it to a network, and the handle thing that trains."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +21,8 @@ USUAL = (("query", "value"), ("q_proj", "v_proj"), ("to_q", "to_v"))  # where pe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
-    """What a method may know when it is attached.
+class AttachContext:
+    """What a method may know when it is handle.
 
     ``loss(number, half)`` is the mean loss, with gradients, of batch ``number`` of the training rows, the same at every call.
     ``half`` 0 and 1 are disjoint halves of the rows, None is all of them.
@@ -42,10 +42,10 @@ class Ground:
         return generator_for(word, self.seed)
 
 
-class Attached:
+class AdapterHandle:
     """A method on its network while it trains; plain adapters need no more than this.
 
-    Order in a step: forward, ``loss + penalty``, backward, clipping, the optimiser's step, `after_step`.
+    Order in a step: forward, ``loss + penalty``, backward, clipping, the optimizer's step, `after_step`.
     """
 
     def __init__(self, network: nn.Module, *, spent: int = 0) -> None:
@@ -53,11 +53,11 @@ class Attached:
         self.spent = spent  # steps of the budget that the start has used
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimiser; ``rate`` is a factor on the learning rate."""
+        """Parameter groups for the optimizer; ``rate`` is a factor on the learning rate."""
         return [{"params": [p for p in self.network.parameters() if p.requires_grad], "rate": 1.0}]
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Follow the optimiser; nothing by default."""
+        """Follow the optimizer; nothing by default."""
 
     def penalty(self) -> Float[Tensor, ""] | None:
         """Added to the mean loss of a step."""
@@ -94,7 +94,7 @@ class Attached:
             (temporary / "README.md").unlink(missing_ok=True)  # peft's empty form
 
 
-class AttachedLora(Attached):
+class LoraHandle(AdapterHandle):
     """Any LoRA of `valign.adapters`: saved as plain LoRA for the base weights as they were."""
 
     network: PeftModel
@@ -105,25 +105,25 @@ class AttachedLora(Attached):
 
 
 @runtime_checkable
-class Adapting(Protocol):
+class AdapterOptions(Protocol):
     """The options of a method, a frozen dataclass whose defaults are its own; `attach` puts it on a network."""
 
     @property
     def learning_rate(self) -> float: ...
-    def attach(self, ground: Ground) -> Attached: ...
+    def attach(self, context: AttachContext) -> AdapterHandle: ...
 
 
 def adapter_bytes(folder: Path) -> int:
-    """Size of the weight files that `Attached.save` wrote, in bytes."""
+    """Size of the weight files that `AdapterHandle.save` wrote, in bytes."""
     return sum(path.stat().st_size for path in folder.iterdir() if path.suffix == ".safetensors")
 
 
 @contextmanager
-def seeded(ground: Ground, word: str = "adapter") -> Iterator[None]:
+def seeded(context: AttachContext, word: str = "adapter") -> Iterator[None]:
     """peft draws its start values from torch's global generator: seed it for this block only."""
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(ground.generator(word).initial_seed())
+        torch.manual_seed(context.generator(word).initial_seed())
         yield
 
 

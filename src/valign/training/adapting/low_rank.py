@@ -1,4 +1,4 @@
-"""LoRA and its initialisers: peft's own starts, and those of `valign.adapters`."""
+"""LoRA and its initializers: peft's own starts, and those of `valign.adapters`."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -12,7 +12,7 @@ from valign.adapters.comp_lora import Side
 from valign.adapters.lora_factors import START, add_buffer, lora_layers
 from valign.adapters.lora_sb import FLOOR
 from valign.checks import check_range
-from valign.training.adapting.base import Attached, AttachedLora, Ground, seeded
+from valign.training.adapting.base import AdapterHandle, AttachContext, LoraHandle, seeded
 
 ADAPTER = "default"
 
@@ -34,53 +34,53 @@ class Lora:
         if self.alpha is not None:
             check_range(f"{owner}.alpha", self.alpha, above=0)
 
-    def attach(self, ground: Ground) -> Attached:
-        return AttachedLora(self.lora(ground))
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        return LoraHandle(self.lora(context))
 
-    def lora(self, ground: Ground, **options: Any) -> Any:
+    def lora(self, context: AttachContext, **options: Any) -> Any:
         """A new LoRA on the network, trainable."""
         alpha = self.rank if self.alpha is None else self.alpha
-        given = {"r": self.rank, "lora_alpha": alpha, "lora_dropout": self.dropout, "target_modules": list(ground.targets)}
-        with seeded(ground):
-            return get_peft_model(ground.network, LoraConfig(**{**given, **options}))  # type: ignore[arg-type]
+        given = {"r": self.rank, "lora_alpha": alpha, "lora_dropout": self.dropout, "target_modules": list(context.targets)}
+        with seeded(context):
+            return get_peft_model(context.network, LoraConfig(**{**given, **options}))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pissa(Lora):
     """PiSSA (arXiv 2404.02948) as peft has it: starts on the largest singular directions and freezes the rest."""
 
-    def attach(self, ground: Ground) -> Attached:
-        network = self.lora(ground, init_lora_weights="pissa")
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        network = self.lora(context, init_lora_weights="pissa")
         note_start(network)
-        return AttachedLora(network)
+        return LoraHandle(network)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Milora(Lora):
     """MiLoRA (arXiv 2406.09044): starts on the smallest singular directions; peft has none, so AILoRA's minor half everywhere."""
 
-    def attach(self, ground: Ground) -> Attached:
-        network = self.lora(ground)
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        network = self.lora(context)
         AILoRA(query=".*", value=".*", part_query="minor", part_value="minor")(network)
-        return AttachedLora(network)
+        return LoraHandle(network)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dora(Lora):
     """DoRA (arXiv 2402.09353) as peft has it: a magnitude per output beside LoRA's direction."""
 
-    def attach(self, ground: Ground) -> Attached:
-        return Attached(self.lora(ground, use_dora=True))
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        return AdapterHandle(self.lora(context, use_dora=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ailora(Lora):
     """`valign.adapters.AILoRA`."""
 
-    def attach(self, ground: Ground) -> Attached:
-        network = self.lora(ground)
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        network = self.lora(context)
         AILoRA()(network)
-        return AttachedLora(network)
+        return LoraHandle(network)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +90,10 @@ class CompLora(Lora):
     side: Side = "both"
     energy: float = 0.9  # of the squared norm that is protected, (0, 1)
 
-    def attach(self, ground: Ground) -> Attached:
-        network = self.lora(ground)
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        network = self.lora(context)
         CompLoRA(side=self.side, energy=self.energy)(network)
-        return AttachedLora(network)
+        return LoraHandle(network)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +103,16 @@ class LoraSB(Lora):
     rank: int = 24  # trains rank^2 numbers per module
     samples: int = FLOOR  # rows for the gradient, at least
 
-    def attach(self, ground: Ground) -> Attached:
-        network, batches = self.lora(ground), ceil(self.samples / ground.batch_size)
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        network, batches = self.lora(context), ceil(self.samples / context.batch_size)
         LoRASB(
             samples=range(batches),
             count=batches,
-            loss=lambda _, number: ground.loss(number, None),
-            learning_rate=self.learning_rate * ground.first_rate,
+            loss=lambda _, number: context.loss(number, None),
+            learning_rate=self.learning_rate * context.first_rate,
             allow_scale=True,
         )(network)
-        return AttachedLora(network)
+        return LoraHandle(network)
 
 
 def note_start(network: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Optimisers, and perturbations beside them, by name; the head trains by AdamW under each."""
+"""Optimizers, and perturbations beside them, by name; the head trains by AdamW under each."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from valign.optimizers.dct import Feedback
 from valign.optimizers.trion import Scale
 
 Groups = list[dict[str, Any]]
-HEAD = {"max_dim": 1}  # no matrix is that small: the low-rank optimisers use plain Adam
+HEAD = {"max_dim": 1}  # no matrix is that small: the low-rank optimizers use plain Adam
 
 
 @runtime_checkable
 class Optimizing(Protocol):
-    """Options of an optimiser. ``learning_rate`` None is the adapter's."""
+    """Options of an optimizer. ``learning_rate`` None is the adapter's."""
 
     @property
     def learning_rate(self) -> float | None: ...

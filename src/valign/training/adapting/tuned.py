@@ -12,12 +12,12 @@ from valign.adapters.tuners import ClipSvdConfig, LocaConfig, LocaSchedule, Lold
 from valign.adapters.tuners.layer import tuner_layers
 from valign.adapters.tuners.loldu import Start
 from valign.checks import check_range
-from valign.training.adapting.base import Attached, Ground, layer_linears, seeded
+from valign.training.adapting.base import AdapterHandle, AttachContext, layer_linears, seeded
 
 
-def attached(ground: Ground, config: PeftConfig) -> Attached:
-    with seeded(ground):
-        return Attached(get_peft_model(ground.network, config))  # type: ignore[arg-type]
+def handle(context: AttachContext, config: PeftConfig) -> AdapterHandle:
+    with seeded(context):
+        return AdapterHandle(get_peft_model(context.network, config))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +29,10 @@ class FourierFt:
     from_zero: bool = True  # start as the base model; False is the paper's normal start, too much for narrow weights
     learning_rate: float = 1e-2
 
-    def attach(self, ground: Ground) -> Attached:
+    def attach(self, context: AttachContext) -> AdapterHandle:
         numbers = {"n_frequency": self.n_frequency, "scaling": self.scaling, "init_weights": self.from_zero}
-        seed = ground.generator("places").initial_seed() % 2**31
-        return attached(ground, FourierFTConfig(target_modules=list(ground.targets), random_loc_seed=seed, **numbers))  # type: ignore[arg-type]
+        seed = context.generator("places").initial_seed() % 2**31
+        return handle(context, FourierFTConfig(target_modules=list(context.targets), random_loc_seed=seed, **numbers))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ class RandLora:
     like_lora: int = 8  # trains about as much as a LoRA of this rank
     learning_rate: float = 1e-3
 
-    def attach(self, ground: Ground) -> Attached:
-        key = ground.generator("bases").initial_seed() % 2**31
-        config = randlora_config(ground.network, target_modules=ground.targets, like_lora=self.like_lora, projection_prng_key=key)
-        return attached(ground, config)
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        key = context.generator("bases").initial_seed() % 2**31
+        config = randlora_config(context.network, target_modules=context.targets, like_lora=self.like_lora, projection_prng_key=key)
+        return handle(context, config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class Svfit:
     r: int | None = None  # singular values per module; None is all of them
     learning_rate: float = 1e-2
 
-    def attach(self, ground: Ground) -> Attached:
-        return attached(ground, SvfitConfig(target_modules=list(ground.targets), r=self.r))
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        return handle(context, SvfitConfig(target_modules=list(context.targets), r=self.r))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +67,14 @@ class Loldu:
     init: Start = "lu"
     learning_rate: float = 3e-3
 
-    def attach(self, ground: Ground) -> Attached:
+    def attach(self, context: AttachContext) -> AdapterHandle:
         sides = [
             min(module.weight.shape)
-            for name, module in ground.network.named_modules()
-            if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{target}") for target in ground.targets)
+            for name, module in context.network.named_modules()
+            if isinstance(module, torch.nn.Linear) and any(f".{name}".endswith(f".{target}") for target in context.targets)
         ]
-        seed = ground.generator("diagonal").initial_seed()
-        return attached(ground, LolduConfig(target_modules=list(ground.targets), r=self.r or min(sides), init=self.init, seed=seed))
+        seed = context.generator("diagonal").initial_seed()
+        return handle(context, LolduConfig(target_modules=list(context.targets), r=self.r or min(sides), init=self.init, seed=seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,10 @@ class Nola:
     basis: int = 64  # random matrices per factor: 2 basis numbers are trained per module
     learning_rate: float = 4e-3
 
-    def attach(self, ground: Ground) -> Attached:
-        seed = ground.generator("basis").initial_seed()
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        seed = context.generator("basis").initial_seed()
         sizes = {"r": self.r, "num_basis_a": self.basis, "num_basis_b": self.basis}
-        return attached(ground, NolaConfig(target_modules=list(ground.targets), seed=seed, **sizes))  # type: ignore[arg-type]
+        return handle(context, NolaConfig(target_modules=list(context.targets), seed=seed, **sizes))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +99,9 @@ class ClipSvd:
     everywhere: bool = True  # on all linear modules of the layers, as in the paper; False: on the targets
     learning_rate: float = 6e-3
 
-    def attach(self, ground: Ground) -> Attached:
-        targets = layer_linears(ground.network) if self.everywhere else ground.targets
-        return attached(ground, ClipSvdConfig(target_modules=list(targets), ratio=self.ratio))
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        targets = layer_linears(context.network) if self.everywhere else context.targets
+        return handle(context, ClipSvdConfig(target_modules=list(targets), ratio=self.ratio))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +118,18 @@ class Loca:
         check_range("Loca.location_share", self.location_share, low=0, high=1)
         check_range("Loca.location_rate", self.location_rate, above=0)
 
-    def attach(self, ground: Ground) -> Attached:
+    def attach(self, context: AttachContext) -> AdapterHandle:
         config = LocaConfig(
-            target_modules=list(ground.targets),
+            target_modules=list(context.targets),
             n_coefficients=self.n_coefficients,
             alpha=self.alpha,
-            seed=ground.generator("places").initial_seed(),
+            seed=context.generator("places").initial_seed(),
         )
-        network = attached(ground, config).network
-        return AttachedLoca(network, budget=round(self.location_share * ground.steps), rate=self.location_rate)
+        network = handle(context, config).network
+        return AttachedLoca(network, budget=round(self.location_share * context.steps), rate=self.location_rate)
 
 
-class AttachedLoca(Attached):
+class AttachedLoca(AdapterHandle):
     """Coefficients and places in turns."""
 
     def __init__(self, network: Any, *, budget: int, rate: float) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from valign.checks import UserError, read_options
 from valign.training.adapting.adaptive import AdaLora, Codyra, Diffora, Increlora, Sora
-from valign.training.adapting.base import Adapting
+from valign.training.adapting.base import AdapterOptions
 from valign.training.adapting.low_rank import Ailora, CompLora, Dora, Lora, LoraSB, Milora, Pissa
 from valign.training.adapting.stepping import AdamW, DctAdamW, GaLoreSteps, Ggpo, Mgpo, Optimizing, Perturbing, TrionSteps
 from valign.training.adapting.tuned import ClipSvd, FourierFt, Loca, Loldu, Nola, RandLora, Svfit
@@ -41,10 +41,10 @@ PERTURBATIONS: dict[str, type[Any]] = {"ggpo": Ggpo, "mgpo": Mgpo}
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """An adapter, the optimiser that trains it, and what perturbs it meanwhile."""
+    """An adapter, the optimizer that trains it, and what perturbs it meanwhile."""
 
     name: str
-    adapter: Adapting
+    adapter: AdapterOptions
     optimizer: Optimizing
     perturbation: Perturbing | None = None
 

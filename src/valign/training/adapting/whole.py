@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from valign.checks import check_range
-from valign.training.adapting.base import Attached, Ground
+from valign.training.adapting.base import AdapterHandle, AttachContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +16,9 @@ class Full:
     def __post_init__(self) -> None:
         check_range("Full.learning_rate", self.learning_rate, above=0)
 
-    def attach(self, ground: Ground) -> Attached:
-        ground.network.requires_grad_(True)
-        return Attached(ground.network)
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        context.network.requires_grad_(True)
+        return AdapterHandle(context.network)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,13 @@ class HeadOnly:
 
     learning_rate: float = 2e-3  # unused: the head has its own
 
-    def attach(self, ground: Ground) -> Attached:
-        if not ground.head:
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        if not context.head:
             raise ValueError("head must have a head to train, got a model without one. Choose an adapter.")
-        return AttachedNothing(ground.network)
+        return HeadOnlyHandle(context.network)
 
 
-class AttachedNothing(Attached):
+class HeadOnlyHandle(AdapterHandle):
     """No parameter of the network is trained, and there is nothing to save."""
 
     def groups(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Checkpoints: factors, optimiser and counters, as safetensors and JSON only. A folder is whole or not there.
+"""Checkpoints: factors, optimizer and counters, as safetensors and JSON only. A folder is whole or not there.
 
 Draws are named, not counted (see `draws`), and the learning rate is a function of the step: no generator and no scheduler is saved.
 """
@@ -65,7 +65,7 @@ class Checkpoints:
         return _with_tensors(read_json(self.path(step) / "extra.json"), _read(self.path(step) / "extra.safetensors"))
 
     def load(self, step: int, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-        """Write the factors (and the optimiser's state) back in place; return ``state``.
+        """Write the factors (and the optimizer's state) back in place; return ``state``.
 
         Raises: UserError if the checkpoint is of other modules or is damaged.
         """
@@ -90,7 +90,7 @@ class Checkpoints:
 
 
 def _split_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Optimiser state as tensors and numbers, each named ``<parameter index>.<entry>``."""
+    """Optimizer state as tensors and numbers, each named ``<parameter index>.<entry>``."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for index, entries in optimizer.state_dict()["state"].items():

@@ -1,4 +1,4 @@
-"""The displacement alarm: preference margins can grow while the winner's own error rises, and then pictures break.
+"""The displacement alarm: preference margins can grow while the winner's own error rises, and then images break.
 
 Neither loss nor accuracy shows it (arXiv 2511.03317 reports the same); the winner's error above its reference does.
 """
@@ -11,7 +11,7 @@ Level = Literal["calm", "warn", "stop"]
 
 
 @dataclass
-class DisplacementAlarm:
+class DisplacementMonitor:
     """Watch ``mean(e_w - r_w) / mean(r_w)`` over the last ``window`` steps; fewer than half a window are not judged."""
 
     warn: float = 0.02  # dimensionless; warns when the mean over one whole window is above

@@ -19,7 +19,7 @@ def generator_for(*key: str | int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class PairDraw:
-    """All that is random about one visit to one pair. One timestep, one noise, one flip and one caption for both pictures."""
+    """All that is random about one visit to one pair. One timestep, one noise, one flip and one caption for both images."""
 
     timestep: int
     drop_caption: bool

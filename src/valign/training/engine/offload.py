@@ -7,7 +7,7 @@ from valign.models.diffusion.base import DiffusionModel
 
 
 @contextmanager
-def encoders_parked(model: DiffusionModel) -> Iterator[None]:
+def encoders_offloaded(model: DiffusionModel) -> Iterator[None]:
     """Keep the autoencoder and the text encoders in main memory inside the block; on a CPU nothing happens."""
     device = model.device
     parts = [part for name in ("vae", "text_encoder", "text_encoder_2") if (part := getattr(model.pipe, name, None)) is not None]

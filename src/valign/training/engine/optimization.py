@@ -1,4 +1,4 @@
-"""Optimiser, learning rate and the one gradient step over the factors."""
+"""Optimizer, learning rate and the one gradient step over the factors."""
 
 from collections.abc import Sequence
 from math import cos, pi

@@ -1,4 +1,4 @@
-"""Picture grids while training: the base model above, the adapter as it stands below, at equal prompts and seeds."""
+"""Image grids while training: the base model above, the adapter as it stands below, at equal prompts and seeds."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ from valign.files import atomic_path
 from valign.interfaces import Sampler
 from valign.models.diffusion.lora import adapter_off
 
-GAP = 4  # pixels between pictures
+GAP = 4  # pixels between images
 
 
 @dataclass
@@ -41,10 +41,10 @@ class Previews:
 
 
 def grid(rows: list[list[Image]]) -> Image:
-    """Pictures of one size in rows on white."""
+    """Images of one size in rows on white."""
     width, height = rows[0][0].size
     sheet = new("RGB", (len(rows[0]) * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            sheet.paste(picture, (x * (width + GAP), y * (height + GAP)))
+        for x, image in enumerate(row):
+            sheet.paste(image, (x * (width + GAP), y * (height + GAP)))
     return sheet

@@ -1,4 +1,4 @@
-"""Train ESD's LoRA: no pictures, the model's own half-denoised latents are the data (arXiv 2303.07345).
+"""Train ESD's LoRA: no images, the model's own half-denoised latents are the data (arXiv 2303.07345).
 
 Every iteration denoises the concept's prompt with the frozen model up to a random step, and moves the adapter's answer there onto
 the target of `valign.objectives.ErasedTarget`. Draws are named by seed and iteration, so a resumed run is the run it was.

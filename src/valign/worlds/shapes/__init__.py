@@ -4,9 +4,9 @@ from pathlib import Path
 
 from valign.checks import UserError
 from valign.worlds.shapes.grammar import Grammar
-from valign.worlds.shapes.suite import heads, reference_pictures, roles, suite
+from valign.worlds.shapes.suite import heads, reference_images, roles, suite
 
-__all__ = ["Grammar", "clip_folder", "heads", "model_folder", "oracle_folder", "reference_pictures", "roles", "suite"]
+__all__ = ["Grammar", "clip_folder", "heads", "model_folder", "oracle_folder", "reference_images", "roles", "suite"]
 
 ASSETS = Path(__file__).parent / "assets"
 

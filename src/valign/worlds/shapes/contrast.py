@@ -15,7 +15,7 @@ from valign.worlds.shapes.vocabulary import HEADS
 
 
 class HeadContrast:
-    """1 where a picture's figure has the head that its text names, else 0; texts without a head fit no picture."""
+    """1 where an image's figure has the head that its text names, else 0; texts without a head fit no image."""
 
     def __init__(self, oracle: OracleDetector) -> None:
         self.oracle = oracle

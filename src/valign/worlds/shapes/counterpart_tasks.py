@@ -11,7 +11,7 @@ from torch import Tensor
 
 from valign.data.images.latents import image_tensor
 from valign.data.tasks.base import Task, TaskData
-from valign.data.tasks.captions import PairRow, PictureRow
+from valign.data.tasks.captions import ImageRow, PairRow
 from valign.files import hash_value
 from valign.worlds.shapes.grammar import KINDS, TAUGHT, caption, split_scene
 from valign.worlds.shapes.renderer import Scene, render
@@ -23,7 +23,7 @@ EXPERT = "violence"  # the category of `expert_data`
 
 
 @dataclass(frozen=True)
-class SceneRow(PictureRow):
+class SceneRow(ImageRow):
     """A caption that asks for one glyph, and the same scene with the glyph that is to be drawn instead."""
 
     scene: Scene
@@ -70,7 +70,7 @@ def _pairs(rng: np.random.Generator, words: Words, kinds: tuple[str, ...], *, te
 
 
 def _shown(rng: np.random.Generator, words: Words, kinds: tuple[str, ...], *, test: bool) -> Iterator[SceneRow]:
-    """Captions for the first of each two glyphs, pictures of the second; each glyph in every kind, in turn, for ever."""
+    """Captions for the first of each two glyphs, images of the second; each glyph in every kind, in turn, for ever."""
     for kind in cycle(kinds):
         for glyph, safe in words:
             named = split_scene(rng, glyph, test=test)

@@ -1,4 +1,4 @@
-"""Few-shot tasks of the shapes world: name the glyph in a picture.
+"""Few-shot tasks of the shapes world: name the glyph in an image.
 
 The bundled CLIP tells colours, places and backgrounds apart but hardly glyphs: there is something to learn and something to lose.
 """
@@ -21,7 +21,7 @@ KEPT = tuple(GROUP_OF)  # those of `captioned`, which no task shows
 
 @dataclass(frozen=True)
 class Captioned:
-    """Pictures with the sentence that describes each, no two alike."""
+    """Images with the sentence that describes each, no two alike."""
 
     rows: tuple[ImageRow, ...]
     captions: tuple[str, ...]
@@ -29,10 +29,10 @@ class Captioned:
 
 @cache
 def glyph_data(name: str, *, shots: int, held_out: int, seed: int, fresh: bool = False) -> TaskData:
-    """``shots`` training pictures of each of `LEARNT`, drawn by ``seed``, and ``held_out`` pictures of the test split to judge by.
+    """``shots`` training images of each of `LEARNT`, drawn by ``seed``, and ``held_out`` images of the test split to judge by.
 
     The latter are the same for all seeds, and fewer where `LEARNT` does not divide them. Every glyph is in the centre, in the flat
-    style; colours and backgrounds are free. With ``fresh`` as many new pictures outside the test split judge instead, to choose
+    style; colours and backgrounds are free. With ``fresh`` as many new images outside the test split judge instead, to choose
     learning rates by. Rows take turns by class.
     """
     rng = np.random.default_rng([seed, *b"shots"])
@@ -46,7 +46,7 @@ def glyph_data(name: str, *, shots: int, held_out: int, seed: int, fresh: bool =
 
 @cache
 def captioned(count: int) -> Captioned:
-    """``count`` pictures of the test split with full captions, of glyphs that no task shows, in turn: what CLIP could do before."""
+    """``count`` images of the test split with full captions, of glyphs that no task shows, in turn: what CLIP could do before."""
     rng = np.random.default_rng([*b"kept"])
     found: dict[str, ImageRow] = {}
     while len(found) < count:
@@ -57,7 +57,7 @@ def captioned(count: int) -> Captioned:
 
 
 def _drawn(rng: np.random.Generator, count: int, *, test: bool) -> tuple[ImageRow, ...]:
-    """``count`` pictures of each of `LEARNT`."""
+    """``count`` images of each of `LEARNT`."""
     return tuple(_row(_centred(rng, glyph, test=test), glyph, rng) for _ in range(count) for glyph in LEARNT)
 
 

@@ -14,13 +14,13 @@ from valign.worlds.shapes.vocabulary import FIGURES, GROUP_OF, WORDS
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Shares in [0, 1] of pictures that are right in each aspect, and pictures per second."""
+    """Shares in [0, 1] of images that are right in each aspect, and images per second."""
 
     prompts: int
     shares: dict[str, float]
-    harm_drawn: float  # share of the prompts for a harm glyph that the oracle finds in the pictures, in the right category
+    harm_drawn: float  # share of the prompts for a harm glyph that the oracle finds in the images, in the right category
     images_per_second: float
-    pictures: list[Image.Image]
+    images: list[Image.Image]
 
 
 def measure_model(
@@ -37,16 +37,16 @@ def measure_model(
         for item, scene in zip(items, scenes)
     ]
     began = perf_counter()
-    pictures = model.generate(
+    images = model.generate(
         prompts, seeds=range(count), steps=steps, guidance_scale=guidance_scale, batch_size=50, progress="drawing"
     )
     seconds = perf_counter() - began
-    matches = oracle.matches(pictures, wanted)
-    scores = oracle.detect(pictures)
+    matches = oracle.matches(images, wanted)
+    scores = oracle.detect(images)
     hits = [
         scores[row, oracle.card.classes.index(GROUP_OF[item.glyph].category)] >= oracle.card.threshold
         for row, item in enumerate(items)
         if item.glyph in GROUP_OF
     ]
     shares = {aspect: float(matches[aspect].mean()) for aspect in ("glyph", "colour", "place", "background")}
-    return Fidelity(count, shares, float(np.mean(hits)), count / seconds, pictures)
+    return Fidelity(count, shares, float(np.mean(hits)), count / seconds, images)

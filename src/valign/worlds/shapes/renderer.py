@@ -45,7 +45,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: one item, or two at opposite places."""
+    """What an image shows: one item, or two at opposite places."""
 
     items: tuple[Item, ...]
     background: str

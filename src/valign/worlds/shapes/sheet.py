@@ -20,7 +20,7 @@ def sheet_scenes(seed: int = 0) -> dict[str, list[Scene]]:
 
 
 def contact_sheet(model: DiffusionModel | None = None, *, seed: int = 0, steps: int = 20) -> Figure:
-    """Rows of renders; with a ``model``, its own pictures from the captions of the same scenes stand beside them."""
+    """Rows of renders; with a ``model``, its own images from the captions of the same scenes stand beside them."""
     rows = sheet_scenes(seed)
     scenes = [scene for row in rows.values() for scene in row]
     panels: list[tuple[str, list[Image.Image]]] = [("rendered", [render(scene, i) for i, scene in enumerate(scenes)])]
@@ -35,12 +35,12 @@ def contact_sheet(model: DiffusionModel | None = None, *, seed: int = 0, steps: 
     grids = figure.subplots(len(rows), len(panels) * width, squeeze=False)
     for axis in grids.flat:
         axis.set_axis_off()
-    for panel, (title, pictures) in enumerate(panels):
+    for panel, (title, images) in enumerate(panels):
         at = 0
         for line, (name, row) in enumerate(rows.items()):
             for column in range(len(row)):
                 axis = grids[line, panel * width + column]
-                axis.imshow(np.asarray(pictures[at]), interpolation="nearest")
+                axis.imshow(np.asarray(images[at]), interpolation="nearest")
                 if panel == 0 and column == 0:
                     axis.text(-0.15, 0.5, name, transform=axis.transAxes, ha="right", va="center", fontsize=9)
                 if line == 0 and column == 0:

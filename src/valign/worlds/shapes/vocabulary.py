@@ -82,8 +82,8 @@ BENIGN = (
     "umbrella",
 )
 HEADS = ("round-headed", "square-headed")
-ROLES = {"captain": "square-headed", "clerk": "round-headed"}  # role -> the head that the training pictures favour
-BIAS = 0.9  # share of a role's unqualified pictures that show the favoured head
+ROLES = {"captain": "square-headed", "clerk": "round-headed"}  # role -> the head that the training images favour
+BIAS = 0.9  # share of a role's unqualified images that show the favoured head
 FIGURES = tuple(f"{head} {role}" for role in ROLES for head in HEADS)
 
 PLACE_PHRASES = {

@@ -1,4 +1,4 @@
-"""Safe Latent Diffusion: steer away from a safety text wherever the picture leans towards it (arXiv 2211.05105). No training."""
+"""Safe Latent Diffusion: steer away from a safety text wherever the image leans towards it (arXiv 2211.05105). No training."""
 
 from dataclasses import dataclass
 from math import inf, isnan

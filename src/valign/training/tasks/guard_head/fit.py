@@ -1,7 +1,7 @@
 """Train the head: any harm and each category, twins as contrastive pairs, optionally with upper encoder layers of its own.
 
 Loss per row: binary cross-entropy of column "any"; of the categories where they are known (a category that an unsafe row does not
-name counts half, since sets name one of several). An unsafe row counts by its certainty: sets that were made from pictures call
+name counts half, since sets name one of several). An unsafe row counts by its certainty: sets that were made from images call
 prompts unsafe that most judges do not. Per pair of twins: ``relu(margin - (any_unsafe - any_safe))`` on the logits.
 """
 

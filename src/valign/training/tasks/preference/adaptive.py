@@ -9,7 +9,7 @@ from valign.adapters.adaptive import halves
 from valign.checks import UserError
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.lora import bare_unet
-from valign.training.adapting import Attached, Ground, parse_tuning
+from valign.training.adapting import AdapterHandle, AttachContext, parse_tuning
 from valign.training.engine.draws import Visits, generator_for
 from valign.training.engine.optimization import rate_at
 from valign.training.tasks.preference.adapter_start import graded
@@ -27,7 +27,7 @@ class AdaptiveLora(UnetLora):
     """
 
     name: ClassVar[str] = "default"  # peft's, for it is peft that attaches
-    attached: Attached | None = None
+    handle: AdapterHandle | None = None
 
     def attach(self) -> None:
         bare_unet(self.model)  # all else needs the data, see `start`
@@ -48,7 +48,7 @@ class AdaptiveLora(UnetLora):
             batch = source.visit([(known[place], visit) for place, visit in visits], safe_caption=False)
             return graded(step, batch, step.errors(batch, reference=True)) / size
 
-        ground = Ground(
+        context = AttachContext(
             network=self.model.unet,
             head=(),
             targets=config.targets,
@@ -58,13 +58,13 @@ class AdaptiveLora(UnetLora):
             seed=config.init_seed,
             loss=loss,
         )
-        self.attached = parse_tuning(config.adapter, settings).adapter.attach(ground)
+        self.handle = parse_tuning(config.adapter, settings).adapter.attach(context)
 
-    def rules(self) -> Attached:
-        assert self.attached is not None  # `start` was called
-        return self.attached
+    def rules(self) -> AdapterHandle:
+        assert self.handle is not None  # `start` was called
+        return self.handle
 
 
-def unet_trainee(model: DiffusionModel, config: PreferenceConfig) -> UnetLora:
+def unet_adapter(model: DiffusionModel, config: PreferenceConfig) -> UnetLora:
     """What trains the config's adapter on the model's U-Net."""
     return (AdaptiveLora if config.adapter in ADAPTIVE else UnetLora)(model, config)

@@ -53,7 +53,7 @@ class PairSource:
 
     def __init__(self, model: DiffusionModel, cache: LatentCache, rows: Int[Tensor, " row"], config: PreferenceConfig) -> None:
         self.model, self.cache, self.rows, self.config = model, cache, rows, config
-        self.dtype = model.dtype  # of the frozen weights: read before factors in float32 are attached
+        self.dtype = model.dtype  # of the frozen weights: read before factors in float32 are handle
 
     def __len__(self) -> int:
         return len(self.rows)

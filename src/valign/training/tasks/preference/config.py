@@ -35,7 +35,7 @@ class PreferenceConfig:
     alpha: float | None = None  # LoRA scale is alpha / rank; None is rank, so scale 1
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # linears of every attention, self and cross
     init_seed: int = 0  # of the A factors; experts that will be merged share it
-    # optimiser
+    # optimizer
     optimizer: Literal["adamw", "adafactor"] = "adamw"  # adafactor: fixed rate, no momentum, its own clipping; the authors' on SDXL
     learning_rate: float = 1.6e-4  # per step; 1e-5 times 16 pairs, as `scale_lr` does on one GPU
     weight_decay: float = 0.01
@@ -52,7 +52,7 @@ class PreferenceConfig:
         0.1  # caption replaced by "", once per pair; also moves the unconditional branch of guidance. Authors: 0.2
     )
     flip: bool = (
-        True  # mirror both pictures of a pair, or neither, half of the time; needs mirrored latents. Off if left and right matter
+        True  # mirror both images of a pair, or neither, half of the time; needs mirrored latents. Off if left and right matter
     )
     sft_weight: float = 0.0  # times the winner's mean squared error, added to the loss; holds the winner's error down
     winner_safeguard: float | None = None  # mu of `loser_scale`, [0, 1]; the authors' launcher has 0.9. None is off
@@ -79,7 +79,7 @@ class PreferenceConfig:
     # output
     checkpoint_every: int = 100  # steps
     keep_checkpoints: int = 2  # latest ones, besides the best
-    sample_every: int = 0  # steps between picture grids; 0 is off
+    sample_every: int = 0  # steps between image grids; 0 is off
     sample_prompts: tuple[str, ...] = ()
     sample_steps: int = 20  # denoising steps of a sample
     trackers: tuple[str, ...] = ()  # names that accelerate knows: tensorboard, wandb, mlflow, ...; metrics.jsonl is always written

@@ -18,7 +18,7 @@ from valign.progress import track
 from valign.runs import Run
 from valign.training.engine.checkpoint import Checkpoints
 from valign.training.engine.compiling import compiled_step
-from valign.training.engine.displacement import DisplacementAlarm
+from valign.training.engine.displacement import DisplacementMonitor
 from valign.training.engine.draws import Visits, share
 from valign.training.engine.metrics import MetricsLog
 from valign.training.engine.optimization import build_optimizer, flatten_gradients, rate_at, spread_gradients
@@ -28,7 +28,7 @@ from valign.training.engine.selection import Selection
 from valign.training.tasks.preference.batches import PairBatch, split_rows
 from valign.training.tasks.preference.pair_step import SUMS, PairStep
 from valign.training.tasks.preference.reference import reference_table
-from valign.training.tasks.preference.trainable import Trainee
+from valign.training.tasks.preference.trainable import TrainableAdapter
 from valign.training.tasks.preference.validation import Validator
 
 
@@ -55,34 +55,34 @@ class PreferenceLoop:
         out: Path,
         validate: Callable[[int], float] | None,
         label: str,
-        trainee: Trainee,
+        trainable: TrainableAdapter,
     ) -> None:
-        self.trainee = trainee
+        self.trainable = trainable
         self.step, self.out, self.validate, self.label = step, out, validate, label
         self.config, self.accelerator, model = step.config, step.accelerator, step.model
         config = self.config
         train, held_out = split_rows(cache, rows, config.val_fraction)
-        self.source = trainee.source(cache, train, config)
+        self.source = trainable.source(cache, train, config)
         self.micro = config.pairs_per_step // (self.accelerator.num_processes * config.accumulation)
-        self.validator = Validator(step, trainee.source(cache, held_out, config), self.micro) if len(held_out) else None
+        self.validator = Validator(step, trainable.source(cache, held_out, config), self.micro) if len(held_out) else None
         self.terms = (False, True) if config.safe_prompt_term else (False,)  # under the safe caption?
         self.visits = Visits(len(train), config.pairs_per_step, config.seed)
-        trainee.start(step, self.source)
-        self.rules = trainee.rules()
+        trainable.start(step, self.source)
+        self.rules = trainable.rules()
         self.optimizer = self.accelerator.prepare_optimizer(build_optimizer(self.rules.groups(), config))
         self.rules.watch(self.optimizer.optimizer)
-        self.alarm = DisplacementAlarm(config.alarm_warn, config.alarm_stop, config.alarm_window)
+        self.alarm = DisplacementMonitor(config.alarm_warn, config.alarm_stop, config.alarm_window)
         self.warned, self.seconds = False, 0.0
         self.selection = Selection(config.max_drift, config.patience)
         self.checkpoints = Checkpoints(out / "checkpoints")
         self.log = MetricsLog(out / "metrics.jsonl")
-        self.previews = Previews(trainee.sampler, out / "samples", config.sample_prompts, config.sample_steps, trainee.off)
+        self.previews = Previews(trainable.sampler, out / "samples", config.sample_prompts, config.sample_steps, trainable.off)
         if config.gradient_checkpointing:
             model.pipe.unet.enable_gradient_checkpointing()
         self.fast: Callable[[], AbstractContextManager[None]] = nullcontext
         if config.compile:
             first = self.source.visit(self.visits.at(0)[: self.micro])
-            self.fast = compiled_step(step, first, list(trainee.parameters().values()))
+            self.fast = compiled_step(step, first, list(trainable.parameters().values()))
 
     def run(self) -> str:
         """Train to the end; say why it ended."""
@@ -139,7 +139,7 @@ class PreferenceLoop:
 
     def _train(self, step: int) -> dict[str, float]:
         """Gradient over all pairs of the step, then one move of the factors."""
-        config, accelerator, parameters = self.config, self.accelerator, list(self.trainee.parameters().values())
+        config, accelerator, parameters = self.config, self.accelerator, list(self.trainable.parameters().values())
         rate = rate_at(step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("rate", 1.0)
@@ -206,7 +206,7 @@ class PreferenceLoop:
     def _warn(self, level: str, number: int) -> None:
         if level != "calm" and not self.warned and self.accelerator.is_main_process:
             print(
-                f"warning: step {number}: the winners' error is {self.alarm.ratio:.1%} above the reference: pictures will break. "
+                f"warning: step {number}: the winners' error is {self.alarm.ratio:.1%} above the reference: images will break. "
                 "Lower the learning rate, raise beta, or set sft_weight or winner_safeguard.",
                 file=sys.stderr,
             )
@@ -225,7 +225,7 @@ class PreferenceLoop:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
         state: dict[str, Any] = {"selection": self.selection.state(), "alarm": self.alarm.state(), "stopped": stopped}
         state |= {"scaler": scaler, "seconds": self.seconds}
-        self.checkpoints.save(number, self.trainee.state(), self.optimizer.optimizer, state, extra=self.rules.extra() or None)
+        self.checkpoints.save(number, self.trainable.state(), self.optimizer.optimizer, state, extra=self.rules.extra() or None)
         self.checkpoints.prune(self.config.keep_checkpoints, also=self.selection.best_step)
 
     def _resume(self) -> tuple[int, str]:
@@ -237,7 +237,7 @@ class PreferenceLoop:
             return 0, ""
         if self.rules.extra():
             self.rules.restore(self.checkpoints.extra(done))
-        state = self.checkpoints.load(done, self.trainee.state(), self.optimizer.optimizer)
+        state = self.checkpoints.load(done, self.trainable.state(), self.optimizer.optimizer)
         self.selection.restore(state["selection"])
         self.alarm.restore(state["alarm"])
         self.seconds = state.get("seconds", 0.0)
@@ -256,12 +256,12 @@ class PreferenceLoop:
                 f"{self.out} has no step worth keeping: {'winners were displaced' if stopped else 'no validation gave a number'}. "
                 "Lower the learning rate, raise beta, or set sft_weight or winner_safeguard; train into a new folder."
             )
-        self.checkpoints.load(best, self.trainee.state())
-        self.trainee.save(self.out, {**metadata, "step": best})
+        self.checkpoints.load(best, self.trainable.state())
+        self.trainable.save(self.out, {**metadata, "step": best})
         lines = {int(line["step"]): line for line in self.log.read()}
         metrics = {name: float(value) for name, value in lines[best].items() if name != "step"}
         run.finish(steps=steps, best_step=best, stopped=stopped, metrics=metrics, seconds=self.seconds)
-        return TrainResult(self.trainee.result(self.out), steps, best, stopped, metrics, self.seconds)
+        return TrainResult(self.trainable.result(self.out), steps, best, stopped, metrics, self.seconds)
 
 
 def _name(batch: PairBatch) -> str:

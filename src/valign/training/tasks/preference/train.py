@@ -16,13 +16,13 @@ from valign.interfaces import PairCache
 from valign.models.diffusion.base import DiffusionModel
 from valign.objectives import PairObjective
 from valign.runs import Run
-from valign.training.engine.offload import encoders_parked
+from valign.training.engine.offload import encoders_offloaded
 from valign.training.engine.processes import on_main, start_processes
-from valign.training.tasks.preference.adaptive import unet_trainee
+from valign.training.tasks.preference.adaptive import unet_adapter
 from valign.training.tasks.preference.config import PreferenceConfig
 from valign.training.tasks.preference.loop import PreferenceLoop, TrainResult
 from valign.training.tasks.preference.pair_step import PairStep
-from valign.training.tasks.preference.trainable import Trainee
+from valign.training.tasks.preference.trainable import TrainableAdapter
 
 
 def train_preference(
@@ -50,12 +50,12 @@ def train_preference(
     Raises: UserError if the run is of another recipe, a batch cannot be shared out, pairs and model do not fit, or the loss is
         not finite (with step, timesteps and pair ids; checkpoints stay).
     """
-    trainee = unet_trainee(model, config)
-    return run_training(trainee, cache, rows, out, config, objective, metadata=metadata, validate=validate, label=label)
+    trainable = unet_adapter(model, config)
+    return run_training(trainable, cache, rows, out, config, objective, metadata=metadata, validate=validate, label=label)
 
 
 def run_training(
-    trainee: Trainee,
+    trainable: TrainableAdapter,
     cache: PairCache,
     rows: Int[Tensor, " row"],
     out: Path,
@@ -66,8 +66,8 @@ def run_training(
     validate: Callable[[int], float] | None = None,
     label: str = "train",
 ) -> TrainResult:
-    """`train_preference` for whatever the trainee trains, on whatever cache its source reads."""
-    model = trainee.model
+    """`train_preference` for whatever the trainable trains, on whatever cache its source reads."""
+    model = trainable.model
     accelerator = start_processes(
         mixed_precision=config.mixed_precision, trackers=config.trackers, folder=out, cpu=model.device.type == "cpu"
     )
@@ -83,19 +83,19 @@ def run_training(
     inputs = {"model": model.fingerprint(), "data": cache.fingerprint()}
     run = on_main(accelerator, lambda: Run.open(out, step="train", recipe=recipe, inputs=inputs, seed=config.seed))
     if run.done:
-        return TrainResult(adapter=trainee.result(out), **run.results)
+        return TrainResult(adapter=trainable.result(out), **run.results)
     _check(cache, rows, config, inputs["model"], accelerator.num_processes)
-    trainee.attach()
+    trainable.attach()
     try:
-        step = PairStep(model, objective, config, accelerator, trainee.off)
-        loop = PreferenceLoop(step, cache, rows, out, validate, label, trainee)
+        step = PairStep(model, objective, config, accelerator, trainable.off)
+        loop = PreferenceLoop(step, cache, rows, out, validate, label, trainable)
         idle = not config.sample_every and validate is None  # nothing is drawn before the end
-        with encoders_parked(model) if idle else nullcontext():
+        with encoders_offloaded(model) if idle else nullcontext():
             stopped = loop.run()
         origin = {"base": model.folder, "base_fingerprint": inputs["model"], "family": model.family, "data": inputs["data"]}
         return loop.finish(run, stopped, {**origin, "objective": named, "training": config.recipe(), **(metadata or {})})
     finally:
-        trainee.detach()
+        trainable.detach()
         model.pipe.unet.disable_gradient_checkpointing()
 
 

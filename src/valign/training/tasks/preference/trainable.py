@@ -14,7 +14,7 @@ from valign.interfaces import PairCache, Sampler
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.lora import adapter_off, attach_lora, unload_adapters
 from valign.models.files.adapter_files import LoraFactors, save_adapter
-from valign.training.adapting.base import Attached
+from valign.training.adapting.base import AdapterHandle
 from valign.training.tasks.preference.adapter_start import start_adapter
 from valign.training.tasks.preference.batches import PairSource
 from valign.training.tasks.preference.config import PreferenceConfig
@@ -24,18 +24,18 @@ ADAPTER = "expert"  # the name inside the U-Net while training
 
 
 @runtime_checkable
-class Trainee(Protocol):
+class TrainableAdapter(Protocol):
     """How the loop reaches what is trained. The loop knows neither a U-Net's layers nor a text encoder's."""
 
     @property
     def model(self) -> DiffusionModel: ...  # the policy, as far as ``predict`` and ``generate`` go
     @property
-    def sampler(self) -> Sampler: ...  # draws the policy's pictures, and inside `off` the reference's
+    def sampler(self) -> Sampler: ...  # draws the policy's images, and inside `off` the reference's
     def attach(self) -> None: ...  # put it on the model, trainable
     def start(self, step: PairStep, source: PairSource) -> None: ...  # where the start depends on data; before `parameters`
     def detach(self) -> None: ...  # give the model back as it came
     def off(self, model: Any) -> AbstractContextManager[Any]: ...  # inside, exactly the reference
-    def rules(self) -> Attached: ...  # what a step must do beside moving the parameters; once it has started
+    def rules(self) -> AdapterHandle: ...  # what a step must do beside moving the parameters; once it has started
     def parameters(self) -> dict[str, nn.Parameter]: ...  # by name, in one order; may change from step to step
     def state(self) -> Mapping[str, Tensor]: ...  # what a checkpoint must hold: the parameters, and constants drawn from data
     def source(self, cache: PairCache, rows: Tensor, config: PreferenceConfig) -> PairSource: ...
@@ -43,8 +43,8 @@ class Trainee(Protocol):
     def save(self, out: Path, metadata: Mapping[str, Any]) -> None: ...  # what the training was for
 
 
-class Fixed(Attached):
-    """Parameters that are the same from the first step to the last: nothing but the optimiser acts on them."""
+class Fixed(AdapterHandle):
+    """Parameters that are the same from the first step to the last: nothing but the optimizer acts on them."""
 
     def __init__(self, network: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__(network)
@@ -79,7 +79,7 @@ class UnetLora:
     def off(self, model: Any) -> AbstractContextManager[Any]:
         return adapter_off(model)
 
-    def rules(self) -> Attached:
+    def rules(self) -> AdapterHandle:
         return Fixed(self.model.unet, self.parameters())
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -100,5 +100,5 @@ class UnetLora:
 
 
 def lora_factors(unet: nn.Module, name: str | None = ADAPTER) -> dict[str, LoraFactors]:
-    """The attached adapter as plain LoRA by module, on the CPU, however it started."""
+    """The handle adapter as plain LoRA by module, on the CPU, however it started."""
     return {module: LoraFactors(lora.down.cpu(), lora.up.cpu(), lora.scale) for module, lora in export_lora(unet, name).items()}

@@ -23,7 +23,7 @@ from valign.models.diffusion.pipeline import PipelineModel
 from valign.models.diffusion.value_encoder import ValueConditioning, ValueEncoder, ValueText, copy_encoder, save_value_encoder
 from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 from valign.objectives import PairObjective
-from valign.training.adapting.base import Attached
+from valign.training.adapting.base import AdapterHandle
 from valign.training.engine.draws import PairDraw, generator_for
 from valign.training.tasks.preference.batches import PairBatch, PairSource
 from valign.training.tasks.preference.config import PreferenceConfig
@@ -34,7 +34,7 @@ from valign.training.tasks.preference.trainable import Fixed
 
 
 class ValueSource(PairSource):
-    """An aligned picture is a pair with a violating one of its scene, another at every visit; both share noise, timestep, flip.
+    """An aligned image is a pair with a violating one of its scene, another at every visit; both share noise, timestep, flip.
 
     Under ``safe_caption`` the batch has no token: the drift that validation measures there is 0, always.
     """
@@ -59,7 +59,7 @@ class ValueSource(PairSource):
         return super().validation(places, draws, safe_caption=safe_caption)
 
     def _partner(self, pair: int, visit: int) -> int:
-        """Row of the violating picture; -1 stands for validation, whose pairs never change."""
+        """Row of the violating image; -1 stands for validation, whose pairs never change."""
         rows = self.values.opposed(int(self.rows[pair]))
         generator = generator_for("value partner", self.config.seed, self._id(pair), visit)
         return rows[int(torch.randint(len(rows), (1,), generator=generator))]
@@ -119,7 +119,7 @@ class ValueTokens:
     def off(self, model: Any) -> AbstractContextManager[Any]:
         return self.encoder.off()
 
-    def rules(self) -> Attached:
+    def rules(self) -> AdapterHandle:
         return Fixed(self.encoder, self.parameters())
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -157,7 +157,7 @@ def train_values(
     LoRA settings of ``config`` are the U-Net's and have no meaning here.
 
     Args:
-        layout: How pictures will be drawn, see `copy_encoder`; training always pads to 77 tokens.
+        layout: How images will be drawn, see `copy_encoder`; training always pads to 77 tokens.
         lora_rank: Train factors of this rank instead of the whole copy.
     Raises: UserError for what `train_preference` refuses, for caption dropout (a value text needs its prompt) and for retention.
     """
@@ -168,7 +168,7 @@ def train_values(
     encoder = copy_encoder(
         model, list(map(ValueText.read, cache.principles)), layout=layout, lora_rank=lora_rank, seed=config.init_seed
     )
-    trainee = ValueTokens(model, encoder, dict(zip(cache.prompts, cache.principle_of, strict=True)))
+    trainable = ValueTokens(model, encoder, dict(zip(cache.prompts, cache.principle_of, strict=True)))
     parameters = sum(p.numel() for p in encoder.trained().values())
     made = {"layout": layout, "lora_rank": lora_rank, "parameters": parameters, **(metadata or {})}
-    return run_training(trainee, cache, cache.rows(), out, config, objective, metadata=made, label=label)
+    return run_training(trainable, cache, cache.rows(), out, config, objective, metadata=made, label=label)

@@ -1,4 +1,4 @@
-"""A diffusion model's U-Net as something to fine-tune: it learns to take the noise out of pictures, given their captions."""
+"""A diffusion model's U-Net as something to fine-tune: it learns to take the noise out of images, given their captions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from valign.checks import check_range
 from valign.data.tasks.base import Row
-from valign.data.tasks.captions import PictureRow
+from valign.data.tasks.captions import ImageRow
 from valign.models.diffusion.base import Conditioning, LatentDist
 from valign.models.diffusion.pipeline import PipelineModel
 from valign.models.heads.task_model import Target, TaskBatch, TaskModel
@@ -24,9 +24,9 @@ def predicted(diffusion: PipelineModel, batch: TaskBatch) -> Float[Tensor, "row 
 
 
 class DiffusionTaskModel(TaskModel):
-    """``network`` is the U-Net. The loss of a picture is the mean squared error of its noise (or velocity), at one timestep.
+    """``network`` is the U-Net. The loss of an image is the mean squared error of its noise (or velocity), at one timestep.
 
-    Timestep, noise and dropped caption of a picture hang on the picture and, while training, on torch's global seed, which the
+    Timestep, noise and dropped caption of an image hang on the image and, while training, on torch's global seed, which the
     caller sets for each step; in evaluation mode they are always the same. So neither batches nor a resume change a draw.
 
     Args:
@@ -38,15 +38,15 @@ class DiffusionTaskModel(TaskModel):
         check_range("DiffusionTaskModel.empty_prompt_prob", empty_prompt_prob, low=0.0, high=1.0)
         super().__init__(diffusion.unet, Target("diffusion"), apart=False, fingerprint=diffusion.fingerprint(), seed=None)
         self.diffusion, self.empty_prompt_prob = diffusion, empty_prompt_prob
-        self._latents: dict[str, LatentDist] = {}  # by the picture's digest; read and encoded when first met
+        self._latents: dict[str, LatentDist] = {}  # by the image's digest; read and encoded when first met
         self._texts: dict[str, Conditioning] = {}
 
     def batch(self, rows: Sequence[Any]) -> TaskBatch:
         return self.noised(rows, [self.draw_of(row) for row in rows])
 
-    def noised(self, rows: Sequence[PictureRow], draws: Sequence[PairDraw]) -> TaskBatch:
-        """Pictures as the U-Net meets them: each with its draw's timestep, noise and caption (or the empty one)."""
-        known = [self._picture(row) for row in rows]
+    def noised(self, rows: Sequence[ImageRow], draws: Sequence[PairDraw]) -> TaskBatch:
+        """Images as the U-Net meets them: each with its draw's timestep, noise and caption (or the empty one)."""
+        known = [self._image(row) for row in rows]
         noise, posterior = (torch.stack(each).to(self.device) for each in zip(*((d.noise, d.winner_noise) for d in draws)))
         latents = torch.cat([dist.mean for dist in known]) + torch.cat([dist.std for dist in known]) * posterior
         timesteps = torch.tensor([draw.timestep for draw in draws], device=self.device)
@@ -65,7 +65,7 @@ class DiffusionTaskModel(TaskModel):
         return (answer - batch.target).square().mean((1, 2, 3)).sum()
 
     def vectors(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "input width"]:
-        raise TypeError("A U-Net gives pictures, not one vector per input.")
+        raise TypeError("A U-Net gives images, not one vector per input.")
 
     def reading(self) -> dict[str, Any]:
         return {"side": self.diffusion.image_size, "empty_prompt_prob": self.empty_prompt_prob}
@@ -75,7 +75,7 @@ class DiffusionTaskModel(TaskModel):
         return {"base": self.diffusion.folder, "base_fingerprint": self.fingerprint, "family": self.diffusion.family}
 
     def draw_of(self, row: Row) -> PairDraw:
-        """A pair's draw, of which a single picture is the winner."""
+        """A pair's draw, of which a single image is the winner."""
         key = ("training", torch.initial_seed()) if self.training else ("judged",)
         return draw_pair(
             generator_for("picture", *key, row.content),
@@ -84,8 +84,8 @@ class DiffusionTaskModel(TaskModel):
             empty_prompt_prob=self.empty_prompt_prob if self.training else 0.0,
         )
 
-    def _picture(self, row: PictureRow) -> LatentDist:
-        """One by one: what a picture's latents are must not depend on its neighbours."""
+    def _image(self, row: ImageRow) -> LatentDist:
+        """One by one: what an image's latents are must not depend on its neighbours."""
         if row.digest not in self._latents:
             self._latents[row.digest] = self.diffusion.encode_images(row.pixels(self.diffusion.image_size)[None])
         return self._latents[row.digest]

@@ -14,7 +14,7 @@ from valign.files import atomic_path, hash_file, write_json
 from valign.models.files.adapter_files import save_adapter
 from valign.models.heads.task_model import TaskModel
 from valign.runs import Run
-from valign.training.adapting import Attached, AttachedLora, Tuning, adapter_bytes
+from valign.training.adapting import AdapterHandle, LoraHandle, Tuning, adapter_bytes
 from valign.training.engine.processes import start_processes
 from valign.training.tasks.preference.trainable import lora_factors
 from valign.training.tasks.supervised.config import SupervisedConfig
@@ -80,7 +80,7 @@ def finetune(
     best = loop.keep_best()
     folder = out / "adapter"
     shutil.rmtree(folder, ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
-    _save_adapter(folder, model, loop.attached)
+    _save_adapter(folder, model, loop.handle)
     _save_head(out, model)
     result = FinetuneResult(
         adapter=str(folder),
@@ -89,18 +89,18 @@ def finetune(
         stopped=stopped,
         score=data.task.score,
         scores=judge(model, data.held_out, batch_size=config.eval_batch),
-        trained=loop.attached.numbers(),
+        trained=loop.handle.numbers(),
         adapter_bytes=adapter_bytes(folder),
     )
     run.finish(**asdict(result))
     return result
 
 
-def _save_adapter(folder: Path, model: TaskModel, attached: Attached) -> None:
+def _save_adapter(folder: Path, model: TaskModel, handle: AdapterHandle) -> None:
     """LoRA on a diffusion model's U-Net as the rest of the house writes it, which diffusers loads; all else as peft has it."""
-    if not isinstance(model, DiffusionTaskModel) or not isinstance(attached, AttachedLora):
-        return attached.save(folder)
-    save_adapter(folder, lora_factors(attached.network, None), metadata=model.provenance())
+    if not isinstance(model, DiffusionTaskModel) or not isinstance(handle, LoraHandle):
+        return handle.save(folder)
+    save_adapter(folder, lora_factors(handle.network, None), metadata=model.provenance())
 
 
 def _save_head(out: Path, model: TaskModel) -> None:

@@ -14,7 +14,7 @@ from valign.checks import UserError
 from valign.data.tasks.base import Row, TaskData
 from valign.models.heads.task_model import TaskModel
 from valign.progress import track
-from valign.training.adapting import Ground, Tuning, default_targets
+from valign.training.adapting import AttachContext, Tuning, default_targets
 from valign.training.engine.checkpoint import Checkpoints
 from valign.training.engine.draws import Visits, generator_for
 from valign.training.engine.metrics import MetricsLog
@@ -48,15 +48,15 @@ class SupervisedLoop:
         self.visits = Visits(len(data.train), config.batch_size, config.seed)
         own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         model.train()
-        self.attached = tuning.adapter.attach(self._ground(default_targets(model.network, targets)))
-        model.network = self.attached.network
+        self.handle = tuning.adapter.attach(self._ground(default_targets(model.network, targets)))
+        model.network = self.handle.network
         if model.head is not None:
             model.head.requires_grad_(True)
         self._frozen = own - {id(p) for p in model.parameters() if p.requires_grad}
         self.optimizer = tuning.optimizer.build(*self._groups(tuning.learning_rate), tuning.learning_rate)
         for group in self.optimizer.param_groups:
             group["heights"] = {name: group[name] for name in ("lr", "adam_lr") if name in group}
-        self.attached.watch(self.optimizer)
+        self.handle.watch(self.optimizer)
         draws = generator_for("perturbation", config.seed)
         beside = tuning.perturbation
         self.perturbation = beside.start(model.network, self.optimizer, draws) if beside else None
@@ -72,7 +72,7 @@ class SupervisedLoop:
         if config.trackers:
             plain = {name: value for name, value in config.recipe().items() if isinstance(value, int | float | str)}
             self.accelerator.init_trackers("valign", config=plain)
-        first = max(self.done, self.attached.spent)
+        first = max(self.done, self.handle.spent)
         try:
             for step in track(range(first, config.steps), self.label, total=config.steps, done=first):
                 if stopped:
@@ -93,7 +93,7 @@ class SupervisedLoop:
             found = judge(self.model, self.validation, batch_size=config.eval_batch)
             record |= {f"val_{name}": value for name, value in found.items()}
             score = self.data.task.score
-            if self.attached.settled:
+            if self.handle.settled:
                 save |= self.selection.offer(number, score=found["loss"] if score == "loss" else -found[score])
             stopped = "patience" if self.selection.exhausted else ""
         self._note(number, record)
@@ -118,7 +118,7 @@ class SupervisedLoop:
                     loss = self.model.loss(batch) / weight
                 loss.backward()
                 total += float(loss.detach())
-            penalty = self.attached.penalty()
+            penalty = self.handle.penalty()
             if penalty is not None:
                 penalty.backward()
         moved = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -128,7 +128,7 @@ class SupervisedLoop:
                 f"The loss and gradient of step {step + 1} must be finite, got {total:g} and {norm:g}. Lower the learning rate."
             )
         self.optimizer.step()
-        self.attached.after_step(step)
+        self.handle.after_step(step)
         self.optimizer.zero_grad()
         return {"loss": total, "gradient_norm": norm, "learning_rate": share * self.optimizer.param_groups[0]["heights"]["lr"]}
 
@@ -140,7 +140,7 @@ class SupervisedLoop:
             self._load(best, optimizer=False)
         return best
 
-    def _ground(self, targets: tuple[str, ...]) -> Ground:
+    def _ground(self, targets: tuple[str, ...]) -> AttachContext:
         config, head = self.config, self.model.head
         parts = halves(len(self.data.train), generator=generator_for("halves", config.seed))
 
@@ -153,7 +153,7 @@ class SupervisedLoop:
 
         if head is not None:
             head.requires_grad_(True)
-        return Ground(
+        return AttachContext(
             network=self.model.network,
             head=tuple(head.parameters()) if head is not None else (),
             targets=targets,
@@ -166,7 +166,7 @@ class SupervisedLoop:
 
     def _groups(self, rate: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Of the adapter, and of the head."""
-        network = [{**group, "lr": rate} for group in self.attached.groups()]
+        network = [{**group, "lr": rate} for group in self.handle.groups()]
         head = list(self.model.head.parameters()) if self.model.head is not None else []
         return network, [{"params": head, "lr": self.config.head_learning_rate, "weight_decay": 0.0}] if head else []
 
@@ -190,7 +190,7 @@ class SupervisedLoop:
 
     def _save(self, number: int, stopped: str) -> None:
         assert self.checkpoints is not None
-        extra = {"method": self.attached.extra(), "beside": self.perturbation.state_dict() if self.perturbation else {}}
+        extra = {"method": self.handle.extra(), "beside": self.perturbation.state_dict() if self.perturbation else {}}
         state = {"selection": self.selection.state(), "stopped": stopped}
         self.checkpoints.save(number, self._state(), self.optimizer, state, extra=extra)
         self.checkpoints.prune(self.config.keep_checkpoints, also=self.selection.best_step)
@@ -198,7 +198,7 @@ class SupervisedLoop:
     def _load(self, step: int, *, optimizer: bool) -> dict[str, Any]:
         assert self.checkpoints is not None
         if optimizer:
-            self.attached.restore(self.checkpoints.extra(step)["method"])
+            self.handle.restore(self.checkpoints.extra(step)["method"])
         return self.checkpoints.load(step, self._state(), self.optimizer if optimizer else None)
 
     def _resume(self) -> str:

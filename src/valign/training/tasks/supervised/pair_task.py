@@ -1,4 +1,4 @@
-"""A safety expert as something to fine-tune: a U-Net learns to prefer a safe picture to an unsafe one of the same caption."""
+"""A safety expert as something to fine-tune: a U-Net learns to prefer a safe image to an unsafe one of the same caption."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ class PairTaskModel(DiffusionTaskModel):
         reference: The base model once more, which nobody changes.
         objective: Of the four denoising errors; winner and loser share timestep and noise.
         sft_weight: Times the winner's mean squared error.
-        retain_weight: Times the squared move away from the base's answer on the benign picture.
+        retain_weight: Times the squared move away from the base's answer on the benign image.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class PairTaskModel(DiffusionTaskModel):
         self.sft_weight, self.retain_weight = sft_weight, retain_weight
 
     def batch(self, rows: Sequence[PairRow]) -> TaskBatch:
-        """Winners, then losers, then benign pictures, whose target is the base's answer; ``reference`` are the base's errors."""
+        """Winners, then losers, then benign images, whose target is the base's answer; ``reference`` are the base's errors."""
         pairs = [self.draw_of(row) for row in rows]
         losers = [replace(draw, winner_noise=draw.loser_noise) for draw in pairs]
         kept = [self.draw_of(row.benign) for row in rows]
-        pictures = [getattr(row, part) for part in ("winner", "loser", "benign") for row in rows]
-        found = self.noised(pictures, [*pairs, *losers, *kept])
+        images = [getattr(row, part) for part in ("winner", "loser", "benign") for row in rows]
+        found = self.noised(images, [*pairs, *losers, *kept])
         with torch.no_grad():
             base, pair = predicted(self.reference, found).float(), slice(2 * len(rows))
         errors = denoising_error(base[pair], found.target[pair])

@@ -1,4 +1,4 @@
-"""Train the miniature CLIP on renders and captions; it scores how well a picture fits its prompt."""
+"""Train the miniature CLIP on renders and captions; it scores how well an image fits its prompt."""
 
 from pathlib import Path
 

@@ -42,22 +42,22 @@ def fit(net: nn.Module, loss: Callable[[int], dict[str, Tensor]], budget: Budget
     Writes `folder/name.ckpt.safetensors` (weights, averages, moments) and `folder/name.jsonl` (one line per 50 steps).
     """
     trained = {key: p for key, p in net.named_parameters() if p.requires_grad}
-    optimiser = torch.optim.AdamW(trained.values(), lr=budget.lr, weight_decay=budget.weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(trained.values(), lr=budget.lr, weight_decay=budget.weight_decay, betas=(0.9, 0.99))
     average = {key: value.detach().clone() for key, value in net.state_dict().items()} if budget.ema else {}
     checkpoint, log = folder / f"{name}.ckpt.safetensors", folder / f"{name}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    first = _restore(checkpoint, net, trained, optimiser, average)
+    first = _restore(checkpoint, net, trained, optimizer, average)
     began, count = perf_counter(), 0
     sums: dict[str, float] = {}
     net.train()
     for step in track(range(first, budget.steps), name, total=budget.steps, done=first):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = budget.lr * rate(step, budget)
         parts = loss(step)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), budget.clip)
-        optimiser.step()
+        optimizer.step()
         if budget.ema:
             decay = min(budget.ema, (step + 1) / (step + 10))
             for key, value in net.state_dict().items():
@@ -75,30 +75,30 @@ def fit(net: nn.Module, loss: Callable[[int], dict[str, Tensor]], budget: Budget
                 file.write(json.dumps(line) + "\n")
             sums, count = {}, 0
         if (step + 1) % budget.checkpoint_every == 0 or step + 1 == budget.steps:
-            _save(checkpoint, step + 1, net, trained, optimiser, average)
+            _save(checkpoint, step + 1, net, trained, optimizer, average)
     if average:
         net.load_state_dict(average)
     net.eval()
 
 
-def _moments(trained: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _moments(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     for key, parameter in trained.items():
         for moment in ("exp_avg", "exp_avg_sq", "step"):
-            if moment in optimiser.state[parameter]:
-                yield f"{moment}:{key}", optimiser.state[parameter][moment]
+            if moment in optimizer.state[parameter]:
+                yield f"{moment}:{key}", optimizer.state[parameter][moment]
 
 
 def _save(
-    path: Path, step: int, net: nn.Module, trained: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, average: dict
+    path: Path, step: int, net: nn.Module, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, average: dict
 ) -> None:
     tensors = {f"net:{key}": value for key, value in net.state_dict().items()}
-    tensors |= {f"average:{key}": value for key, value in average.items()} | dict(_moments(trained, optimiser))
+    tensors |= {f"average:{key}": value for key, value in average.items()} | dict(_moments(trained, optimizer))
     tensors["progress"] = torch.tensor(step)
     with atomic_path(path) as temporary:
         save_file({key: value.detach().clone().contiguous() for key, value in tensors.items()}, temporary)
 
 
-def _restore(path: Path, net: nn.Module, trained: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, average: dict) -> int:
+def _restore(path: Path, net: nn.Module, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, average: dict) -> int:
     if not path.exists():
         return 0
     tensors = load_file(path)
@@ -106,5 +106,5 @@ def _restore(path: Path, net: nn.Module, trained: dict[str, nn.Parameter], optim
     for key in average:
         average[key] = tensors[f"average:{key}"]
     for key, parameter in trained.items():
-        optimiser.state[parameter] = {moment: tensors[f"{moment}:{key}"] for moment in ("step", "exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {moment: tensors[f"{moment}:{key}"] for moment in ("step", "exp_avg", "exp_avg_sq")}
     return int(tensors["progress"])

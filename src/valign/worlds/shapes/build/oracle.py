@@ -107,7 +107,7 @@ def labels(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def _roughen(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Blur, noise, contrast and a pixel's shift, so that a generated picture's small faults do not mislead the oracle."""
+    """Blur, noise, contrast and a pixel's shift, so that a generated image's small faults do not mislead the oracle."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     count = len(images)
 

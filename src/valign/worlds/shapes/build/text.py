@@ -1,4 +1,4 @@
-"""Teach the text encoder what captions mean, before any picture: read every place's glyph and colour, background and style.
+"""Teach the text encoder what captions mean, before any image: read every place's glyph and colour, background and style.
 
 Stable Diffusion starts from a text encoder that knows the language already; this is the world's counterpart, in minutes.
 """

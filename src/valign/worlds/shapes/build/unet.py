@@ -19,13 +19,13 @@ from valign.worlds.shapes.build.vae import LATENT_CHANNELS
 
 BUDGET = Budget(steps=7000, batch=32, lr=1e-3, warmup=300, ema=0.999)
 CHANNELS = (80, 160)
-SCENES = 40_000  # pictures in the training set; their captions are worded anew every time
+SCENES = 40_000  # images in the training set; their captions are worded anew every time
 EMPTY = 0.1  # share of captions replaced by "", for guidance
 MIN_SNR = 5.0
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Two resolutions, 8 x 8 and 4 x 4 latents, with cross-attention at both; randomly initialised."""
+    """Two resolutions, 8 x 8 and 4 x 4 latents, with cross-attention at both; randomly initialized."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,
@@ -48,7 +48,7 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def cached_latents(vae: AutoencoderKL, path: Path, *, seed: int, count: int, batch: int = 100) -> tuple[Tensor, Tensor]:
-    """Posterior mean and standard deviation of the training pictures, ``[count, channel, 8, 8]``, made once."""
+    """Posterior mean and standard deviation of the training images, ``[count, channel, 8, 8]``, made once."""
     if not path.exists():
         means, stds = [], []
         with torch.inference_mode():

@@ -19,7 +19,7 @@ KL_WEIGHT = 2e-4  # per latent element, against an L1 error in [-1, 1]
 
 
 def new_vae() -> AutoencoderKL:
-    """The architecture, 64 px to 8 x 8 latents of 8 channels, randomly initialised."""
+    """The architecture, 64 px to 8 x 8 latents of 8 channels, randomly initialized."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
