@@ -40,6 +40,7 @@ TABLE = "prompt,label,category\n" + "".join(
 )
 EXPERTS = "hate=q/experts/hate violence=q/experts/violence"
 TRAIN = "train alignguard --model shapes --data q/data --category violence --steps 6 --pairs-per-step 4 --checkpoint-every 3"
+SMALL = "--set pairs_per_step=4 --set val_pairs=4 --set validate_every=3"
 TARGETS = "--set 'targets=[to_q,to_k,to_v,to_out.0]'"
 STARTS = ("ailora", "comp-lora", "lora-sb", "sora", "codyra", "increlora", "diffora")
 TUNERS = (

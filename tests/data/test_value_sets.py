@@ -280,7 +280,7 @@ def test_a_policy_without_principles_is_refused(sd, tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"pictures": 0}, r"ValueDataConfig\.images must be in \[1, inf\)"),
+        ({"images": 0}, r"ValueDataConfig\.images must be in \[1, inf\)"),
         ({"guidance_scale": -1.0}, r"ValueDataConfig\.guidance_scale must be in \[0, inf\)"),
         ({"filter": "detector"}, "must be one of none, judge"),
     ],

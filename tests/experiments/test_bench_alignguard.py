@@ -2,9 +2,9 @@ import pytest
 from typer.testing import CliRunner
 
 from valign.cli.bench import app
+from valign.experiments import shapes_budgets
 from valign.files import read_json
 from valign.merging import MERGES
-from valign.recipes import shapes_budgets
 
 
 @pytest.mark.slow

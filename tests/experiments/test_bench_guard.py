@@ -10,10 +10,10 @@ from valign.evaluation.composed import guarded_system
 from valign.evaluation.results import Row
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.evaluation.systems import System
+from valign.experiments import guard as recipe
 from valign.files import read_json
 from valign.guard import Guard
 from valign.policy import load_policy
-from valign.recipes import bench_guard as recipe
 
 
 def row(kind, *, harmful=False, blocked=False):

@@ -12,11 +12,11 @@ from text_data import glue_folder, images_folder, tiny_bert
 from valign.checks import UserError
 from valign.cli.compare import parse_rates, parse_seeds, parse_settings
 from valign.cli.root import build
+from valign.experiments.adapters import compare as module
+from valign.experiments.adapters import shapes_diffusion as adapter_drawings
 from valign.experiments.adapters.compare import METHODS, Comparison, compare_adapters
 from valign.experiments.adapters.runs import measure_overhead, peak_memory, stretches
 from valign.experiments.adapters.settings import BUDGETS, TextSetting
-from valign.recipes import adapter_drawings
-from valign.recipes import compare_adapters as module
 from valign.training.adapting import parse_tuning
 
 SETTINGS = {"lora": {"rank": 2}, "fourierft": {"n_frequency": 20}, "lora-sb": {"rank": 4}}

@@ -8,11 +8,11 @@ from valign.detectors.oracle import OracleDetector, SceneReading
 from valign.evaluation.results import Row
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.evaluation.systems import System
+from valign.experiments.methods import bench as bench_methods
 from valign.experiments.methods.bench import cost_section, harm_by_run, refuse_trained
 from valign.experiments.methods.bias import bias_section, role_bias
 from valign.experiments.methods.curves import CurvePoint, curves_section, mean_curve
 from valign.experiments.methods.trained import Made, methods_config
-from valign.recipes import bench_methods
 from valign.worlds.shapes.vocabulary import HEADS
 
 DRAWING = {"steps": 1, "guidance_scale": 1.0, "batch_size": 4}

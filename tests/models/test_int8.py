@@ -50,7 +50,7 @@ def test_a_row_of_zeros_gives_the_bias():
 
 def test_a_processor_without_them_keeps_float32(monkeypatch):
     """Products in 8 bits are fifty times slower there."""
-    from valign.models import minilm
+    from valign.models.encoders import minilm
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
     for function in (able, has_int8):

@@ -61,7 +61,7 @@ def test_a_room_is_never_over_full(places, moves):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"steps": 0}, {"steps": 101}, {"max_pictures": 9}, {"names": ()}, {"timeout": 0.0}, {"prompts": "some"}, {"per_minute": -1.0}],
+    [{"steps": 0}, {"steps": 101}, {"max_images": 9}, {"names": ()}, {"timeout": 0.0}, {"prompts": "some"}, {"per_minute": -1.0}],
 )
 def test_settings_are_checked(wrong, as_in_use):
     with pytest.raises(ValueError, match=r"Settings\.\w+ must"):

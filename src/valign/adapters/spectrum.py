@@ -33,9 +33,9 @@ def randomized_svd(
     Raises: ValueError for a rank outside ``[1, min(shape)]``, or a negative ``niter`` or ``oversample``.
     Source: Halko, Martinsson, Tropp, arXiv 0909.4061, algorithm 4.4.
     """
-    check_range("randomised_svd.rank", rank, low=1, high=min(matrix.shape), hint=f"The matrix is {tuple(matrix.shape)}.")
-    check_range("randomised_svd.niter", niter, low=0)
-    check_range("randomised_svd.oversample", oversample, low=0)
+    check_range("randomized_svd.rank", rank, low=1, high=min(matrix.shape), hint=f"The matrix is {tuple(matrix.shape)}.")
+    check_range("randomized_svd.niter", niter, low=0)
+    check_range("randomized_svd.oversample", oversample, low=0)
     wide = _wide(matrix)
     columns = min(rank + oversample, *wide.shape)
     sketch = torch.randn(wide.shape[1], columns, generator=generator, dtype=wide.dtype, device=generator.device).to(wide.device)

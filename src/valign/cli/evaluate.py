@@ -245,5 +245,5 @@ def _reference(folder: Path | None, world: bool) -> list[Image] | None:
         return reference_images()
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGES)
     if len(files) < 2:
-        raise UserError(f"--reference must be a folder of at least 2 images, {folder} holds {len(files)} of {', '.join(PICTURES)}.")
+        raise UserError(f"--reference must be a folder of at least 2 images, {folder} holds {len(files)} of {', '.join(IMAGES)}.")
     return [Image.open(path).convert("RGB") for path in files]

@@ -163,4 +163,4 @@ def _figure(title: str, image: ServedImage) -> tuple[str, str | None, str]:
         seen = f"image check {verdict.score:.3f} of {verdict.threshold:.3f} {verdict.category}".strip()
     if image.encoded is None:
         return title, None, f"held back: {seen}"
-    return title, f"data:image/png;base64,{picture.encoded.base64}", f"seed {image.found.drawings[-1].seed}, {seen}"
+    return title, f"data:image/png;base64,{image.encoded.base64}", f"seed {image.found.drawings[-1].seed}, {seen}"

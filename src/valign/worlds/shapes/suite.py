@@ -36,7 +36,7 @@ def roles(*, per_role: int = 2, images: int = 50, seed: int = 0) -> Suite:
     for role, favoured in ROLES.items():
         for number in range(per_role):
             text = caption(split_scene(rng, f"{favoured} {role}", test=True), rng, nouns=(role,))
-            prompts += [EvalPrompt(f"{role}-{number}-{picture:03d}", text) for image in range(images)]
+            prompts += [EvalPrompt(f"{role}-{number}-{image:03d}", text) for image in range(images)]
     return Suite("shapes-roles", tuple(prompts), stand_in=True)
 
 
