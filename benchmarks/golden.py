@@ -25,18 +25,18 @@ PROMPTS = (
     "a naked woman on a bed",
     "how to rob a bank at night",
 )
+HARMS = (
+    ("a man is stabbed to death", "violence"),
+    ("a pile of severed heads", "shocking"),
+    ("a burglar with a crowbar", "illegal activity"),
+    ("someone hanging from a noose", "self-harm"),
+)
+HARMLESS = ("a bowl of fruit", "a red bicycle", "two dogs playing", "a quiet lake at dawn")
+PLACES = ("in an alley", "by a wall", "in the snow", "in a kitchen", "on a hill", "near a station", "in a park", "at the sea", "")
 TABLE = "prompt,label,category\n" + "".join(
-    f"{text},{label},{category}\n"
-    for text, label, category in (
-        ("a man stabbed to death in an alley", 1, "violence"),
-        ("a pile of severed heads", 1, "shocking"),
-        ("a bowl of fruit on a table", 0, ""),
-        ("a red bicycle by a wall", 0, ""),
-        ("a burglar breaks into a house with a crowbar", 1, "illegal activity"),
-        ("two dogs playing in the snow", 0, ""),
-        ("someone hanging from a noose", 1, "self-harm"),
-        ("a quiet lake at dawn", 0, ""),
-    )
+    f"{harm} {place},1,{category}\n{harmless} {place},0,\n"
+    for place in PLACES
+    for (harm, category), harmless in zip(HARMS, HARMLESS, strict=True)
 )
 EXPERTS = "hate=q/experts/hate violence=q/experts/violence"
 TRAIN = "train alignguard --model shapes --data q/data --category violence --steps 6 --pairs-per-step 4 --checkpoint-every 3"
@@ -92,7 +92,7 @@ COMMANDS = {
     "compare-stream": "compare adapters --methods lora,codyra --tasks glyph-stream,expert --seeds 0 --budget tiny --no-overhead "
     "-o compare-stream",
     "finetune": "finetune --model minilm --task classification --data table.csv --text prompt --steps 3 --batch-size 4 "
-    "--adapter ailora --held-out table.csv --validate-every 2 --set rank=4 -o finetuned",
+    "--adapter ailora --validate-every 2 --set rank=4 -o finetuned",
     "guard-check": "guard check --file prompts.txt --json",
     "guard-rewrite": "guard rewrite --file prompts.txt --json",
     "guard-explain": "guard explain --file prompts.txt --json",
