@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from valign.training.engine.draws import Visits, draw_pair, generator_for, share
+from valign.randomness import generator_for
+from valign.training.engine.draws import Visits, draw_pair, share
 
 SHAPE = (2, 4, 4)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from valign.adapters import export_lora, save_peft_lora
 from valign.checks import UserError
 from valign.files import atomic_folder
-from valign.training.engine.draws import generator_for
+from valign.randomness import generator_for
 
 USUAL = (("query", "value"), ("q_proj", "v_proj"), ("to_q", "to_v"))  # where peft's names are those of an older transformers
 

@@ -3,18 +3,13 @@
 So a training gives the same draws on one process or eight, and resumes without any generator's state.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
-def generator_for(*key: str | int) -> torch.Generator:
-    """A CPU generator seeded by SHA-256 of ``key``, so that neighbouring keys share nothing."""
-    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+from valign.randomness import generator_for
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from valign.models.diffusion.sampling import sample_until
 from valign.models.files.adapter_files import save_adapter
 from valign.objectives import ErasedTarget, denoising_error
 from valign.progress import track
+from valign.randomness import generator_for
 from valign.runs import Run
 from valign.training.engine.checkpoint import Checkpoints
-from valign.training.engine.draws import generator_for
 from valign.training.engine.metrics import MetricsLog
 from valign.training.tasks.preference.trainable import ADAPTER, lora_factors
 

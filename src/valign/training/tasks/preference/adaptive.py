@@ -9,8 +9,9 @@ from valign.adapters.adaptive import halves
 from valign.checks import UserError
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.lora import bare_unet
+from valign.randomness import generator_for
 from valign.training.adapting import AdapterHandle, AttachContext, parse_tuning
-from valign.training.engine.draws import Visits, generator_for
+from valign.training.engine.draws import Visits
 from valign.training.engine.optimization import rate_at
 from valign.training.tasks.preference.adapter_start import graded
 from valign.training.tasks.preference.batches import PairSource

@@ -13,7 +13,8 @@ from valign.data.images.latents import EMPTY_PROMPT_ROW, LatentCache, PairLatent
 from valign.interfaces import PairCache
 from valign.models.diffusion.base import Conditioning, DiffusionModel
 from valign.objectives import min_snr_weight
-from valign.training.engine.draws import PairDraw, draw_pair, generator_for
+from valign.randomness import generator_for
+from valign.training.engine.draws import PairDraw, draw_pair
 from valign.training.tasks.preference.config import PreferenceConfig
 
 RETAIN_EMPTY = 0.1  # share of empty captions among the retained ones

@@ -23,8 +23,9 @@ from valign.models.diffusion.pipeline import PipelineModel
 from valign.models.diffusion.value_encoder import ValueConditioning, ValueEncoder, ValueText, copy_encoder, save_value_encoder
 from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 from valign.objectives import PairObjective
+from valign.randomness import generator_for
 from valign.training.adapting.base import AdapterHandle
-from valign.training.engine.draws import PairDraw, generator_for
+from valign.training.engine.draws import PairDraw
 from valign.training.tasks.preference.batches import PairBatch, PairSource
 from valign.training.tasks.preference.config import PreferenceConfig
 from valign.training.tasks.preference.loop import TrainResult

@@ -14,7 +14,8 @@ from valign.data.tasks.captions import ImageRow
 from valign.models.diffusion.base import Conditioning, LatentDist
 from valign.models.diffusion.pipeline import PipelineModel
 from valign.models.heads.task_model import Target, TaskBatch, TaskModel
-from valign.training.engine.draws import PairDraw, draw_pair, generator_for
+from valign.randomness import generator_for
+from valign.training.engine.draws import PairDraw, draw_pair
 
 
 def predicted(diffusion: PipelineModel, batch: TaskBatch) -> Float[Tensor, "row channel height width"]:

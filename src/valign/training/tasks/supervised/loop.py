@@ -14,9 +14,10 @@ from valign.checks import UserError
 from valign.data.tasks.base import Row, TaskData
 from valign.models.heads.task_model import TaskModel
 from valign.progress import track
+from valign.randomness import generator_for
 from valign.training.adapting import AttachContext, Tuning, default_targets
 from valign.training.engine.checkpoint import Checkpoints
-from valign.training.engine.draws import Visits, generator_for
+from valign.training.engine.draws import Visits
 from valign.training.engine.metrics import MetricsLog
 from valign.training.engine.selection import Selection
 from valign.training.tasks.supervised.config import SupervisedConfig
