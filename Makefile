@@ -8,7 +8,7 @@ WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 VALIGN_PROGRESS=0
 DEV := $(VENV)/.installed-dev
 
-.PHONY: quickstart bench test test-all lint docs docs-methods install install-dev clean
+.PHONY: quickstart bench test test-all lint golden docs docs-methods install install-dev clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/valign quickstart -o runs/quickstart
@@ -27,6 +27,15 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Does the working tree compute what revision BASE computed? Both run benchmarks/golden.py in a temporary folder; ONLY="name name" runs less.
+golden: $(DEV)
+	@test -n "$(BASE)" || { echo "make golden needs a revision to compare with. Run: make golden BASE=HEAD~1" >&2; exit 2; }
+	@set -e; work=$$(mktemp -d); trap 'git worktree remove --force "$$work/base"; rm -rf "$$work"' EXIT; \
+	git worktree add -q --detach "$$work/base" "$(BASE)"; \
+	PYTHONPATH="$$work/base/src" $(BIN)/python benchmarks/golden.py run "$$work/old" $(ONLY:%=--only %); \
+	PYTHONPATH="$(CURDIR)/src" $(BIN)/python benchmarks/golden.py run "$$work/new" $(ONLY:%=--only %); \
+	$(BIN)/python benchmarks/golden.py compare "$$work/old" "$$work/new"
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict

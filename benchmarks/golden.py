@@ -1,6 +1,6 @@
 """Do two revisions compute the same? A short run of every recipe by its command, and everything that the runs wrote, compared.
 
-    python benchmarks/golden.py run FOLDER            # with the valign that this Python imports
+    python benchmarks/golden.py run FOLDER            # with the valign that this Python imports; exit code 1 if a command fails
     python benchmarks/golden.py compare OLD NEW       # exit code 1 if anything differs
 
 To hold the working tree against an earlier revision: ``make golden BASE=<revision>``. Times, versions and paths do not count; pages
@@ -129,13 +129,14 @@ VOLATILE = {
 }
 
 
-def run(folder: Path, only: list[str]) -> None:
-    """Run every command in ``folder`` and write ``hashes.json`` beside the folder's files."""
+def run(folder: Path, only: list[str]) -> int:
+    """Run every command in ``folder``; return how many failed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     (folder / "table.csv").write_text(TABLE)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VALIGN_PROGRESS": "0", "COLUMNS": "160"}
     (folder / "printed").mkdir(exist_ok=True)
+    failed = 0
     for name, line in COMMANDS.items():
         if only and name not in only:
             continue
@@ -145,16 +146,20 @@ def run(folder: Path, only: list[str]) -> None:
         )
         (folder / "printed" / f"{name}.txt").write_text(f"{done.returncode}\n{done.stdout}")
         if done.returncode not in (0, 3):
+            failed += 1
             print(done.stderr[-2000:], file=sys.stderr)
         print(f"{name}: exit code {done.returncode}, {perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    found = {str(path.relative_to(folder)): digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    (folder / "hashes.json").write_text(json.dumps({name: value for name, value in found.items() if value}, indent=1))
+    return failed
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The hash of every file of ``folder`` that is compared, by its name below it."""
+    found = {str(path.relative_to(folder)): digest(path) for path in folder.rglob("*") if path.is_file()}
+    return {name: value for name, value in found.items() if value}
 
 
 def digest(path: Path) -> str | None:
     """A hash of what the file says; None for a file that is not compared."""
-    if path.name == "hashes.json":
-        return None
     if path.suffix == ".json":
         return hashed(json.loads(path.read_text()))
     if path.suffix == ".jsonl":
@@ -175,7 +180,7 @@ def digest(path: Path) -> str | None:
 
         with Image.open(path) as image:
             return hashlib.sha256(image.convert("RGBA").tobytes()).hexdigest()
-    return hashed(path.read_text()) if path.suffix in (".txt", ".csv") else None
+    return hashed([_json(line) for line in path.read_text().splitlines()]) if path.suffix in (".txt", ".csv") else None
 
 
 def raw(tensor: Any) -> str:
@@ -208,7 +213,10 @@ def plain(value: Any) -> Any:
 
 def compare(old: Path, new: Path) -> int:
     """Print what differs; return how many files do."""
-    before, after = (json.loads((folder / "hashes.json").read_text()) for folder in (old, new))
+    before, after = (
+        {str(path.relative_to(folder)): digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        for folder in (old, new)
+    )
     differing = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     for name in differing:
         print(f"{name}: {'differs' if name in before and name in after else 'only in ' + str(old if name in before else new)}")
@@ -227,7 +235,7 @@ def main() -> None:
     comparer.add_argument("new", type=Path)
     given = parser.parse_args()
     if given.command == "run":
-        run(given.folder, given.only)
+        sys.exit(run(given.folder, given.only) > 0)
     else:
         sys.exit(compare(given.old, given.new) > 0)
 

@@ -51,3 +51,47 @@ def test_nothing_is_left_of_a_write_that_failed(tmp_path):
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "folder") as folder:
         fail(RuntimeError((folder / "part").write_text("half")))
     assert (path.read_text(), [file.name for file in tmp_path.iterdir()]) == ("old", ["kept.txt"])
+
+
+def folder_with(path, text):
+    path.mkdir()
+    (path / "text").write_text(text)
+    return path
+
+
+def test_the_old_folder_stands_until_the_new_one_is_whole(tmp_path):
+    path = folder_with(tmp_path / "folder", "old")
+    with pytest.raises(UserError, match="exists"), atomic_folder(path):
+        pass
+    with atomic_folder(path, force=True) as new:
+        (new / "more").write_text("new")
+        assert (path / "text").read_text() == "old"
+    assert [file.name for file in path.iterdir()] == ["more"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_the_old_folder_is_put_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch, failing):
+    path = folder_with(tmp_path / "folder", "old")
+    replace, calls = os.replace, []
+
+    def fail_once(source, target):
+        calls.append((source, target))
+        if len(calls) == failing:
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr("valign.files.os.replace", fail_once)
+    with pytest.raises(PermissionError), atomic_folder(path, force=True) as new:
+        (new / "text").write_text("new")
+    assert (path / "text").read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_a_killed_process_left_aside_is_in_nobody_s_way(tmp_path):
+    path = folder_with(tmp_path / "folder", "old")
+    folder_with(tmp_path / f".folder.{os.getpid()}.old", "older")
+    with atomic_folder(path, force=True) as new:
+        (new / "text").write_text("new")
+    assert (path / "text").read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]

@@ -38,12 +38,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Give a new temporary folder beside ``path``; rename it when the block ends well.
 
-    Raises: UserError if ``path`` exists, unless ``force``: then the new folder takes its place.
+    Raises: UserError if ``path`` exists, unless ``force``: then the new folder takes its place. The old one is renamed aside and
+    deleted last; it is put back when the new one cannot take its place.
     """
     if path.exists() and not force:
         raise UserError(f"{path} exists. Choose another output folder, or delete it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -53,8 +55,15 @@ def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
             if file.is_file() and not file.is_symlink():
                 file.chmod(mode)
         if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if aside.exists():
+                os.replace(aside, path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
