@@ -1,9 +1,10 @@
 """Checks of input, in one sentence form: *who* must be *what*, got *what*. What to do."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
+from functools import cache
 from math import inf, isfinite
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Options = TypeVar("Options")
 
@@ -28,6 +29,65 @@ def check_choice(name: str, value: object, choices: Collection[object], *, hint:
         raise ValueError(f"{name} must be one of {listed}; got {value!r}. {hint}".rstrip())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What one field of a dataclass was declared with; `check_options` and the command line read it."""
+
+    type: Any  # without None; see `optional`
+    optional: bool  # None is allowed
+    help: str = ""
+    low: float = -inf
+    high: float = inf
+    above: float | None = None
+    choices: Collection[object] = ()
+    hint: str = ""
+    flags: tuple[str, ...] = ()  # on the command line, where they are not the field's name
+    none: object = None  # what stands for None on the command line
+
+
+def option(default: Any, **declared: Any) -> Any:
+    """A field of a dataclass with all that is to be said of it in one place; its own checks and the command line read this.
+
+    Args:
+        default: The value, or a function without arguments that makes it (``dict``).
+        declared: ``help``, the range (``low``, ``high``, ``above``), ``choices``, ``hint`` for a message, ``flags`` and ``none``,
+            as in `Declared`. A `Literal` type needs no choices.
+    """
+    metadata = {"option": declared}
+    return field(default_factory=default, metadata=metadata) if callable(default) else field(default=default, metadata=metadata)
+
+
+@cache
+def declared_options(kind: type[Any]) -> dict[str, Declared]:
+    """How each field of the dataclass ``kind`` was declared, by name and in order."""
+    hints, found = get_type_hints(kind), {}
+    for item in fields(kind):
+        inner = [part for part in get_args(hints[item.name]) if part is not type(None)]
+        optional = len(inner) < len(get_args(hints[item.name]))
+        plain = inner[0] if optional and len(inner) == 1 else hints[item.name]
+        literal = {"choices": get_args(plain)} if get_origin(plain) is Literal else {}
+        found[item.name] = Declared(type=plain, optional=optional, **literal | item.metadata.get("option", {}))
+    return found
+
+
+def check_options(options: object) -> None:
+    """Raise ValueError unless every field of a dataclass is in the range, or one of the choices, that it was declared with."""
+    for name in declared_options(type(options)):
+        check_option(type(options), name, getattr(options, name))
+
+
+def check_option(kind: type[Any], name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` may be the field ``name`` of the dataclass ``kind``."""
+    declared = declared_options(kind)[name]
+    if value is None and declared.optional:
+        return
+    if declared.choices:
+        check_choice(f"{kind.__name__}.{name}", value, declared.choices, hint=declared.hint)
+    elif (declared.above, declared.low, declared.high) != (None, -inf, inf):
+        limits: dict[str, Any] = {"above": declared.above, "low": declared.low, "high": declared.high}
+        check_range(f"{kind.__name__}.{name}", value, **limits, hint=declared.hint)
+
+
 def read_options(kind: type[Options], options: Mapping[str, Any], *, name: str = "") -> Options:
     """The dataclass ``kind`` of ``options``, each in its field's type: 8 becomes a float where one is declared, and a list a tuple.
 
@@ -35,15 +95,33 @@ def read_options(kind: type[Options], options: Mapping[str, Any], *, name: str =
         name: What a message calls it; the class's own name if left out.
     Raises: UserError for a value of the wrong type, and for what ``kind`` itself refuses.
     """
+    return _read(kind, dict(options), name or kind.__name__)
+
+
+def read_changes(kind: type[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Some fields of the dataclass ``kind`` in their types, each checked by its own declaration.
+
+    What they may be together is not asked: the others' values are not known yet.
+    Raises: UserError for a value of the wrong type, ValueError for one out of range.
+    """
+    hints, found = get_type_hints(kind), {}
+    for name, value in changes.items():
+        found[name] = _read(hints[name], value, f"{kind.__name__}.{name}")
+        check_option(kind, name, found[name])
+    return found
+
+
+def _read(kind: Any, value: object, name: str) -> Any:
+    """``value`` in the type ``kind``. Raises: UserError that calls it ``name``."""
     from pydantic import TypeAdapter, ValidationError  # slow to import
 
     try:
-        return TypeAdapter(kind).validate_python(dict(options))
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":  # of `check_range` and its like, which name the value
             raise UserError(first["msg"].removeprefix("Value error, ")) from error
-        where = ".".join([name or kind.__name__, *map(str, first["loc"])])
+        where = ".".join([name, *map(str, first["loc"])])
         raise UserError(f"{where}: {first['msg']}, got {first['input']!r}.") from error
 
 

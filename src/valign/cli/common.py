@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from rich.console import Console
 from typer import Option
 
-from valign.checks import UserError
+from valign.checks import UserError, option
 
 if TYPE_CHECKING:
     from valign.detectors import Detector
@@ -118,6 +119,21 @@ def _detector(name: str) -> Detector:
         f"detector must be oracle, nudenet, safety-checker=FOLDER or clip-probe=FOLDER, joined by + if several; got {name!r}."
         " FOLDER holds a safety checker, or a CLIP model and its probe.safetensors."
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """A chat model that judges and rewrites, as a command names it."""
+
+    chat: str | None = option(
+        None, help="OpenAI-compatible endpoint, or a folder with a local chat model, that judges and rewrites"
+    )
+    chat_model: str = option("default", help="model that the endpoint serves")
+    key_env: str | None = option(None, help="environment variable with the endpoint's key")
+
+    def load(self) -> ChatModel | None:
+        """The chat model; None where none was named."""
+        return resolve_chat(self.chat, model=self.chat_model, key_env=self.key_env) if self.chat else None
 
 
 def resolve_chat(place: str, *, model: str, key_env: str | None = None) -> ChatModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
-from valign.checks import UserError
-from valign.cli.common import Fragments, Generated, Weights, err, numbers_by_name, out, resolve_chat
+from valign.checks import UserError, option
+from valign.cli.common import ChatOptions, Fragments, Generated, Weights, err, numbers_by_name, out
+from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
     from valign.data.prompts.labelled import LabelledPrompt
@@ -30,33 +32,33 @@ app = typer.Typer(no_args_is_help=True, help="Check and rewrite prompts before a
 Prompts = Annotated[list[str] | None, Argument(help="prompts; without any, one per line from stdin", show_default=False)]
 PolicyName = Annotated[str, Option("--policy", "-p", help="default, shapes, or a policy file")]
 File = Annotated[Path | None, Option("--file", "-f", help="prompts from a file: text (one a line), jsonl, csv or parquet")]
-HeadFile = Annotated[Path | None, Option("--head", help="a head made by `valign guard fit`; the shipped one")]
 Json = Annotated[bool, Option("--json", help="one JSON object per prompt, on stdout")]
-Chat = Annotated[
-    str | None,
-    Option("--chat", metavar="URL|FOLDER", help="OpenAI-compatible endpoint, or a local chat model, that judges and rewrites"),
-]
-ChatName = Annotated[str, Option("--chat-model", help="model that the endpoint serves")]
-KeyName = Annotated[str | None, Option("--key-env", help="environment variable with the endpoint's key")]
 Rates = Annotated[
     list[str], Option(metavar="SOURCE=SHARE", help="the share for a source, such as deliberately alarming prompts; may be repeated")
 ]
 Data = Annotated[list[Path], Option("--data", "-d", help="file or folder of labelled prompts; may be repeated")]
 
 
-@app.command("check", epilog='example: valign guard check "a cat on a sofa" --json')
+@dataclass(frozen=True, kw_only=True)
+class GuardOptions:
+    """Which guard."""
+
+    policy: str = option("default", help="default, shapes, or a policy file", flags=("--policy", "-p"))
+    head: Path | None = option(None, help="a head made by `valign guard fit`; the shipped one")
+
+
+GUARDED = configured(guard=GuardOptions, chat=ChatOptions)
+
+
+@app.command("check", cls=GUARDED, epilog='example: valign guard check "a cat on a sofa" --json')
 def check(
+    ctx: typer.Context,
     prompts: Prompts = None,
     file: File = None,
-    policy: PolicyName = "default",
-    head: HeadFile = None,
     as_json: Json = False,
-    chat: Chat = None,
-    chat_model: ChatName = "default",
-    key_env: KeyName = None,
 ) -> None:
     """Say allow, rewrite or block, and why; nothing is rewritten. Exit code 3 if a prompt is blocked."""
-    guard = _guard(policy, head, chat, chat_model, key_env)
+    guard = _guard(ctx)
     blocked = False
     for _, decision in _decisions(guard, _prompts(prompts, file)):
         blocked |= decision.blocked
@@ -67,19 +69,15 @@ def check(
     raise typer.Exit(BLOCKED if blocked else 0)
 
 
-@app.command("rewrite", epilog='example: valign guard rewrite "oil painting of a battle" > safe.txt')
+@app.command("rewrite", cls=GUARDED, epilog='example: valign guard rewrite "oil painting of a battle" > safe.txt')
 def rewrite(
+    ctx: typer.Context,
     prompts: Prompts = None,
     file: File = None,
-    policy: PolicyName = "default",
-    head: HeadFile = None,
     as_json: Json = False,
-    chat: Chat = None,
-    chat_model: ChatName = "default",
-    key_env: KeyName = None,
 ) -> None:
     """Print each prompt as it may be drawn, one a line; a blocked one gives an empty line. Exit code 3 if any is blocked."""
-    guard = _guard(policy, head, chat, chat_model, key_env)
+    guard = _guard(ctx)
     blocked = False
     for number, (prompt, decision) in enumerate(_decisions(guard, _prompts(prompts, file)), start=1):
         result = guard.finish(decision, prompt)
@@ -93,19 +91,15 @@ def rewrite(
     raise typer.Exit(BLOCKED if blocked else 0)
 
 
-@app.command("explain", epilog='example: valign guard explain "no weapons allowed, painted on a poster"')
+@app.command("explain", cls=GUARDED, epilog='example: valign guard explain "no weapons allowed, painted on a poster"')
 def explain(
+    ctx: typer.Context,
     prompts: Prompts = None,
     file: File = None,
-    policy: PolicyName = "default",
-    head: HeadFile = None,
     as_json: Json = False,
-    chat: Chat = None,
-    chat_model: ChatName = "default",
-    key_env: KeyName = None,
 ) -> None:
     """Run every stage, also after the first finding, and show each verdict: words, score against threshold, the rewrite."""
-    guard = _guard(policy, head, chat, chat_model, key_env)
+    guard = _guard(ctx)
     blocked = False
     for prompt, decision in _decisions(guard, _prompts(prompts, file), explain=True):
         result = guard.finish(decision, prompt)
@@ -200,19 +194,15 @@ def calibrate(
     out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
 
 
-@app.command("evaluate", epilog="example: valign guard evaluate --data prompts/ -o runs/guard-report")
+@app.command("evaluate", cls=GUARDED, epilog="example: valign guard evaluate --data prompts/ -o runs/guard-report")
 def evaluate(
+    ctx: typer.Context,
     data: Data,
     folder: Annotated[Path, Option("--out", "-o", help="folder for results.json, report.md and roc.png")],
-    policy: PolicyName = "default",
-    head: HeadFile = None,
     held_out: Annotated[bool, Option(help="only the tenth of the groups that `fit` never trains on")] = False,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
     disguises: Annotated[bool, Option(help="each prompt in each disguise, such as leetspeak; reported by disguise")] = False,
     show_prompts: Annotated[bool, Option(help="print the worst prompts in the report")] = False,
-    chat: Chat = None,
-    chat_model: ChatName = "default",
-    key_env: KeyName = None,
 ) -> None:
     """Measure the whole guard on labelled prompts: recall, false alarms, ROC, per category, per stage, the worst errors."""
     from valign.data.prompts.disguise import in_every_disguise
@@ -220,7 +210,7 @@ def evaluate(
     from valign.evaluation.guards.page import write_guard_report
     from valign.recipes.guard_head import TEST_FOLD, measure_guard
 
-    guard = _guard(policy, head, chat, chat_model, key_env)
+    guard = _guard(ctx)
     rows = [row for row in read_rows(data, guard.policy) if not held_out or row.fold == TEST_FOLD]
     if not rows:
         raise UserError("--data must leave prompts to measure, got none in the held-out fold. Add data, or take --held-out out.")
@@ -246,11 +236,11 @@ def _rates(texts: Sequence[str], rows: Sequence[LabelledPrompt]) -> dict[str, fl
     return rates
 
 
-def _guard(policy: str, head: Path | None, chat: str | None, chat_model: str, key_env: str | None) -> Guard:
+def _guard(ctx: typer.Context) -> Guard:
     from valign.guard import Guard
 
-    model = resolve_chat(chat, model=chat_model, key_env=key_env) if chat else None
-    return Guard.from_policy(_policy(policy), head=head, chat=model)
+    options = record(ctx, GuardOptions)
+    return Guard.from_policy(_policy(options.policy), head=options.head, chat=record(ctx, ChatOptions).load())
 
 
 def _prompts(prompts: list[str] | None, file: Path | None) -> Iterator[str]:

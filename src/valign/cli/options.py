@@ -1,0 +1,217 @@
+"""Options that config dataclasses give to a command: each field is one option, and ``--config`` and ``--set`` take them all.
+
+A command declares its parts with `configured` and asks with `record` or `changes` for what was given. A part is a dataclass, or
+the place of one as ``"module:Class"``, which is imported only when the command is asked for, so that other help stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from inspect import Parameter, Signature
+from math import inf
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import typer
+from typer.core import TyperCommand
+from typer.main import get_command
+
+from valign.checks import Declared, UserError, declared_options, read_changes
+from valign.cli.common import numbers_by_name, setting
+
+Kind = TypeVar("Kind")
+GIVEN = "valign.given"  # where a context keeps what `record` and `changes` read
+
+
+def configured(
+    *, rest: str = "", preset: bool = False, typed: Mapping[str, tuple[str, ...]] | None = None, **parts: type[Any] | str
+) -> type[Any]:
+    """A command class whose further options are the fields of ``parts``; pass it as ``cls`` to ``app.command``.
+
+    A field has the first part's plain name, ``--steps``; a later part with a field of that name has ``--PART-steps``. An option
+    that the command declares itself comes first. In files and ``--set`` a name may be written PART.NAME.
+
+    Args:
+        rest: What other names belong to, such as "the method"; `rest_of` returns them. Empty: other names are refused.
+        preset: The defaults are a preset's, not the dataclasses' own, so help does not show these.
+        typed: Fields that are options of their own, by part; the others are left to ``--set`` and ``--config``. All if left out.
+    """
+    return type("Configured", (_Configured,), {"parts": parts, "rest": rest, "preset": preset, "typed": typed or {}})
+
+
+def record(ctx: typer.Context, kind: type[Kind], **over: Any) -> Kind:
+    """The part of this dataclass with what was given, its own defaults otherwise, and ``over`` above both."""
+    return kind(**changes(ctx, kind) | over)
+
+
+def changes(ctx: typer.Context, *kinds: type[Any]) -> dict[str, Any]:
+    """What was given for the parts of these dataclasses, by field: nothing that was left out."""
+    return {name: value for kind in kinds for name, value in ctx.meta[GIVEN][kind].items()}
+
+
+def rest_of(ctx: typer.Context) -> dict[str, Any]:
+    """What was given under names that are no field of any part."""
+    return dict(ctx.meta[GIVEN][None])
+
+
+class _Configured(TyperCommand):
+    """A command with generated options, made when they are first asked for."""
+
+    context_class = typer.Context
+
+    parts: Mapping[str, type[Any] | str]
+    rest: str
+    preset: bool
+    typed: Mapping[str, tuple[str, ...]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sources: dict[str, tuple[str, str]] = {}  # generated parameter -> part and field
+
+    def kinds(self) -> dict[str, type[Any]]:
+        """The parts' dataclasses, imported."""
+        return {name: _imported(part) if isinstance(part, str) else part for name, part in self.parts.items()}
+
+    def get_params(self, ctx: typer.Context) -> list[Any]:
+        if not self.sources:
+            self.params.extend(self._generated())
+        return super().get_params(ctx)
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        left = super().parse_args(ctx, args)
+        given: dict[tuple[str, str], Any] = {}
+        file, settings = ctx.params.pop("config_file"), ctx.params.pop("settings")
+        typed = {name: ctx.params.pop(name) for name in self.sources}
+        if not ctx.resilient_parsing:
+            given |= self._sorted_out(dict(_flat(read_config(file), self.parts)), f"--config {file}") if file else {}
+            given |= {self.sources[name]: self._value(name, value) for name, value in typed.items() if value not in (None, [], ())}
+            given |= self._sorted_out(dict(map(setting, settings)), "--set")
+            found: dict[Any, dict[str, Any]] = {None: {name: value for (part, name), value in given.items() if not part}}
+            for part, kind in self.kinds().items():
+                found[kind] = read_changes(kind, {name: value for (owner, name), value in given.items() if owner == part})
+            ctx.meta[GIVEN] = found
+        return left
+
+    def _value(self, name: str, value: Any) -> Any:
+        """A typed value as the field has it."""
+        part, item = self.sources[name]
+        declared = declared_options(self.kinds()[part])[item]
+        if get_origin(declared.type) not in (None, tuple, Literal):
+            return numbers_by_name(f"--{name.rpartition('__')[2]}", value)
+        return None if declared.none is not None and value == declared.none else value
+
+    def _sorted_out(self, values: Mapping[str, Any], origin: str) -> dict[tuple[str, str], Any]:
+        """Values by part and field. Raises: UserError that lists every unknown name."""
+        known = {part: declared_options(kind) for part, kind in self.kinds().items()}
+        found, unknown = {}, []
+        for key, value in values.items():
+            part, _, name = key.rpartition(".")
+            owner = next((one for one in known if name in known[one] and part in ("", one)), "")
+            found[(owner, name if owner else key)] = value
+            unknown += [] if owner or self.rest else [key]
+        if unknown:
+            listed = "; ".join(f"{self.kinds()[part].__name__}: {', '.join(names)}" for part, names in known.items())
+            raise UserError(f"{origin} must name options of the command, got {', '.join(unknown)}. Known: {listed}.")
+        return found
+
+    def _generated(self) -> Iterator[Any]:
+        """The parameters of all parts, made by typer itself from a signature."""
+        taken = {flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+        made: dict[str, tuple[Any, Any]] = {}
+        untyped: list[str] = []
+        for part, kind in self.kinds().items():
+            defaults = {item.name: item.default for item in fields(kind)}
+            for name, declared in declared_options(kind).items():
+                flags = _flags(name, declared)
+                if not taken.isdisjoint(flags):
+                    flags = _flags(f"{part}_{name}", Declared(type=declared.type, optional=True))
+                wanted = name in self.typed.get(part, (name,))
+                if not wanted or is_dataclass(declared.type) or not taken.isdisjoint(flags):
+                    untyped.append(name if wanted else f"{part}.{name}")
+                    continue
+                taken.update(flags)
+                self.sources[f"{part}__{name}"] = (part, name)
+                made[f"{part}__{name}"] = (
+                    _annotated(declared, flags, None if self.preset else defaults[name], kind.__name__),
+                    None,
+                )
+        more = f"; besides the options, {', '.join(untyped)}" if untyped else ""
+        panel = "From a file"
+        made["config_file"] = (
+            Annotated[Path | None, typer.Option("--config", help="YAML file of such options", rich_help_panel=panel)],
+            None,
+        )
+        what = f"any such option{f', or one of {self.rest}' if self.rest else ''}; may be repeated{more}"
+        made["settings"] = (
+            Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help=what, rich_help_panel=panel)],
+            [],
+        )
+        yield from _parameters(made)
+
+
+def _imported(place: str) -> type[Any]:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
+
+
+def _flags(name: str, declared: Declared) -> tuple[str, ...]:
+    if declared.flags:
+        return declared.flags
+    plain = name.replace("_", "-")
+    return (f"--{plain}/--no-{plain}",) if declared.type is bool else (f"--{plain}",)
+
+
+def _annotated(declared: Declared, flags: tuple[str, ...], default: object, panel: str) -> Any:
+    """The type and the option of a field as typer reads them."""
+    options: dict[str, Any] = {"help": declared.help, "rich_help_panel": panel}
+    kind: Any = declared.type
+    if get_origin(kind) is tuple:
+        kind, options["help"] = list[get_args(kind)[0]], f"{declared.help}; may be repeated"  # type: ignore[misc]
+    elif declared.choices:
+        kind = Literal[tuple(declared.choices)]  # type: ignore[misc]
+    elif get_origin(kind) is not None:
+        kind, options["metavar"], options["help"] = list[str], "NAME=NUMBER", f"{declared.help}; may be repeated"
+    elif kind in (int, float) and declared.none is None:
+        limits = {"min": max(declared.low, declared.above or -inf), "max": declared.high}
+        options |= {name: kind(limit) for name, limit in limits.items() if abs(limit) != inf}
+    if isinstance(default, int | float | str | Path) and default != "":
+        options["help"] += f" (default {default})"
+    return Annotated[kind | None, typer.Option(*flags, **options)]
+
+
+def _parameters(made: Mapping[str, tuple[Any, Any]]) -> list[Any]:
+    """Typer's own parameters of a function with this signature."""
+
+    def function(**_: Any) -> None: ...
+
+    function.__signature__ = Signature(  # type: ignore[attr-defined]
+        [Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind) for name, (kind, default) in made.items()]
+    )
+    function.__annotations__ = {name: kind for name, (kind, _) in made.items()}
+    app = typer.Typer(add_completion=False)
+    app.command()(function)
+    return get_command(app).params
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A YAML file of options. Raises: UserError if it is not a mapping."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {file} must be YAML, got: {' '.join(str(error).split())}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"--config {file} must hold NAME: VALUE lines, got {type(found).__name__}. Write for example steps: 100")
+    return found
+
+
+def _flat(values: Mapping[Any, Any], parts: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """A part's own mapping as PART.NAME, as `asdict` of a config that holds others has it."""
+    for key, value in values.items():
+        if key in parts and isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield str(key), value

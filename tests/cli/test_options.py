@@ -1,0 +1,148 @@
+"""Options that config dataclasses give to a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from valign.checks import UserError, check_options, option
+from valign.cli.options import changes, configured, record, rest_of
+
+runner = CliRunner(env={"COLUMNS": "200"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oven:
+    heat: int = option(200, help="degrees", low=50, high=300)
+    hours: float = option(1.0, help="until it is done", above=0)
+    fan: bool = option(True, help="moves the air")
+    mode: Literal["top", "bottom"] = option("top", help="where the heat comes from")
+    trays: tuple[str, ...] = option((), help="what is in it", flags=("--tray",))
+    weights: Mapping[str, float] = option(dict, help="of what is in it")
+    timer: int | None = option(30, help="minutes; 0 is off", low=1, none=0)
+    recipe: Path | None = option(None, help="file")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fridge:
+    heat: int = option(4, help="degrees", low=-30, high=10)
+    door: str = option("left", help="side", choices=("left", "right"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kitchen:
+    oven: Oven = field(default_factory=Oven)
+    fridge: Fridge = field(default_factory=Fridge)
+
+
+def kitchen(*arguments: str, **options: object) -> dict:
+    """What a command with these parts finds given."""
+    app, found = typer.Typer(), {}
+
+    @app.command(cls=configured(oven=Oven, fridge=Fridge, **options))
+    def cook(ctx: typer.Context, name: Annotated[str, typer.Option(help="of the cook")] = "") -> None:
+        found.update(oven=record(ctx, Oven), fridge=record(ctx, Fridge), given=changes(ctx, Oven, Fridge), rest=rest_of(ctx))
+
+    result = runner.invoke(app, arguments)
+    if result.exception:
+        raise result.exception
+    return found
+
+
+EVERYTHING = Oven(heat=250, hours=0.5, fan=False, mode="bottom", trays=("a", "b"), weights={"a": 2.0}, timer=None, recipe=Path("x"))
+TYPED = "--heat 250 --hours 0.5 --no-fan --mode bottom --tray a --tray b --weights a=2 --timer 0 --recipe x --fridge-heat 2".split()
+
+
+def test_each_type_is_typed_set_and_read(tmp_path):
+    typed = kitchen(*TYPED)
+    assert (typed["oven"], typed["fridge"]) == (EVERYTHING, Fridge(heat=2))
+    as_set = [f"--set={name}={value}" for name, value in {"heat": 250, "hours": "5.0e-1", "fan": "no", "mode": "bottom"}.items()]
+    as_set += ["--set", "trays=[a, b]", "--set", "weights={a: 2}", "--set", "timer=null", "--set", "recipe=x"]
+    assert kitchen(*as_set)["oven"] == EVERYTHING
+    plain = asdict(Kitchen(oven=EVERYTHING, fridge=Fridge(heat=2)))
+    plain["oven"] |= {"trays": ["a", "b"], "recipe": "x"}
+    for written in (plain, plain["oven"] | {"fridge.heat": 2}):  # as the config that holds both, or flat
+        (tmp_path / "kitchen.yaml").write_text(yaml.safe_dump(written))
+        read = kitchen("--config", str(tmp_path / "kitchen.yaml"))
+        assert (read["oven"], read["fridge"]) == (typed["oven"], typed["fridge"])
+
+
+def test_what_is_left_out_is_not_given(tmp_path):
+    found = kitchen()
+    assert (found["oven"], found["fridge"], found["given"], found["rest"]) == (Oven(), Fridge(), {}, {})
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("heat: 100\nhours: 2\n")
+    found = kitchen("--config", str(tmp_path / "a.yaml"), "--heat", "120")
+    assert found["given"] == {"heat": 120, "hours": 2.0}
+    assert kitchen("--config", str(tmp_path / "a.yaml"), "--set", "heat=130")["oven"].heat == 130
+
+
+def test_a_field_of_the_same_name_bears_its_part(tmp_path):
+    assert kitchen("--fridge-heat", "1", "--set", "oven.heat=60")["given"] == {"heat": 1}
+    found = kitchen("--fridge-heat", "1", "--set", "oven.heat=60")
+    assert (found["oven"].heat, found["fridge"].heat) == (60, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("heet: 1\nsize: 2\n", r"--config .* must name options of the command, got heet, size. Known: Oven: heat, hours"),
+        ("heat: warm\n", r"Oven.heat: Input should be a valid integer.*, got 'warm'"),
+        ("heat: 400\n", r"Oven.heat must be in \[50, 300\], got 400"),
+        ("hours: 0\n", r"Oven.hours must be in \(0, inf\), got 0"),
+        ("mode: left\n", r"Oven.mode: Input should be 'top' or 'bottom', got 'left'"),
+        ("door: up\n", "Fridge.door must be one of left, right; got 'up'"),
+        ("- heat\n", r"must hold NAME: VALUE lines, got list"),
+        ("heat: !!python/object/apply:os.getcwd []\n", "must be YAML, got: could not determine a constructor"),
+        ("heat: [\n", "must be YAML, got"),
+    ],
+)
+def test_a_bad_file_is_refused(text, message, tmp_path):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        kitchen("--config", str(tmp_path / "bad.yaml"))
+
+
+def test_bad_values_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--set must name options of the command, got heet"):
+        kitchen("--set", "heet=1")
+    with pytest.raises(UserError, match="--set must be NAME=VALUE, got 'heat'"):
+        kitchen("--set", "heat")
+    with pytest.raises(UserError, match="--weights must be NAME=NUMBER, got 'a'"):
+        kitchen("--weights", "a")
+    with pytest.raises(FileNotFoundError):
+        kitchen("--config", str(tmp_path / "nowhere.yaml"))
+    for typed in (["--heat", "20"], ["--mode", "left"], ["--door", "up"], ["--heat", "hot"]):
+        with pytest.raises(SystemExit, match="2"):
+            kitchen(*typed)
+
+
+def test_other_names_may_belong_to_something_else():
+    assert kitchen("--set", "rank=4", "--set", "adamw.beta=1", rest="the method")["rest"] == {"rank": 4, "adamw.beta": 1}
+
+
+def test_only_some_fields_may_be_typed():
+    only = {"oven": ("heat",)}
+    assert kitchen("--heat", "60", "--set", "hours=2", typed=only)["oven"] == Oven(heat=60, hours=2.0)
+    with pytest.raises(SystemExit, match="2"):
+        kitchen("--hours", "2", typed=only)
+
+
+def test_a_declaration_is_checked_when_the_config_is_made():
+    with pytest.raises(ValueError, match=r"Oven.heat must be in \[50, 300\], got 20"):
+        Oven(heat=20)
+    with pytest.raises(ValueError, match="Oven.mode must be one of top, bottom; got 'left'"):
+        Oven(mode="left")
+    assert Oven(timer=None).timer is None
