@@ -15,7 +15,7 @@ COMPARED = "longer|more|less|better|worse|larger|smaller|fewer|higher|lower"
 BANNED = {
     "pictures?": "image",
     "peers?": "baseline",
-    "(initial|normal|summar|optim|random|factor|orthogonal|standard|token|serial|general|regular)is(e[drs]?|ers|ing|ations?)": "-ize",
+    "(initial|normal|summar|optim|random|factor|orthogonal|standard|token|serial|general)is(e[drs]?|ers|ing|ations?)": "-ize",
     rf"(?<!there )(?<!nor )(is|are|was|were|be)\s+no\s+(?!({COMPARED})\b)[a-z]+": "is not a ...",
     "twins?": "paired prompts, or the other prompt of the pair",
     "heard|eavesdrop(s|ping)?": "recorded, measured",
