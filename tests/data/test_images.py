@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from valign.checks import UserError
+from valign.data.images.filters import drop_reason
 from valign.data.images.pairs import import_images, make_images, pair_seed
 from valign.data.images.rows import ImageRow, count_kept, load_image_rows
 from valign.data.prompts.pairs import PromptPair
@@ -139,3 +140,9 @@ def test_image_rows_need_their_table(tmp_path):
     assert count_kept(PAIRS[:1], [ImageRow(id="p0", seed=0, kept=False, reason="unreadable")]) == {
         "hate": {"pairs": 1, "kept": 0, "unreadable": 1}
     }
+
+
+def test_a_score_at_the_threshold_is_harmful():
+    assert drop_reason(0.5, 0.49, 0.5) == ""
+    assert drop_reason(0.49, 0.1, 0.5) == "harmless"
+    assert drop_reason(0.9, 0.5, 0.5) == "harmful"

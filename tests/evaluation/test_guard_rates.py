@@ -123,3 +123,14 @@ def test_auroc_is_scikit_learns(unsafe, safe):
     found = auroc(one, two)
     assert found.value == pytest.approx(roc_auc_score([1] * len(one) + [0] * len(two), [*one, *two]))
     assert found.low <= found.value <= found.high
+
+
+def test_prompts_of_one_group_are_a_cluster():
+    rows = [scored(n, 1, n % 10 < 5, 0.5, categories=("hate",), found="hate") for n in range(40)]
+    alone = source_rates(rows)[0].recall
+    grouped = [replace(one, row=replace(one.row, group=f"concept {n % 10}")) for n, one in enumerate(rows)]
+    found = source_rates(grouped)[0].recall
+    assert found.value == alone.value
+    assert found.high - found.low > 1.5 * (alone.high - alone.low)
+    assert layer_rates(grouped)["all stages and intent"]["recall"] == category_rates(grouped)["hate"]["recall"]
+    assert category_rates(grouped)["hate"]["recall"]["low"] == found.low

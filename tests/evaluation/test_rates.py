@@ -132,3 +132,16 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     ]
     write_results(tmp_path / "results.parquet", rows)
     assert read_results(tmp_path / "results.parquet") == rows
+
+
+def test_seeds_of_one_prompt_are_no_independent_images():
+    """8 images of each of 20 prompts, all alike: as uncertain as 20 images, and the test counts 20 pairs."""
+    harmful, before = np.arange(20) < 6, np.arange(20) < 11
+    once = rate_of(harmful, np.arange(20), base=before, card=CARD)
+    many = rate_of(np.repeat(harmful, 8), np.repeat(np.arange(20), 8), base=np.repeat(before, 8), card=CARD)
+    assert (many.count, many.total) == (48, 160)
+    for name in ("share", "corrected"):
+        ours, theirs = getattr(many, name), getattr(once, name)
+        assert ours.value == pytest.approx(theirs.value)
+        assert ours.high - ours.low > 0.95 * (theirs.high - theirs.low)
+    assert many.versus.test.exact == pytest.approx(once.versus.test.exact)

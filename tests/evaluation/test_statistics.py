@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 from scipy.stats import bootstrap as scipy_bootstrap
 
 from valign.evaluation.statistics import (
+    effective_size,
     holm,
     mcnemar,
     mean_interval,
@@ -15,6 +16,7 @@ from valign.evaluation.statistics import (
     paired_bootstrap,
     rogan_gladen,
     share_difference,
+    share_interval,
     sign_flip_test,
     t_interval,
     wilson,
@@ -67,6 +69,14 @@ def test_bootstrap_agrees_with_scipy_and_with_the_normal_interval():
     assert ours.value == pytest.approx((after - before).mean())
     assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.01)
     assert ours.high - ours.low == pytest.approx(2 * half, rel=0.05)
+
+
+def test_bootstrap_of_shares_redraws_as_many_prompts_as_there_are():  # 0/1 outcomes: half width 1.96 sqrt(p (1 - p) / 200)
+    after = np.arange(200) < 60
+    found = paired_bootstrap(np.zeros(200), after.astype(float), np.arange(200), samples=20000)
+    half = 1.96 * (0.3 * 0.7 / 200) ** 0.5
+    assert found.value == pytest.approx(0.3)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.05)
 
 
 def test_bootstrap_over_every_possible_draw():  # 3 clusters: all 27 draws by hand, the interval at 80 % within one step of theirs
@@ -148,6 +158,37 @@ def test_a_small_test_of_the_detector_widens_the_interval():
     assert small.high - small.low > 1.3 * (known.high - known.low)
 
 
+@pytest.mark.parametrize(("hits", "limits"), [(60, (0.172883572784, 0.386526871681)), (160, (0.786037566992, 1.0))])
+def test_lang_reiczigel_by_the_published_steps(hits, limits):
+    """Their equations in 40 decimal digits, apart from this package; 54 of 60 positives and 38 of 40 negatives were right.
+
+    n' = 200 + z^2, P = (hits + z^2 / 2) / n', Se = 55 / 62, Sp = 39 / 42, share = (P + Sp - 1) / (Se + Sp - 1), shifted by
+    2 z^2 (share Se (1 - Se) / 62 - (1 - share) Sp (1 - Sp) / 42).
+    """
+    found = rogan_gladen(hits, 200, 0.9, 0.95, positives=60, negatives=40)
+    assert (found.low, found.high) == pytest.approx(limits, abs=1e-9)
+
+
+@given(
+    st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.data(),
+)
+def test_a_corrected_interval_holds_its_value(counts, positives, negatives, data):
+    sensitivity = data.draw(st.integers(1, positives)) / positives
+    specificity = data.draw(st.integers(1, negatives)) / negatives
+    assume(sensitivity + specificity > 1.001)
+    found = rogan_gladen(*counts, sensitivity, specificity, positives=positives, negatives=negatives)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+@pytest.mark.parametrize(("right", "of"), [(1, 8), (0, 8)])
+def test_a_detector_seen_on_a_handful_of_images_leaves_every_share_possible(right, of):  # 4/5 + 2/10 - 1 and 4/5 + 1/10 - 1
+    found = rogan_gladen(5, 10, 1.0, right / of + 1e-9, positives=3, negatives=8)
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
 def test_lang_reiczigel_covers_the_truth():
     rng, hits, truth, sensitivity, specificity = np.random.default_rng(1), 0, 0.2, 0.85, 0.9
     for _ in range(1000):
@@ -200,7 +241,94 @@ def test_many_pairs_are_drawn_and_agree_with_students_test():
     assert sign_flip_test(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.02)
 
 
+def test_a_drawn_p_value_is_never_zero():  # (0 + 1) / (20000 + 1)
+    assert sign_flip_test(np.full(40, 1.0)) == pytest.approx(1 / 20001)
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@st.composite
+def clustered(draw):
+    """0/1 outcomes before and after, and a cluster of each pair."""
+    rows = draw(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 9)), min_size=2, max_size=40))
+    before, after, clusters = map(np.array, zip(*rows))
+    return before, after, clusters
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40), st.integers(0, 2**32 - 1))
+def test_clusters_of_one_row_change_no_digit(pairs, seed):
+    before, after = np.array(pairs).T
+    clusters = np.random.default_rng(seed).permutation(len(pairs))
+    assert effective_size(after, clusters) is None
+    assert share_interval(after, clusters) == wilson(int(after.sum()), len(after))
+    assert mcnemar(before, after, clusters) == mcnemar(before, after)
+    assert newcombe(before, after, clusters) == newcombe(before, after)
+
+
+def test_effective_size_by_hand():
+    """Clusters of 4 with 4, 4, 0, 1 hits: p = 9/16, deviations 7/4, 7/4, -9/4, -5/4, squares 12.75.
+
+    Variance of p: 4/3 * 12.75 / 16^2; of 16 free rows: (9/16) (7/16) / 16; deff = 17 / 3.9375 = 272/63.
+    """
+    outcomes = np.array([1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0])
+    clusters = np.repeat(list("abcd"), 4)
+    few = (1.959963984540054 / 3.182446305284263) ** 2  # z / t with 3 degrees of freedom, 95 %
+    assert effective_size(outcomes, clusters) == pytest.approx(16 * 63 / 272 * few)
+    assert effective_size(np.ones(16), clusters) == 4  # all equal: nothing is known but the number of clusters
+    assert effective_size(outcomes, np.zeros(16)) == 1
+    assert effective_size(outcomes[:2], clusters[:2]) == 1
+
+
+def test_wilson_of_an_effective_size():  # as if 15 of 50 had been seen
+    found = wilson(120, 400, size=50)
+    assert (found.value, found.low, found.high) == pytest.approx(astuple(wilson(15, 50)))
+    corrected = rogan_gladen(120, 400, 0.9, 0.95, positives=60, negatives=60, size=50)
+    assert astuple(corrected) == pytest.approx(astuple(rogan_gladen(15, 50, 0.9, 0.95, positives=60, negatives=60)))
+
+
+@given(clustered())
+def test_whole_clusters_are_flipped(rows):
+    """Every pattern of signs of the clusters' sums, one by one."""
+    before, after, clusters = rows
+    assume(np.unique(clusters, return_counts=True)[1].max() > 1)
+    sums = [int(after[clusters == c].sum()) - int(before[clusters == c].sum()) for c in np.unique(clusters)]
+    drawn = np.array([np.dot(1 - 2 * np.array(signs), sums) for signs in np.ndindex(*[2] * len(sums))])
+    far, same = (drawn <= -abs(sum(sums))).mean(), (drawn == -abs(sum(sums))).mean()
+    found = mcnemar(before, after, clusters)
+    assert found.exact == pytest.approx(min(1, 2 * far))
+    assert found.mid_p == pytest.approx(min(1, 2 * far - same))
+
+
+def test_equal_seeds_of_a_prompt_are_one_answer():
+    before, after = np.arange(30) < 20, np.arange(30) % 3 == 0
+    clusters = np.tile(np.arange(30), 8)
+    found, once = mcnemar(np.tile(before, 8), np.tile(after, 8), clusters), mcnemar(before, after)
+    assert (found.exact, found.mid_p) == (pytest.approx(once.exact), pytest.approx(once.mid_p))
+    assert (found.lost, found.gained) == (8 * once.lost, 8 * once.gained)
+    same = share_difference(np.tile(before, 8), np.tile(before, 8), clusters)
+    assert same.low < -0.02 < 0.02 < same.high  # as wide as 30 prompts allow, not 240
+
+
+def test_a_cluster_test_never_gives_zero():
+    assert mcnemar(np.ones(4000), np.zeros(4000), np.repeat(np.arange(2000), 2)).exact > 0
+
+
+def test_eight_seeds_per_prompt_keep_their_level():
+    """Seeds of a prompt are alike and nothing changed: 5 % of the tests may fire, 5 % of the intervals may miss."""
+    rng, tests, fired, naive, missed = np.random.default_rng(2), 1000, 0, 0, 0
+    prompts, seeds = 40, 8
+    clusters = np.repeat(np.arange(prompts), seeds)
+    for _ in range(tests):
+        chance = rng.beta(0.3, 0.3, (2, prompts, 1))  # the prompt's own share, before and after
+        before, after = (rng.random((2, prompts, seeds)) < chance).reshape(2, -1)
+        fired += mcnemar(before, after, clusters).exact < 0.05
+        naive += mcnemar(before, after).exact < 0.05
+        found = share_interval(before, clusters)
+        missed += not found.low <= 0.5 <= found.high
+    assert naive > 0.3 * tests
+    assert 0.03 * tests < fired < 0.07 * tests
+    assert 0.03 * tests < missed < 0.07 * tests

@@ -9,6 +9,7 @@ from valign.detectors.base import DetectorCard
 from valign.evaluation.statistics import (
     Interval,
     McNemar,
+    effective_size,
     mcnemar,
     mean_interval,
     paired_bootstrap,
@@ -28,7 +29,7 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class Rate:
-    """``count`` of ``total`` images, Wilson interval; ``corrected`` for the detector's own error where that is known."""
+    """``count`` of ``total`` images, interval by Wilson; ``corrected`` for the known error of the detector."""
 
     count: int
     total: int
@@ -54,19 +55,30 @@ def rate_of(
     card: DetectorCard | None = None,
     seed: int = 0,
 ) -> Rate:
-    """Share of true outcomes. ``base`` holds the base model's outcomes in the same order; ``card`` asks for the correction."""
+    """Share of true outcomes.
+
+    Args:
+        clusters: One label per outcome (the prompt); those of one label are not independent.
+        base: The base model's outcomes in the same order.
+        card: Of the detector that gave the outcomes; asks for the correction.
+    """
     count, total = int(outcomes.sum()), len(outcomes)
+    size = effective_size(outcomes, clusters)
     versus = None
     if base is not None:
-        versus = PairedDifference(share_difference(base, outcomes, clusters, seed=seed), mcnemar(base, outcomes))
-    return Rate(count, total, wilson(count, total), corrected_rate(count, total, card), versus)
+        versus = PairedDifference(share_difference(base, outcomes, clusters, seed=seed), mcnemar(base, outcomes, clusters))
+    return Rate(count, total, wilson(count, total, size=size), corrected_rate(count, total, card, size=size), versus)
 
 
-def corrected_rate(count: int, total: int, card: DetectorCard | None) -> Interval | None:
-    """The rate behind what the detector saw; None where its error is unknown or no better than chance."""
+def corrected_rate(count: int, total: int, card: DetectorCard | None, *, size: float | None = None) -> Interval | None:
+    """The rate behind what the detector saw; None where its error is unknown or the detector is no better than chance.
+
+    Args: size: Effective number of independent images; None for ``total``.
+    """
     if card is None or card.sensitivity is None or card.specificity is None or card.sensitivity + card.specificity <= 1:
         return None
-    return rogan_gladen(count, total, card.sensitivity, card.specificity, positives=card.positives, negatives=card.negatives)
+    measured_on = {"positives": card.positives, "negatives": card.negatives}
+    return rogan_gladen(count, total, card.sensitivity, card.specificity, size=size, **measured_on)
 
 
 def mean_of(

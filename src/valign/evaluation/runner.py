@@ -163,4 +163,6 @@ def _notes(found: Sequence[Any], measured: Mapping[str, Any], detector: Detector
         notes += [note] if (note := size_warning(distance.count, dim)) else []
     if len(found) > 1:
         notes.append("p-values are two-sided, from McNemar's exact test, and not adjusted for the number of comparisons.")
+    if any(len({row.cluster for row in one.rows}) < len(one.rows) for one in measured.values()):
+        notes.append("Some prompts have several images: intervals and tests take the images of one prompt together.")
     return notes

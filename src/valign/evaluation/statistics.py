@@ -1,11 +1,15 @@
-"""Rates with intervals, paired tests, and rates corrected for the detector's own error. Pure NumPy and SciPy, float64."""
+"""Rates with intervals, paired tests, and rates corrected for the detector's own error. Pure NumPy and SciPy, float64.
+
+Rows of one cluster (the seeds of one prompt) are not independent. Where ``clusters`` labels the rows and some label occurs more
+than once, intervals use the effective number of rows and tests permute whole clusters; otherwise the textbook formulas apply.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from scipy.stats import binom, norm
 from scipy.stats import t as student
 
@@ -26,7 +30,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class McNemar:
-    """``lost`` pairs were true before and false after, ``gained`` the other way round. p-values are two-sided."""
+    """``lost`` pairs were true before and false after, ``gained`` the other way round. Two-sided p-values: exact and mid-p."""
 
     lost: int
     gained: int
@@ -34,29 +38,90 @@ class McNemar:
     mid_p: float
 
 
-def wilson(count: int, total: int, *, level: float = LEVEL) -> Interval:
-    """Score interval of a share (Wilson 1927): never outside [0, 1], and honest at 0 and at ``total``."""
+def wilson(count: int, total: int, *, size: float | None = None, level: float = LEVEL) -> Interval:
+    """Score interval of a share (Wilson 1927): never outside [0, 1], and honest at 0 and at ``total``.
+
+    Args: size: Effective number of independent rows (see `effective_size`); None for ``total``.
+    """
     _check_count("wilson", count, total)
-    z = _z(level)
-    share, weight = count / total, 1 + z * z / total
-    centre = (share + z * z / (2 * total)) / weight
-    half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / weight
+    z, n = _z(level), total if size is None else size
+    share, weight = count / total, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / weight
+    half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / weight
     low = 0.0 if count == 0 else centre - half
     high = 1.0 if count == total else centre + half
     return Interval(share, low, high)
 
 
-def mcnemar(before: Shaped[np.ndarray, " pair"], after: Shaped[np.ndarray, " twin"]) -> McNemar:
-    """Did a yes/no outcome change over the same prompts and seeds? Exact binomial test on the pairs that changed, and its mid-p
-    form (Fagerland et al. 2013), which is less conservative. Without any change both are 1."""
+def effective_size(
+    outcomes: Shaped[np.ndarray, " row"], clusters: Shaped[np.ndarray, " row"] | None, *, level: float = LEVEL
+) -> float | None:
+    """Number of independent rows that would tell the share of true outcomes as precisely as these clustered ones, in [1, rows].
+
+    ``rows / deff``, where the design effect ``deff >= 1`` is the variance of the share over clusters, as of a ratio, divided by
+    ``p (1 - p) / rows`` (Rao and Scott 1992); times ``(z / t)^2`` for few clusters (Korn and Graubard 1998), t with clusters - 1
+    degrees of freedom. Where all outcomes are equal the rows cannot show how alike a cluster is: then the number of clusters.
+    Returns: None without clusters, or where each cluster has one row: the rows are independent.
+    """
+    if clusters is None:
+        return None
+    values = np.asarray(outcomes, dtype=np.float64)
+    _check_pairs("effective_size", len(values), len(clusters))
+    _, member = np.unique(clusters, return_inverse=True)
+    sizes = np.bincount(member)
+    if sizes.max() == 1:
+        return None
+    share, groups = float(values.mean()), len(sizes)
+    if share in (0.0, 1.0) or groups == 1:
+        return float(groups)
+    apart = np.bincount(member, weights=values) - share * sizes
+    effect = groups / (groups - 1) * float(apart @ apart) / (len(values) * share * (1 - share))
+    few = (_z(level) / float(student.ppf((1 + level) / 2, groups - 1))) ** 2
+    return max(1.0, few * len(values) / max(1.0, effect))
+
+
+def share_interval(
+    outcomes: Shaped[np.ndarray, " row"], clusters: Shaped[np.ndarray, " row"] | None = None, *, level: float = LEVEL
+) -> Interval:
+    """`wilson` of the share of true outcomes, with the `effective_size` of clustered rows (as Dean and Pagano 2015 compare)."""
+    size = effective_size(outcomes, clusters, level=level)
+    return wilson(int(np.asarray(outcomes, dtype=bool).sum()), len(outcomes), size=size, level=level)
+
+
+def mcnemar(
+    before: Shaped[np.ndarray, " pair"],
+    after: Shaped[np.ndarray, " twin"],
+    clusters: Shaped[np.ndarray, " pair"] | None = None,
+) -> McNemar:
+    """Did a yes/no outcome change over the same prompts and seeds?
+
+    Exact binomial test on the pairs that changed, and its mid-p form (Fagerland et al. 2013), which is less conservative. Where a
+    cluster has several pairs, the exact permutation test that flips whole clusters: the sum of ``after - before`` against all
+    signs of the clusters' sums. With one pair per cluster it is the binomial test. Without any change both p-values are 1.
+    """
     before, after = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
-    _check_pairs("mcnemar", len(before), len(after))
+    _check_pairs("mcnemar", len(before), len(after), *([] if clusters is None else [len(clusters)]))
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     changed, fewer = lost + gained, min(lost, gained)
     if changed == 0:
         return McNemar(lost, gained, 1.0, 1.0)
-    tail, point = binom.cdf(fewer, changed, 0.5), binom.pmf(fewer, changed, 0.5)
+    labels = np.arange(len(before)) if clusters is None else clusters
+    _, member = np.unique(labels, return_inverse=True)
+    if np.bincount(member).max() == 1:
+        tail, point = binom.cdf(fewer, changed, 0.5), binom.pmf(fewer, changed, 0.5)
+    else:
+        tail, point = _cluster_tail(np.bincount(member, weights=after.astype(float) - before).astype(int))
     return McNemar(lost, gained, min(1.0, float(2 * tail)), min(1.0, float(2 * tail - point)))
+
+
+def _cluster_tail(sums: Int[np.ndarray, " cluster"]) -> tuple[float, float]:
+    """Chance that the sum, with a fair coin as the sign of each cluster, is at most ``-abs(sum)``, and exactly that."""
+    chances = np.ones(1)  # of the sum of the clusters with a plus, from 0 on
+    for size in np.abs(sums[sums != 0]):
+        chances = (np.pad(chances, (0, size)) + np.pad(chances, (size, 0))) / 2
+    fewer = (len(chances) - 1 - abs(int(sums.sum()))) // 2
+    least = np.finfo(np.float64).tiny  # a p-value is never 0
+    return max(float(chances[: fewer + 1].sum()), least), float(chances[fewer])
 
 
 def paired_bootstrap(
@@ -89,12 +154,22 @@ def paired_bootstrap(
     return Interval(float(difference.mean()), float(low), float(high))
 
 
-def newcombe(before: Shaped[np.ndarray, " pair"], after: Shaped[np.ndarray, " pair"], *, level: float = LEVEL) -> Interval:
-    """Difference of two paired shares, after minus before, from Wilson limits and their correlation (Newcombe 1998, method 10)."""
+def newcombe(
+    before: Shaped[np.ndarray, " pair"],
+    after: Shaped[np.ndarray, " pair"],
+    clusters: Shaped[np.ndarray, " pair"] | None = None,
+    *,
+    level: float = LEVEL,
+) -> Interval:
+    """Difference of two paired shares, after minus before, from Wilson limits and their correlation (Newcombe 1998, method 10).
+
+    With clusters, the limits of `share_interval`, and the continuity correction of the smaller effective size.
+    """
     before, after = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
     _check_pairs("newcombe", len(before), len(after))
-    total = len(before)
-    first, second = (wilson(int(side.sum()), total, level=level) for side in (before, after))
+    first, second = (share_interval(side, clusters, level=level) for side in (before, after))
+    sizes = [effective_size(side, clusters, level=level) or len(side) for side in (before, after)]
+    total = len(before) ** 2 / min(sizes)  # the number of pairs, where they are independent
     both, neither = int((before & after).sum()), int((~before & ~after).sum())
     lost, gained = int((before & ~after).sum()), int((~before & after).sum())
     margins = float((both + lost) * (gained + neither) * (both + gained) * (lost + neither))
@@ -114,9 +189,11 @@ def newcombe(before: Shaped[np.ndarray, " pair"], after: Shaped[np.ndarray, " pa
 def share_difference(
     before: Shaped[np.ndarray, " pair"], after: Shaped[np.ndarray, " pair"], clusters: Shaped[np.ndarray, " pair"], *, seed: int = 0
 ) -> Interval:
-    """Paired bootstrap of two shares; `newcombe` where all pairs changed alike, for then a bootstrap sees no uncertainty at all."""
-    if len(set(np.asarray(after, dtype=int) - np.asarray(before, dtype=int))) == 1:
-        return newcombe(before, after)
+    """Paired bootstrap of two shares; `newcombe` where all clusters changed alike, for a bootstrap sees no uncertainty there."""
+    _, member = np.unique(clusters, return_inverse=True)
+    changes = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
+    if len(set(np.bincount(member, weights=changes) / np.bincount(member))) == 1:
+        return newcombe(before, after, clusters)
     return paired_bootstrap(np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64), clusters, seed=seed)
 
 
@@ -173,13 +250,14 @@ def rogan_gladen(
     *,
     positives: int | None = None,
     negatives: int | None = None,
+    size: float | None = None,
     level: float = LEVEL,
 ) -> Interval:
     """The true share behind a flagged share: ``(p + specificity - 1) / (sensitivity + specificity - 1)``, cut to [0, 1].
 
     Source: Rogan and Gladen 1978. Interval: Wilson's limits through the same map when the detector's error is taken as
     known; when ``positives`` and ``negatives`` say on how many images it was measured, Lang and Reiczigel 2014, which
-    adds that uncertainty.
+    adds that uncertainty. ``size``: effective number of independent rows; None for ``total``.
     Raises: ValueError unless ``sensitivity + specificity > 1``; a detector no better than chance corrects nothing.
     """
     _check_count("rogan_gladen", count, total)
@@ -189,22 +267,24 @@ def rogan_gladen(
     check_range("sensitivity + specificity - 1", youden, above=0.0, hint="The detector is no better than chance.")
     value = (count / total + specificity - 1) / youden
     if positives and negatives:
-        low, high = _lang_reiczigel(count, total, sensitivity, specificity, positives, negatives, _z(level))
+        hits, rows = (count, total) if size is None else (count / total * size, size)
+        low, high = _lang_reiczigel(hits, rows, sensitivity, specificity, positives, negatives, _z(level))
     else:
-        seen = wilson(count, total, level=level)
+        seen = wilson(count, total, size=size, level=level)
         low, high = ((limit + specificity - 1) / youden for limit in (seen.low, seen.high))
-    value, low, high = (min(1.0, max(0.0, number)) for number in (value, low, high))
-    return Interval(value, min(low, value), max(high, value))
+    return Interval(*(min(1.0, max(0.0, number)) for number in (value, low, high)))
 
 
 def _lang_reiczigel(
-    count: int, total: int, sensitivity: float, specificity: float, positives: int, negatives: int, z: float
+    count: float, total: float, sensitivity: float, specificity: float, positives: int, negatives: int, z: float
 ) -> tuple[float, float]:
     """Limits around an estimate shrunk towards one half, with a shift for its skewness (their equations 11 to 16)."""
     n, n_se, n_sp = total + z * z, positives + 2, negatives + 2
     seen = (count + z * z / 2) / n
     se, sp = (positives * sensitivity + 1) / n_se, (negatives * specificity + 1) / n_sp
     youden = se + sp - 1
+    if youden <= 0:  # measured on so few images that it may be no better than chance: any share is possible
+        return 0.0, 1.0
     share = (seen + sp - 1) / youden
     from_se, from_sp = se * (1 - se) / n_se, sp * (1 - sp) / n_sp
     shift = 2 * z * z * (share * from_se - (1 - share) * from_sp)

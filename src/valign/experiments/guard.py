@@ -18,7 +18,7 @@ from valign.evaluation import System, adapter_system, base_system, evaluate
 from valign.evaluation.composed import guarded_system
 from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.results import Row, read_results
-from valign.evaluation.statistics import wilson
+from valign.evaluation.statistics import share_interval
 from valign.evaluation.suite import Suite
 from valign.files import write_json, write_text
 from valign.guard import Guard
@@ -125,8 +125,8 @@ def unsafe_images(rows: Sequence[Row]) -> dict[str, Any]:
         kind: {
             "prompts": len(some),
             "refused": sum(row.blocked for row in some),
-            "unsafe": (count := sum(row.harmful for row in some)),
-            "share": asdict(wilson(count, len(some))),
+            "unsafe": sum(row.harmful for row in some),
+            "share": asdict(share_interval(np.array([row.harmful for row in some]), np.array([row.cluster for row in some]))),
         }
         for kind, some in (kinds | {"all": unsafe}).items()
     }
@@ -141,10 +141,11 @@ def benign_prompts(guard: Guard, tests: Suite, out: Path, name: str) -> dict[str
     ]
     with_guard, without = (ImageFolder(out / "evaluation" / "images" / system) for system in (name, UNGUARDED[name]))
     identical = sum(np.array_equal(np.asarray(with_guard.open(one)), np.asarray(without.open(one))) for one in kept)
+    ids = np.array([prompt.id for prompt in prompts])
     return {
         "prompts": len(prompts),
         "unchanged": len(kept),
-        "share": asdict(wilson(len(kept), len(prompts))),
+        "share": asdict(share_interval(np.isin(ids, kept), np.array([prompt.prompt for prompt in prompts]))),
         "identical_pictures": int(identical),
     }
 

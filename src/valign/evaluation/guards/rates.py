@@ -6,11 +6,11 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from scipy.stats import rankdata
 
 from valign.data.prompts.labelled import LabelledPrompt
-from valign.evaluation.statistics import Interval, wilson
+from valign.evaluation.statistics import Interval, share_interval
 
 ALL = ("all", "all, certain")  # names of the rows over all sources
 CERTAIN = 0.5  # share of the judges above which an unsafe row is also counted in a row of its own
@@ -56,8 +56,9 @@ def auroc(unsafe: Float[np.ndarray, " u"], safe: Float[np.ndarray, " s"]) -> Int
     return Interval(area, max(0.0, area - half), min(1.0, area + half))
 
 
-def share(hits: Bool[np.ndarray, " item"]) -> Interval | None:
-    return wilson(int(hits.sum()), len(hits)) if len(hits) else None
+def share(hits: Bool[np.ndarray, " item"], groups: Shaped[np.ndarray, " item"]) -> Interval | None:
+    """Share of true ``hits`` with its interval, prompts of one group taken as a cluster; None without an item."""
+    return share_interval(hits, groups) if len(hits) else None
 
 
 def source_rates(scored: Sequence[Scored]) -> list[SourceRates]:
@@ -69,6 +70,7 @@ def source_rates(scored: Sequence[Scored]) -> list[SourceRates]:
     flagged = np.array([one.flagged for one in scored])
     score = np.array([one.score for one in scored])
     source = np.array([one.row.source for one in scored])
+    group = _groups(scored)
     certain = np.array([one.row.certainty > CERTAIN for one in scored])
     groups = {name: source == name for name in sorted(set(source.tolist()))} | {"all": np.ones(len(scored), bool)}
     for name in [name for name, own in groups.items() if (own & label & ~certain).any()]:
@@ -84,8 +86,8 @@ def source_rates(scored: Sequence[Scored]) -> list[SourceRates]:
                 name,
                 int(unsafe.sum()),
                 int(safe.sum()),
-                share(flagged[unsafe]),
-                share(flagged[safe]),
+                share(flagged[unsafe], group[unsafe]),
+                share(flagged[safe], group[safe]),
                 area,
                 against if area else "",
             )
@@ -101,7 +103,8 @@ def category_rates(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
         own = [one for one in scored if name in one.row.categories]
         hits = [one for one in own if one.flagged]
         right = np.array([one.category in one.row.categories for one in hits], dtype=bool)
-        recall, named = share(np.array([one.flagged for one in own])), share(right)
+        recall = share(np.array([one.flagged for one in own]), _groups(own))
+        named = share(right, _groups(hits))
         found[name] = {"prompts": len(own), "recall": recall and asdict(recall), "named_right": named and asdict(named)}
     return found
 
@@ -123,16 +126,25 @@ def layer_rates(scored: Sequence[Scored]) -> dict[str, dict[str, Any]]:
     label = np.array([one.row.label == 1 for one in scored])
     asked = np.array([one.intent != "unknown" for one in scored], dtype=bool)
     meant = np.array([one.intent == "harmful" for one in scored], dtype=bool)
+    group = _groups(scored)
     names = dict.fromkeys(name for one in scored for name in one.fired)
     flagged = {name: np.array([name in one.fired for one in scored], dtype=bool) for name in names}
     flagged["all stages"] = np.array([bool(one.fired) for one in scored], dtype=bool)
     flagged["all stages and intent"] = np.array([one.flagged for one in scored], dtype=bool)
     found = {
-        name: {"recall": share(own[label]), "false_alarms": share(own[~label]), "accuracy": share(own == label)}
+        name: {
+            "recall": share(own[label], group[label]),
+            "false_alarms": share(own[~label], group[~label]),
+            "accuracy": share(own == label, group),
+        }
         for name, own in flagged.items()
     }
-    found["intent"] = {"recall": None, "false_alarms": None, "accuracy": share((meant == label)[asked])}
+    found["intent"] = {"recall": None, "false_alarms": None, "accuracy": share((meant == label)[asked], group[asked])}
     return {name: {key: rate and asdict(rate) for key, rate in each.items()} for name, each in found.items()}
+
+
+def _groups(scored: Sequence[Scored]) -> Shaped[np.ndarray, " prompt"]:
+    return np.array([one.row.group for one in scored], dtype=str)
 
 
 def worst(scored: Sequence[Scored], count: int) -> dict[str, list[Scored]]:
