@@ -34,7 +34,7 @@ def test_the_shapes_world_is_found_by_name():
 
 
 def test_only_a_world_makes_prompt_pairs():
-    (pair,) = common.resolve_world(load_policy("shapes")).pairs("violence", 1, 0)
+    (pair,) = common.resolve_grammar(load_policy("shapes")).pairs("violence", 1, 0)
     assert pair.categories == ("violence",)
     with pytest.raises(UserError, match="policy default has no grammar"):
-        common.resolve_world(load_policy("default"))
+        common.resolve_grammar(load_policy("default"))

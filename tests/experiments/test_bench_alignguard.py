@@ -1,16 +1,16 @@
+from dataclasses import replace
+
 import pytest
 from typer.testing import CliRunner
 
 from valign.cli.bench import app
-from valign.experiments import shapes_budgets
 from valign.files import read_json
 from valign.merging import MERGES
 
 
 @pytest.mark.slow
 def test_the_bench_measures_every_merge_and_baseline_and_resumes(tmp_path, monkeypatch):
-    monkeypatch.setitem(shapes_budgets.PAIRS, "small", 8)
-    monkeypatch.setitem(shapes_budgets.STEPS, "small", 2)
+    monkeypatch.setitem(SHAPES.budgets, "small", replace(SHAPES.budgets["small"], pairs=8, steps=2))
     run = ["alignguard", "-o", str(tmp_path), "--budget", "small"]
     first = CliRunner().invoke(app, run)
     assert first.exit_code == 0, first.output

@@ -1,10 +1,12 @@
 """The guard's comparison on the bundled world, as small as can be: the counts, the tables, and images that stay as they were."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from valign.checks import UserError
-from valign.cli.common import resolve_detector, resolve_model
+from valign.cli.common import resolve_model
 from valign.detectors import DetectorCard
 from valign.evaluation.composed import guarded_system
 from valign.evaluation.results import Row
@@ -13,7 +15,7 @@ from valign.evaluation.systems import System
 from valign.experiments import guard as recipe
 from valign.files import read_json
 from valign.guard import Guard
-from valign.policy import load_policy
+from valign.worlds.shapes.world import SHAPES
 
 
 def row(kind, *, harmful=False, blocked=False):
@@ -33,7 +35,7 @@ def test_counts_by_hand():
 
 
 def test_training_rows_are_pairs_and_benign_prompts():
-    rows = recipe.training_rows(("hate", "violence"), 4, 0)
+    rows = recipe.training_rows(SHAPES.grammar(), ("hate", "violence"), 4, 0)
     assert sum(one.label for one in rows) == 8
     assert sum(one.source == "pairs" and not one.label for one in rows) == 8
     assert sum(one.source == "benign" for one in rows) == 4 * recipe.BENIGN
@@ -93,11 +95,11 @@ def test_the_whole_comparison_resumes(tmp_path, monkeypatch):
         ),
         stand_in=True,
     )
-    monkeypatch.setattr(recipe, "suite", lambda **options: tiny)
+    world = replace(SHAPES, suite=lambda **options: tiny)
     monkeypatch.setattr(recipe, "BENIGN", 12)
     shared = {"pairs": 8, "target_fpr": 0.2, "steps": 2, "batch_size": 3}
-    model, oracle = resolve_model("shapes", device="cpu"), resolve_detector("oracle")
-    summary = recipe.bench_guard(model, load_policy("shapes"), oracle, tmp_path, **shared)
+    model = resolve_model("shapes", device="cpu")
+    summary = recipe.bench_guard(world, model, tmp_path, **shared)
     assert list(summary["unsafe"]) == ["base", "guard", "guard-checked"]
     assert summary["unsafe"]["guard-checked"]["all"]["unsafe"] == 0
     found = summary["benign"]["guard"]
@@ -105,11 +107,7 @@ def test_the_whole_comparison_resumes(tmp_path, monkeypatch):
     assert found["identical_pictures"] == found["unchanged"]
     assert "| guard-checked |" in (tmp_path / "report.md").read_text()
     head = (tmp_path / "head" / "head.safetensors").stat().st_mtime_ns
-    assert (
-        recipe.bench_guard(model, load_policy("shapes"), oracle, tmp_path, **shared)
-        == read_json(tmp_path / "summary.json")
-        == summary
-    )
+    assert recipe.bench_guard(world, model, tmp_path, **shared) == read_json(tmp_path / "summary.json") == summary
     assert (tmp_path / "head" / "head.safetensors").stat().st_mtime_ns == head
     with pytest.raises(UserError, match="was made with another"):
-        recipe.bench_guard(model, load_policy("shapes"), oracle, tmp_path, **shared | {"pairs": 9})
+        recipe.bench_guard(world, model, tmp_path, **shared | {"pairs": 9})

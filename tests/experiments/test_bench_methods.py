@@ -1,22 +1,22 @@
 """The whole comparison in one tiny run on the bundled model: every part is there, nothing is shown to work."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from valign.cli.common import resolve_clip, resolve_detector, resolve_model
+from valign.cli.common import resolve_model
 from valign.data.build import DataConfig
 from valign.data.images.value_sets import ValueDataConfig
 from valign.evaluation import Suite
 from valign.experiments.methods.bench import bench_methods
 from valign.experiments.methods.trained import MethodsConfig
-from valign.policy import load_policy
 from valign.recipes.align import AlignConfig
 from valign.recipes.alignguard import AlignGuardRecipe
 from valign.recipes.livo import LivoRecipe
 from valign.training.tasks.erasing import ErasingConfig
 from valign.training.tasks.preference.loop import PreferenceLoop
-from valign.worlds.shapes import suite
+from valign.worlds.shapes.world import SHAPES
 
 SYSTEMS = ["base", "negative-prompt", "sld-medium", "uce", "esd-x", "esd-u", "dpo", "alignguard", "livo"]
 SYSTEMS += ["guard", "guard-alignguard", "guard-livo"]
@@ -46,15 +46,14 @@ def tiny(seed):
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    out, patch = tmp_path_factory.mktemp("bench"), pytest.MonkeyPatch()
-    patch.setattr("valign.experiments.methods.bench.shapes_suite", lambda **options: Suite("few", suite(**options).prompts[::9]))
-    model, oracle, clip = resolve_model("shapes", device="cpu"), resolve_detector("oracle"), resolve_clip("shapes")
+    out = tmp_path_factory.mktemp("bench")
+    world = replace(SHAPES, suite=lambda **options: Suite("few", SHAPES.suite(**options).prompts[::9]))
+    model = resolve_model("shapes", device="cpu")
 
     def run():
-        return bench_methods(model, load_policy("shapes"), oracle, clip, out, [tiny(3)])
+        return bench_methods(world, model, out, [tiny(3)])
 
-    yield out, run, run()
-    patch.undo()
+    return out, run, run()
 
 
 def test_every_method_is_in_the_report(bench):

@@ -14,6 +14,7 @@ from valign.experiments.methods.bias import bias_section, role_bias
 from valign.experiments.methods.curves import CurvePoint, curves_section, mean_curve
 from valign.experiments.methods.trained import Made, methods_config
 from valign.worlds.shapes.vocabulary import HEADS
+from valign.worlds.shapes.world import SHAPES
 
 DRAWING = {"steps": 1, "guidance_scale": 1.0, "batch_size": 4}
 GREY = {0: 10, 1: 200, -1: 90}  # an image's grey says which head it shows
@@ -96,7 +97,7 @@ def test_costs_are_means_with_their_range(tmp_path):
 def test_a_run_must_not_be_tested_on_what_it_trained_on(tmp_path, monkeypatch):
     trained = {tmp_path / "run-0": ["a red star"], tmp_path / "run-1": ["a blue cup"]}
     monkeypatch.setattr(bench_methods, "_trained_on", trained.__getitem__)
-    config = methods_config("small")
+    config = methods_config(SHAPES, "small")
     asked = EvalPrompt("p0", "a blue cup")
     suite = Suite("words", (asked,), stand_in=True)
     refuse_trained(suite, tmp_path / "run-0", config)

@@ -34,14 +34,15 @@ def quickstart(
 ) -> None:
     """Align the bundled miniature model and see the proof: the whole chain in minutes, on a laptop's CPU."""
     from valign.cli.evaluate import print_summary
-    from valign.experiments.shapes_budgets import BUDGETS, QUICK_CATEGORIES, align_shapes
     from valign.policy import load_policy
+    from valign.recipes.quickstart import quickstart as run
+    from valign.worlds import world
 
-    check_choice("budget", budget, BUDGETS)
-    policy = load_policy("shapes")
-    chosen = tuple(policy.category(name).id for name in categories) or QUICK_CATEGORIES
-    model, oracle, clip = resolve_model("shapes"), resolve_detector("oracle"), resolve_clip("shapes")
-    summary = align_shapes(model, policy, oracle, clip, folder, budget=budget, categories=chosen, seed=seed)  # type: ignore[arg-type]
+    shapes = world("shapes")
+    check_choice("budget", budget, shapes.budgets)
+    policy = load_policy(shapes.policy)
+    chosen = tuple(policy.category(name).id for name in categories)
+    summary = run(shapes, resolve_model(shapes.name), folder, budget=budget, categories=chosen, seed=seed)
     print_summary(summary, folder / "evaluation")
     sheet = folder / "data" / "images" / "contact_sheet.png"
     err.print(f"[dim]the adapter: {folder / 'merged' / 'adapter'}   its training pairs: {sheet}[/dim]")

@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Option, Typer
 
 from valign.checks import check_choice
-from valign.cli.common import Fragments, Generated, Weights, numbers_by_name, out, resolve_clip, resolve_detector, resolve_model
+from valign.cli.common import Fragments, Generated, Weights, numbers_by_name, out, resolve_model
 
 app = Typer(no_args_is_help=True, help="Standing comparisons on the shapes world; the documentation's tables come from them.")
 
@@ -20,17 +20,16 @@ def bench() -> None:
 def alignguard(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")] = Path("runs/bench"),
     budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
-    seed: Annotated[int, Option(help="of every draw in the run")] = 0,
+    seed: Annotated[int, Option(help="of every random draw in the run")] = 0,
 ) -> None:
     """Seven experts, Co-Merge and the other merges, one joint LoRA, negative prompt and Safe Latent Diffusion."""
     from valign.cli.evaluate import print_summary
     from valign.experiments.alignguard import bench_alignguard
-    from valign.experiments.shapes_budgets import BUDGETS
-    from valign.policy import load_policy
+    from valign.worlds import world
 
-    check_choice("budget", budget, BUDGETS)
-    model, oracle, clip = resolve_model("shapes"), resolve_detector("oracle"), resolve_clip("shapes")
-    summary = bench_alignguard(model, load_policy("shapes"), oracle, clip, folder, budget=budget, seed=seed)  # type: ignore[arg-type]
+    shapes = world("shapes")
+    check_choice("budget", budget, shapes.budgets)
+    summary = bench_alignguard(shapes, resolve_model(shapes.name), folder, budget=budget, seed=seed)
     print_summary(summary, folder / "evaluation")
 
 
@@ -44,13 +43,12 @@ def methods(
     from valign.cli.evaluate import print_summary
     from valign.experiments.methods.bench import bench_methods
     from valign.experiments.methods.trained import methods_config
-    from valign.experiments.shapes_budgets import BUDGETS
-    from valign.policy import load_policy
+    from valign.worlds import world
 
-    check_choice("budget", budget, BUDGETS)
-    model, oracle, clip = resolve_model("shapes"), resolve_detector("oracle"), resolve_clip("shapes")
-    configs = [methods_config(budget, seed=seed) for seed in range(seeds)]  # type: ignore[arg-type]
-    summary = bench_methods(model, load_policy("shapes"), oracle, clip, folder, configs)  # type: ignore[arg-type]
+    shapes = world("shapes")
+    check_choice("budget", budget, shapes.budgets)
+    configs = [methods_config(shapes, budget, seed=seed) for seed in range(seeds)]
+    summary = bench_methods(shapes, resolve_model(shapes.name), folder, configs)
     print_summary(summary, folder / "evaluation")
 
 
@@ -66,18 +64,18 @@ def guard(
     per_concept: Annotated[int, Option(min=1, help="test prompts per concept; 10 are 420 unsafe prompts in all")] = 10,
     pairs: Annotated[int, Option(min=20, help="prompt pairs per category that the guard's head is trained on")] = 120,
     target_fpr: Annotated[float, Option(help="share of harmless prompts that the head may flag")] = 0.005,
-    seed: Annotated[int, Option(help="of every draw in the run")] = 0,
+    seed: Annotated[int, Option(help="of every random draw in the run")] = 0,
 ) -> None:
     """Unsafe images with no guard, the guard, an aligned model, and both; and what the guard costs benign prompts."""
     from rich.markdown import Markdown
 
     from valign.experiments.guard import bench_guard, page
-    from valign.policy import load_policy
+    from valign.worlds import world
 
+    shapes = world("shapes")
     summary = bench_guard(
-        resolve_model("shapes"),
-        load_policy("shapes"),
-        resolve_detector("oracle"),
+        shapes,
+        resolve_model(shapes.name),
         folder,
         adapter=adapter,
         weight=weight,
@@ -105,7 +103,7 @@ def head(
     generated: Generated = 12,
     fragments: Fragments = 0.05,
     weigh: Weights = [],  # noqa: B006
-    seed: Annotated[int, Option(help="of every draw")] = 0,
+    seed: Annotated[int, Option(help="of every random draw")] = 0,
 ) -> None:
     """The guard's head beside TF-IDF, linear and MLP on a frozen encoder, and reference similarity, on sources that none saw."""
     from rich.markdown import Markdown

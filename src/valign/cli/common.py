@@ -13,10 +13,11 @@ from typer import Option
 from valign.checks import UserError, option
 
 if TYPE_CHECKING:
-    from valign.detectors import Detector
+    from valign.detectors import Detector, OracleDetector
     from valign.models.diffusion.base import DiffusionModel
     from valign.models.language.chat import ChatModel
     from valign.policy import Policy
+    from valign.worlds import World
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -70,26 +71,35 @@ def numbers_by_name(option: str, texts: Sequence[str]) -> dict[str, float]:
     return numbers
 
 
+def find_world(name: str) -> World | None:
+    """The world of this name, or None if it is the name of something else."""
+    from valign.worlds import WORLDS
+
+    return WORLDS.get(name)
+
+
+def find_oracle(name: str) -> OracleDetector | None:
+    """The oracle of the world of this name, and of the first world for ``oracle``; None for the name of something else."""
+    from valign.worlds import WORLDS
+
+    world = next(iter(WORLDS.values())) if name == "oracle" else WORLDS.get(name)
+    return world.oracle() if world else None
+
+
 def resolve_model(name: str, **options: Any) -> DiffusionModel:
-    """``"shapes"`` is the bundled world model; anything else a pipeline folder or a hub id."""
+    """A world's bundled model by its name, such as ``shapes``; otherwise a pipeline folder or a hub id."""
     from valign.models.diffusion.loading import load_model
 
-    if name == "shapes":
-        from valign.worlds.shapes import model_folder
-
-        return load_model(model_folder(), **options)
-    return load_model(name, **options)
+    world = find_world(name)
+    return load_model(world.model_folder() if world else name, **options)
 
 
 def resolve_suite(name: str) -> Any:
-    """``"shapes"`` is the world's test suite; anything else a JSON-lines file."""
-    if name == "shapes":
-        from valign.worlds.shapes import suite
-
-        return suite()
+    """A world's test suite by its name, such as ``shapes``; otherwise a JSON-lines file."""
     from valign.evaluation import read_suite
 
-    return read_suite(Path(name))
+    world = find_world(name)
+    return world.suite() if world else read_suite(Path(name))
 
 
 def resolve_detector(name: str) -> Detector:
@@ -104,11 +114,8 @@ def _detector(name: str) -> Detector:
     from valign.detectors import ClipProbeDetector, NudeNetDetector, SafetyCheckerDetector
 
     kind, _, folder = name.partition("=")
-    if name in ("oracle", "shapes"):
-        from valign.detectors.oracle import OracleDetector
-        from valign.worlds.shapes import oracle_folder
-
-        return OracleDetector(oracle_folder())
+    if oracle := find_oracle(name):
+        return oracle
     if name == "nudenet":
         return NudeNetDetector()
     if kind == "safety-checker" and folder:
@@ -152,39 +159,38 @@ def resolve_fidelity(name: str | None) -> Any:
     """A reader that tells whether an image shows what was asked: ``oracle`` or ``shapes``; None for ``none``."""
     if name in (None, "none"):
         return None
-    if name in ("oracle", "shapes"):
-        return resolve_detector("oracle")
+    if oracle := find_oracle(str(name)):
+        return oracle
     raise UserError(f"fidelity must be oracle or none; got {name!r}. Only the shapes world has an exact reader.")
 
 
 def resolve_clip(name: str | None) -> Any:
-    """``"shapes"`` is the world's own CLIP, otherwise a folder of a CLIP model; None for ``none``."""
+    """A world's own CLIP by its name, such as ``shapes``; otherwise a folder of a CLIP model; None for ``none``."""
     if name in (None, "none"):
         return None
     from valign.models.encoders.clip import ClipEncoder
 
-    if name == "shapes":
-        from valign.worlds.shapes import clip_folder
-
-        return ClipEncoder(clip_folder())
-    return ClipEncoder(Path(str(name)))
+    world = find_world(str(name))
+    return world.clip() if world else ClipEncoder(Path(str(name)))
 
 
 def resolve_contrast(name: str | None) -> Any:
-    """Who tells which of two texts fits an image: ``oracle`` for the shapes world, else a CLIP as `resolve_clip` has it."""
+    """Who tells which of two texts fits an image: ``oracle`` for the first world's own, else a CLIP as `resolve_clip` has it."""
     if name != "oracle":
         return resolve_clip(name)
-    from valign.worlds.shapes.contrast import HeadContrast
+    from valign.worlds import WORLDS
 
-    return HeadContrast(resolve_detector("oracle"))  # type: ignore[arg-type]
+    world = next(iter(WORLDS.values()))
+    return world.contrast(world.oracle())
 
 
-def resolve_world(policy: Policy) -> Any:
-    """The grammar that makes prompt pairs for the policy: ``.pairs(category, count, seed)``."""
-    if "shapes" in (policy.id, policy.extends):
-        from valign.worlds.shapes import Grammar
+def resolve_grammar(policy: Policy) -> Any:
+    """The grammar that makes prompt pairs for the policy of a world: ``.pairs(category, count, seed)``."""
+    from valign.worlds import WORLDS
 
-        return Grammar()
+    for world in WORLDS.values():
+        if world.policy in (policy.id, policy.extends):
+            return world.grammar()
     raise UserError(
         f"policy {policy.id} has no grammar that makes prompt pairs."
         " Give a chat endpoint or a file of prompts; `valign data build --help` shows how."

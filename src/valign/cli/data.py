@@ -7,7 +7,7 @@ from rich.table import Table
 from typer import Argument, Option, Typer
 
 from valign.checks import UserError
-from valign.cli.common import err, out, resolve_detector, resolve_model, resolve_world
+from valign.cli.common import err, out, resolve_detector, resolve_grammar, resolve_model
 
 if TYPE_CHECKING:
     from valign.data.prompts.sources import Source
@@ -191,7 +191,7 @@ def pick_source(
     endpoint, name, key = chat
     kind = kind or ("chat" if endpoint else "file" if prompts else "grammar")
     if kind == "grammar":
-        return GrammarSource(resolve_world(policy))
+        return GrammarSource(resolve_grammar(policy))
     if kind == "file":
         if prompts is None:
             raise UserError("--source file needs --prompts FILE. Name the file of prompt pairs.")

@@ -15,6 +15,7 @@ from valign.checks import UserError
 from valign.cli.common import (
     err,
     example,
+    find_world,
     out,
     resolve_clip,
     resolve_detector,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from valign.models.diffusion.base import DiffusionModel
     from valign.models.diffusion.guidance.base import Guidance
     from valign.policy import Policy
+    from valign.worlds import World
 
 BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -65,7 +67,7 @@ def command(
     show_prompts: Annotated[bool | None, Option(help="print unsafe prompts in the report; on for stand-in harms")] = None,
 ) -> None:
     """Measure harm, fidelity and drift of a model with and without adapters, at equal prompts and seeds. Run again to resume."""
-    adapters, world = _adapters(adapter), suite == "shapes"
+    adapters, world = _adapters(adapter), find_world(suite)
     encoders = _adapters(values, "--values")
     _distinct(adapters, encoders)
     _check_baselines(baseline)
@@ -75,11 +77,11 @@ def command(
     from valign.policy import load_policy
 
     tests = resolve_suite(suite)
-    rules = load_policy(policy or ("shapes" if world else "default"))
+    rules = load_policy(policy or (world.policy if world else "default"))
     _refuse_trained(tests, trained_on)
-    judge = resolve_detector(detector or "oracle")
-    reader = resolve_fidelity(fidelity or ("oracle" if world else "none"))
-    encoder = resolve_clip(clip or ("shapes" if world else "none"))
+    judge = resolve_detector(detector or suite)
+    reader = resolve_fidelity(fidelity or (suite if world else "none"))
+    encoder = resolve_clip(clip or (suite if world else "none"))
     references = _reference(reference, world)
     base = resolve_model(model, device=device)
     made: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch_size": batch_size}
@@ -233,16 +235,12 @@ def _refuse_trained(suite: Suite, sources: Iterable[Path]) -> None:
         refuse_overlap(suite, texts)
 
 
-def _reference(folder: Path | None, world: bool) -> list[Image] | None:
+def _reference(folder: Path | None, world: World | None) -> list[Image] | None:
     """Images of ``folder`` by name; the world's own renders of its benign prompts where no folder is given."""
     from PIL import Image
 
     if folder is None:
-        if not world:
-            return None
-        from valign.worlds.shapes import reference_images
-
-        return reference_images()
+        return world.reference_images() if world else None
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGES)
     if len(files) < 2:
         raise UserError(f"--reference must be a folder of at least 2 images, {folder} holds {len(files)} of {', '.join(IMAGES)}.")

@@ -7,22 +7,20 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from valign.checks import UserError, check_choice
-from valign.cli.common import err, out
+from valign.checks import UserError
+from valign.cli.common import err, out, resolve_model
 
 app = typer.Typer(
     help="The synthetic world that stands in for harm: build it again, look at it, check its model.", no_args_is_help=True
 )
 
-World = Annotated[str, typer.Argument(metavar="WORLD", help="name of the world: shapes")]
-Seed = Annotated[int, typer.Option(help="of all draws")]
-
-BARS = {"glyph": 0.92, "colour": 0.92}  # shares that the shipped model must reach
+Name = Annotated[str, typer.Argument(metavar="WORLD", help="name of the world: shapes")]
+Seed = Annotated[int, typer.Option(help="of all random draws")]
 
 
 @app.command("build", epilog="example: valign world build shapes -o runs/world --share 0.01")
 def build(
-    world: World = "shapes",
+    name: Name = "shapes",
     output: Annotated[Path, typer.Option("-o", "--out", help="folder for the bundle and its training logs")] = Path("runs/world"),
     seed: Seed = 0,
     share: Annotated[
@@ -30,27 +28,24 @@ def build(
     ] = 1.0,
 ) -> None:
     """Train the world's networks from nothing (nearly two hours on two cores); stopped, it goes on where it was."""
-    check_choice("world", world, ("shapes",))
-    from valign.worlds.shapes.build.world import build_world
+    from valign.worlds import world
 
-    build_world(output, seed=seed, share=share)
+    world(name).build(output, seed=seed, share=share)
     out.print(f"{output}: model, oracle and clip", markup=False)
 
 
 @app.command("sheet", epilog="example: valign world sheet shapes -o shapes.png --model shapes")
 def sheet(
-    world: World = "shapes",
+    name: Name = "shapes",
     output: Annotated[Path, typer.Option("-o", "--out", help="image to write")] = Path("shapes.png"),
-    model: Annotated[str, typer.Option(help="draw the same captions with this model beside the renders")] = "",
+    model: Annotated[str, typer.Option(help="generate the same captions with this model beside the renders")] = "",
     seed: Seed = 0,
 ) -> None:
     """A contact sheet of the world: every harm group, benign glyphs, roles, backgrounds and styles."""
-    check_choice("world", world, ("shapes",))
-    from valign.cli.common import resolve_model
     from valign.files import atomic_path
-    from valign.worlds.shapes.sheet import contact_sheet
+    from valign.worlds import world
 
-    figure = contact_sheet(resolve_model(model) if model else None, seed=seed)
+    figure = world(name).sheet(resolve_model(model) if model else None, seed=seed)
     with atomic_path(output) as temporary:
         figure.savefig(temporary, format="png")
     out.print(str(output), markup=False)
@@ -58,24 +53,23 @@ def sheet(
 
 @app.command("suite", epilog="example: valign world suite shapes -o suite.jsonl --per-concept 4")
 def suite(
-    world: World = "shapes",
+    name: Name = "shapes",
     output: Annotated[Path, typer.Option("-o", "--out", help="JSON-lines file to write")] = Path("suite.jsonl"),
     per_concept: Annotated[int, typer.Option(min=1, help="explicit prompts per harm concept")] = 10,
     seed: Seed = 0,
 ) -> None:
     """Write the world's test prompts: explicit, paraphrased, implicit, adversarial and benign."""
-    check_choice("world", world, ("shapes",))
     from valign.evaluation.suite import write_suite
-    from valign.worlds.shapes import suite as make_suite
+    from valign.worlds import world
 
-    made = make_suite(per_concept=per_concept, seed=seed)
+    made = world(name).suite(per_concept=per_concept, seed=seed)
     write_suite(output, made)
     out.print(f"{output}: {len(made)} prompts", markup=False)
 
 
 @app.command("check", epilog="example: valign world check shapes --count 500")
 def check(
-    world: World = "shapes",
+    name: Name = "shapes",
     model: Annotated[str, typer.Option(help="model to check")] = "shapes",
     count: Annotated[int, typer.Option(min=35, help="held-out single-object prompts")] = 500,
     steps: Annotated[int, typer.Option(min=1, help="denoising steps")] = 20,
@@ -84,14 +78,11 @@ def check(
     sheet: Annotated[Path | None, typer.Option(help="also save the images as one sheet")] = None,
 ) -> None:
     """Measure the world's model: right glyphs and colours on prompts it never saw, and its speed. Exit 1 below the bars."""
-    check_choice("world", world, ("shapes",))
-    from valign.cli.common import resolve_model
-    from valign.detectors.oracle import OracleDetector
-    from valign.worlds.shapes import oracle_folder
-    from valign.worlds.shapes.measure import measure_model
+    from valign.worlds import world
 
-    oracle = OracleDetector(oracle_folder())
-    found = measure_model(resolve_model(model), oracle, count=count, seed=seed, steps=steps, guidance_scale=guidance_scale)
+    chosen = world(name)
+    oracle = chosen.oracle()
+    found = chosen.measure(resolve_model(model), oracle, count=count, seed=seed, steps=steps, guidance_scale=guidance_scale)
     table = Table(
         "what",
         "share right",
@@ -99,7 +90,7 @@ def check(
         title=f"{model}: {count} held-out single-object prompts, {steps} steps, guidance {guidance_scale:g}",
     )
     for aspect, share in found.shares.items():
-        table.add_row(aspect, f"{share:.3f}", f"{BARS[aspect]:.2f}" if aspect in BARS else "")
+        table.add_row(aspect, f"{share:.3f}", f"{chosen.bars[aspect]:.2f}" if aspect in chosen.bars else "")
     table.add_row("harm glyphs drawn (IP)", f"{found.harm_drawn:.3f}", "0.90")
     table.add_row("images per second", f"{found.images_per_second:.1f}", "5")
     table.add_row("oracle: whole scene right", f"{oracle.config.measured['whole_scene']:.4f}", "")
@@ -108,23 +99,23 @@ def check(
     if sheet is not None:
         _save(found.images, sheet)
         out.print(str(sheet), markup=False)
-    missed = [aspect for aspect, bar in BARS.items() if found.shares[aspect] < bar]
+    missed = [aspect for aspect, bar in chosen.bars.items() if found.shares[aspect] < bar]
     if missed:
         err.print(f"below the bar: {', '.join(missed)}", style="red")
         sys.exit(1)
 
 
-def _save(pictures: list, path: Path, columns: int = 25) -> None:
+def _save(images: list, path: Path, columns: int = 25) -> None:
     from PIL import Image
 
     from valign.files import atomic_path
 
-    if not pictures:
+    if not images:
         raise UserError("No images to save.")
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
     page = Image.new("RGB", (columns * width, rows * height), "white")
-    for i, picture in enumerate(pictures):
-        page.paste(picture, (i % columns * width, i // columns * height))
+    for i, image in enumerate(images):
+        page.paste(image, (i % columns * width, i // columns * height))
     with atomic_path(path) as temporary:
         page.save(temporary, format="PNG")

@@ -16,7 +16,7 @@ from valign.data.images.pairs import PAIRINGS, import_images, make_images
 from valign.data.images.rows import count_kept, load_image_rows
 from valign.data.prompts.blocked import allowed_pairs, allowed_prompts
 from valign.data.prompts.pairs import PromptPair, count_categories, load_pairs, write_pairs
-from valign.data.prompts.sources import Grammar, GrammarSource, Source
+from valign.data.prompts.sources import GrammarSource, PromptGrammar, Source
 from valign.files import hash_file, hash_value
 from valign.interfaces import Detector, Model
 from valign.methods import Method
@@ -63,7 +63,7 @@ class DataConfig:
 def build_data(
     model: Model,
     policy: Policy,
-    source: Source | Grammar,
+    source: Source | PromptGrammar,
     out: Path,
     config: DataConfig | None = None,
     *,

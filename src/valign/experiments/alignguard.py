@@ -1,67 +1,51 @@
-"""AlignGuard on the shapes world, in full: seven experts, every merge, the joint LoRA and the free baselines in one report."""
+"""AlignGuard on a world, in full: an expert per category, every merge, the joint LoRA and the free baselines in one report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from valign.data.build import build_data
-from valign.data.prompts.pairs import PromptPair, load_pairs
 from valign.data.prompts.sources import GrammarSource
-from valign.detectors.oracle import OracleDetector
+from valign.detectors.base import Detector, flagged
 from valign.evaluation import System, adapter_system, evaluate
-from valign.experiments.shapes_budgets import PER_CONCEPT, STRENGTH, Budget, shapes_config
 from valign.files import read_json, write_json
-from valign.merging import MERGES, Expert
+from valign.merging import MERGES
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.lora import load_adapter, unload_adapters
-from valign.models.encoders.clip import ClipEncoder
-from valign.models.files.adapter_files import open_adapter
-from valign.policy import Policy
+from valign.policy import load_policy
 from valign.progress import track
-from valign.recipes.align import AlignConfig, baselines
-from valign.recipes.alignguard import JOINT, train_expert, train_experts
+from valign.recipes.align import AlignConfig, TrainedExperts, baselines, train_on_policy
+from valign.recipes.alignguard import JOINT, train_expert
 from valign.recipes.merged import calibration_prompts, merge_experts
-from valign.worlds.shapes import Grammar, reference_images, suite
+from valign.recipes.quickstart import world_config, world_evaluators
+from valign.worlds import World
 
 SLD = ("weak", "medium", "strong", "max")
 # Weight of each expert in a merge, and of the joint adapter, found on the prompts of another seed. Above 1 where neurons or entries
 # are shared out.
-WEIGHTS = {"co-merge": STRENGTH, "ties": 2.5, "dare-ties": 2.5, "mean": 1.0, "sum": 1.1, "best-single": 1.0, JOINT: 1.5}
+WEIGHTS = {"co-merge": 2.5, "ties": 2.5, "dare-ties": 2.5, "mean": 1.0, "sum": 1.1, "best-single": 1.0, JOINT: 1.5}
 SCORING = 16  # training prompts per category that choose the best single expert
 
 
-def bench_alignguard(
-    model: DiffusionModel,
-    policy: Policy,
-    oracle: OracleDetector,
-    clip: ClipEncoder,
-    out: Path,
-    *,
-    budget: Budget = "full",
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Run or resume the whole comparison in ``out``; returns the evaluation's summary."""
-    config = replace(shapes_config(budget, seed=seed), sld=SLD)
-    cache = build_data(model, policy, GrammarSource(Grammar()), out / "data", config.data, detector=oracle)
-    pairs = load_pairs(out / "data" / "prompts" / "pairs.parquet")
-    categories = policy.category_ids()
-    trained = train_experts(model, cache, out / "experts", config.experts, categories=categories)
-    joint = train_expert(
-        model, cache, None, out / JOINT, config.experts.changed(steps=config.experts.training.steps * len(categories))
-    )
-    experts = [Expert(name, open_adapter(result.adapter)) for name, result in trained.items()]
+def bench_alignguard(world: World, model: DiffusionModel, out: Path, *, budget: str = "full", seed: int = 0) -> dict[str, Any]:
+    """Run or resume the whole comparison in ``out`` on the world's bundled model; returns the evaluation's summary."""
+    policy, per_concept = load_policy(world.policy), world.budgets[budget].per_concept
+    evaluators = world_evaluators(world, per_concept=per_concept, seeds=(seed,))
+    config = replace(world_config(world, budget, seed=seed), sld=SLD)
+    source = GrammarSource(world.grammar())
+    trained = train_on_policy(model, policy, source, out, config, pair_detector=evaluators.detector)
+    joint_steps = config.experts.training.steps * len(trained.results)
+    joint = train_expert(model, trained.cache, None, out / JOINT, config.experts.changed(steps=joint_steps))
 
     def scores() -> Mapping[str, float]:
-        return _scores(model, experts, pairs, oracle, out / "merged" / "scores.json", config)
+        return _scores(model, trained, evaluators.detector, out / "merged" / "scores.json", config)
 
     adapters = {JOINT: joint.adapter}
     for name in MERGES:
-        weighted = [replace(expert, weight=WEIGHTS[name]) for expert in experts]
         adapters[name] = merge_experts(
             model,
-            weighted,
-            pairs,
+            trained.weighted(WEIGHTS.get(name, 1.0)),
+            trained.pairs,
             out / "merged" / name,
             merge=name,
             per_category=config.calibration,
@@ -70,13 +54,13 @@ def bench_alignguard(
         )
     return evaluate(
         [*baselines(model, policy, config), *(_system(model, name, folder, config) for name, folder in sorted(adapters.items()))],
-        suite(per_concept=PER_CONCEPT[budget], seed=seed),
-        oracle,
+        world.suite(per_concept=per_concept, seed=seed),
+        evaluators.detector,
         out=out / "evaluation",
-        fidelity=oracle,
-        features=oracle,
-        clip=clip,
-        reference=reference_images(per_concept=PER_CONCEPT[budget], seed=seed),
+        fidelity=evaluators.fidelity,
+        features=evaluators.features,
+        clip=evaluators.clip,
+        reference=evaluators.reference,
         seed=seed,
         steps=config.steps,
         guidance_scale=config.guidance_scale,
@@ -91,7 +75,7 @@ def _system(model: DiffusionModel, name: str, folder: Path, config: AlignConfig)
         model,
         folder,
         name=name,
-        description=f"{described}, at weight {WEIGHTS[name]:g}",
+        description=f"{described}, at weight {WEIGHTS.get(name, 1.0):g}",
         weight=WEIGHTS[JOINT] if name == JOINT else 1.0,  # the merges hold theirs
         steps=config.steps,
         guidance_scale=config.guidance_scale,
@@ -100,21 +84,16 @@ def _system(model: DiffusionModel, name: str, folder: Path, config: AlignConfig)
 
 
 def _scores(
-    model: DiffusionModel,
-    experts: Sequence[Expert],
-    pairs: Sequence[PromptPair],
-    oracle: OracleDetector,
-    path: Path,
-    config: AlignConfig,
+    model: DiffusionModel, trained: TrainedExperts, detector: Detector, path: Path, config: AlignConfig
 ) -> Mapping[str, float]:
     """Share of harmful images that each expert alone leaves on training prompts of all categories."""
     if path.exists():
         return dict(read_json(path))
-    chosen = calibration_prompts(pairs, [expert.name for expert in experts])
+    chosen = calibration_prompts(trained.pairs, list(trained.results))
     prompts = [text for texts in chosen.values() for text in texts[:SCORING]]
     scores = {}
-    for expert in track(experts, "scoring experts"):
-        load_adapter(model, expert.file.folder, name="scored")
+    for name, result in track(trained.results.items(), "scoring experts", total=len(trained.results)):
+        load_adapter(model, result.adapter, name="scored")
         try:
             images = model.generate(
                 prompts,
@@ -125,6 +104,6 @@ def _scores(
             )
         finally:
             unload_adapters(model)
-        scores[expert.name] = float((oracle.detect(images) >= oracle.card.threshold).any(axis=1).mean())
+        scores[name] = float(flagged(detector.detect(images), detector.card).mean())
     write_json(path, scores)
     return scores

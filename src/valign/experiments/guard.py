@@ -1,4 +1,4 @@
-"""The guard on the shapes world: unsafe images with and without it, before the base model and before an aligned one.
+"""The guard on a world: unsafe images with and without it, before the base model and before an aligned one.
 
 Its head is trained on the kind of prompt pairs that experts are trained on, so the test's phrases and held-out concepts are new to
 both. The rows that matter are those where nobody looks at the images: the image check is the judge itself, so with it the count
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from valign.data.prompts.labelled import LabelledPrompt
-from valign.detectors.base import Detector
 from valign.evaluation import System, adapter_system, base_system, evaluate
 from valign.evaluation.composed import guarded_system
 from valign.evaluation.images.folder import ImageFolder
@@ -24,20 +23,19 @@ from valign.files import write_json, write_text
 from valign.guard import Guard
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.encoders.minilm import MiniLM
-from valign.policy import Policy
+from valign.policy import Policy, load_policy
 from valign.recipes.guard_head import fit_and_write
 from valign.runs import Run
 from valign.training.tasks.guard_head.fit import FitConfig
-from valign.worlds.shapes import Grammar, suite
+from valign.worlds import World, WorldGrammar
 
 BENIGN = 50  # benign prompts per pair of a category; a fifth of them at most is trained on
 UNGUARDED = {"guard": "base", "guard-aligned": "aligned"}  # whose images an allowed prompt must have, bit for bit
 
 
 def bench_guard(
+    world: World,
     model: DiffusionModel,
-    policy: Policy,
-    oracle: Detector,
     out: Path,
     *,
     adapter: Path | None = None,
@@ -53,15 +51,16 @@ def bench_guard(
     """Run or resume the comparison in ``out``; returns what ``summary.json`` holds.
 
     Args:
-        policy: Of the shapes world.
+        model: The world's bundled model.
         adapter: Of an aligned model; None leaves the two aligned systems out.
-        per_concept: Size of the suite (`valign.worlds.shapes.suite`); 10 gives 420 unsafe prompts.
+        per_concept: Size of the world's suite; 10 gives 420 unsafe prompts of the shapes world.
         pairs: Per category, that the head is trained on.
         target_fpr: Share of harmless prompts that the head may flag, in (0, 0.5].
     """
+    policy, oracle = load_policy(world.policy), world.oracle()
     rules = policy.model_copy(update={"guard": policy.guard.model_copy(update={"stages": ["lexical", "learned"]})})
     encoder = MiniLM()
-    head = _head(rules, encoder, out / "head", pairs=pairs, target_fpr=target_fpr, seed=seed)
+    head = _head(world, rules, encoder, out / "head", pairs=pairs, target_fpr=target_fpr, seed=seed)
     guard, watchful = (Guard.from_policy(rules, head=head, encoder=encoder, detector=one) for one in (None, oracle))
     made: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch_size": batch_size}
     bare = [base_system(model, **made)]
@@ -74,9 +73,9 @@ def bench_guard(
             system, watchful, name=f"{name}-checked", description=f"{name}, and the oracle looks at the images"
         )
         systems += [system, guarded_system(system, guard, name=name), watched]
-    tests = suite(per_concept=per_concept, seed=seed)
+    tests = world.suite(per_concept=per_concept, seed=seed)
     title = "The guard on the shapes world"
-    evaluate(systems, tests, oracle, out=out / "evaluation", fidelity=oracle, base="base", seed=seed, title=title, **made)  # type: ignore[arg-type]
+    evaluate(systems, tests, oracle, out=out / "evaluation", fidelity=oracle, base="base", seed=seed, title=title, **made)
     rows = read_results(out / "evaluation" / "results.parquet")
     summary = {
         "unsafe": {system.name: unsafe_images([row for row in rows if row.system == system.name]) for system in systems},
@@ -90,11 +89,11 @@ def bench_guard(
     return summary
 
 
-def _head(policy: Policy, encoder: MiniLM, folder: Path, *, pairs: int, target_fpr: float, seed: int) -> Path:
+def _head(world: World, policy: Policy, encoder: MiniLM, folder: Path, *, pairs: int, target_fpr: float, seed: int) -> Path:
     recipe = {"pairs": pairs, "target_fpr": target_fpr}
     run = Run.open(folder, step="guard-head", recipe=recipe, inputs={"policy": policy.fingerprint()}, seed=seed)
     if not run.done:
-        rows = training_rows(policy.category_ids(), pairs, seed)
+        rows = training_rows(world.grammar(), policy.category_ids(), pairs, seed)
         config = FitConfig(seed=seed)
         report = fit_and_write(
             rows, policy, folder, config=config, encoder=encoder, target_fpr=target_fpr, limit=BENIGN * pairs // 5
@@ -103,9 +102,8 @@ def _head(policy: Policy, encoder: MiniLM, folder: Path, *, pairs: int, target_f
     return folder / "head.safetensors"
 
 
-def training_rows(categories: Sequence[str], pairs: int, seed: int) -> list[LabelledPrompt]:
+def training_rows(grammar: WorldGrammar, categories: Sequence[str], pairs: int, seed: int) -> list[LabelledPrompt]:
     """Both sides of ``pairs`` pairs per category, `BENIGN` times as many benign prompts: a tenth of them sets the thresholds."""
-    grammar = Grammar()
     rows = []
     for category in categories:
         for pair in grammar.pairs(category, pairs, seed):

@@ -11,7 +11,8 @@ from typing import Any
 from PIL.Image import Image
 
 from valign.data.build import DataConfig, build_data
-from valign.data.prompts.pairs import load_pairs
+from valign.data.images.latents import LatentCache
+from valign.data.prompts.pairs import PromptPair, load_pairs
 from valign.data.prompts.sources import Source
 from valign.detectors.base import Detector
 from valign.evaluation import System, adapter_system, base_system, evaluate, guided_system
@@ -28,6 +29,7 @@ from valign.models.files.adapter_files import open_adapter
 from valign.policy import Policy
 from valign.recipes.alignguard import AlignGuardRecipe, train_experts
 from valign.recipes.merged import merge_experts
+from valign.training import TrainResult
 
 METHOD = Method(
     slug="alignguard",
@@ -65,6 +67,44 @@ class Evaluators:
     reference: Sequence[Image] | None = None
 
 
+@dataclass(frozen=True)
+class TrainedExperts:
+    """What the chain has made before the merge."""
+
+    pairs: list[PromptPair]  # of the data set
+    cache: LatentCache  # of its images
+    results: dict[str, TrainResult]  # by category, in the order of the policy
+
+    def weighted(self, weight: float) -> list[Expert]:
+        """The experts for a merge, each at this weight."""
+        return [Expert(name, open_adapter(result.adapter), weight) for name, result in self.results.items()]
+
+
+def train_on_policy(
+    model: DiffusionModel,
+    policy: Policy,
+    source: Source,
+    out: Path,
+    config: AlignConfig,
+    *,
+    pair_detector: PairDetector | None = None,
+    suite: Suite | None = None,
+) -> TrainedExperts:
+    """Make the data in ``out/data`` and train an expert for each category that has data in ``out/experts``, or go on.
+
+    Args:
+        pair_detector: Filters the image pairs, where ``config.data.filter`` asks for it.
+        suite: Test prompts; refused, before any training, if one of them is in the data.
+    """
+    cache = build_data(model, policy, source, out / "data", config.data, detector=pair_detector)
+    pairs = load_pairs(out / "data" / "prompts" / "pairs.parquet")
+    if suite is not None:
+        refuse_overlap(suite, [*config.data.retain, *(text for pair in pairs for text in (pair.unsafe, pair.safe))])
+    present = {name for names in cache.categories for name in names}
+    categories = [name for name in config.data.categories or policy.category_ids() if name in present]
+    return TrainedExperts(pairs, cache, train_experts(model, cache, out / "experts", config.experts, categories=categories))
+
+
 def align(
     model: DiffusionModel,
     policy: Policy,
@@ -85,15 +125,15 @@ def align(
     Raises: UserError for whatever a step refuses; what earlier steps made stays.
     """
     config = config or AlignConfig()
-    cache = build_data(model, policy, source, out / "data", config.data, detector=pair_detector)
-    pairs = load_pairs(out / "data" / "prompts" / "pairs.parquet")
-    refuse_overlap(suite, [*config.data.retain, *(text for pair in pairs for text in (pair.unsafe, pair.safe))])
-    present = {name for names in cache.categories for name in names}
-    categories = [name for name in config.data.categories or policy.category_ids() if name in present]
-    trained = train_experts(model, cache, out / "experts", config.experts, categories=categories)
-    experts = [Expert(name, open_adapter(result.adapter), config.strength) for name, result in trained.items()]
+    trained = train_on_policy(model, policy, source, out, config, pair_detector=pair_detector, suite=suite)
     merged = merge_experts(
-        model, experts, pairs, out / "merged", merge=config.merge, per_category=config.calibration, seed=config.seed
+        model,
+        trained.weighted(config.strength),
+        trained.pairs,
+        out / "merged",
+        merge=config.merge,
+        per_category=config.calibration,
+        seed=config.seed,
     )
     systems = [*baselines(model, policy, config), _aligned(model, merged, config)]
     return evaluate(

@@ -17,7 +17,7 @@ from valign.policy import Policy
 
 
 @runtime_checkable
-class Grammar(Protocol):
+class PromptGrammar(Protocol):
     """Makes pairs of one category without a chat model."""
 
     def pairs(self, category: str, count: int, seed: int) -> list[PromptPair]: ...
@@ -48,7 +48,7 @@ class Source(Protocol):
 class GrammarSource:
     """Any object with ``pairs(category, count, seed)``."""
 
-    grammar: Grammar
+    grammar: PromptGrammar
 
     def describe(self) -> dict[str, Any]:
         return {"source": "grammar", "grammar": type(self.grammar).__qualname__}

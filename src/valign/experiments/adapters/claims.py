@@ -15,7 +15,7 @@ CLOSE = 0.02  # of a score: a method is as good as another if it is at most this
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimResult:
     """A verdict and the number it rests on."""
 
     verdict: Verdict
@@ -28,11 +28,11 @@ class Claim:
 
     method: str
     statement: str
-    check: "Callable[[ResultTable], Finding]"
+    check: "Callable[[ResultTable], ClaimResult]"
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedClaim:
     """A claim with its verdict; JSON-able."""
 
     method: str
@@ -55,60 +55,60 @@ class ResultTable:
         return all(self.runs.get(method) for method in methods)
 
 
-def differs(method: str, other: str, name: str, *, sign: int = 1, margin: float = 0.0) -> Callable[[ResultTable], Finding]:
+def differs(method: str, other: str, name: str, *, sign: int = 1, margin: float = 0.0) -> Callable[[ResultTable], ClaimResult]:
     """Is ``sign * (method - other)`` above ``-margin``? Held, or not, if the whole 95 % interval of paired differences says so."""
 
-    def check(book: ResultTable) -> Finding:
-        if not book.has(method, other):
-            return Finding("not testable", f"needs runs of {method} and {other}")
-        differences = paired(book.runs[method], book.runs[other], name)
+    def check(table: ResultTable) -> ClaimResult:
+        if not table.has(method, other):
+            return ClaimResult("not testable", f"needs runs of {method} and {other}")
+        differences = paired(table.runs[method], table.runs[other], name)
         if len(differences) < FEWEST:
-            return Finding("not testable", f"{len(differences)} pairs of runs, needs {FEWEST}")
+            return ClaimResult("not testable", f"{len(differences)} pairs of runs, needs {FEWEST}")
         found = t_interval(differences)
         number = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}], {len(differences)} pairs"
         low, high = (found.low, found.high) if sign > 0 else (-found.high, -found.low)
-        return Finding("held" if low > -margin else "not held" if high < -margin else "not testable", number)
+        return ClaimResult("held" if low > -margin else "not held" if high < -margin else "not testable", number)
 
     return check
 
 
-def ratio(method: str, other: str, name: str, *, at_most: float) -> Callable[[ResultTable], Finding]:
+def ratio(method: str, other: str, name: str, *, at_most: float) -> Callable[[ResultTable], ClaimResult]:
     """Is the mean of a count at most this share of another method's?"""
 
-    def check(book: ResultTable) -> Finding:
-        if not book.has(method, other):
-            return Finding("not testable", f"needs runs of {method} and {other}")
-        ours, theirs = book.mean(method, name), book.mean(other, name)
+    def check(table: ResultTable) -> ClaimResult:
+        if not table.has(method, other):
+            return ClaimResult("not testable", f"needs runs of {method} and {other}")
+        ours, theirs = table.mean(method, name), table.mean(other, name)
         if not theirs:
-            return Finding("not testable", f"{other} has none")
+            return ClaimResult("not testable", f"{other} has none")
         number = f"{ours:,.0f} against {theirs:,.0f}, {ours / theirs:.3g} times"
-        return Finding("held" if ours <= at_most * theirs * (1 + 1e-9) else "not held", number)
+        return ClaimResult("held" if ours <= at_most * theirs * (1 + 1e-9) else "not held", number)
 
     return check
 
 
-def full_rank(method: str) -> Callable[[ResultTable], Finding]:
+def full_rank(method: str) -> Callable[[ResultTable], ClaimResult]:
     """Is the change of weight of as high a rank as full fine-tuning's?"""
 
-    def check(book: ResultTable) -> Finding:
-        if not book.has(method, "full"):
-            return Finding("not testable", f"needs runs of {method} and full")
-        ours, most = book.mean(method, "change_rank"), book.mean("full", "change_rank")
-        return Finding("held" if ours >= 0.95 * most else "not held", f"rank {ours:.0f} against {most:.0f}")
+    def check(table: ResultTable) -> ClaimResult:
+        if not table.has(method, "full"):
+            return ClaimResult("not testable", f"needs runs of {method} and full")
+        ours, most = table.mean(method, "change_rank"), table.mean("full", "change_rank")
+        return ClaimResult("held" if ours >= 0.95 * most else "not held", f"rank {ours:.0f} against {most:.0f}")
 
     return check
 
 
-def step_time(method: str, other: str, *, at_most: float) -> Callable[[ResultTable], Finding]:
+def step_time(method: str, other: str, *, at_most: float) -> Callable[[ResultTable], ClaimResult]:
     """Does a step take at most this many of another method's? Both were timed against LoRA, in turns; quartiles decide."""
 
-    def check(book: ResultTable) -> Finding:
-        if method not in book.costs or other not in book.costs:
-            return Finding("not testable", f"needs the costs of {method} and {other}")
-        ours, theirs = book.costs[method], book.costs[other]["step_ratio"] if other != "lora" else 1.0
+    def check(table: ResultTable) -> ClaimResult:
+        if method not in table.costs or other not in table.costs:
+            return ClaimResult("not testable", f"needs the costs of {method} and {other}")
+        ours, theirs = table.costs[method], table.costs[other]["step_ratio"] if other != "lora" else 1.0
         low, high = (limit / theirs for limit in ours["step_ratio_quartiles"])
         number = f"{ours['step_ratio'] / theirs:.3f} times, quartiles {low:.3f} to {high:.3f}"
-        return Finding("held" if high <= at_most else "not held" if low > at_most else "not testable", number)
+        return ClaimResult("held" if high <= at_most else "not held" if low > at_most else "not testable", number)
 
     return check
 
@@ -167,17 +167,17 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-def judge_claims(records: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]]) -> list[Judged]:
+def judge_claims(records: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]]) -> list[JudgedClaim]:
     """Every claim of `CLAIMS` whose method was run."""
     done = [record for record in records if record["status"] == "done"]
     methods = {record["method"] for record in done}
-    book = ResultTable(
+    table = ResultTable(
         {method: measured(done, method) for method in methods},
         {method: cost["measured"] for method, cost in costs.items() if cost["status"] == "done"},
     )
     judged = []
     for claim in CLAIMS:
         if claim.method in methods:
-            found = claim.check(book)
-            judged.append(Judged(claim.method, claim.statement, found.verdict, found.number))
+            found = claim.check(table)
+            judged.append(JudgedClaim(claim.method, claim.statement, found.verdict, found.number))
     return judged

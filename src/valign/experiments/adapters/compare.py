@@ -15,8 +15,8 @@ from valign.evaluation.adapters.page import markdown, write_page
 from valign.evaluation.adapters.table import summarize
 from valign.experiments.adapters.claims import judge_claims
 from valign.experiments.adapters.runs import fingerprint, measure_overhead, rehearse, run_once
-from valign.experiments.adapters.settings import BASES, PROBES, Budget, ImageSetting, Setting, TextSetting
-from valign.experiments.adapters.shapes_diffusion import DRAWINGS, DiffusionSetting
+from valign.experiments.adapters.settings import BASES, PROBES, ImageSetting, RunBudget, Setting, TextSetting
+from valign.experiments.adapters.shapes_diffusion import DIFFUSION_TASKS, DiffusionSetting
 from valign.experiments.adapters.shapes_glyphs import GLYPHS, GlyphSetting
 from valign.files import hash_value, read_json, write_json, write_text
 from valign.progress import console, track
@@ -24,7 +24,7 @@ from valign.runs import versions
 from valign.training.adapting import ADAPTERS, Tuning, parse_tuning
 
 FORMAT = 1
-SHAPES = (*GLYPHS, *DRAWINGS)  # of the shapes world: they need no data, and their models have no head to train alone
+SHAPES = (*GLYPHS, *DIFFUSION_TASKS)  # of the shapes world: they need no data, and their models have no head to train alone
 TASKS = (*GLUE, *IMAGES, *SHAPES)
 REHEARSAL_SEED = 10_000  # draws the rows and orders by which learning rates are chosen
 REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is tested against
@@ -41,7 +41,7 @@ class Comparison:
     methods: tuple[str, ...]
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
-    budget: Budget
+    budget: RunBudget
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> options
     rates: tuple[float, ...] = (1.0,)  # factors on each method's learning rate, of which the best is taken per task
     device: str = "auto"
@@ -75,8 +75,8 @@ class Comparison:
         common: dict[str, Any] = {"task": task, "seed": seed, "rehearsal": rehearsal}
         if task in GLYPHS:
             return GlyphSetting(budget=self.budget.for_glyphs(), **common)
-        if task in DRAWINGS:
-            return DiffusionSetting(budget=self.budget.for_drawings(), **common)
+        if task in DIFFUSION_TASKS:
+            return DiffusionSetting(budget=self.budget.for_diffusion(), **common)
         common["data"] = self.data
         if task in IMAGES:
             return ImageSetting(bases=self.bases, budget=self.budget.for_images(), **common)

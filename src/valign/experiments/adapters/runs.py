@@ -1,4 +1,4 @@
-"""One measurement of the comparison of adapters: trainings with all that is asked of them, and what a method costs per step."""
+"""The measurements of the comparison of adapters: trainings with their scores, and what a method costs per step."""
 
 import resource
 import statistics

@@ -1,4 +1,4 @@
-"""Where a run of the comparison of adapters takes setting: model, data and probe, the same for all methods at one task and seed."""
+"""The setting of a run in the comparison of adapters: model, data and probe, the same for all methods at one task and seed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +28,7 @@ REHEARSED = 0.25  # share of the training rows that judges learning rates
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
+class RunBudget:
     """The same for every method. ``quick`` takes about a minute per run on one core of a laptop."""
 
     steps: int
@@ -44,42 +44,46 @@ class Budget:
         """No validation: every method is judged at its last step, on rows that chose nothing."""
         return SupervisedConfig(steps=self.steps, batch_size=self.batch_size, seed=seed, validate_every=0, checkpoint_every=0)
 
-    def for_images(self) -> "Budget":
+    def for_images(self) -> "RunBudget":
         """A step of the small ViT is cheap: more of them, of more rows."""
         return replace(self, steps=2 * self.steps, batch_size=4 * self.batch_size, train_rows=5 * self.train_rows)
 
-    def for_glyphs(self) -> "Budget":
-        """A step of the miniature CLIP is cheap, too."""
+    def for_glyphs(self) -> "RunBudget":
+        """A step of the miniature CLIP is cheap, too: a larger batch."""
         return replace(self, batch_size=4 * self.batch_size)
 
-    def for_drawings(self) -> "Budget":
-        """To judge and to probe is to draw, an image at a time."""
+    def for_diffusion(self) -> "RunBudget":
+        """Judging and probing generate an image per row: fewer rows."""
         return replace(self, held_out_rows=self.held_out_rows // 10, probes=self.probes // 4)
 
 
-BUDGETS: dict[str, Budget] = {
-    "tiny": Budget(steps=10, batch_size=4, train_rows=64, held_out_rows=40, max_tokens=16, probes=20, timed=3, rate=5.0),
-    "quick": Budget(steps=100, batch_size=8, train_rows=400, held_out_rows=400, max_tokens=32, probes=100, timed=15, rate=5.0),
-    "full": Budget(steps=1000, batch_size=16, train_rows=4000, held_out_rows=1000, max_tokens=64, probes=500, timed=25, rate=2.0),
+BUDGETS: dict[str, RunBudget] = {
+    "tiny": RunBudget(steps=10, batch_size=4, train_rows=64, held_out_rows=40, max_tokens=16, probes=20, timed=3, rate=5.0),
+    "quick": RunBudget(steps=100, batch_size=8, train_rows=400, held_out_rows=400, max_tokens=32, probes=100, timed=15, rate=5.0),
+    "full": RunBudget(
+        steps=1000, batch_size=16, train_rows=4000, held_out_rows=1000, max_tokens=64, probes=500, timed=25, rate=2.0
+    ),
 }
 
 
 @runtime_checkable
 class Setting(Protocol):
-    """What a run needs to know of its task and seed."""
+    """Model, data and probe of one task and seed."""
 
     @property
     def task(self) -> str: ...
     @property
     def seed(self) -> int: ...
     @property
-    def budget(self) -> Budget: ...
-    def rows(self) -> TaskData: ...  # all there is to learn and to be judged by
-    def stages(self) -> tuple[TaskData, ...]: ...  # what is learnt, in turn; its classes are those of the rows, or some of them
+    def budget(self) -> RunBudget: ...
+    def rows(self) -> TaskData: ...  # all training and held-out rows
+    def stages(
+        self,
+    ) -> tuple[TaskData, ...]: ...  # learnt in turn; each has all classes of `rows`, or some
     def load(self, device: str) -> TaskModel: ...
     def probe(
         self, model: Any
-    ) -> Callable[[], Retention]: ...  # asks the untrained model; called after training, says what is kept
+    ) -> Callable[[], Retention]: ...  # measures the untrained model; the result, called after training, says what was kept
     def describe(self) -> dict[str, Any]: ...  # JSON-able, without folders
 
 
@@ -91,7 +95,7 @@ class TextSetting:
     data: Path
     task: str
     seed: int
-    budget: Budget
+    budget: RunBudget
     rehearsal: bool = False  # judged on a quarter of the training rows, which then train nothing: to choose learning rates
 
     def rows(self) -> TaskData:
@@ -126,7 +130,7 @@ class ImageSetting:
     data: Path
     task: str
     seed: int
-    budget: Budget
+    budget: RunBudget
     rehearsal: bool = False
 
     def rows(self) -> TaskData:
@@ -146,19 +150,19 @@ class ImageSetting:
         head, labels = load_file(base / "head.safetensors"), read_json(base / "head.json")["labels"]
         truth = np.array([labels.index(row.target) for row in rows])
 
-        def look() -> tuple[np.ndarray, float]:
+        def answers() -> tuple[np.ndarray, float]:
             vectors = _vectors(model, rows)
             said = torch.from_numpy(vectors) @ head["weight"].T + head["bias"]
             return vectors, float((said.argmax(1).numpy() == truth).mean())
 
-        return kept_since(look)
+        return kept_since(answers)
 
     def describe(self) -> dict[str, Any]:
         return {"task": self.task, "seed": self.seed, "budget": asdict(self.budget), "rehearsal": self.rehearsal}
 
 
 @cache
-def train_base(task: str, data: Path, bases: Path, budget: Budget) -> Path:
+def train_base(task: str, data: Path, bases: Path, budget: RunBudget) -> Path:
     """The small ViT trained whole on ``task``, once per folder; resumes."""
     rows = read_images(IMAGES[task], data)
     steps = min(BASE_STEPS * budget.steps, MOST_BASE_STEPS)
@@ -178,14 +182,14 @@ def _vectors(model: TaskModel, rows: Sequence[Row]) -> np.ndarray:
 
 
 @cache
-def _texts(folder: Path, task: str, seed: int, budget: Budget, rehearsal: bool) -> TaskData:
+def _texts(folder: Path, task: str, seed: int, budget: RunBudget, rehearsal: bool) -> TaskData:
     found, setting = named_task(task, folder)
     data = read_data(found, setting, train_rows=budget.train_rows, held_out_rows=budget.held_out_rows, seed=seed)
     return _rehearsed(data) if rehearsal else data
 
 
 @cache
-def _images(folder: Path, task: str, seed: int, budget: Budget, rehearsal: bool) -> TaskData:
+def _images(folder: Path, task: str, seed: int, budget: RunBudget, rehearsal: bool) -> TaskData:
     sizes = {"train_rows": budget.train_rows, "held_out_rows": budget.held_out_rows}
     data = read_images(IMAGES[task], folder, seed=seed, **sizes)
     return _rehearsed(data) if rehearsal else data

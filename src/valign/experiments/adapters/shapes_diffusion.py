@@ -1,4 +1,4 @@
-"""Where a run on the shapes world's diffusion model takes setting: it learns to draw safe counterparts, and forgets what it may."""
+"""The setting of a run on the shapes world's diffusion model: it learns to generate the safe counterparts of harms."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,29 +12,29 @@ from valign.data.tasks.base import TaskData
 from valign.data.tasks.captions import PairRow
 from valign.detectors.oracle import OracleDetector
 from valign.evaluation.adapters.retention import Retention, kept_since
-from valign.experiments.adapters.settings import Budget
+from valign.experiments.adapters.settings import RunBudget
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.pipeline import PipelineModel
 from valign.recipes.alignguard import AlignGuardRecipe
 from valign.training.tasks.supervised import DiffusionTaskModel, PairTaskModel
-from valign.worlds.shapes import model_folder, oracle_folder, suite
-from valign.worlds.shapes.counterpart_tasks import SceneRow, counterpart_data, expert_data
+from valign.worlds.shapes.counterpart_tasks import SceneRow
+from valign.worlds.shapes.world import SHAPES
 
-DRAWINGS = ("counterparts", "expert")
-STEPS, GUIDANCE = 20, 4.0  # of denoising, and its scale, wherever these tasks draw
+DIFFUSION_TASKS = ("counterparts", "expert")
+STEPS, GUIDANCE = 20, 4.0  # denoising steps and guidance scale of every image
 
 
-def draw(model: DiffusionTaskModel, captions: Sequence[str]) -> list[Image]:
+def sample(model: DiffusionTaskModel, captions: Sequence[str]) -> list[Image]:
     """One image each, at seeds 0, 1, 2, ..."""
     seeds = range(len(captions))
     return model.diffusion.generate(captions, seeds=seeds, steps=STEPS, guidance_scale=GUIDANCE, batch_size=20)
 
 
 class CounterpartModel(DiffusionTaskModel):
-    """Also judged by what it draws: ``drawn`` is the share of captions whose image shows the glyph that was to be learnt."""
+    """Also judged by its images: ``drawn`` is the share of captions whose image shows the glyph that was to be learnt."""
 
     def graded(self, rows: Sequence[SceneRow]) -> dict[str, float]:
-        return {"drawn": _shows(draw(self, [row.caption for row in rows]), rows)}
+        return {"drawn": _shows(sample(self, [row.caption for row in rows]), rows)}
 
 
 class ExpertModel(PairTaskModel):
@@ -47,7 +47,7 @@ class ExpertModel(PairTaskModel):
         super().__init__(diffusion, reference, recipe.objective, **held)
 
     def graded(self, rows: Sequence[PairRow]) -> dict[str, float]:
-        images = draw(self, [row.caption for row in rows])
+        images = sample(self, [row.caption for row in rows])
         harm, safe = (_shows(images, [getattr(row, part) for row in rows]) for part in ("loser", "winner"))
         return {"removed": 1 - harm, "drawn": safe}
 
@@ -58,7 +58,7 @@ def _shows(images: Sequence[Image], rows: Sequence[SceneRow]) -> float:
 
 @cache
 def _oracle() -> OracleDetector:
-    return OracleDetector(oracle_folder())
+    return SHAPES.oracle()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,35 +67,34 @@ class DiffusionSetting:
 
     task: str
     seed: int
-    budget: Budget
+    budget: RunBudget
     rehearsal: bool = False  # judged on scenes outside the test split
 
     def rows(self) -> TaskData:
         sizes = {"count": self.budget.train_rows, "held_out": self.budget.held_out_rows}
-        make = expert_data if self.task == "expert" else counterpart_data
-        return make(self.task, **sizes, seed=self.seed, fresh=self.rehearsal)
+        return SHAPES.tasks[self.task](self.task, **sizes, seed=self.seed, fresh=self.rehearsal)
 
     def stages(self) -> tuple[TaskData, ...]:
         return (self.rows(),)
 
     def load(self, device: str) -> DiffusionTaskModel:
         def model() -> PipelineModel:
-            return load_model(model_folder(), device=device, dtype="float32")  # type: ignore[return-value, arg-type]
+            return load_model(SHAPES.model_folder(), device=device, dtype="float32")  # type: ignore[return-value, arg-type]
 
         return ExpertModel(model(), model()) if self.task == "expert" else CounterpartModel(model())
 
     def probe(self, model: DiffusionTaskModel) -> Callable[[], Retention]:
-        """Benign prompts at equal seeds: drift of their images' features, and the share that is drawn as asked."""
-        benign = [prompt for prompt in suite(per_concept=4, seed=1).prompts if prompt.benign][: self.budget.probes]
+        """Benign prompts at equal seeds: drift of their images' features, and the share that is right."""
+        benign = [prompt for prompt in SHAPES.suite(per_concept=4, seed=1).prompts if prompt.benign][: self.budget.probes]
 
-        def look() -> tuple[np.ndarray, float]:
+        def answers() -> tuple[np.ndarray, float]:
             was = model.training
-            images = draw(model.eval(), [prompt.prompt for prompt in benign])
+            images = sample(model.eval(), [prompt.prompt for prompt in benign])
             model.train(was)
             right = _oracle().matches(images, [prompt.expected for prompt in benign])
             return _oracle().features(images), float(np.all(list(right.values()), axis=0).mean())
 
-        return kept_since(look)
+        return kept_since(answers)
 
     def describe(self) -> dict[str, Any]:
         return {"task": self.task, "seed": self.seed, "budget": asdict(self.budget), "rehearsal": self.rehearsal}

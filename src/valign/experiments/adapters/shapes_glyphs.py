@@ -1,4 +1,4 @@
-"""Where a run on the shapes world's miniature CLIP takes setting: glyphs that it cannot name, all at once or some after others."""
+"""The setting of a run on the shapes world's miniature CLIP: glyphs that it cannot name, all at once or some after others."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ import torch
 
 from valign.data.tasks.base import TaskData
 from valign.evaluation.adapters.retention import Retention, kept_since
-from valign.experiments.adapters.settings import Budget
+from valign.experiments.adapters.settings import RunBudget
 from valign.models.encoders.clip import ClipEncoder
 from valign.models.heads.clip_task import ClipTaskModel
 from valign.models.heads.task_model import Target
@@ -29,7 +29,7 @@ class GlyphSetting:
 
     task: str
     seed: int
-    budget: Budget
+    budget: RunBudget
     rehearsal: bool = False  # judged on images outside the test split
 
     def rows(self) -> TaskData:
@@ -53,7 +53,7 @@ class GlyphSetting:
         known = captioned(self.budget.probes)
 
         @torch.no_grad()
-        def look() -> tuple[np.ndarray, float]:
+        def answers() -> tuple[np.ndarray, float]:
             was = model.training
             model.eval()
             images, texts = model.vectors(model.images(known.rows)), model.texts(known.captions)
@@ -61,7 +61,7 @@ class GlyphSetting:
             right = (images @ texts.T).argmax(1).cpu() == torch.arange(len(texts))
             return torch.cat([images, texts]).cpu().numpy(), float(right.double().mean())
 
-        return kept_since(look)
+        return kept_since(answers)
 
     def describe(self) -> dict[str, Any]:
         known = {"task": self.task, "seed": self.seed, "budget": asdict(self.budget), "rehearsal": self.rehearsal}

@@ -31,22 +31,23 @@ class RoleBias:
 
 
 def role_bias(
-    systems: Sequence[System], suite: Suite, oracle: OracleDetector, out: Path, drawing: Mapping[str, Any], *, seed: int = 0
+    systems: Sequence[System], suite: Suite, oracle: OracleDetector, out: Path, sampling: Mapping[str, Any], *, seed: int = 0
 ) -> list[RoleBias]:
-    """Draw ``suite`` (equal texts of one run in a row, equally many each) with every system into ``out``, and count heads.
+    """Generate ``suite`` with every system into ``out`` and count heads; the first system is the base.
 
-    The first system is the base.
+    Args:
+        suite: Equal texts of one run in a row, equally many of each.
     """
     found: list[RoleBias] = []
     base: Int[np.ndarray, "prompt image"] | None = None
     for system in systems:
-        settings = {name: drawing[name] for name in ("steps", "guidance_scale")}
+        settings = {name: sampling[name] for name in ("steps", "guidance_scale")}
         folder = make_images(
-            system, suite, suite.seeds(seed), out / system.name, settings=settings, batch_size=drawing["batch_size"]
+            system, suite, suite.seeds(seed), out / system.name, settings=settings, batch_size=sampling["batch_size"]
         )
         images = [folder.open(prompt.id) for prompt in suite.prompts]
-        drawn = [image for image in images if image is not None]
-        readings = iter(oracle.read(drawn) if drawn else [])
+        shown_images = [image for image in images if image is not None]
+        readings = iter(oracle.read(shown_images) if shown_images else [])
         shown = np.array([-1 if image is None else heads(next(readings)) for image in images])
         shown = shown.reshape(len({_prompt(prompt.id) for prompt in suite.prompts}), -1)
         base = shown if base is None else base
@@ -93,6 +94,6 @@ def bias_section(found: Sequence[RoleBias]) -> Section:
         text="Prompts name a role and leave the head open; the training images favoured one. 0 is balance.",
         header=("D1 ↓", "against the base", "D2 ↓", "images with a head"),
         rows=tuple(rows),
-        note="D1 and D2 as in arXiv 2410.12700, averaged over prompts; 95 % intervals over redrawn images, paired where two are "
+        note="D1 and D2 as in arXiv 2410.12700, averaged over prompts; 95 % intervals over resampled images, paired where two are "
         "compared. The number after livo is the share of images that get the token.",
     )

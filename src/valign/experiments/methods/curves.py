@@ -1,4 +1,4 @@
-"""How fast does a training take harm away? Checkpoints of plain DPO and of LiVO, drawn and judged; a part of `bench_methods`."""
+"""How fast does a training take harm away? Checkpoints of plain DPO and of LiVO, sampled and judged; a part of `bench_methods`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,11 +37,11 @@ def convergence(
     suite: Suite,
     detector: Detector,
     out: Path,
-    drawing: Mapping[str, Any],
+    sampling: Mapping[str, Any],
     *,
     seed: int = 0,
 ) -> list[CurvePoint]:
-    """The curve of the training in ``run``: each checkpoint at a multiple of ``every``, and the last, drawn as ``system`` draws it.
+    """The curve of the training in ``run``: each checkpoint at a multiple of ``every``, and the last, sampled by ``system``.
 
     Args:
         trainable: As the run was trained with; what it saves for a checkpoint is what ``system`` gets.
@@ -51,12 +51,12 @@ def convergence(
     last = max(checkpoints.steps())
     steps = [step for step in checkpoints.steps() if step % every == 0 or step == last]
     _save(trainable, checkpoints, [step for step in steps if not (out / f"step-{step}").exists()], out)
-    settings = {name: drawing[name] for name in ("steps", "guidance_scale")}
+    settings = {name: sampling[name] for name in ("steps", "guidance_scale")}
     points = []
     for step in steps:
         shown = system(trainable.result(out / f"step-{step}"))
         folder = make_images(
-            shown, suite, suite.seeds(seed), out / f"images-{step}", settings=settings, batch_size=drawing["batch_size"]
+            shown, suite, suite.seeds(seed), out / f"images-{step}", settings=settings, batch_size=sampling["batch_size"]
         )
         images = [image for prompt in suite.prompts if (image := folder.open(prompt.id)) is not None]
         harm = flagged(scores_of(detector, images), detector.card).sum() / len(suite)
@@ -105,5 +105,5 @@ def curves_section(found: Mapping[str, Sequence[CurvePoint]]) -> Section:
         header=("harm left at step",),
         rows=rows,
         plots=tuple(plots),
-        note="Seconds are those of training steps alone, on this machine; data, validation and drawing are left out.",
+        note="Seconds are those of training steps alone, on this machine; data, validation and sampling are left out.",
     )

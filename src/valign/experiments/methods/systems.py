@@ -45,7 +45,7 @@ def principle_retriever(policy: Policy) -> Retriever:
 
 @dataclass(frozen=True)
 class MethodSystems:
-    """Makes systems that all draw alike."""
+    """Makes the compared systems, all with the same sampling settings."""
 
     model: DiffusionModel
     policy: Policy
@@ -69,10 +69,10 @@ class MethodSystems:
 
     def adapted(self, name: str, folder: Path) -> System:
         weight = WEIGHTS[JOINT] if name == "dpo" else 1.0
-        drawing = self.config.drawing
-        return adapter_system(self.model, folder, name=name, description=DESCRIBED[name], weight=weight, **drawing)
+        sampling = self.config.sampling
+        return adapter_system(self.model, folder, name=name, description=DESCRIBED[name], weight=weight, **sampling)
 
     def valued(self, folder: Path, *, name: str = LIVO, mixing: float = 0.5) -> System:
         encoder = load_value_encoder(folder, self.model)  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
         pipeline = ValueGuidedPipeline(self.model, encoder, self.retriever)  # type: ignore[arg-type]
-        return value_system(pipeline, name=name, mixing=mixing, description=DESCRIBED[LIVO], **self.config.drawing)
+        return value_system(pipeline, name=name, mixing=mixing, description=DESCRIBED[LIVO], **self.config.sampling)

@@ -7,27 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from valign.data.build import DataConfig, build_data
 from valign.data.images.value_sets import ValueDataConfig, build_values
-from valign.data.prompts.pairs import load_pairs
 from valign.data.prompts.sources import GrammarSource
 from valign.detectors.oracle import OracleDetector
-from valign.experiments.shapes_budgets import LIVO_STEPS, PER_CONCEPT, Budget, shapes_config
 from valign.files import read_json
-from valign.merging import Expert
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.files.adapter_files import open_adapter
 from valign.policy import Policy
-from valign.recipes.align import AlignConfig
-from valign.recipes.alignguard import JOINT, AlignGuardRecipe, train_expert, train_experts
+from valign.recipes.align import AlignConfig, train_on_policy
+from valign.recipes.alignguard import JOINT, AlignGuardRecipe, train_expert
 from valign.recipes.baselines import concept_edit, make_uce, policy_concepts
 from valign.recipes.livo import LivoRecipe, train_livo
 from valign.recipes.merged import merge_experts
+from valign.recipes.quickstart import BATCH, STEPS, world_config
 from valign.training.tasks.erasing import ErasingConfig, train_erasing
-from valign.worlds.shapes import Grammar
-from valign.worlds.shapes.contrast import HeadContrast
+from valign.worlds import World
 
-CURVE = 8  # checkpoints that the curves of DPO and LiVO are drawn from
+CURVE = 8  # checkpoints on the curves of DPO and LiVO
 KEEP_ALL = 10_000
 LIVO = "livo"
 
@@ -45,8 +41,8 @@ class MethodsConfig:
     curve: int = CURVE
 
     @property
-    def drawing(self) -> dict[str, Any]:
-        """How every system draws."""
+    def sampling(self) -> dict[str, Any]:
+        """How every system samples its images."""
         return {"steps": self.align.steps, "guidance_scale": self.align.guidance_scale, "batch_size": self.align.batch_size}
 
     def joint(self, policy: Policy) -> AlignGuardRecipe:
@@ -59,17 +55,16 @@ class MethodsConfig:
         return max(1, steps // self.curve)
 
 
-def methods_config(budget: Budget, *, seed: int = 0) -> MethodsConfig:
-    """The bundled model's sizes of one run."""
+def methods_config(world: World, budget: str, *, seed: int = 0) -> MethodsConfig:
+    """The sizes of one run on the world's bundled model."""
+    spent = world.budgets[budget]
     return MethodsConfig(
-        align=shapes_config(budget, seed=seed),
-        values=ValueDataConfig(
-            images=1 if budget == "small" else 8, steps=20, filter="judge", flip=False, seed=seed, batch_size=40
-        ),
-        livo=LivoRecipe.shapes().changed(steps=LIVO_STEPS[budget], seed=seed),
-        esd=ErasingConfig(iterations=10 if budget == "small" else 200, sample_steps=20, seed=seed),
-        per_concept=PER_CONCEPT[budget],
-        role_images={"small": 4, "quick": 24, "full": 50}[budget],
+        align=world_config(world, budget, seed=seed),
+        values=ValueDataConfig(images=spent.value_images, steps=STEPS, filter="judge", flip=False, seed=seed, batch_size=BATCH),
+        livo=LivoRecipe.shapes().changed(steps=spent.value_steps, seed=seed),
+        esd=ErasingConfig(iterations=spent.erasing_steps, sample_steps=STEPS, seed=seed),
+        per_concept=spent.per_concept,
+        role_images=spent.role_images,
     )
 
 
@@ -84,26 +79,25 @@ class Made:
 
 
 def train_methods(
-    model: DiffusionModel, policy: Policy, oracle: OracleDetector, out: Path, config: MethodsConfig
+    world: World, model: DiffusionModel, policy: Policy, oracle: OracleDetector, out: Path, config: MethodsConfig
 ) -> dict[str, Made]:
     """Train everything of one run into ``out``, or go on: alignguard, dpo, uce, livo, esd-x, esd-u."""
-    data: DataConfig = config.align.data
-    cache = build_data(model, policy, GrammarSource(Grammar()), out / "data", data, detector=oracle)
-    pairs = load_pairs(out / "data" / "prompts" / "pairs.parquet")
-    categories = data.categories or policy.category_ids()
-    trained = train_experts(model, cache, out / "experts", config.align.experts, categories=categories)
-    experts = [Expert(name, open_adapter(result.adapter), config.align.strength) for name, result in trained.items()]
+    trained = train_on_policy(model, policy, GrammarSource(world.grammar()), out, config.align, pair_detector=oracle)
+    categories, pairs = tuple(trained.results), trained.pairs
+    experts = trained.weighted(config.align.strength)
     merged = merge_experts(model, experts, pairs, out / "merged", per_category=config.align.calibration, seed=config.align.seed)
-    joint = train_expert(model, cache, None, out / JOINT, config.joint(policy))
-    values = build_values(model, policy, out / "values", config.values, detector=oracle, contrast=HeadContrast(oracle), pairs=pairs)
+    joint = train_expert(model, trained.cache, None, out / JOINT, config.joint(policy))
+    values = build_values(
+        model, policy, out / "values", config.values, detector=oracle, contrast=world.contrast(oracle), pairs=pairs
+    )
     every = config.every(config.livo.training.steps)
     livo = train_livo(model, values, out / LIVO, config.livo.changed(checkpoint_every=every, keep_checkpoints=KEEP_ALL))
     made = {
         "alignguard": Made(
             merged,
-            sum(_parameters(result.adapter) for result in trained.values()),
-            sum(result.steps for result in trained.values()),
-            sum(result.seconds for result in trained.values()),
+            sum(_parameters(result.adapter) for result in trained.results.values()),
+            sum(result.steps for result in trained.results.values()),
+            sum(result.seconds for result in trained.results.values()),
         ),
         "dpo": Made(joint.adapter, _parameters(joint.adapter), joint.steps, joint.seconds),
         "uce": _uce(model, policy, categories, out / "uce"),

@@ -98,7 +98,7 @@ def _article(phrase: str) -> str:
 
 
 def _thing(item: Item, noun: str, rng: np.random.Generator, *, adjective: float, colour: bool) -> str:
-    described = rng.random() < adjective  # drawn in any case, so that a twin's wording does not shift
+    described = rng.random() < adjective  # drawn in any case, so that the paired prompt is worded alike
     if noun.startswith("what "):
         return f"{noun}, drawn in {item.colour}," if colour else f"{noun},"
     group = GROUP_OF.get(item.glyph)
@@ -185,7 +185,7 @@ def _group(category: str) -> Group:
 
 
 class Grammar:
-    """Prompt pairs for the data builder: an unsafe prompt and its twin with the safe counterpart, all else equal."""
+    """Prompt pairs for the data builder: an unsafe prompt and the same with the safe counterpart, all else equal."""
 
     def benign(self, count: int, seed: int) -> list[str]:
         """``count`` distinct prompts for benign glyphs and figures in turn, of the training split."""

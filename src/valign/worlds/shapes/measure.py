@@ -1,32 +1,20 @@
 """What the bundled model can do: right glyphs, colours, places and backgrounds on prompts that it never saw, and its speed."""
 
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-from PIL import Image
 
 from valign.detectors.oracle import OracleDetector
 from valign.models.diffusion.base import DiffusionModel
+from valign.worlds.base import ModelMeasurement
 from valign.worlds.shapes.grammar import caption, split_scene
 from valign.worlds.shapes.vocabulary import FIGURES, GROUP_OF, WORDS
 
 
-@dataclass(frozen=True)
-class Fidelity:
-    """Shares in [0, 1] of images that are right in each aspect, and images per second."""
-
-    prompts: int
-    shares: dict[str, float]
-    harm_drawn: float  # share of the prompts for a harm glyph that the oracle finds in the images, in the right category
-    images_per_second: float
-    images: list[Image.Image]
-
-
 def measure_model(
     model: DiffusionModel, oracle: OracleDetector, *, count: int = 500, seed: int = 0, steps: int = 20, guidance_scale: float = 7.5
-) -> Fidelity:
-    """Draw ``count`` held-out single-object prompts, explicit and fully described, over all glyphs but the figures."""
+) -> ModelMeasurement:
+    """Generate ``count`` held-out single-object prompts, explicit and fully described, over all glyphs but the figures."""
     rng = np.random.default_rng([seed, 9])
     glyphs = [glyph for glyph in WORDS if glyph not in FIGURES]
     scenes = [split_scene(rng, glyphs[i % len(glyphs)], test=True) for i in range(count)]
@@ -38,7 +26,7 @@ def measure_model(
     ]
     began = perf_counter()
     images = model.generate(
-        prompts, seeds=range(count), steps=steps, guidance_scale=guidance_scale, batch_size=50, progress="drawing"
+        prompts, seeds=range(count), steps=steps, guidance_scale=guidance_scale, batch_size=50, progress="generating"
     )
     seconds = perf_counter() - began
     matches = oracle.matches(images, wanted)
@@ -49,4 +37,4 @@ def measure_model(
         if item.glyph in GROUP_OF
     ]
     shares = {aspect: float(matches[aspect].mean()) for aspect in ("glyph", "colour", "place", "background")}
-    return Fidelity(count, shares, float(np.mean(hits)), count / seconds, images)
+    return ModelMeasurement(count, shares, float(np.mean(hits)), count / seconds, images)

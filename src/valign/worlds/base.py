@@ -1,0 +1,73 @@
+"""What a synthetic world offers to commands, recipes and experiments, whatever it shows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from valign.data.images.value_images import Contrast
+from valign.data.prompts.sources import PromptGrammar
+from valign.data.tasks.base import TaskData
+from valign.detectors.oracle import OracleDetector
+from valign.evaluation.suite import Suite
+from valign.models.encoders.clip import ClipEncoder
+
+
+class WorldGrammar(PromptGrammar, Protocol):
+    """Prompt pairs by category, and benign prompts."""
+
+    def benign(self, count: int, seed: int) -> list[str]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldBudget:
+    """How much a recipe spends on the world's bundled model."""
+
+    pairs: int  # prompt pairs per category
+    steps: int  # optimizer steps per expert, at most; validation may stop earlier
+    per_concept: int  # explicit test prompts per concept
+    value_images: int  # images per prompt that a value encoder learns from
+    value_steps: int  # optimizer steps of a value encoder, at most
+    erasing_steps: int  # iterations of a concept-erasing baseline
+    role_images: int  # images per prompt that bias is measured on
+
+
+@dataclass(frozen=True)
+class ModelMeasurement:
+    """What a model shows right of held-out prompts; shares are in [0, 1]."""
+
+    prompts: int
+    shares: dict[str, float]  # by aspect
+    harm_drawn: float  # share of the prompts for a harm that the oracle finds in the images, in the right category
+    images_per_second: float
+    images: list[Image.Image]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A synthetic world: prompts, a bundled model, and an oracle that knows what an image shows. A row of `valign.worlds.WORLDS`.
+
+    ``suite``, ``reference_images`` and ``roles`` take ``seed``; the first two also ``per_concept``, the last ``images``.
+    """
+
+    name: str
+    policy: str  # name of its bundled policy
+    grammar: Callable[[], WorldGrammar]
+    model_folder: Callable[[], Path]
+    oracle: Callable[[], OracleDetector]
+    clip: Callable[[], ClipEncoder]
+    contrast: Callable[[OracleDetector], Contrast]  # tells which of two texts fits an image, where the world's CLIP cannot
+    suite: Callable[..., Suite]  # test prompts on what no training saw, balanced over concepts
+    reference_images: Callable[..., list[Image.Image]]  # true images of the same suite's benign prompts
+    roles: Callable[..., Suite]  # prompts that name a role and leave open who it is, each several times
+    tasks: Mapping[str, Callable[..., TaskData]]  # for fine-tuning, by name
+    budgets: Mapping[str, WorldBudget]  # "small" tries the path, "quick" takes minutes, "full" is for the documentation's tables
+    quick_categories: tuple[str, ...]  # aligned by `valign quickstart` where none is named
+    strength: float  # weight of the experts in Co-Merge
+    build: Callable[..., None]  # trains the bundled networks anew into a folder; takes ``seed`` and ``share`` of the steps
+    sheet: Callable[..., Figure]  # a contact sheet; takes a model, whose images stand beside the world's own, and ``seed``
+    measure: Callable[..., ModelMeasurement]  # takes a model, the oracle, ``count``, ``seed``, ``steps``, ``guidance_scale``
+    bars: Mapping[str, float]  # by aspect: the shares that the bundled model must reach

@@ -1,0 +1,47 @@
+"""The shapes world as one record."""
+
+from pathlib import Path
+
+from valign.detectors.oracle import OracleDetector
+from valign.models.encoders.clip import ClipEncoder
+from valign.worlds.base import World, WorldBudget
+from valign.worlds.shapes import clip_folder, model_folder, oracle_folder
+from valign.worlds.shapes.contrast import HeadContrast
+from valign.worlds.shapes.counterpart_tasks import counterpart_data, expert_data
+from valign.worlds.shapes.glyph_tasks import glyph_data
+from valign.worlds.shapes.grammar import Grammar
+from valign.worlds.shapes.measure import measure_model
+from valign.worlds.shapes.sheet import contact_sheet
+from valign.worlds.shapes.suite import reference_images, roles, suite
+
+SMALL = WorldBudget(pairs=24, steps=20, per_concept=1, value_images=1, value_steps=20, erasing_steps=10, role_images=4)
+QUICK = WorldBudget(pairs=80, steps=150, per_concept=6, value_images=8, value_steps=300, erasing_steps=200, role_images=24)
+FULL = WorldBudget(pairs=120, steps=200, per_concept=8, value_images=8, value_steps=300, erasing_steps=200, role_images=50)
+
+
+def _build(out: Path, *, seed: int = 0, share: float = 1.0) -> None:
+    from valign.worlds.shapes.build.world import build_world  # the training code is not needed elsewhere
+
+    build_world(out, seed=seed, share=share)
+
+
+SHAPES = World(
+    name="shapes",
+    policy="shapes",
+    grammar=Grammar,
+    model_folder=model_folder,
+    oracle=lambda: OracleDetector(oracle_folder()),
+    clip=lambda: ClipEncoder(clip_folder()),
+    contrast=HeadContrast,
+    suite=suite,
+    reference_images=reference_images,
+    roles=roles,
+    tasks={"glyphs": glyph_data, "glyph-stream": glyph_data, "counterparts": counterpart_data, "expert": expert_data},
+    budgets={"small": SMALL, "quick": QUICK, "full": FULL},
+    quick_categories=("hate", "violence", "shocking"),
+    strength=2.5,  # Co-Merge shares the neurons out among the experts
+    build=_build,
+    sheet=contact_sheet,
+    measure=measure_model,
+    bars={"glyph": 0.92, "colour": 0.92},
+)
