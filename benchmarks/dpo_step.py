@@ -192,11 +192,11 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     from valign.models.diffusion.lora import attach_lora
     from valign.objectives import DiffusionDPO
     from valign.training import PreferenceConfig
-    from valign.training.engine.compiling import compiled_step
+    from valign.training.adapting import OPTIMIZERS
     from valign.training.engine.offload import encoders_offloaded
-    from valign.training.engine.optimization import build_optimizer
     from valign.training.engine.processes import start_processes
     from valign.training.tasks.preference.batches import PairSource
+    from valign.training.tasks.preference.compiling import compiled_step
     from valign.training.tasks.preference.pair_step import PairStep
     from valign.training.tasks.preference.reference import reference_table
 
@@ -211,7 +211,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     attach_lora(loaded, rank=4)
     step = PairStep(loaded, DiffusionDPO(beta=500.0), config, start_processes(mixed_precision=precision))
     parameters = [p for p in loaded.unet.parameters() if p.requires_grad]
-    optimizer = build_optimizer(parameters, config)
+    optimizer = OPTIMIZERS["adamw"](weight_decay=config.weight_decay).build([{"params": parameters}], [], config.learning_rate)
     table = reference_table(step, source, data, safe_caption=False, batch=pairs) if draws else None
     visits = iter([(pair, visit) for pair in range(pairs)] for visit in range(2 + steps))
     first = source.visit([(pair, 0) for pair in range(pairs)])

@@ -76,8 +76,8 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     from valign.models.diffusion.value_encoder import ValueText, copy_encoder
     from valign.objectives import LiVO
     from valign.training import PreferenceConfig
+    from valign.training.adapting import OPTIMIZERS
     from valign.training.engine.offload import encoders_offloaded
-    from valign.training.engine.optimization import build_optimizer
     from valign.training.engine.processes import start_processes
     from valign.training.tasks.preference.pair_step import PairStep
     from valign.training.tasks.preference.reference import reference_table
@@ -94,7 +94,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     source = trainable.source(cache, cache.rows(), config)
     step = PairStep(loaded, LiVO(), config, start_processes(mixed_precision=precision), trainable.off)
     parameters = list(trainable.parameters().values())
-    optimizer = build_optimizer(parameters, config)
+    optimizer = OPTIMIZERS["adamw"](weight_decay=config.weight_decay).build([{"params": parameters}], [], config.learning_rate)
     table = reference_table(step, source, data, safe_caption=False, batch=pairs) if draws else None
     visits = iter([(pair, visit) for pair in range(pairs)] for visit in range(2 + steps))
 

@@ -31,8 +31,9 @@ from valign.models.heads.clip_task import ClipTaskModel
 from valign.models.heads.task_model import Target
 from valign.progress import track
 from valign.training.adapting import parse_tuning
+from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
-from valign.training.tasks.supervised import SupervisedConfig, SupervisedLoop, judge
+from valign.training.tasks.supervised import SupervisedConfig, SupervisedTask, judge
 from valign.worlds.shapes import clip_folder
 from valign.worlds.shapes.glyph_tasks import LEARNT, TEMPLATE
 from valign.worlds.shapes.renderer import BACKGROUNDS, PLACES, Item, Scene, render
@@ -73,7 +74,8 @@ def train(data: TaskData, seed: int, options: argparse.Namespace) -> tuple[str, 
     """The start's fingerprint, and the factors after each of the last steps."""
     model, tuning = fresh(data), parse_tuning("lora", {"rank": RANK, "learning_rate": options.rate})
     config = SupervisedConfig(steps=options.steps, batch_size=BATCH, seed=seed, schedule="constant", validate_every=0)
-    loop = SupervisedLoop(model, data, tuning, config, start_processes(cpu=True), targets=TARGETS)
+    accelerator = start_processes(cpu=True)
+    loop = TrainingLoop(SupervisedTask(model, data, tuning, config, accelerator, targets=TARGETS), accelerator)
 
     def factors() -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model.network).items()}

@@ -14,8 +14,8 @@ from valign.experiments.methods.trained import MethodsConfig
 from valign.recipes.align import AlignConfig
 from valign.recipes.alignguard import AlignGuardRecipe
 from valign.recipes.livo import LivoRecipe
+from valign.training.engine.loop import TrainingLoop
 from valign.training.tasks.erasing import ErasingConfig
-from valign.training.tasks.preference.loop import PreferenceLoop
 from valign.worlds.shapes.world import SHAPES
 
 SYSTEMS = ["base", "negative-prompt", "sld-medium", "uce", "esd-x", "esd-u", "dpo", "alignguard", "livo"]
@@ -96,6 +96,6 @@ def test_a_second_call_does_nothing_again(bench, monkeypatch):
     out, run, summary = bench
     written = [path for path in out.rglob("*") if path.suffix in (".png", ".safetensors", ".parquet", ".jsonl")]
     stamps = {path: path.stat().st_mtime_ns for path in written}
-    monkeypatch.setattr(PreferenceLoop, "run", None)
+    monkeypatch.setattr(TrainingLoop, "run", None)
     assert run() == json.loads(json.dumps(summary))
     assert {path: path.stat().st_mtime_ns for path in written} == stamps

@@ -4,6 +4,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from dying import killed_at
 from pair_data import small_config
 from test_preference import OBJECTIVE, equal, factors, train
 from torch.testing import assert_close
@@ -17,7 +18,6 @@ from valign.training.engine.processes import start_processes
 from valign.training.tasks.preference.adapter_start import first_loss, start_adapter
 from valign.training.tasks.preference.batches import PairSource
 from valign.training.tasks.preference.config import ADAPTERS, ADAPTIVE
-from valign.training.tasks.preference.loop import PreferenceLoop
 from valign.training.tasks.preference.pair_step import PairStep
 
 KINDS = [kind for kind in ADAPTERS if kind != "lora"]
@@ -91,18 +91,9 @@ def test_the_adapter_is_plain_lora_that_diffusers_loads(sd, tiny_sd, runs, kind)
 
 
 def test_a_resumed_run_gives_the_same_bytes(sd, cache, runs, kind, tmp_path, monkeypatch):
-    straight, save = runs(kind), PreferenceLoop._save
-    stop = settings(kind)["steps"] - 2
-
-    def save_and_stop(loop, number, stopped):
-        save(loop, number, stopped)
-        if number == stop:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PreferenceLoop, "_save", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(sd, cache, tmp_path / "run", **settings(kind))
+    straight = runs(kind)
+    with killed_at(settings(kind)["steps"] - 1, monkeypatch):
+        train(sd, cache, tmp_path / "run", **settings(kind))
     resumed = train(sd, cache, tmp_path / "run", **settings(kind))
     assert equal(factors(resumed.adapter), factors(straight.adapter))
     for name in ("adapter/pytorch_lora_weights.safetensors", "metrics.jsonl", "checkpoints/step-000004/adapter.safetensors"):

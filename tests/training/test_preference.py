@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dying import killed_at
 from pair_data import build_pairs, small_config
 from train_script import CONFIG
 
@@ -16,8 +17,8 @@ from valign.models.diffusion.lora import load_adapter, unload_adapters
 from valign.models.files.adapter_files import open_adapter
 from valign.objectives import DiffusionDPO
 from valign.training import train_preference
+from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.metrics import MetricsLog
-from valign.training.tasks.preference.loop import PreferenceLoop
 
 SCRIPT = Path(__file__).with_name("train_script.py")
 OBJECTIVE = DiffusionDPO(beta=500.0)
@@ -69,7 +70,7 @@ def test_the_model_comes_back_bare(sd, cache, straight):
 
 
 def test_a_finished_run_is_not_run_again(sd, cache, straight, monkeypatch):
-    monkeypatch.setattr(PreferenceLoop, "run", None)
+    monkeypatch.setattr(TrainingLoop, "run", None)
     assert train(sd, cache, straight.adapter.parent, **CONFIG) == straight
 
 
@@ -119,17 +120,8 @@ def test_experts_of_one_seed_share_their_down_factors_at_the_start(sd, cache, tm
 
 def test_adafactor_trains_and_resumes(sd, cache, tmp_path, monkeypatch):
     straight = train(sd, cache, tmp_path / "a", optimizer="adafactor", checkpoint_every=2)
-    save = PreferenceLoop._save
-
-    def save_and_stop(loop, number, stopped):
-        save(loop, number, stopped)
-        if number == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PreferenceLoop, "_save", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(sd, cache, tmp_path / "b", optimizer="adafactor", checkpoint_every=2)
+    with killed_at(3, monkeypatch):  # after the checkpoint of step 2
+        train(sd, cache, tmp_path / "b", optimizer="adafactor", checkpoint_every=2)
     assert not getattr(sd.pipe.unet, "peft_config", None)
     resumed = train(sd, cache, tmp_path / "b", optimizer="adafactor", checkpoint_every=2)
     assert equal(factors(resumed.adapter), factors(straight.adapter))
@@ -186,7 +178,7 @@ def test_a_loss_that_is_no_number_names_step_timestep_and_pairs(sd, cache, tmp_p
     with pytest.raises(UserError) as caught:
         train(sd, cache, tmp_path / "run", NotANumberFromStepThree([]), val_fraction=0.0, checkpoint_every=1)
     text = str(caught.value)
-    assert "The loss of step 3 must be finite, got NaN or infinity at pair p" in text
+    assert "The loss and gradient of step 3 must be finite, got nan at pair p" in text
     assert text.count("(timestep ") == 4
     assert "Kept: " in text
     assert "step-000002" in text

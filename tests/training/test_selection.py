@@ -6,7 +6,7 @@ from valign.training.engine.selection import Selection
 def offers(*pairs, patience=2):
     selection = Selection(max_drift=0.1, patience=patience)
     for step, (score, drift) in enumerate(pairs, start=1):
-        selection.offer(step, score=score, drift=drift)
+        selection.update(step, score=score, drift=drift)
     return selection
 
 

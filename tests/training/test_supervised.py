@@ -20,8 +20,9 @@ from valign.models.heads.task_model import Target
 from valign.models.language.text_model import load_text_model
 from valign.runs import Run
 from valign.training.adapting import ADAPTERS, parse_tuning
+from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.metrics import MetricsLog
-from valign.training.tasks.supervised import SupervisedConfig, SupervisedLoop, finetune
+from valign.training.tasks.supervised import SupervisedConfig, finetune
 
 SMALL = {"rank": 2, "learning_rate": 0.02}
 QUICK = {"rank": 2, "learning_rate": 0.1}  # both factors start small
@@ -183,7 +184,7 @@ def test_accumulation_changes_nothing_but_rounding(bert, data, tmp_path):
 
 def test_a_finished_run_is_not_run_again(bert, data, tmp_path, monkeypatch):
     _, result = run(bert, data, tmp_path / "run", "lora", steps=2)
-    monkeypatch.setattr(SupervisedLoop, "run", None)
+    monkeypatch.setattr(TrainingLoop, "run", None)
     assert run(bert, data, tmp_path / "run", "lora", steps=2)[1] == result
 
 

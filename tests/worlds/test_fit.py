@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from valign.worlds.shapes.build.fit import Budget, fit, rate
+from valign.worlds.shapes.build.fit import Budget, fit
 
 
 def _loss(net):
@@ -48,7 +48,7 @@ def test_it_learns_and_logs(tmp_path):
 
 
 def test_rate_warms_up_and_decays():
-    budget = Budget(steps=100, batch=1, lr=1.0, warmup=10)
-    assert rate(0, budget) == pytest.approx(0.1)
-    assert rate(10, budget) == pytest.approx(1.0)
-    assert rate(100, budget) == pytest.approx(0.02)
+    shares = Budget(steps=100, batch=1, lr=1.0, warmup=10).shares()
+    assert shares.at(0) == pytest.approx(0.1)
+    assert shares.at(10) == pytest.approx(1.0)
+    assert shares.at(100) == pytest.approx(0.02)

@@ -1,7 +1,6 @@
 """Training loops, on accelerate: checkpoints that resume to the same bytes, validation, alarms, previews, trackers."""
 
 from valign.training.tasks.preference.config import PreferenceConfig
-from valign.training.tasks.preference.loop import TrainResult
-from valign.training.tasks.preference.train import train_preference
+from valign.training.tasks.preference.train import TrainResult, train_preference
 
 __all__ = ["PreferenceConfig", "TrainResult", "train_preference"]

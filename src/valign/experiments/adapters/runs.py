@@ -20,8 +20,9 @@ from valign.experiments.adapters.settings import Setting
 from valign.files import hash_value
 from valign.models.heads.task_model import Target, TaskModel
 from valign.training.adapting import Tuning, adapter_bytes, default_targets, parse_tuning
+from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
-from valign.training.tasks.supervised import SupervisedLoop, judge, mean_loss
+from valign.training.tasks.supervised import SupervisedTask, judge, mean_loss
 
 NOISE, DRAWS = 0.1, 4  # of the sharpness: share of a row's root mean square, and how often it is drawn
 STATUS = Path("/proc/self/status")
@@ -38,21 +39,22 @@ class Learnt:
     train_seconds: float = 0.0
 
 
-def learn(setting: Setting, model: TaskModel, tuning: Tuning, label: str) -> tuple[SupervisedLoop, Learnt]:
-    """Learn the setting's tasks in turn; the loop is that of the last.
+def learn(setting: Setting, model: TaskModel, tuning: Tuning, label: str) -> tuple[SupervisedTask, Learnt]:
+    """Learn the setting's tasks in turn; the training task is that of the last.
 
     They share the steps. After each but the last the method is merged into the weights, and starts anew on the next.
     """
     accelerator = start_processes(cpu=model.device.type == "cpu")
     tasks = setting.stages()
     config = replace(setting.budget.config(setting.seed), steps=setting.budget.steps // len(tasks))
-    loop, found = None, Learnt()
+    task, found = None, Learnt()
     for data in tasks:
-        if loop is not None:
-            model.network = loop.handle.merged()
+        if task is not None:
+            model.network = task.handle.merged()
         model.target = Target.of(data)
         began = time.perf_counter()
-        loop = SupervisedLoop(model, data, tuning, config, accelerator, label=label)
+        task = SupervisedTask(model, data, tuning, config, accelerator, label=label)
+        loop = TrainingLoop(task, accelerator)
         started = time.perf_counter()
         loop.run()
         found.start_seconds += started - began
@@ -60,8 +62,8 @@ def learn(setting: Setting, model: TaskModel, tuning: Tuning, label: str) -> tup
         found.losses += [record["loss"] for record in loop.records]
         if len(tasks) > 1:
             found.stream.append([scores[data.task.score] for scores in judge_each(model, tasks)])
-    assert loop is not None
-    return loop, found
+    assert task is not None
+    return task, found
 
 
 def judge_each(model: TaskModel, tasks: Sequence[TaskData]) -> list[dict[str, float]]:
@@ -94,10 +96,10 @@ def run_once(setting: Setting, tuning: Tuning, *, device: str = "auto", label: s
     names = linears(model.network, default_targets(model.network))
     before = weights_of(model.network, names)
     untrained = {"untrained": judge_all(model, tasks)[score]} if model.head is None else {}
-    loop, learnt = learn(setting, model, tuning, label)
+    task, learnt = learn(setting, model, tuning, label)
     scores = judge_all(model, tasks)
     with TemporaryDirectory() as folder:
-        loop.handle.save(Path(folder) / "adapter")
+        task.handle.save(Path(folder) / "adapter")
         size = adapter_bytes(Path(folder) / "adapter")
 
     def loss() -> float:
@@ -108,9 +110,9 @@ def run_once(setting: Setting, tuning: Tuning, *, device: str = "auto", label: s
         "scores": scores,
         **untrained,
         **asdict(kept()),
-        "trained": loop.handle.numbers(),
+        "trained": task.handle.numbers(),
         "adapter_bytes": size,
-        "optimizer_bytes": optimizer_bytes(loop.optimizer),
+        "optimizer_bytes": optimizer_bytes(task.optimizer),
         "change_rank": mean_rank(before, weights_of(model.network, names)),
         "sharpness": sharpness(model.network, before, loss, ratio=NOISE, draws=DRAWS, seed=setting.seed),
         "mean_loss": statistics.fmean(learnt.losses),
@@ -174,7 +176,8 @@ def _stepper(setting: Setting, tuning: Tuning, device: str, *, measure: bool) ->
     accelerator = start_processes(cpu=model.device.type == "cpu")
     where = model.device
     base = peak_memory(where, anew=True) if measure else 0
-    loop = SupervisedLoop(model, setting.rows(), tuning, setting.budget.config(setting.seed), accelerator)
+    task = SupervisedTask(model, setting.rows(), tuning, setting.budget.config(setting.seed), accelerator)
+    loop = TrainingLoop(task, accelerator)
     counter = iter(range(10**9))
 
     def step() -> float:

@@ -47,6 +47,20 @@ class AdamW:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adafactor:
+    """transformers' at a fixed rate, with its own clipping of updates at 1, as in AlignGuard's launchers for SDXL."""
+
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
+
+    def build(self, groups: Groups, head: Groups, lr: float) -> torch.optim.Optimizer:
+        from transformers.optimization import Adafactor as Optimizer
+
+        options = {"clip_threshold": 1.0, "scale_parameter": False, "relative_step": False}
+        return Optimizer([*groups, *head], lr=lr, weight_decay=self.weight_decay, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DctAdamW:
     """`valign.optimizers.DCTAdamW`."""
 

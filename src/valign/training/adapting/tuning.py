@@ -8,7 +8,17 @@ from valign.checks import UserError, read_options
 from valign.training.adapting.adaptive import AdaLora, Codyra, Diffora, Increlora, Sora
 from valign.training.adapting.base import AdapterOptions
 from valign.training.adapting.low_rank import Ailora, CompLora, Dora, Lora, LoraSB, Milora, Pissa
-from valign.training.adapting.stepping import AdamW, DctAdamW, GaLoreSteps, Ggpo, Mgpo, Optimizing, Perturbing, TrionSteps
+from valign.training.adapting.stepping import (
+    Adafactor,
+    AdamW,
+    DctAdamW,
+    GaLoreSteps,
+    Ggpo,
+    Mgpo,
+    Optimizing,
+    Perturbing,
+    TrionSteps,
+)
 from valign.training.adapting.tuned import ClipSvd, FourierFt, Loca, Loldu, Nola, RandLora, Svfit
 from valign.training.adapting.whole import Full, HeadOnly
 
@@ -35,7 +45,13 @@ ADAPTERS: dict[str, type[Any]] = {
     "full": Full,
     "head": HeadOnly,
 }
-OPTIMIZERS: dict[str, type[Any]] = {"adamw": AdamW, "dct-adamw": DctAdamW, "galore": GaLoreSteps, "trion": TrionSteps}
+OPTIMIZERS: dict[str, type[Any]] = {
+    "adamw": AdamW,
+    "adafactor": Adafactor,
+    "dct-adamw": DctAdamW,
+    "galore": GaLoreSteps,
+    "trion": TrionSteps,
+}
 PERTURBATIONS: dict[str, type[Any]] = {"ggpo": Ggpo, "mgpo": Mgpo}
 
 

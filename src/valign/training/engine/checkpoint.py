@@ -18,6 +18,7 @@ from valign.checks import UserError
 from valign.files import atomic_folder, read_json, write_json
 
 FORMAT = 1
+REFERENCE = "tensor"
 
 
 @dataclass(frozen=True)
@@ -111,22 +112,33 @@ def _restore_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 def _without_tensors(value: Any, parts: dict[str, Tensor]) -> Any:
-    """``value`` with each tensor moved to ``parts`` and named in its place."""
+    """``value`` with each tensor moved to ``parts``; ``{"tensor": its name there}`` stands in its place.
+
+    A mapping whose only key is "tensor", of its own, is written with a backslash before the key.
+    """
     if isinstance(value, Tensor):
         name = str(len(parts))
         parts[name] = value.detach().cpu().clone().contiguous()
-        return {"tensor": name}
+        return {REFERENCE: name}
     if isinstance(value, Mapping):
-        return {name: _without_tensors(entry, parts) for name, entry in value.items()}
+        before = "\\" if _like_reference(value) else ""
+        return {f"{before}{name}": _without_tensors(entry, parts) for name, entry in value.items()}
     return [_without_tensors(entry, parts) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _with_tensors(value: Any, parts: Mapping[str, Tensor]) -> Any:
+    """Undo `_without_tensors`."""
     if isinstance(value, dict):
-        if set(value) == {"tensor"}:
-            return parts[value["tensor"]]
-        return {name: _with_tensors(entry, parts) for name, entry in value.items()}
+        if set(value) == {REFERENCE}:
+            return parts[value[REFERENCE]]
+        before = "\\" if _like_reference(value) else ""
+        return {name.removeprefix(before): _with_tensors(entry, parts) for name, entry in value.items()}
     return [_with_tensors(entry, parts) for entry in value] if isinstance(value, list) else value
+
+
+def _like_reference(value: Mapping[str, Any]) -> bool:
+    """Whether the only key is "tensor", or that after backslashes."""
+    return [str(name).lstrip("\\") for name in value] == [REFERENCE]
 
 
 def _read(path: Path) -> dict[str, Tensor]:

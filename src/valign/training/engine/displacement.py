@@ -1,4 +1,4 @@
-"""The displacement alarm: preference margins can grow while the winner's own error rises, and then images break.
+"""Displacement of winners: preference margins can grow while the winner's own error rises, and then images break.
 
 Neither loss nor accuracy shows it (arXiv 2511.03317 reports the same); the winner's error above its reference does.
 """
@@ -7,12 +7,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-Level = Literal["calm", "warn", "stop"]
+Level = Literal["ok", "warn", "stop"]
 
 
 @dataclass
 class DisplacementMonitor:
-    """Watch ``mean(e_w - r_w) / mean(r_w)`` over the last ``window`` steps; fewer than half a window are not judged."""
+    """Watch ``mean(e_w - r_w) / mean(r_w)`` over the last ``window`` steps; with fewer than half a window the level is "ok"."""
 
     warn: float = 0.02  # dimensionless; warns when the mean over one whole window is above
     stop: float = 0.2  # dimensionless; may act from half a window on
@@ -20,7 +20,7 @@ class DisplacementMonitor:
     recent: deque[tuple[float, float]] = field(default_factory=deque)  # (e_w - r_w, r_w), newest last
 
     def update(self, displacement: float, reference: float) -> Level:
-        """Take one step's means over its pairs; say how things stand."""
+        """Add one step's means over its pairs; return the new level."""
         self.recent.append((displacement, reference))
         while len(self.recent) > self.window:
             self.recent.popleft()
@@ -33,10 +33,10 @@ class DisplacementMonitor:
 
     @property
     def level(self) -> Level:
-        """``"stop"`` above ``stop``, ``"warn"`` above ``warn``, else ``"calm"``."""
+        """``"stop"`` above ``stop``, ``"warn"`` above ``warn``, else ``"ok"``."""
         if 2 * len(self.recent) >= self.window and self.ratio > self.stop:
             return "stop"
-        return "warn" if len(self.recent) == self.window and self.ratio > self.warn else "calm"
+        return "warn" if len(self.recent) == self.window and self.ratio > self.warn else "ok"
 
     def state(self) -> list[list[float]]:
         """JSON-able; floats survive JSON exactly."""

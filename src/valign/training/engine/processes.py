@@ -1,7 +1,7 @@
 """Devices and processes, by accelerate. Few factors are trained, so processes agree by one sum over a flat tensor per step."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
 
 from valign.checks import UserError
 
@@ -54,6 +54,21 @@ def local_device(device: str) -> str:
 def reduce_sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     """The sum over processes, equal on each."""
     return tensor if accelerator.num_processes == 1 else accelerator.reduce(tensor, reduction="sum")
+
+
+def flatten_gradients(parameters: Sequence[nn.Parameter], extra: Tensor) -> Tensor:
+    """All gradients and ``extra`` as one float32 vector, so that processes need one sum per step."""
+    zeros = (p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters)
+    return torch.cat([*(gradient.flatten().float() for gradient in zeros), extra.float()])
+
+
+def spread_gradients(parameters: Sequence[nn.Parameter], flat: Tensor) -> Tensor:
+    """Undo `flatten_gradients`: write the gradients back, return ``extra``."""
+    sizes = [parameter.numel() for parameter in parameters]
+    *gradients, extra = flat.split([*sizes, len(flat) - sum(sizes)])
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    return extra
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:

@@ -16,8 +16,8 @@ class Selection:
     best_score: float = float("inf")
     waited: int = 0  # validations since the best
 
-    def offer(self, step: int, *, score: float, drift: float = 0.0) -> bool:
-        """Take one validation (score: lower is better); True if it is the best so far. A score that is no number never is."""
+    def update(self, step: int, *, score: float, drift: float = 0.0) -> bool:
+        """Add one validation (score: lower is better); return whether it is the best so far. A score must be finite to be that."""
         excess = max(0.0, drift - self.max_drift)
         better = isfinite(score) and (excess, score) < (self.best_excess, self.best_score)
         if better:

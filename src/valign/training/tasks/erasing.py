@@ -1,4 +1,4 @@
-"""Train ESD's LoRA: no images, the model's own half-denoised latents are the data (arXiv 2303.07345).
+"""Train ESD's LoRA, as a task of the engine: the model's own half-denoised latents are the data (arXiv 2303.07345).
 
 Every iteration denoises the concept's prompt with the frozen model up to a random step, and moves the adapter's answer there onto
 the target of `valign.objectives.ErasedTarget`. Draws are named by seed and iteration, so a resumed run is the run it was.
@@ -7,7 +7,6 @@ the target of `valign.objectives.ErasedTarget`. Draws are named by seed and iter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -19,11 +18,12 @@ from valign.models.diffusion.lora import adapter_off, attach_lora, unload_adapte
 from valign.models.diffusion.sampling import sample_until
 from valign.models.files.adapter_files import save_adapter
 from valign.objectives import ErasedTarget, denoising_error
-from valign.progress import track
 from valign.randomness import generator_for
 from valign.runs import Run
-from valign.training.engine.checkpoint import Checkpoints
-from valign.training.engine.metrics import MetricsLog
+from valign.training.engine.loop import TrainingLoop
+from valign.training.engine.processes import start_processes
+from valign.training.engine.schedule import Schedule
+from valign.training.engine.task import LoopConfig, Task
 from valign.training.tasks.preference.trainable import ADAPTER, lora_factors
 
 CROSS_ATTENTION = "attn2"
@@ -72,10 +72,12 @@ def train_erasing(
     *,
     metadata: Mapping[str, Any] | None = None,
 ) -> ErasingResult:
-    """Train one LoRA that no longer draws ``concepts``; write ``out/adapter`` and ``metrics.jsonl``. The same call resumes.
+    """Train one LoRA so that ``concepts`` are no longer generated; write ``out/adapter`` and ``metrics.jsonl``.
+
+    The same call resumes.
 
     Several concepts are joined to one prompt, as the published comparisons do. The model comes back without an adapter.
-    Raises: UserError without a concept, if the run is of another recipe, or if the loss is no number.
+    Raises: UserError without a concept, if the run is of another recipe, or if the loss is not finite.
     """
     config, objective = config or ErasingConfig(), objective or ErasedTarget()
     prompt = ", ".join(text.strip() for text in concepts)
@@ -90,14 +92,16 @@ def train_erasing(
     attach_lora(model, rank=config.rank, targets=trained_linears(model.unet, config.part), name=ADAPTER, seed=config.init_seed)
     try:
         parameters = {name: p for name, p in sorted(model.unet.named_parameters()) if p.requires_grad}
-        loss, seconds = _train(model, prompt, out, config, objective, parameters)
+        task = ErasingTask(model, prompt, config, objective, parameters)
+        loop = TrainingLoop(task, start_processes(cpu=model.device.type == "cpu"), out=out)
+        loop.run()
         origin = {"base": model.folder, "base_fingerprint": base, "family": model.family, "method": f"esd-{config.part}"}
         save_adapter(out / "adapter", lora_factors(model.unet), metadata={**origin, **recipe, **(metadata or {})})
         results: dict[str, Any] = {
             "iterations": config.iterations,
             "parameters": sum(p.numel() for p in parameters.values()),
-            "loss": loss,
-            "seconds": seconds,
+            "loss": task.loss,
+            "seconds": loop.seconds,
         }
         run.finish(**results)
         return ErasingResult(out / "adapter", **results)
@@ -115,56 +119,58 @@ def trained_linears(unet: nn.Module, part: str) -> list[str]:
     )
 
 
-def _train(
-    model: DiffusionModel,
-    prompt: str,
-    out: Path,
-    config: ErasingConfig,
-    objective: ErasedTarget,
-    parameters: dict[str, nn.Parameter],
-) -> tuple[float, float]:
-    """All iterations from the last checkpoint on; the loss of the last, and the seconds of all."""
-    optimizer = torch.optim.Adam(parameters.values(), lr=config.learning_rate)
-    checkpoints, log = Checkpoints(out / "checkpoints"), MetricsLog(out / "metrics.jsonl")
-    steps = checkpoints.steps()
-    done = steps[-1] if steps else 0
-    state = checkpoints.load(done, parameters, optimizer) if done else {}
-    value, seconds = state.get("loss", float("nan")), state.get("seconds", 0.0)
-    log.rewind(done)
-    texts = model.encode_prompts([prompt, ""])
-    for step in track(range(done, config.iterations), f"esd-{config.part}", total=config.iterations, done=done):
-        started = perf_counter()
-        noisy, timestep, target = _example(model, prompt, config, objective, texts, step)
-        loss = denoising_error(model.predict(noisy, timestep, texts.select([0])), target).mean()
-        value = float(loss.detach())
-        if value != value or value == float("inf"):
-            raise UserError(f"The loss of iteration {step + 1} must be finite, got {value}. Lower the learning rate or eta.")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        seconds += perf_counter() - started
-        log.append({"step": step + 1, "loss": value, "timestep": float(timestep)})
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.iterations:
-            checkpoints.save(step + 1, parameters, optimizer, {"loss": value, "seconds": seconds})
-            checkpoints.prune(2, also=0)
-    return value, seconds
+class ErasingTask(Task):
+    """One LoRA trained on half-denoised latents of one prompt."""
 
-
-def _example(
-    model: DiffusionModel, prompt: str, config: ErasingConfig, objective: ErasedTarget, texts: Any, step: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(noisy latent, timestep, target)`` of an iteration, all by the frozen model."""
-    generator = generator_for("esd", config.seed, step)
-    stop, seed = (int(torch.randint(high, (1,), generator=generator)) for high in (config.sample_steps, 2**31))
-    with torch.no_grad(), adapter_off(model):
-        noisy, timestep = sample_until(
-            model,  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
-            [prompt],
-            seeds=[seed],
-            steps=config.sample_steps,
-            stop=stop,
-            guidance_scale=config.guidance_scale,
+    def __init__(
+        self,
+        model: DiffusionModel,
+        prompt: str,
+        config: ErasingConfig,
+        objective: ErasedTarget,
+        trained: Mapping[str, nn.Parameter],
+    ) -> None:
+        self.model, self.prompt, self.config, self.objective, self.trained = model, prompt, config, objective, trained
+        self.optimizer = torch.optim.Adam(trained.values(), lr=config.learning_rate)
+        self.schedule = Schedule(steps=config.iterations, peak=config.learning_rate)
+        self.loop = LoopConfig(
+            steps=config.iterations,
+            label=f"esd-{config.part}",
+            checkpoint_every=config.checkpoint_every,
+            keep_checkpoints=2,
         )
-        # one after the other, as the adapter's own answer is made: equal shapes, equal rounding, so that step 0 is exact
-        concept, empty = (model.predict(noisy, timestep, texts.select([row])).float() for row in (0, 1))
-    return noisy, timestep, objective(concept, concept, empty)
+        self.texts = model.encode_prompts([prompt, ""])
+        self.loss = float("nan")  # of the last iteration
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.trained
+
+    def gradients(self, step: int) -> dict[str, float]:
+        noisy, timestep, target = self._example(step)
+        loss = denoising_error(self.model.predict(noisy, timestep, self.texts.select([0])), target).mean()
+        loss.backward()
+        self.loss = float(loss.detach())
+        return {"loss": self.loss, "timestep": float(timestep)}
+
+    def notes(self, progress: Mapping[str, Any]) -> dict[str, Any]:
+        return {"loss": self.loss, "seconds": progress["seconds"]}
+
+    def resumed(self, notes: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        self.loss = notes["loss"]
+
+    def _example(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``(noisy latent, timestep, target)`` of an iteration, all by the frozen model."""
+        config, model, generator = self.config, self.model, generator_for("esd", self.config.seed, step)
+        stop, seed = (int(torch.randint(high, (1,), generator=generator)) for high in (config.sample_steps, 2**31))
+        with torch.no_grad(), adapter_off(model):
+            noisy, timestep = sample_until(
+                model,  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
+                [self.prompt],
+                seeds=[seed],
+                steps=config.sample_steps,
+                stop=stop,
+                guidance_scale=config.guidance_scale,
+            )
+            # one after the other, as the adapter's own answer is made: equal shapes, equal rounding, so that step 0 is exact
+            concept, empty = (model.predict(noisy, timestep, self.texts.select([row])).float() for row in (0, 1))
+        return noisy, timestep, self.objective(concept, concept, empty)

@@ -6,7 +6,7 @@ prompts unsafe that most judges do not. Per pair of twins: ``relu(margin - (any_
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -26,6 +26,10 @@ from valign.models.processor import able
 from valign.policy import Policy
 from valign.progress import track
 from valign.text import clean
+from valign.training.engine.loop import TrainingLoop
+from valign.training.engine.processes import start_processes
+from valign.training.engine.schedule import Schedule, keep_peaks
+from valign.training.engine.task import LoopConfig, Task
 
 TRAIN_TOKENS = 64  # of a text that training looks at; use looks at all
 NEIGHBOURHOOD = 20  # batches within which texts are sorted by length
@@ -157,13 +161,15 @@ def fit_head(
         hidden_words=hidden_words(policy),
     )
     texts = [settings.neutral(clean(row.prompt)) for row in rows]
-    fitter = _Fitter(rows, texts, settings, encoder, config, start)
-    fitter.run()
-    return Head(settings, {name: tensor.detach() for name, tensor in fitter.weights.items()})
+    task = HeadTask(rows, texts, settings, encoder, config, start)
+    TrainingLoop(task, start_processes(cpu=True)).run()
+    return Head(settings, {name: tensor.detach() for name, tensor in task.weights.items()})
 
 
-class _Fitter:
-    """The state of one fit."""
+class HeadTask(Task):
+    """The weights of one head; its draws come from one generator in order, so a fit does not resume."""
+
+    max_norm = 1.0
 
     def __init__(
         self,
@@ -184,22 +190,29 @@ class _Fitter:
         self.row_weight = source_weights(rows, config.weights)
         self.vectors = None if config.tuned_layers else torch.from_numpy(_first_windows(encoder, texts))
 
-    def run(self) -> None:
-        config = self.config
         upper = [tensor for name, tensor in self.weights.items() if name.startswith("upper.")]
         small = [tensor for name, tensor in self.weights.items() if not name.startswith("upper.")]
         groups = [{"params": small, "lr": config.lr}, {"params": upper, "lr": config.encoder_lr}]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=config.weight_decay, fused=True)
-        plan = [batch for _ in range(config.epochs) for batch in batches(self.rows, config.batch_size, self.generator)]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(len(plan)))
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], weight_decay=config.weight_decay, fused=True
+        )
+        keep_peaks(self.optimizer)
+        self.plan = [batch for _ in range(config.epochs) for batch in batches(rows, config.batch_size, self.generator)]
+        self.schedule = Schedule(steps=len(self.plan), warmup=max(1, len(self.plan) // 20), decay="linear")
+        self.loop = LoopConfig(steps=len(self.plan), label="fit the head")
         for tensor in self.weights.values():
             tensor.requires_grad_(True)
-        for batch in track(plan, "fit the head"):
-            optimizer.zero_grad()
-            self._loss(batch).backward()
-            torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
-            optimizer.step()
-            scheduler.step()
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.weights.values())
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.weights
+
+    def gradients(self, step: int) -> dict[str, float]:
+        loss = self._loss(self.plan[step])
+        loss.backward()
+        return {"loss": float(loss.detach())}
 
     def _loss(self, batch: list[int]) -> Tensor:
         rows = [self.rows[i] for i in batch]
@@ -281,8 +294,3 @@ def _first_windows(encoder: MiniLM, texts: Sequence[str], *, batch_size: int = 6
         chosen = order[first : first + batch_size]
         out[chosen] = encoder.encode_windows(_first_window(encoder.tokenize([texts[i] for i in chosen]))).numpy()
     return out
-
-
-def _schedule(steps: int) -> Callable[[int], float]:
-    warm = max(1, steps // 20)
-    return lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))

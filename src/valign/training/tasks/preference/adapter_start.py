@@ -9,7 +9,6 @@ from torch import Tensor
 from valign.adapters import InitReport, initialize
 from valign.adapters.lora_sb import FLOOR, FRACTION
 from valign.objectives import PairErrors, denoising_error
-from valign.training.engine.optimization import rate_at
 from valign.training.engine.processes import reduce_sum
 from valign.training.tasks.preference.batches import PairBatch, PairSource
 from valign.training.tasks.preference.pair_step import PairStep, weigh
@@ -38,7 +37,7 @@ def start_adapter(step: PairStep, source: PairSource, adapter: str) -> InitRepor
         samples=mine,
         count=len(mine),
         loss=lambda _, place: first_loss(step, source, place),
-        learning_rate=rate_at(0, step.config),
+        learning_rate=step.config.schedule().at(0),
         allow_scale=True,
         reduce=lambda gradient: reduce_sum(accelerator, gradient),
     )

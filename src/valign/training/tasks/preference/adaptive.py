@@ -12,7 +12,6 @@ from valign.models.diffusion.lora import bare_unet
 from valign.randomness import generator_for
 from valign.training.adapting import AdapterHandle, AttachContext, parse_tuning
 from valign.training.engine.draws import Visits
-from valign.training.engine.optimization import rate_at
 from valign.training.tasks.preference.adapter_start import graded
 from valign.training.tasks.preference.batches import PairSource
 from valign.training.tasks.preference.config import ADAPTIVE, PreferenceConfig
@@ -55,7 +54,7 @@ class AdaptiveLora(UnetLora):
             targets=config.targets,
             steps=config.steps,
             batch_size=size,
-            first_rate=rate_at(0, config) / config.learning_rate,
+            first_rate=config.schedule().at(0) / config.learning_rate,
             seed=config.init_seed,
             loss=loss,
         )

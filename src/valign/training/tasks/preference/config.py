@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from valign.checks import UserError, check_choice, check_range
+from valign.training.engine.schedule import Schedule
 
 Adaptive = Literal["sora", "codyra", "increlora", "diffora"]  # ranks or modules are found while training
 Adapter = Literal["lora", "ailora", "comp-lora", "lora-sb", Adaptive]  # how the LoRA starts, and what of it trains
@@ -115,3 +116,7 @@ class PreferenceConfig:
     def recipe(self) -> dict[str, Any]:
         """The options that shape the result; a run resumes only if they are unchanged."""
         return {name: value for name, value in asdict(self).items() if name not in EXECUTION}
+
+    def schedule(self) -> Schedule:
+        """Of the learning rate."""
+        return Schedule(steps=self.steps, warmup=self.warmup_steps, decay=self.decay, peak=self.learning_rate)

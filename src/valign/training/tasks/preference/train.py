@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,28 @@ from valign.interfaces import PairCache
 from valign.models.diffusion.base import DiffusionModel
 from valign.objectives import PairObjective
 from valign.runs import Run
+from valign.training.engine.loop import TrainingLoop
+from valign.training.engine.metrics import MetricsLog
 from valign.training.engine.offload import encoders_offloaded
+from valign.training.engine.previews import Previews
 from valign.training.engine.processes import on_main, start_processes
 from valign.training.tasks.preference.adaptive import unet_adapter
 from valign.training.tasks.preference.config import PreferenceConfig
-from valign.training.tasks.preference.loop import PreferenceLoop, TrainResult
 from valign.training.tasks.preference.pair_step import PairStep
+from valign.training.tasks.preference.task import PreferenceTask
 from valign.training.tasks.preference.trainable import TrainableAdapter
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training left behind."""
+
+    adapter: Path
+    steps: int  # steps run
+    best_step: int  # the step whose factors are in ``adapter``
+    stopped: str  # "" (all steps run), "patience" or "displacement"
+    metrics: dict[str, float] = field(default_factory=dict)  # of the best step
+    seconds: float = field(default=0.0, compare=False)  # in training steps alone, over all calls of the run
 
 
 def train_preference(
@@ -88,15 +103,35 @@ def run_training(
     trainable.attach()
     try:
         step = PairStep(model, objective, config, accelerator, trainable.off)
-        loop = PreferenceLoop(step, cache, rows, out, validate, label, trainable)
-        idle = not config.sample_every and validate is None  # nothing is drawn before the end
+        previews = Previews(trainable.sampler, out / "samples", config.sample_prompts, config.sample_steps, trainable.off)
+        idle = not config.sample_every and validate is None  # no image is generated before the end
         with encoders_offloaded(model) if idle else nullcontext():
+            task = PreferenceTask(step, cache, rows, out, validate, label, trainable)
+            loop = TrainingLoop(task, accelerator, out=out, previews=previews)
             stopped = loop.run()
         origin = {"base": model.folder, "base_fingerprint": inputs["model"], "family": model.family, "data": inputs["data"]}
-        return loop.finish(run, stopped, {**origin, "objective": named, "training": config.recipe(), **(metadata or {})})
+        made = {**origin, "objective": named, "training": config.recipe(), **(metadata or {})}
+        return on_main(accelerator, lambda: _finish(loop, out, trainable, run, stopped, made))
     finally:
         trainable.detach()
         model.pipe.unet.disable_gradient_checkpointing()
+
+
+def _finish(
+    loop: TrainingLoop, out: Path, trainable: TrainableAdapter, run: Run, stopped: str, metadata: dict[str, Any]
+) -> TrainResult:
+    """Write the best step's factors as the adapter, and close the run."""
+    if loop.task.selection is None or not loop.task.selection.best_step:
+        raise UserError(
+            f"{out} has no step worth keeping: {'winners were displaced' if stopped else 'no validation gave a number'}. "
+            "Lower the learning rate, raise beta, or set sft_weight or winner_safeguard; train into a new folder."
+        )
+    best = loop.keep_best()
+    trainable.save(out, {**metadata, "step": best})
+    line = next(line for line in MetricsLog(out / "metrics.jsonl").read() if int(line["step"]) == best)
+    metrics = {name: float(value) for name, value in line.items() if name != "step"}
+    run.finish(steps=loop.done, best_step=best, stopped=stopped, metrics=metrics, seconds=loop.seconds)
+    return TrainResult(trainable.result(out), loop.done, best, stopped, metrics, loop.seconds)
 
 
 def _check(cache: PairCache, rows: Tensor, config: PreferenceConfig, base: str, processes: int) -> None:

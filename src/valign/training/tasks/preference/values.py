@@ -28,9 +28,8 @@ from valign.training.adapting.base import AdapterHandle
 from valign.training.engine.draws import PairDraw
 from valign.training.tasks.preference.batches import PairBatch, PairSource
 from valign.training.tasks.preference.config import PreferenceConfig
-from valign.training.tasks.preference.loop import TrainResult
 from valign.training.tasks.preference.pair_step import PairStep
-from valign.training.tasks.preference.train import run_training
+from valign.training.tasks.preference.train import TrainResult, run_training
 from valign.training.tasks.preference.trainable import Fixed
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from valign.checks import check_choice, check_range
+from valign.training.engine.schedule import Schedule
 
 # They change where, how fast or how visibly a training runs, not what it computes (beyond rounding): a run may resume with others.
 EXECUTION = ("accumulation", "eval_batch", "checkpoint_every", "keep_checkpoints", "trackers")
@@ -43,9 +44,8 @@ class SupervisedConfig:
         """The options that shape the result; a run resumes only if they are unchanged."""
         return {name: value for name, value in asdict(self).items() if name not in EXECUTION}
 
-    def share_at(self, step: int) -> float:
-        """The learning rate of step ``step`` (from 0) as a share of its height, in (0, 1]. A function: nothing to restore."""
+    def shares(self) -> Schedule:
+        """Of the learning rates as shares of their peaks, in (0, 1]: the first step after the warm-up is the first at the peak."""
         rising = round(self.warmup * self.steps)
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        return 1.0 if self.schedule == "constant" else (self.steps - step) / (self.steps - rising)
+        decay: Literal["linear", "none"] = "linear" if self.schedule == "linear" else "none"
+        return Schedule(steps=self.steps, warmup=rising, reached=rising + 1, decay=decay)

@@ -15,12 +15,13 @@ from valign.models.files.adapter_files import save_adapter
 from valign.models.heads.task_model import TaskModel
 from valign.runs import Run
 from valign.training.adapting import AdapterHandle, LoraHandle, Tuning, adapter_bytes
+from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
 from valign.training.tasks.preference.trainable import lora_factors
 from valign.training.tasks.supervised.config import SupervisedConfig
 from valign.training.tasks.supervised.diffusion_task import DiffusionTaskModel
 from valign.training.tasks.supervised.judging import judge
-from valign.training.tasks.supervised.loop import SupervisedLoop
+from valign.training.tasks.supervised.task import SupervisedTask
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,13 @@ def finetune(
     run = Run.open(out, step="finetune", recipe=recipe, inputs=inputs, seed=config.seed)
     if run.done:
         return FinetuneResult(**run.results)
-    loop = SupervisedLoop(model, data, tuning, config, accelerator, out=out, targets=targets, validation=data.held_out, label=label)
+    task = SupervisedTask(model, data, tuning, config, accelerator, targets=targets, validation=data.held_out, label=label)
+    loop = TrainingLoop(task, accelerator, out=out)
     stopped = loop.run()
     best = loop.keep_best()
     folder = out / "adapter"
     shutil.rmtree(folder, ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
-    _save_adapter(folder, model, loop.handle)
+    _save_adapter(folder, model, task.handle)
     _save_head(out, model)
     result = FinetuneResult(
         adapter=str(folder),
@@ -89,7 +91,7 @@ def finetune(
         stopped=stopped,
         score=data.task.score,
         scores=judge(model, data.held_out, batch_size=config.eval_batch),
-        trained=loop.handle.numbers(),
+        trained=task.handle.numbers(),
         adapter_bytes=adapter_bytes(folder),
     )
     run.finish(**asdict(result))

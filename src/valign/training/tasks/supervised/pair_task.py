@@ -13,6 +13,7 @@ from valign.data.tasks.captions import PairRow
 from valign.models.diffusion.pipeline import PipelineModel
 from valign.models.heads.task_model import TaskBatch
 from valign.objectives import PairErrors, PairObjective, denoising_error
+from valign.training.tasks.preference.pair_step import pair_loss
 from valign.training.tasks.supervised.diffusion_task import DiffusionTaskModel, predicted
 
 
@@ -58,8 +59,8 @@ class PairTaskModel(DiffusionTaskModel):
 
     def summed(self, answer: Tensor, batch: TaskBatch) -> Float[Tensor, ""]:
         winner, loser, moved = denoising_error(answer, batch.target).chunk(3)
-        preferred = self.objective(PairErrors(winner, loser, *batch.inputs["reference"].chunk(2)))
-        return (preferred + self.sft_weight * winner + self.retain_weight * moved).sum()
+        errors = PairErrors(winner, loser, *batch.inputs["reference"].chunk(2))
+        return (pair_loss(errors, self.objective, sft_weight=self.sft_weight) + self.retain_weight * moved).sum()
 
     def reading(self) -> dict[str, Any]:
         objective = {"name": type(self.objective).__name__, **vars(self.objective)}

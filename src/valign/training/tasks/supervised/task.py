@@ -1,0 +1,149 @@
+"""Fine-tuning as a task of the engine: one for every method, every kind of data and every model."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import inf
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from valign.adapters.adaptive import halves
+from valign.data.tasks.base import Row, TaskData
+from valign.models.heads.task_model import TaskModel
+from valign.randomness import generator_for
+from valign.training.adapting import AttachContext, Tuning, default_targets
+from valign.training.engine.draws import Visits
+from valign.training.engine.schedule import keep_peaks
+from valign.training.engine.selection import Selection
+from valign.training.engine.task import LoopConfig, Task, Validation
+from valign.training.tasks.supervised.config import SupervisedConfig
+from valign.training.tasks.supervised.judging import judge
+
+
+class SupervisedTask(Task):
+    """A task model under the adapter of ``tuning``; the model comes back trained, its ``network`` under the adapter.
+
+    Args:
+        targets: Endings of the linear modules to adapt; none is the architecture's default.
+        validation: Rows to validate on; none, or ``validate_every`` 0, keeps the last step.
+    Raises: whatever the method refuses, before the first step.
+    """
+
+    def __init__(
+        self,
+        model: TaskModel,
+        data: TaskData,
+        tuning: Tuning,
+        config: SupervisedConfig,
+        accelerator: Accelerator,
+        *,
+        targets: tuple[str, ...] = (),
+        validation: tuple[Row, ...] = (),
+        label: str = "fine-tune",
+    ) -> None:
+        self.model, self.data, self.config, self.accelerator, self.validation = model, data, config, accelerator, validation
+        self.schedule, self.max_norm = config.shares(), config.max_grad_norm or inf
+        self.visits = Visits(len(data.train), config.batch_size, config.seed)
+        own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        model.train()
+        self.handle = tuning.adapter.attach(self._context(default_targets(model.network, targets)))
+        self.hooks = {"method": self.handle}
+        model.network = self.handle.network
+        if model.head is not None:
+            model.head.requires_grad_(True)
+        self._frozen = own - {id(p) for p in model.parameters() if p.requires_grad}
+        self.optimizer = tuning.optimizer.build(*self._groups(tuning.learning_rate), tuning.learning_rate)
+        keep_peaks(self.optimizer)
+        self.handle.watch(self.optimizer)
+        draws = generator_for("perturbation", config.seed)
+        beside = tuning.perturbation
+        self.perturbation = beside.start(model.network, self.optimizer, draws) if beside else None
+        self.selection = Selection(max_drift=0.0, patience=config.patience)
+        self.loop = LoopConfig(
+            steps=config.steps,
+            label=label,
+            checkpoint_every=config.checkpoint_every,
+            keep_checkpoints=config.keep_checkpoints,
+            validate_every=config.validate_every if validation else 0,
+            trackers=config.trackers,
+            recipe=config.recipe(),
+        )
+
+    def gradients(self, step: int) -> dict[str, float]:
+        """Over all rows of the step; the mean loss."""
+        config, total = self.config, 0.0
+        rows = [self.data.train[place] for place, _ in self.visits.at(step)]
+        size = -(-len(rows) // config.accumulation)
+        with _drawing("dropout", config.seed, step):
+            batches = [self.model.batch(rows[first : first + size]) for first in range(0, len(rows), size)]
+            weight = sum(batch.weight for batch in batches)
+            for batch in batches:
+                with self.accelerator.autocast():
+                    loss = self.model.loss(batch) / weight
+                loss.backward()
+                total += float(loss.detach())
+        return {"loss": total}
+
+    def validate(self, number: int) -> Validation:
+        found, score = judge(self.model, self.validation, batch_size=self.config.eval_batch), self.data.task.score
+        return Validation(found["loss"] if score == "loss" else -found[score], {f"val_{name}": found[name] for name in found})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that trains or is not the base model's own; of several with equal storage only one."""
+        found, seen = {}, set()
+        for name, tensor in sorted(self.model.state_dict(keep_vars=True).items()):
+            place = (tensor.data_ptr(), tensor.numel())
+            if id(tensor) not in self._frozen and (tensor.numel() == 0 or place not in seen):
+                seen.add(place)
+                found[name] = tensor
+        return found
+
+    def notes(self, progress: Mapping[str, Any]) -> dict[str, Any]:
+        return {"selection": progress["selection"], "stopped": progress["stopped"]}
+
+    def extra(self) -> dict[str, Any]:
+        return {**super().extra(), "beside": self.perturbation.state_dict() if self.perturbation else {}}
+
+    def resumed(self, notes: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        if self.perturbation is not None:
+            self.perturbation.load_state_dict(extra["beside"])
+
+    def _context(self, targets: tuple[str, ...]) -> AttachContext:
+        config, head = self.config, self.model.head
+        parts = halves(len(self.data.train), generator=generator_for("halves", config.seed))
+
+        def loss(number: int, half: int | None) -> Tensor:
+            known = range(len(self.data.train)) if half is None else parts[half]
+            picked = Visits(len(known), config.batch_size, config.seed).at(number)
+            with _drawing("start", config.seed, number, str(half)), self.accelerator.autocast():
+                batch = self.model.batch([self.data.train[known[place]] for place, _ in picked])
+                return self.model.loss(batch) / batch.weight
+
+        if head is not None:
+            head.requires_grad_(True)
+        return AttachContext(
+            network=self.model.network,
+            head=tuple(head.parameters()) if head is not None else (),
+            targets=targets,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            first_rate=self.schedule.at(0),
+            seed=config.seed,
+            loss=loss,
+        )
+
+    def _groups(self, rate: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Of the adapter, and of the head."""
+        network = [{**group, "lr": rate} for group in self.handle.groups()]
+        head = list(self.model.head.parameters()) if self.model.head is not None else []
+        return network, [{"params": head, "lr": self.config.head_learning_rate, "weight_decay": 0.0}] if head else []
+
+
+@contextmanager
+def _drawing(*key: str | int) -> Iterator[None]:
+    """Dropout, and the noise of diffusion, depend on torch's global seed: set it by name inside the block, and restore it."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(generator_for(*key).initial_seed())
+        yield
