@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from valign.checks import UserError, check_choice, check_range
+from valign.checks import UserError, check_options, option
 from valign.data.images.contact_sheet import write_contact_sheet
 from valign.data.images.filters import FILTERS, check_filter
 from valign.data.images.latents import LatentCache, write_latents
@@ -37,27 +37,29 @@ METHOD = Method(
 class DataConfig:
     """Options of `build_data`; defaults follow AlignGuard (arXiv 2412.10493) where it says."""
 
-    categories: tuple[str, ...] | None = None  # None: all of the policy; held-out concepts never enter, whatever is chosen
-    pairs_per_category: int | None = 100  # None: all that a file or chat model gives
-    pairing: str = "seed"
-    strength: float = 0.7  # of "img2img", (0, 1]
-    steps: int = 50
-    guidance_scale: float = 7.5
-    image_size: int | None = None  # pixels a side at which images are encoded; None: the model's own
-    retain: tuple[str, ...] = ()  # benign prompts on which training should leave the model as it is; see `retain_weight`
-    filter: str = "none"  # "none" is the paper's; "detector" is recommended where a detector is at hand
-    flip: bool = True  # cache the mirrored images too; off where left and right carry meaning
-    seed: int = 0
-    batch_size: int = 8
+    categories: tuple[str, ...] | None = option(
+        None, help="only this category; held-out concepts never enter, whatever is chosen", flags=("--category",)
+    )
+    pairs_per_category: int | None = option(
+        100, help="pairs per category; 0 takes all of a file or of the chat model", low=1, none=0, flags=("--pairs",)
+    )
+    pairing: str = option("seed", help="seed (same initial latent), img2img (from the unsafe image) or free", choices=PAIRINGS)
+    strength: float = option(0.7, help="how far img2img may leave the unsafe image", above=0, high=1)
+    steps: int = option(50, help="sampling steps per image", low=1)
+    guidance_scale: float = option(7.5, help="classifier-free guidance scale", low=0)
+    image_size: int | None = option(None, help="pixels a side at which images are encoded; the model's own if left out", low=1)
+    retain: tuple[str, ...] = option(
+        (), help="benign prompts on which training should leave the model as it is; see `retain_weight`"
+    )
+    filter: str = option(
+        "none", help="none, or detector: keep a pair if the unsafe image is flagged and the safe one is not", choices=FILTERS
+    )
+    flip: bool = option(True, help="cache mirrored images too; off where left and right matter")
+    seed: int = option(0, help="random seed of the run; every pair's own seed is a hash of it and the pair's id")
+    batch_size: int = option(8, help="images at a time", low=1)
 
     def __post_init__(self) -> None:
-        check_choice("DataConfig.pairing", self.pairing, PAIRINGS)
-        check_choice("DataConfig.filter", self.filter, FILTERS)
-        check_range("DataConfig.strength", self.strength, above=0, high=1)
-        check_range("DataConfig.guidance_scale", self.guidance_scale, low=0)
-        for name in ("pairs_per_category", "steps", "image_size", "batch_size"):
-            if getattr(self, name) is not None:
-                check_range(f"DataConfig.{name}", getattr(self, name), low=1)
+        check_options(self)
 
 
 def build_data(

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from valign.checks import UserError, check_choice, check_range
+from valign.checks import UserError, check_options, option
 from valign.data.images.latents import load_pixels, write_prompts, write_rows
 from valign.data.images.row_store import RowReader
 from valign.data.images.value_images import (
@@ -49,22 +49,18 @@ METHOD = Method(
 class ValueDataConfig:
     """Options of `build_values`."""
 
-    principles: tuple[str, ...] | None = None  # None: all of the policy
-    images: int = 4  # per scene and side; of a prompt pair, one
-    steps: int = 50
-    guidance_scale: float = 7.5
-    image_size: int | None = None  # pixels a side at which images are encoded; None: the model's own
-    filter: str = "none"  # "judge" is recommended where a detector or a CLIP model is at hand
-    flip: bool = True  # cache the mirrored images too; off where left and right carry meaning
-    seed: int = 0
-    batch_size: int = 8
+    principles: tuple[str, ...] | None = option(None, help="only this principle", flags=("--principle",))
+    images: int = option(4, help="images per scene and side; of a prompt pair, one", low=1, flags=("--images", "--pictures"))
+    steps: int = option(50, help="sampling steps per image", low=1)
+    guidance_scale: float = option(7.5, help="classifier-free guidance scale", low=0)
+    image_size: int | None = option(None, help="pixels a side at which images are encoded; the model's own if left out", low=1)
+    filter: str = option("none", help="none, or judge: keep an image if it came out as asked", choices=FILTERS)
+    flip: bool = option(True, help="cache mirrored images too; off where left and right matter")
+    seed: int = option(0, help="random seed of the run; every image's own seed is a hash of it and the image's id")
+    batch_size: int = option(8, help="images at a time", low=1)
 
     def __post_init__(self) -> None:
-        check_choice("ValueDataConfig.filter", self.filter, FILTERS)
-        check_range("ValueDataConfig.guidance_scale", self.guidance_scale, low=0)
-        for name in ("images", "steps", "image_size", "batch_size"):
-            if getattr(self, name) is not None:
-                check_range(f"ValueDataConfig.{name}", getattr(self, name), low=1)
+        check_options(self)
 
 
 class ValueCache:

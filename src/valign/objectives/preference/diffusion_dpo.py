@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from valign.checks import check_choice, check_range
+from valign.checks import check_options, option
 from valign.methods import Method
 from valign.objectives.preference.pair_errors import PairErrors
 
@@ -32,16 +32,16 @@ class DiffusionDPO:
     Raises: ValueError for a beta that is not positive, an unknown loss type, a smoothing outside [0, 0.5) or without the sigmoid.
     """
 
-    beta: float = (
-        5000.0  # 1 / (mean squared error); the authors' launchers for SD 1.5 and SDXL. Other code's "beta" may lack the half.
+    beta: float = option(
+        5000.0,
+        help="strength of the preference, 1 / mean squared error; 5000 in the authors' launchers, other code's may lack the half",
+        above=0,
     )
-    loss_type: LossType = "sigmoid"  # "hinge": max(0, 1 - s); "ipo": (2 s / beta - 1 / beta)^2, in squared error units
-    label_smoothing: float = 0.0  # assumed share of pairs whose label is wrong, [0, 0.5)
+    loss_type: LossType = option("sigmoid", help="hinge is max(0, 1 - s); ipo is (2 s / beta - 1 / beta)^2, in squared error units")
+    label_smoothing: float = option(0.0, help="assumed share of pairs whose label is wrong", low=0, high=0.5)
 
     def __post_init__(self) -> None:
-        check_range("DiffusionDPO.beta", self.beta, above=0.0)
-        check_choice("DiffusionDPO.loss_type", self.loss_type, ("sigmoid", "hinge", "ipo"))
-        check_range("DiffusionDPO.label_smoothing", self.label_smoothing, low=0.0, high=0.5)
+        check_options(self)
         if self.label_smoothing == 0.5:
             raise ValueError(
                 "DiffusionDPO.label_smoothing must be in [0, 0.5), got 0.5. Labels that are right half the time teach nothing."

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from valign.checks import check_range
+from valign.checks import check_options, option
 from valign.methods import Method
 from valign.objectives.preference.pair_errors import PairErrors
 
@@ -29,16 +29,13 @@ class LiVO:
     Raises: ValueError for a slope that is not positive, or a margin below 0.
     """
 
-    beta: float = 1000.0  # slope on the winner, 1 / (mean squared error)
-    alpha: float = 500.0  # slope on the loser, 1 / (mean squared error)
-    gamma_win: float = 1.0  # margin of the winner times beta, dimensionless, >= 0
-    gamma_lose: float = 0.5  # margin of the loser times alpha, dimensionless, >= 0
+    beta: float = option(1000.0, help="slope on the winner, 1 / mean squared error", above=0)
+    alpha: float = option(500.0, help="slope on the loser, 1 / mean squared error", above=0)
+    gamma_win: float = option(1.0, help="margin of the winner times beta, dimensionless", low=0)
+    gamma_lose: float = option(0.5, help="margin of the loser times alpha, dimensionless", low=0)
 
     def __post_init__(self) -> None:
-        for name in ("beta", "alpha"):
-            check_range(f"LiVO.{name}", getattr(self, name), above=0.0)
-        for name in ("gamma_win", "gamma_lose"):
-            check_range(f"LiVO.{name}", getattr(self, name), low=0.0)
+        check_options(self)
 
     def __call__(self, errors: PairErrors) -> Float[Tensor, " pair"]:
         winner = self.gamma_win + self.beta * (errors.policy_w - errors.ref_w)

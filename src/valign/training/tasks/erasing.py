@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from valign.checks import UserError, check_choice, check_range
+from valign.checks import UserError, check_options, option
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.lora import adapter_off, attach_lora, unload_adapters
 from valign.models.diffusion.sampling import sample_until
@@ -33,23 +33,18 @@ CROSS_ATTENTION = "attn2"
 class ErasingConfig:
     """ESD's numbers; the authors train whole weights at 5e-5, a LoRA that starts at zero needs more."""
 
-    part: Literal["x", "u"] = "x"  # "x": linears of cross-attention; "u": all other linears of the U-Net
-    rank: int = 16
-    init_seed: int = 0
-    learning_rate: float = 1e-3  # Adam; ours, for a LoRA
-    iterations: int = 200  # one noisy latent each
-    sample_steps: int = 50  # of the schedule that the latents are taken from
-    guidance_scale: float = 3.0  # while sampling them
-    checkpoint_every: int = 50
-    seed: int = 0
+    part: Literal["x", "u"] = option("x", help="x: linears of cross-attention; u: all other linears of the denoiser")
+    rank: int = option(16, help="LoRA rank", low=1)
+    init_seed: int = option(0, help="random seed of the A factors")
+    learning_rate: float = option(1e-3, help="learning rate of Adam; ours, for a LoRA", above=0)
+    iterations: int = option(200, help="iterations, one noisy latent each", low=1)
+    sample_steps: int = option(50, help="steps of the schedule that latents are taken from", low=2)
+    guidance_scale: float = option(3.0, help="classifier-free guidance scale while they are sampled", low=0)
+    checkpoint_every: int = option(50, help="iterations between checkpoints", low=1)
+    seed: int = option(0, help="random seed of prompts, timesteps and noise")
 
     def __post_init__(self) -> None:
-        check_choice("ErasingConfig.part", self.part, ("x", "u"))
-        for name in ("rank", "iterations", "checkpoint_every"):
-            check_range(f"ErasingConfig.{name}", float(getattr(self, name)), low=1.0)
-        check_range("ErasingConfig.sample_steps", float(self.sample_steps), low=2.0)
-        check_range("ErasingConfig.guidance_scale", self.guidance_scale, low=0.0)
-        check_range("ErasingConfig.learning_rate", self.learning_rate, above=0.0)
+        check_options(self)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ prompts unsafe that most judges do not. Per pair of twins: ``relu(margin - (any_
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from valign.checks import UserError, check_range
+from valign.checks import UserError, check_options, check_range, option
 from valign.data.prompts.labelled import LabelledPrompt
 from valign.models.encoders.minilm import LAYERS, WIDTH, MiniLM, Tokens, run_layers
 from valign.models.heads.ngrams import ngram_ids
@@ -41,33 +41,36 @@ OTHER_CATEGORY = 0.5  # weight of the categories that an unsafe row does not nam
 class FitConfig:
     """Everything that shapes a fit; stored in the head's notes."""
 
-    epochs: int = 6
-    batch_size: int = 64  # rows; twins stay together
-    lr: float = 3e-3  # of the head and the n-grams, 1/step; AdamW, linear warm-up over 5 % and decay to 0
-    encoder_lr: float = 1e-4  # of tuned encoder layers
-    weight_decay: float = 0.01
-    tuned_layers: int = 0  # upper layers trained with the head, 0 to 6
-    buckets: int = 16384  # of the n-gram hash
-    bag_dim: int = 48
-    hidden: int = 256
-    queries: int = 2  # means of tokens that the head weighs itself, beside the plain one; none on a frozen encoder
-    dropout: float = 0.3  # of the hidden units
-    margin: float = 3.0  # logits between twins
-    margin_weight: float = 0.3
-    weights: Mapping[str, float] = field(default_factory=dict)  # factors on sources: real traffic may count more than made-up rows
-    fragments: float = 0.05  # harmless pieces of one to three words that recipes add per harmless row: short is not harmful
-    generated: int = 12  # twins per harm of the grammar that recipes add, and 125 times as many requests
-    seed: int = 0
+    epochs: int = option(6, help="passes over the data", low=1)
+    batch_size: int = option(64, help="prompts per step; paired prompts stay together", low=1)
+    lr: float = option(
+        3e-3, help="learning rate of the head and the n-grams; AdamW, linear warm-up over 5 % and decay to 0", above=0
+    )
+    encoder_lr: float = option(1e-4, help="learning rate of tuned encoder layers", above=0)
+    weight_decay: float = option(0.01, help="weight decay of AdamW")
+    tuned_layers: int = option(
+        0, help="upper encoder layers trained with the head; 0 is quick", low=0, high=LAYERS, flags=("--tune-layers",)
+    )
+    buckets: int = option(16384, help="size of the n-gram hash")
+    bag_dim: int = option(48, help="width of the n-gram vectors", low=1)
+    hidden: int = option(256, help="hidden units", low=1)
+    queries: int = option(
+        2, help="means of tokens that the head weighs itself, beside the plain one; none on a frozen encoder", low=0
+    )
+    dropout: float = option(0.3, help="of the hidden units", low=0, high=0.9)
+    margin: float = option(3.0, help="logits between paired prompts")
+    margin_weight: float = option(0.3, help="weight of that margin in the loss")
+    weights: Mapping[str, float] = option(
+        dict, help="on what a source's rows count, and on --limit, as for real traffic", flags=("--weigh",)
+    )
+    fragments: float = option(0.05, help="harmless pieces of one to three words to add per harmless prompt", low=0, high=1)
+    generated: int = option(
+        12, help="paired prompts per harm of the built-in grammar to add, and 125 times as many requests; 0 adds none", low=0
+    )
+    seed: int = option(0, help="random seed of the fit")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "bag_dim", "hidden"):
-            check_range(f"FitConfig.{name}", getattr(self, name), low=1)
-        check_range("FitConfig.tuned_layers", self.tuned_layers, low=0, high=LAYERS)
-        check_range("FitConfig.queries", self.queries, low=0)
-        check_range("FitConfig.lr", self.lr, above=0.0)
-        check_range("FitConfig.encoder_lr", self.encoder_lr, above=0.0)
-        check_range("FitConfig.dropout", self.dropout, low=0.0, high=0.9)
-        check_range("FitConfig.fragments", self.fragments, low=0.0, high=1.0)
+        check_options(self)
         for source, factor in self.weights.items():
             check_range(f"FitConfig.weights[{source}]", factor, above=0.0)
 

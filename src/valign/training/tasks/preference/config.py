@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from valign.checks import UserError, check_choice, check_range
+from valign.checks import UserError, check_options, option
 from valign.training.engine.schedule import Schedule
 
 Adaptive = Literal["sora", "codyra", "increlora", "diffora"]  # ranks or modules are found while training
@@ -31,87 +31,97 @@ class PreferenceConfig:
     """One LoRA trained on pairs (caption, winner, loser). Defaults: Stable Diffusion 1.5 as in AlignGuard (arXiv 2412.10493)."""
 
     # adapter
-    adapter: Adapter = "lora"
-    rank: int = 4
-    alpha: float | None = None  # LoRA scale is alpha / rank; None is rank, so scale 1
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # linears of every attention, self and cross
-    init_seed: int = 0  # of the A factors; experts that will be merged share it
+    adapter: Adapter = option("lora", help="how the LoRA starts, and what of it trains")
+    rank: int = option(4, help="LoRA rank", low=1)
+    alpha: float | None = option(None, help="LoRA scale is alpha / rank; rank if left out, so scale 1", above=0)
+    targets: tuple[str, ...] = option(
+        ("to_q", "to_k", "to_v", "to_out.0"),
+        help="ending of the linear layers to adapt; by default those of every attention, self and cross",
+        flags=("--target",),
+    )
+    init_seed: int = option(0, help="random seed of the A factors; experts that will be merged share it")
     # optimizer
-    optimizer: Literal["adamw", "adafactor"] = "adamw"  # adafactor: fixed rate, no momentum, its own clipping; the authors' on SDXL
-    learning_rate: float = 1.6e-4  # per step; 1e-5 times 16 pairs, as `scale_lr` does on one GPU
-    weight_decay: float = 0.01
-    warmup_steps: int = 200  # linear from 0
-    decay: Literal["none", "cosine"] = "none"  # after the warm-up: constant, or half a cosine that ends at 0
-    max_grad_norm: float = 1.0  # over all factors; 0 is off. Not used with adafactor
+    optimizer: Literal["adamw", "adafactor"] = option(
+        "adamw", help="adafactor has a fixed rate, no momentum and its own clipping; the authors' choice on SDXL"
+    )
+    learning_rate: float = option(
+        1.6e-4, help="learning rate per step; 1e-5 times 16 pairs, as `scale_lr` does on one GPU", above=0
+    )
+    weight_decay: float = option(0.01, help="weight decay of the optimizer", low=0)
+    warmup_steps: int = option(200, help="steps in which the learning rate rises linearly from 0", low=0)
+    decay: Literal["none", "cosine"] = option("none", help="after the warm-up: constant, or half a cosine that ends at 0")
+    max_grad_norm: float = option(1.0, help="cap on the gradient's norm over all factors; 0 is off. Not used with adafactor", low=0)
     # amount
-    steps: int = 2000
-    pairs_per_step: int = 16  # over all processes and micro-batches
-    accumulation: int = 1  # micro-batches a process takes one after the other within a step
-    seed: int = 0  # of the order of pairs and of every draw
+    steps: int = option(2000, help="optimizer steps at most; validation may stop earlier", low=1)
+    pairs_per_step: int = option(16, help="pairs per step, over all processes and micro-batches", low=1)
+    accumulation: int = option(1, help="micro-batches per step and process, one after the other, to save memory", low=1)
+    seed: int = option(0, help="random seed of the order of pairs and of the noise")
     # loss
-    empty_prompt_prob: float = (
-        0.1  # caption replaced by "", once per pair; also moves the unconditional branch of guidance. Authors: 0.2
+    empty_prompt_prob: float = option(
+        0.1,
+        help="probability of an empty caption, which trains guidance's unconditional branch too; 0.2 in the authors' runs",
+        low=0,
+        high=1,
     )
-    flip: bool = (
-        True  # mirror both images of a pair, or neither, half of the time; needs mirrored latents. Off if left and right matter
+    flip: bool = option(True, help="mirror both images of a pair half of the time; off where left and right matter")
+    sft_weight: float = option(0.0, help="weight of the winner's own mean squared error in the loss; holds it down", low=0)
+    winner_safeguard: float | None = option(
+        None, help="scale the loser's gradient (Diffusion-SDPO); 0.9 in the authors' launcher", low=0, high=1
     )
-    sft_weight: float = 0.0  # times the winner's mean squared error, added to the loss; holds the winner's error down
-    winner_safeguard: float | None = None  # mu of `loser_scale`, [0, 1]; the authors' launcher has 0.9. None is off
-    min_snr: float | None = None  # gamma of `min_snr_weight` on all four errors; 5 in the paper. None is off
-    safe_prompt_term: bool = False  # add the same loss under the safe twin's caption, weight 1
-    retain_weight: float = 0.0  # times the squared move away from the base under benign captions, added to the loss
-    precompute_ref_draws: int = 0  # K fixed draws per pair with reference errors computed once; pays off from K epochs on. 0 is off
+    min_snr: float | None = option(None, help="cap of the signal-to-noise weight on all errors; 5 in the paper", above=0)
+    safe_prompt_term: bool = option(False, help="add the same loss under the safe prompt's caption, weight 1")
+    retain_weight: float = option(
+        0.0, help="weight of the squared move away from the base model under benign captions; holds the model to itself", low=0
+    )
+    precompute_ref_draws: int = option(
+        0, help="fixed random draws per pair with reference errors computed once; pays off from as many epochs on. 0 is off", low=0
+    )
     # memory and precision
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # autocast of the forward passes; errors and factors stay float32
-    split_pairs: bool = False  # winners and losers one after the other: the same gradient, half the activations, a third more time
-    gradient_checkpointing: bool = False
-    compile: bool = False  # torch.compile of the U-Net in steps: pays off in long trainings; needs a compiler (g++, Triton)
+    mixed_precision: Literal["no", "bf16", "fp16"] = option(
+        "no", help="autocast of the forward passes; errors and factors stay float32"
+    )
+    split_pairs: bool = option(
+        False, help="winners and losers one after the other: half the memory, a third more time, the same result"
+    )
+    gradient_checkpointing: bool = option(False, help="less memory, more time")
+    compile: bool = option(
+        False, help="compile the network with torch.compile: pays off in long trainings; needs a compiler (g++, Triton)"
+    )
     # validation on held-out pairs
-    val_fraction: float = 0.1  # of the pairs, chosen by hash of their id; 0 is off
-    val_pairs: int = 32  # at most
-    val_draws: int = 4  # fixed timesteps per pair, one from each quarter of the schedule
-    validate_every: int = 50  # steps
-    patience: int = 4  # validations without an improvement before the training stops
-    max_drift: float = 0.1  # change of the prediction on safe prompts, relative to the reference's error there; see `Validator`
+    val_fraction: float = option(
+        0.1, help="share of the pairs held out for validation, chosen by hash of their id; 0 is off", low=0, high=0.5
+    )
+    val_pairs: int = option(32, help="held-out pairs at most", low=1)
+    val_draws: int = option(4, help="fixed timesteps per held-out pair, one from each quarter of the schedule", low=1)
+    validate_every: int = option(50, help="steps between validations", low=1)
+    patience: int = option(4, help="validations without an improvement before the training stops", low=1)
+    max_drift: float = option(
+        0.1, help="change of the prediction on safe prompts at most, relative to the reference's error there", above=0
+    )
     # stability: running mean of the winner's error above its reference, relative to the reference
-    alarm_warn: float = 0.02
-    alarm_stop: float = 0.2
-    alarm_window: int = 50  # steps
+    alarm_warn: float = option(
+        0.02, help="displacement of the winner's error, relative to the reference, that is warned of", above=0
+    )
+    alarm_stop: float = option(0.2, help="displacement that stops the training", above=0)
+    alarm_window: int = option(50, help="steps that the displacement is averaged over", low=1)
     # output
-    checkpoint_every: int = 100  # steps
-    keep_checkpoints: int = 2  # latest ones, besides the best
-    sample_every: int = 0  # steps between image grids; 0 is off
-    sample_prompts: tuple[str, ...] = ()
-    sample_steps: int = 20  # denoising steps of a sample
-    trackers: tuple[str, ...] = ()  # names that accelerate knows: tensorboard, wandb, mlflow, ...; metrics.jsonl is always written
+    checkpoint_every: int = option(100, help="steps between checkpoints", low=1)
+    keep_checkpoints: int = option(2, help="latest checkpoints kept, besides the best", low=1)
+    sample_every: int = option(0, help="steps between image grids of four training prompts; 0 is off", low=0)
+    sample_prompts: tuple[str, ...] = option(
+        (), help="prompt of the image grids; four of the data if left out", flags=("--sample-prompt",)
+    )
+    sample_steps: int = option(20, help="denoising steps of a sample", low=1)
+    trackers: tuple[str, ...] = option(
+        (), help="tensorboard, wandb, ... as accelerate names them; metrics.jsonl is always written", flags=("--tracker",)
+    )
 
     def __post_init__(self) -> None:
-        for name in ("rank", "steps", "pairs_per_step", "accumulation", "val_pairs", "val_draws", "validate_every"):
-            check_range(f"PreferenceConfig.{name}", float(getattr(self, name)), low=1.0)
-        for name in ("patience", "alarm_window", "checkpoint_every", "keep_checkpoints", "sample_steps"):
-            check_range(f"PreferenceConfig.{name}", float(getattr(self, name)), low=1.0)
-        for name in ("learning_rate", "max_drift", "alarm_warn", "alarm_stop"):
-            check_range(f"PreferenceConfig.{name}", getattr(self, name), above=0.0)
-        for name in ("weight_decay", "warmup_steps", "max_grad_norm", "sft_weight", "retain_weight"):
-            check_range(f"PreferenceConfig.{name}", float(getattr(self, name)), low=0.0)
-        for name in ("precompute_ref_draws", "sample_every"):
-            check_range(f"PreferenceConfig.{name}", float(getattr(self, name)), low=0.0)
-        check_range("PreferenceConfig.empty_prompt_prob", self.empty_prompt_prob, low=0.0, high=1.0)
-        check_range("PreferenceConfig.val_fraction", self.val_fraction, low=0.0, high=0.5)
-        check_choice("PreferenceConfig.adapter", self.adapter, ADAPTERS)
+        check_options(self)
         if self.adapter in ADAPTIVE and self.compile:
             raise UserError(f"PreferenceConfig.compile must be off with {self.adapter}, got True: its layers change. Leave it out.")
         if self.adapter == "increlora" and self.alpha is not None:
             raise UserError(f"PreferenceConfig.alpha must be None with increlora, got {self.alpha}: its scale goes with its rank.")
-        check_choice("PreferenceConfig.decay", self.decay, ("none", "cosine"))
-        check_choice("PreferenceConfig.optimizer", self.optimizer, ("adamw", "adafactor"))
-        check_choice("PreferenceConfig.mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        if self.alpha is not None:
-            check_range("PreferenceConfig.alpha", self.alpha, above=0.0)
-        if self.winner_safeguard is not None:
-            check_range("PreferenceConfig.winner_safeguard", self.winner_safeguard, low=0.0, high=1.0)
-        if self.min_snr is not None:
-            check_range("PreferenceConfig.min_snr", self.min_snr, above=0.0)
 
     def recipe(self) -> dict[str, Any]:
         """The options that shape the result; a run resumes only if they are unchanged."""
