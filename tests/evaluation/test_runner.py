@@ -7,7 +7,7 @@ import pytest
 from squares import chance, draw, square
 
 from valign.checks import UserError
-from valign.evaluation import EvalPrompt, Suite, System, evaluate
+from valign.evaluation import EvalPrompt, Evaluators, Suite, System, evaluate
 from valign.evaluation.report.report import cell
 from valign.evaluation.results import read_results
 
@@ -24,8 +24,8 @@ def done(tmp_path_factory):
         System("guarded", draw(0.02, 0.0, 0.5), "behind a guard"),
     ]
     reference = [square((40, 90, 220), seed) for seed in range(15)]
-    suite = make_suite()
-    summary = evaluate(systems, suite, RedDetector(), fidelity=ColourReader(), clip=ColourClip(), reference=reference, out=out)
+    suite, evaluators = make_suite(), Evaluators(RedDetector(), ColourReader(), ColourClip(), reference=reference)
+    summary = evaluate(systems, suite, evaluators, out=out)
     return out, suite, summary
 
 
@@ -86,7 +86,7 @@ def test_the_report_needs_nothing_else_and_hides_nothing(done):
 
 def test_real_harms_are_veiled_and_their_prompts_not_printed(tmp_path, systems, detector):
     suite = Suite("real", (EvalPrompt("a", "a wish for hate", "hate", "explicit"), EvalPrompt("b", "a green square")))
-    summary = evaluate(systems[:1], suite, detector, out=tmp_path / "run", batch_size=1)
+    summary = evaluate(systems[:1], suite, Evaluators(detector), out=tmp_path / "run", batch_size=1)
     page = (tmp_path / "run" / "report.html").read_text()
     assert 'class="strips veiled"' in page
     assert "a wish for hate" not in page
@@ -104,10 +104,10 @@ def test_a_killed_run_goes_on_and_ends_the_same(done, tmp_path, suite, reader, c
         return draw(0.35, 0.1)(prompts, seeds)
 
     out = tmp_path / "run"
-    options = {"fidelity": reader, "clip": clip, "out": out}
+    evaluators = Evaluators(detector, reader, clip)
     base = System("base", draw(0.97), "as published")
     with pytest.raises(KeyboardInterrupt):
-        evaluate([base, System("sld-medium", fragile, "guided")], suite, detector, **options)
+        evaluate([base, System("sld-medium", fragile, "guided")], suite, evaluators, out=out)
     assert len(list((out / "images" / "sld-medium").glob("*.png"))) == 48
     (out / "images" / "sld-medium" / f"{suite.prompts[47].id}.png").unlink()  # as if killed within the third batch
 
@@ -120,12 +120,12 @@ def test_a_killed_run_goes_on_and_ends_the_same(done, tmp_path, suite, reader, c
     def never(prompts, seeds):
         raise AssertionError("drawn twice")
 
-    resumed = evaluate([System("base", never, "as published"), System("sld-medium", sound, "guided")], suite, detector, **options)
+    resumed = evaluate([System("base", never, "as published"), System("sld-medium", sound, "guided")], suite, evaluators, out=out)
     assert again == [16, 16, 4]  # of 5 batches, two were whole
     for kind in ("ip", "fidelity", "drift", "rmse"):
         assert json.dumps(resumed["systems"][1][kind]) == json.dumps(json.loads(json.dumps(done[2]["systems"][1][kind])))
 
-    finished = evaluate([System("base", never, "as published"), System("sld-medium", never, "guided")], suite, detector, **options)
+    finished = evaluate([System("base", never, "as published"), System("sld-medium", never, "guided")], suite, evaluators, out=out)
     assert finished == json.loads((out / "summary.json").read_text())
 
 
@@ -139,24 +139,24 @@ def test_a_system_may_join_later_and_only_it_is_drawn(tmp_path, suite, detector)
 
         return System(name, generate)
 
-    evaluate([counted("base")], suite, detector, out=tmp_path / "run", batch_size=200)
-    summary = evaluate([counted("base"), counted("new")], suite, detector, out=tmp_path / "run", batch_size=200)
+    evaluate([counted("base")], suite, Evaluators(detector), out=tmp_path / "run", batch_size=200)
+    summary = evaluate([counted("base"), counted("new")], suite, Evaluators(detector), out=tmp_path / "run", batch_size=200)
     assert drawn == ["base", "new"]
     assert [system["name"] for system in summary["systems"]] == ["base", "new"]
 
 
 def test_images_of_another_system_or_suite_are_never_mixed(tmp_path, suite, detector):
     out = tmp_path / "run"
-    evaluate([System("base", draw(0.5), fingerprint="one")], suite, detector, out=out)
+    evaluate([System("base", draw(0.5), fingerprint="one")], suite, Evaluators(detector), out=out)
     with pytest.raises(UserError, match="was made with another recipe"):
-        evaluate([System("base", draw(0.5), fingerprint="two")], suite, detector, out=out)
+        evaluate([System("base", draw(0.5), fingerprint="two")], suite, Evaluators(detector), out=out)
     with pytest.raises(UserError, match="was made with another inputs"):
-        evaluate([System("base", draw(0.5), fingerprint="one")], suite.take(5), detector, out=out)
+        evaluate([System("base", draw(0.5), fingerprint="one")], suite.take(5), Evaluators(detector), out=out)
 
 
 def test_the_named_base_comes_first(tmp_path, suite, detector):
     listed = {name: System(name, draw(0.5)) for name in ("one", "two")}
-    summary = evaluate(listed, suite.take(6), detector, base="two", out=tmp_path / "run")
+    summary = evaluate(listed, suite.take(6), Evaluators(detector), base="two", out=tmp_path / "run")
     assert [system["name"] for system in summary["systems"]] == ["two", "one"]
 
 
@@ -170,7 +170,7 @@ def test_the_named_base_comes_first(tmp_path, suite, detector):
 )
 def test_bad_systems_are_refused(tmp_path, suite, detector, systems, message):
     with pytest.raises(ValueError, match=message):
-        evaluate(systems, suite, detector, out=tmp_path / "run")
+        evaluate(systems, suite, Evaluators(detector), out=tmp_path / "run")
 
 
 def test_a_system_name_that_is_no_file_name_is_refused():
@@ -185,7 +185,7 @@ def test_notes_warn_of_an_unmeasured_detector_and_few_images(tmp_path, suite, sy
 
     detector = RedDetector()
     detector.card = replace(detector.card, sensitivity=None)
-    summary = evaluate(systems[:2], suite, detector, fidelity=reader, out=tmp_path / "run")
+    summary = evaluate(systems[:2], suite, Evaluators(detector, reader), out=tmp_path / "run")
     text = " ".join(summary["notes"])
     assert "was never measured" in text
     assert "rank-deficient" in text

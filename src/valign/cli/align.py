@@ -88,9 +88,10 @@ def command(
     """Align a model to a policy and measure it: data, experts, merge, evaluation, report. Run it again to resume."""
     from valign.cli.evaluate import print_summary
     from valign.data.build import DataConfig
+    from valign.evaluation import Evaluators
     from valign.evaluation.policy_suite import policy_suite
     from valign.policy import load_policy
-    from valign.recipes.align import AlignConfig, Evaluators, align
+    from valign.recipes.align import AlignConfig, align
     from valign.recipes.alignguard import AlignGuardRecipe
 
     if not detector:
@@ -127,7 +128,7 @@ def command(
         batch_size=batch_size,
         seed=seed,
     )
-    judges = Evaluators(judge, fidelity=reader, clip=encoder)
-    summary = align(subject, rules, source, tested.take(limit), judges, folder, config, pair_detector=judge)
+    evaluators = Evaluators(judge, fidelity=reader, clip=encoder)
+    summary = align(subject, rules, source, tested.take(limit), evaluators, folder, config, pair_detector=judge)
     print_summary(summary, folder / "evaluation")
     out.print(str(folder / "merged" / "adapter"), markup=False)

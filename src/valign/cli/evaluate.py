@@ -73,7 +73,7 @@ def command(
     _check_baselines(baseline)
     if not detector and not world:
         raise UserError("--detector must name who judges the images, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
-    from valign.evaluation import evaluate
+    from valign.evaluation import Evaluators, ReportOptions, evaluate
     from valign.policy import load_policy
 
     tests = resolve_suite(suite)
@@ -88,15 +88,10 @@ def command(
     summary = evaluate(
         [*_systems(base, adapters, baseline, rules, made), *_guided_by_values(base, encoders, rules, made)],
         tests.take(limit),
-        judge,
+        Evaluators(judge, fidelity=reader, clip=encoder, reference=references),
         out=folder,
-        fidelity=reader,
-        clip=encoder,
-        reference=references,
         seed=seed,
-        title=title,
-        veil=veil,
-        show_prompts=show_prompts,
+        report=ReportOptions(title=title, veil=veil, show_prompts=show_prompts),
         **made,
     )
     print_summary(summary, folder)

@@ -1,11 +1,15 @@
 """What did it change, and how sure are we? Metrics, statistics, suites, and the report."""
 
+from valign.evaluation.images.measuring import Evaluators
+from valign.evaluation.report.report import ReportOptions
 from valign.evaluation.runner import evaluate
 from valign.evaluation.suite import EvalPrompt, Suite, read_suite, refuse_overlap, write_suite
 from valign.evaluation.systems import System, adapter_system, base_system, guided_system, value_system
 
 __all__ = [
     "EvalPrompt",
+    "Evaluators",
+    "ReportOptions",
     "Suite",
     "System",
     "adapter_system",

@@ -1,4 +1,4 @@
-"""The whole evaluation in one folder: images, ``results.parquet``, ``summary.json``, ``report.html``. A killed run goes on.
+"""The whole evaluation in one folder, resumed after a kill: images, ``results.parquet``, ``summary.json``, ``report.html``.
 
 A suite of stand-ins also gets ``before_after.png``.
 """
@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
 
 from valign.checks import UserError, check_choice, check_range
 from valign.detectors.base import Detector
-from valign.evaluation.images.clip_score import ImageTextEncoder
-from valign.evaluation.images.fidelity import Fidelity
 from valign.evaluation.images.folder import make_images
 from valign.evaluation.images.frechet import size_warning
 from valign.evaluation.images.grid import write_grid
-from valign.evaluation.images.measuring import Instruments, Measured, measure
-from valign.evaluation.report.report import write_report
+from valign.evaluation.images.measuring import Evaluators, Measured, measure
+from valign.evaluation.report.report import ReportOptions, write_report
 from valign.evaluation.results import write_results
 from valign.evaluation.suite import Suite
 from valign.evaluation.summary import summarize
@@ -31,48 +28,35 @@ from valign.runs import Run, versions
 def evaluate(
     systems: Mapping[str, System] | Iterable[System],
     suite: Suite,
-    detector: Detector,
+    evaluators: Evaluators,
     *,
     out: Path,
-    fidelity: Fidelity | None = None,
-    clip: ImageTextEncoder | None = None,
-    features: Any = None,
-    reference: Sequence[Image] | None = None,
     base: str | None = None,
     seed: int = 0,
     steps: int = 50,
     guidance_scale: float = 7.5,
     batch_size: int = 16,
-    title: str = "Safety evaluation",
-    veil: bool | None = None,
-    show_prompts: bool | None = None,
+    report: ReportOptions | None = None,
 ) -> dict[str, Any]:
-    """Draw, look, count and report; return what ``summary.json`` holds.
+    """Generate, measure, compare and report; return what ``summary.json`` holds.
 
     Args:
         systems: What to compare. ``base`` names the one that the others are measured against; the first one if not given.
-        features: Images -> [image, dim] for drift and FID: a function, or an object with ``features`` or ``image_features``.
-            Taken from ``fidelity``, ``clip`` or ``detector``, whichever first has them, if not given.
-        reference: Images that FID compares with; at least as many as benign prompts, or the sets are cut to the fewer.
         steps, guidance_scale: What the systems were made with; recorded, and a change of them makes new images.
         batch_size: Prompts per call of a system.
-        veil: Blur images of unsafe prompts in the report until the reader lifts the veil; None: unless the suite is a stand-in.
-        show_prompts: Print unsafe prompts in the report; None: only if the suite is a stand-in.
     Raises: UserError if ``out`` holds an evaluation of another suite, seed or setting.
     """
-    listed = _ordered(systems, base)
+    listed, report = _ordered(systems, base), report or ReportOptions()
     check_range("evaluate.batch_size", float(batch_size), low=1.0)
     settings: dict[str, Any] = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale}
-    named, reader = _feature_reader(features, fidelity, clip, detector)
-    instruments = Instruments(detector, fidelity, clip, reader, named)
+    detector, reference = evaluators.detector, evaluators.reference
+    named, reader = evaluators.feature_reader()
     run = Run.open(out, step="evaluation", recipe=settings, inputs={"suite": suite.fingerprint()}, seed=seed)
     wanted = hash_value(
         {
             "systems": [(system.name, system.fingerprint, system.description) for system in listed],
-            "detector": asdict(detector.card),
-            "instruments": [type(part).__name__ for part in (fidelity, clip)] + [named],
-            "reference": None if reference is None else len(reference),
-            "report": [title, veil, show_prompts],
+            **evaluators.describe(),
+            "report": [report.title, report.veil, report.show_prompts],
         }
     )
     if run.done and run.results.get("wanted") == wanted and (out / "report.html").exists():
@@ -86,7 +70,7 @@ def evaluate(
     measured: dict[str, Measured] = {}
     for system in listed:
         before = measured.get(listed[0].name)
-        measured[system.name] = measure(system.name, folders[system.name], before, suite, seeds, instruments)
+        measured[system.name] = measure(system.name, folders[system.name], before, suite, seeds, evaluators)
     rows = [row for system in listed for row in measured[system.name].rows]
     write_results(out / "results.parquet", rows)
     found = summarize(
@@ -98,7 +82,7 @@ def evaluate(
         seed=seed,
     )
     summary = {
-        "title": title,
+        "title": report.title,
         "suite": {
             "name": suite.name,
             "prompts": len(suite),
@@ -118,8 +102,8 @@ def evaluate(
         "notes": _notes(found, measured, detector, reader is not None),
     }
     write_json(out / "summary.json", summary)
-    write_report(out / "report.html", summary, rows, suite, folders, veil=veil, show_prompts=show_prompts)
-    if suite.stand_in and not veil:
+    write_report(out / "report.html", summary, rows, suite, folders, report)
+    if suite.stand_in and not report.veil:
         write_grid(out / "before_after.png", suite, folders)
     run.finish(wanted=wanted)
     return summary
@@ -136,15 +120,6 @@ def _ordered(systems: Mapping[str, System] | Iterable[System], base: str | None)
         check_choice("evaluate.base", base, names)
         listed.sort(key=lambda system: system.name != base)
     return listed
-
-
-def _feature_reader(features: Any, *others: Any) -> tuple[str, Any]:
-    """Name and function of the first that reads features: a function, or an object's ``features`` or ``image_features``."""
-    for source in (features, *others):
-        for name in ("features", "image_features"):
-            if callable(getattr(source, name, None)):
-                return type(source).__name__, getattr(source, name)
-    return (getattr(features, "__name__", "features"), features) if callable(features) else ("", None)
 
 
 def _notes(found: Sequence[Any], measured: Mapping[str, Any], detector: Detector, has_features: bool) -> list[str]:

@@ -28,7 +28,7 @@ class Frechet:
 
 @dataclass(frozen=True)
 class SystemSummary:
-    """One system's numbers; None where suite or instruments do not allow them. All but ``ip`` and ``kept`` are over benign ones."""
+    """One system's numbers; None where suite or evaluators do not allow them. All but ``ip`` and ``kept`` are over benign ones."""
 
     name: str
     description: str

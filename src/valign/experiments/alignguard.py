@@ -7,7 +7,7 @@ from typing import Any
 
 from valign.data.prompts.sources import GrammarSource
 from valign.detectors.base import Detector, flagged
-from valign.evaluation import System, adapter_system, evaluate
+from valign.evaluation import ReportOptions, System, adapter_system, evaluate
 from valign.files import read_json, write_json
 from valign.merging import MERGES
 from valign.models.diffusion.base import DiffusionModel
@@ -55,17 +55,13 @@ def bench_alignguard(world: World, model: DiffusionModel, out: Path, *, budget: 
     return evaluate(
         [*baselines(model, policy, config), *(_system(model, name, folder, config) for name, folder in sorted(adapters.items()))],
         world.suite(per_concept=per_concept, seed=seed),
-        evaluators.detector,
+        evaluators,
         out=out / "evaluation",
-        fidelity=evaluators.fidelity,
-        features=evaluators.features,
-        clip=evaluators.clip,
-        reference=evaluators.reference,
         seed=seed,
         steps=config.steps,
         guidance_scale=config.guidance_scale,
         batch_size=config.batch_size,
-        title="AlignGuard on the shapes world: experts, merges and baselines",
+        report=ReportOptions(title="AlignGuard on the shapes world: experts, merges and baselines"),
     )
 
 

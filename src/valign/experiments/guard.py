@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from valign.data.prompts.labelled import LabelledPrompt
-from valign.evaluation import System, adapter_system, base_system, evaluate
+from valign.evaluation import Evaluators, ReportOptions, System, adapter_system, base_system, evaluate
 from valign.evaluation.composed import guarded_system
 from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.results import Row, read_results
@@ -74,8 +74,8 @@ def bench_guard(
         )
         systems += [system, guarded_system(system, guard, name=name), watched]
     tests = world.suite(per_concept=per_concept, seed=seed)
-    title = "The guard on the shapes world"
-    evaluate(systems, tests, oracle, out=out / "evaluation", fidelity=oracle, base="base", seed=seed, title=title, **made)
+    evaluators, report = Evaluators(oracle, fidelity=oracle), ReportOptions(title="The guard on the shapes world")
+    evaluate(systems, tests, evaluators, out=out / "evaluation", base="base", seed=seed, report=report, **made)
     rows = read_results(out / "evaluation" / "results.parquet")
     summary = {
         "unsafe": {system.name: unsafe_images([row for row in rows if row.system == system.name]) for system in systems},

@@ -3,23 +3,17 @@
 Every step is a folder with a `run.json`; the same call goes on where it stopped and skips what is done.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from PIL.Image import Image
 
 from valign.data.build import DataConfig, build_data
 from valign.data.images.latents import LatentCache
 from valign.data.prompts.pairs import PromptPair, load_pairs
 from valign.data.prompts.sources import Source
-from valign.detectors.base import Detector
-from valign.evaluation import System, adapter_system, base_system, evaluate, guided_system
-from valign.evaluation.images.clip_score import ImageTextEncoder
-from valign.evaluation.images.fidelity import Fidelity
+from valign.evaluation import Evaluators, ReportOptions, System, adapter_system, base_system, evaluate, guided_system
 from valign.evaluation.suite import Suite, refuse_overlap
-from valign.interfaces import Detector as PairDetector
+from valign.interfaces import Detector
 from valign.merging import Expert
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
@@ -57,17 +51,6 @@ class AlignConfig:
 
 
 @dataclass(frozen=True)
-class Evaluators:
-    """What the evaluation looks with. Only the detector is needed; a world's oracle can do the first three."""
-
-    detector: Detector
-    fidelity: Fidelity | None = None
-    features: Any = None
-    clip: ImageTextEncoder | None = None
-    reference: Sequence[Image] | None = None
-
-
-@dataclass(frozen=True)
 class TrainedExperts:
     """What the chain has made before the merge."""
 
@@ -87,7 +70,7 @@ def train_on_policy(
     out: Path,
     config: AlignConfig,
     *,
-    pair_detector: PairDetector | None = None,
+    pair_detector: Detector | None = None,
     suite: Suite | None = None,
 ) -> TrainedExperts:
     """Make the data in ``out/data`` and train an expert for each category that has data in ``out/experts``, or go on.
@@ -110,11 +93,11 @@ def align(
     policy: Policy,
     source: Source,
     suite: Suite,
-    judges: Evaluators,
+    evaluators: Evaluators,
     out: Path,
     config: AlignConfig | None = None,
     *,
-    pair_detector: PairDetector | None = None,
+    pair_detector: Detector | None = None,
 ) -> dict[str, Any]:
     """Align ``model`` to ``policy`` and measure it; returns the evaluation's summary.
 
@@ -139,17 +122,13 @@ def align(
     return evaluate(
         systems,
         suite,
-        judges.detector,
+        evaluators,
         out=out / "evaluation",
-        fidelity=judges.fidelity,
-        clip=judges.clip,
-        features=judges.features,
-        reference=judges.reference,
         seed=config.seed,
         steps=config.steps,
         guidance_scale=config.guidance_scale,
         batch_size=config.batch_size,
-        title=f"Before and after alignment ({policy.id} policy)",
+        report=ReportOptions(title=f"Before and after alignment ({policy.id} policy)"),
     )
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from valign.data.build import DataConfig
 from valign.data.prompts.sources import GrammarSource
+from valign.evaluation import Evaluators
 from valign.models.diffusion.base import DiffusionModel
 from valign.policy import load_policy
-from valign.recipes.align import AlignConfig, Evaluators, align
+from valign.recipes.align import AlignConfig, align
 from valign.recipes.alignguard import AlignGuardRecipe
 from valign.worlds import World
 

@@ -1,7 +1,7 @@
 """From the images on disk to rows: the detector, the fidelity reader, CLIP and the features, a batch of images at a time."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,36 @@ Features = Callable[[Sequence[Image]], Any]  # images -> [image, dim]
 
 
 @dataclass(frozen=True)
-class Instruments:
-    """Everything that looks at an image; only the detector is a must."""
+class Evaluators:
+    """Everything that looks at images. Only the detector is needed; a world's oracle can be detector, fidelity and features.
+
+    Args:
+        features: Images -> [image, dim] for drift and FID: a function, or an object with ``features`` or ``image_features``.
+            Taken from ``fidelity``, ``clip`` or ``detector``, whichever first has them, if not given.
+        reference: Images that FID compares with; at least as many as benign prompts, or the sets are cut to the fewer.
+    """
 
     detector: Detector
     fidelity: Fidelity | None = None
     clip: ImageTextEncoder | None = None
-    features: Features | None = None
-    features_name: str = ""
+    features: Any = None
+    reference: Sequence[Image] | None = None
+
+    def feature_reader(self) -> tuple[str, Features | None]:
+        """Name and function of the first that reads features; an empty name and None where nothing does."""
+        for source in (self.features, self.fidelity, self.clip, self.detector):
+            for name in ("features", "image_features"):
+                if callable(getattr(source, name, None)):
+                    return type(source).__name__, getattr(source, name)
+        return (getattr(self.features, "__name__", "features"), self.features) if callable(self.features) else ("", None)
+
+    def describe(self) -> dict[str, Any]:
+        """What an evaluation depends on, JSON-able."""
+        return {
+            "detector": asdict(self.detector.card),
+            "instruments": [type(part).__name__ for part in (self.fidelity, self.clip)] + [self.feature_reader()[0]],
+            "reference": None if self.reference is None else len(self.reference),
+        }
 
 
 @dataclass(frozen=True)
@@ -46,7 +68,7 @@ def measure(
     base: Measured | None,
     suite: Suite,
     seeds: Sequence[int],
-    instruments: Instruments,
+    evaluators: Evaluators,
     *,
     batch_size: int = 64,
 ) -> Measured:
@@ -57,7 +79,7 @@ def measure(
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     for batch in track(batches, f"Measuring {name}"):
         answered = [(prompt, seed, image) for prompt, seed in batch if (image := images.open(prompt.id)) is not None]
-        columns, features = _look(answered, base, instruments)
+        columns, features = _look(answered, base, evaluators)
         kept |= {prompt.id: row for (prompt, _, _), row in zip(answered, features) if prompt.benign or base is None}
         known = {prompt.id: values for (prompt, _, _), values in zip(answered, columns)}
         for prompt, seed in batch:
@@ -66,24 +88,25 @@ def measure(
 
 
 def _look(
-    answered: Sequence[tuple[EvalPrompt, int, Image]], base: Measured | None, instruments: Instruments
+    answered: Sequence[tuple[EvalPrompt, int, Image]], base: Measured | None, evaluators: Evaluators
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """What each instrument says of each image, and the feature rows (none without a feature reader)."""
+    """What each evaluator says of each image, and the feature rows (none without a feature reader)."""
     if not answered:
         return [], []
     images = [image for _, _, image in answered]
-    card = instruments.detector.card
-    scores = scores_of(instruments.detector, images)
+    card = evaluators.detector.card
+    scores = scores_of(evaluators.detector, images)
     columns: list[dict[str, Any]] = [
         {"harmful": bool(harmful), "scores": dict(zip(card.classes, map(float, row)))}
         for harmful, row in zip(flagged(scores, card), scores)
     ]
-    if instruments.fidelity is not None:
-        found = read_fidelity(instruments.fidelity, images, [prompt.expected for prompt, _, _ in answered])
+    if evaluators.fidelity is not None:
+        found = read_fidelity(evaluators.fidelity, images, [prompt.expected for prompt, _, _ in answered])
         _add(columns, "fidelity", found)
-    if instruments.clip is not None:
-        _add(columns, "clip", clip_scores(instruments.clip, images, [prompt.prompt for prompt, _, _ in answered]).tolist())
-    features = np.zeros((0, 0)) if instruments.features is None else _rows(instruments.features(images))
+    if evaluators.clip is not None:
+        _add(columns, "clip", clip_scores(evaluators.clip, images, [prompt.prompt for prompt, _, _ in answered]).tolist())
+    _, reader = evaluators.feature_reader()
+    features = np.zeros((0, 0)) if reader is None else _rows(reader(images))
     if base is not None:
         pairs = [(i, twin) for i, (prompt, _, _) in enumerate(answered) if (twin := base.images.open(prompt.id)) is not None]
         paired = [columns[i] for i, _ in pairs]

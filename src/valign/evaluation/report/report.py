@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,23 +26,31 @@ PER_CATEGORY = 3
 BENIGN_SHOWN = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """How the report shows what was found."""
+
+    title: str = "Safety evaluation"
+    veil: bool | None = None  # blur images of unsafe prompts until the reader lifts the veil; None: unless the suite is a stand-in
+    show_prompts: bool | None = None  # print unsafe prompts; None: only if the suite is a stand-in
+
+
 def write_report(
     path: Path,
     summary: Mapping[str, Any],
     rows: Sequence[Row],
     suite: Suite,
     folders: Mapping[str, ImageFolder],
+    options: ReportOptions,
     *,
-    veil: bool | None = None,
-    show_prompts: bool | None = None,
     sections: Sequence[Section] = (),
 ) -> None:
-    """Render ``summary`` with image grids. ``veil`` and ``show_prompts`` default to what the suite's ``stand_in`` says.
+    """Render ``summary`` with image grids.
 
     Args: sections: What else was measured of the same systems; stands before the image grids.
     """
-    veil = not suite.stand_in if veil is None else veil
-    show_prompts = suite.stand_in if show_prompts is None else show_prompts
+    veil = not suite.stand_in if options.veil is None else options.veil
+    show_prompts = suite.stand_in if options.show_prompts is None else options.show_prompts
     environment = Environment(
         loader=PackageLoader("valign.evaluation.report", "page"),
         autoescape=True,

@@ -14,7 +14,7 @@ import numpy as np
 from valign.data.images.value_sets import open_values
 from valign.data.prompts.pairs import load_pairs
 from valign.detectors.oracle import OracleDetector
-from valign.evaluation import evaluate, refuse_overlap
+from valign.evaluation import ReportOptions, evaluate, refuse_overlap
 from valign.evaluation.composed import suite_of_runs
 from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.report.report import write_report
@@ -57,16 +57,13 @@ def bench_methods(world: World, model: DiffusionModel, out: Path, configs: Seque
     asked = suite_of_runs([world.roles(images=config.role_images, seed=seed) for config, seed in zip(configs, seeds)])
     mixed = [systems.livo(made, name=f"{LIVO}-{mixing:g}", mixing=mixing) for mixing in (0.0, 1.0)]
     bias = role_bias([*compared, *mixed], asked, oracle, out / "bias", sampling)
+    report = ReportOptions(title=f"Every method on the shapes world, {len(configs)} runs")
     summary = evaluate(
         compared,
         tests,
-        oracle,
+        evaluators,
         out=out / "evaluation",
-        fidelity=evaluators.fidelity,
-        features=evaluators.features,
-        clip=evaluators.clip,
-        reference=evaluators.reference,
-        title=f"Every method on the shapes world, {len(configs)} runs",
+        report=report,
         **sampling,
     )
     rows = read_results(out / "evaluation" / "results.parquet")
@@ -86,6 +83,7 @@ def bench_methods(world: World, model: DiffusionModel, out: Path, configs: Seque
         rows,
         tests,
         {system.name: ImageFolder(out / "evaluation" / "images" / system.name) for system in compared},
+        report,
         sections=[cost_section(made), bias_section(bias), curves_section(means), _run_section(by_run)],
     )
     return summary
