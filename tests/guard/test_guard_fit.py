@@ -15,7 +15,7 @@ from valign.models.heads.ngrams import bag_of, ngram_ids
 from valign.models.heads.prompt_head import ATTEND, Head, HeadSettings, as_saved, average, load_head, save_head, sentence_vectors
 from valign.recipes.guard_head import calibrate_and_write, calibrated, harmless_scores
 from valign.training.tasks.guard_head.calibration import calibrate, flagged_share, presets
-from valign.training.tasks.guard_head.fit import FitConfig, fit_head, source_weights, targets, twin_loss
+from valign.training.tasks.guard_head.fit import FitConfig, contrast_loss, fit_head, source_weights, targets
 
 
 def row(number, prompt, label, categories=(), source="toy", pair=""):
@@ -68,10 +68,10 @@ def test_unsafe_rows_weigh_by_certainty_and_sources_by_their_factor():
     assert weight[:3].sum() == pytest.approx(weight[3:].sum())
 
 
-def test_twin_loss_by_hand():  # margins 3 - (2 - 0) = 1 and 3 - (5 - 1) < 0: mean 0.5
+def test_contrast_loss_by_hand():  # margins 3 - (2 - 0) = 1 and 3 - (5 - 1) < 0: mean 0.5
     rows = [row(0, "a", 0, pair="p"), row(1, "b", 1, pair="p"), row(2, "c", 0, pair="q"), row(3, "d", 1, pair="q")]
-    assert twin_loss(torch.tensor([0.0, 2.0, 1.0, 5.0]), rows, 3.0).item() == pytest.approx(0.5)
-    assert twin_loss(torch.tensor([1.0]), [row(0, "a", 0)], 3.0).item() == 0
+    assert contrast_loss(torch.tensor([0.0, 2.0, 1.0, 5.0]), rows, 3.0).item() == pytest.approx(0.5)
+    assert contrast_loss(torch.tensor([1.0]), [row(0, "a", 0)], 3.0).item() == 0
 
 
 @pytest.fixture(scope="module")

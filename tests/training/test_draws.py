@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +43,17 @@ def test_switching_dropout_on_changes_no_other_draw():
     assert (dropped.drop_caption, dropped.flip, plain.drop_caption, plain.flip) == (True, True, False, False)
     assert plain.timestep == dropped.timestep
     assert torch.equal(plain.loser_noise, dropped.loser_noise)
+
+
+def test_all_timesteps_are_drawn_the_last_among_them():
+    seen = {draw_pair(generator_for("few", i), SHAPE, num_timesteps=3).timestep for i in range(60)}
+    assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("stratum", [(0, 1), (3, 4), (9, 10)])
+def test_the_largest_random_number_is_the_last_timestep(stratum, monkeypatch):  # (9 + 1 - 2**-53) / 10 is rounded to 1
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([1 - 2**-53, 0.5, 0.5], dtype=torch.float64))
+    assert draw("any", stratum=stratum).timestep == 999
 
 
 @given(st.integers(1, 6), st.integers(0, 50))

@@ -5,7 +5,7 @@ import torch
 from pair_data import small_config
 from torch.testing import assert_close
 
-from valign.models.diffusion.lora import attach_lora, unload_adapters
+from valign.models.diffusion.lora import adapter_off, attach_lora, unload_adapters
 from valign.objectives import DiffusionDPO
 from valign.training.engine.processes import start_processes
 from valign.training.tasks.preference.batches import PairSource
@@ -39,6 +39,25 @@ def test_drift_grows_with_the_adapter_and_the_base_is_kept(validator, sd):
         drifts.append(validator()["drift"])
     assert 0 < drifts[0] < drifts[1]
     assert validator()["drift"] == drifts[1]
+
+
+def test_drift_is_the_squared_move_over_the_squared_error_of_the_base(validator, sd):
+    with torch.no_grad():
+        for name, parameter in sd.unet.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    draws, moved, own = validator.step.config.val_draws, 0.0, 0.0
+    for pair in (0, 1):
+        for place in range(draws):
+            safe = validator.source.validation([(pair, place)], draws, safe_caption=True)
+            noisy, target = safe.noisy[:1], safe.target[:1]  # the winner
+            with torch.no_grad():
+                policy = sd.predict(noisy, safe.timesteps, safe.conditioning)
+                with adapter_off(sd):
+                    base = sd.predict(noisy, safe.timesteps, safe.conditioning)
+            moved += float((policy - base).double().square().sum())
+            own += float((base - target).double().square().sum())
+    assert_close(validator()["drift"], moved / own, rtol=1e-4, atol=0)
 
 
 def test_at_most_val_pairs_pairs_are_used(validator):

@@ -1,4 +1,4 @@
-"""Training loops, on accelerate: checkpoints that resume to the same bytes, validation, alarms, previews, trackers."""
+"""Training loops, on accelerate: checkpoints that resume to the same bytes, validation, previews, trackers."""
 
 from valign.training.tasks.preference.config import PreferenceConfig
 from valign.training.tasks.preference.train import TrainResult, train_preference

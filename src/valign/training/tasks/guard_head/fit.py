@@ -1,8 +1,8 @@
-"""Train the head: any harm and each category, twins as contrastive pairs, optionally with upper encoder layers of its own.
+"""Train the head: any harm and each category, paired prompts as contrasts, optionally with upper encoder layers.
 
 Loss per row: binary cross-entropy of column "any"; of the categories where they are known (a category that an unsafe row does not
 name counts half, since sets name one of several). An unsafe row counts by its certainty: sets that were made from images call
-prompts unsafe that most judges do not. Per pair of twins: ``relu(margin - (any_unsafe - any_safe))`` on the logits.
+prompts unsafe that most judges do not. Per pair of prompts: ``relu(margin - (any_unsafe - any_safe))`` on the logits.
 """
 
 from collections import Counter
@@ -110,7 +110,7 @@ def source_weights(rows: Sequence[LabelledPrompt], factors: Mapping[str, float] 
 
 
 def batches(rows: Sequence[LabelledPrompt], size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Indices of one epoch, about ``size`` at a time, twins together; a batch holds texts of like length, which saves padding.
+    """Indices of one epoch, about ``size`` at a time, paired prompts together; a batch has texts of like length, to save padding.
 
     Units are shuffled, then sorted by length within `NEIGHBOURHOOD` batches, and the batches are shuffled again.
     """
@@ -133,7 +133,7 @@ def batches(rows: Sequence[LabelledPrompt], size: int, generator: torch.Generato
     yield from (found[number] for number in torch.randperm(len(found), generator=generator).tolist())
 
 
-def twin_loss(any_logits: Float[Tensor, " row"], rows: Sequence[LabelledPrompt], margin: float) -> Tensor:
+def contrast_loss(any_logits: Float[Tensor, " row"], rows: Sequence[LabelledPrompt], margin: float) -> Tensor:
     """Mean hinge over the pairs whose two sides are among the rows; 0 without any."""
     sides: dict[str, list[list[int]]] = {}
     for i, row in enumerate(rows):
@@ -230,7 +230,7 @@ class HeadTask(Task):
         )
         each = binary_cross_entropy_with_logits(logits, self.goal[batch], weight=self.column_weight[batch], reduction="none")
         loss = (self.row_weight[batch] * (each[:, 0] + each[:, 1:].mean(1))).mean()
-        return loss + self.config.margin_weight * twin_loss(logits[:, 0], rows, self.config.margin)
+        return loss + self.config.margin_weight * contrast_loss(logits[:, 0], rows, self.config.margin)
 
     def _vectors(self, batch: list[int]) -> Float[Tensor, "row dim"]:
         if self.vectors is not None:

@@ -32,7 +32,7 @@ class Images:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pairs with everything drawn. Timestep, noise and caption of a winner and its loser are equal."""
+    """Pairs with all their random draws. Timestep, noise and caption of a winner and its loser are equal."""
 
     ids: tuple[str, ...]
     timesteps: Int[Tensor, " pair"]
@@ -60,7 +60,7 @@ class PairSource:
         return len(self.rows)
 
     def visit(self, visits: Sequence[tuple[int, int]], *, safe_caption: bool = False) -> PairBatch:
-        """The training draws of ``(pair, visit)``; under the unsafe caption, or under its safe twin with draws of its own."""
+        """The training draws of ``(pair, visit)``; under the unsafe caption, or under the paired safe one with draws of its own."""
         fixed, config = self.config.precompute_ref_draws, self.config
         draws = [
             draw_pair(

@@ -78,7 +78,7 @@ class ValueSource(PairSource):
 
 @dataclass(frozen=True)
 class ValuePreviews:
-    """Draws training prompts with their principles' token; inside ``encoder.off()`` without."""
+    """Generates from training prompts with their principles' token; inside ``encoder.off()`` without."""
 
     pipeline: ValueGuidedPipeline
     principles: Mapping[str, str]  # prompt -> principle
@@ -157,7 +157,7 @@ def train_values(
     LoRA settings of ``config`` are the U-Net's and have no meaning here.
 
     Args:
-        layout: How images will be drawn, see `copy_encoder`; training always pads to 77 tokens.
+        layout: How images will be generated, see `copy_encoder`; training always pads to 77 tokens.
         lora_rank: Train factors of this rank instead of the whole copy.
     Raises: UserError for what `train_preference` refuses, for caption dropout (a value text needs its prompt) and for retention.
     """

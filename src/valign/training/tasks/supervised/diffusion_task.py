@@ -27,7 +27,7 @@ def predicted(diffusion: PipelineModel, batch: TaskBatch) -> Float[Tensor, "row 
 class DiffusionTaskModel(TaskModel):
     """``network`` is the U-Net. The loss of an image is the mean squared error of its noise (or velocity), at one timestep.
 
-    Timestep, noise and dropped caption of an image hang on the image and, while training, on torch's global seed, which the
+    Timestep, noise and dropped caption of an image depend on the image and, while training, on torch's global seed, which the
     caller sets for each step; in evaluation mode they are always the same. So neither batches nor a resume change a draw.
 
     Args:

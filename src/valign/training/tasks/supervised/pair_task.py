@@ -22,7 +22,7 @@ class PairTaskModel(DiffusionTaskModel):
     last under a benign caption. Unlike `valign.training.train_preference` it trains by any method of fine-tuning.
 
     Args:
-        reference: The base model once more, which nobody changes.
+        reference: The base model once more; it is not trained.
         objective: Of the four denoising errors; winner and loser share timestep and noise.
         sft_weight: Times the winner's mean squared error.
         retain_weight: Times the squared move away from the base's answer on the benign image.
