@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from valign.guard import Guard
-from valign.guard.rules.block_rule import HardRule
+from valign.guard.rules.block_rule import BlockRuleStage
 from valign.policy import BlockRule, load_policy
 from valign.policy.block_rules import youngest
 
@@ -34,7 +34,7 @@ RULE = BlockRule(
     ],
 )
 def test_a_word_of_every_list_blocks(prompt):
-    verdict = HardRule([RULE]).check(prompt)
+    verdict = BlockRuleStage([RULE]).check(prompt)
     assert (verdict.outcome, verdict.action, verdict.rule) == ("fire", "block", "stand-in")
     assert verdict.span is None
 
@@ -50,11 +50,11 @@ def test_a_word_of_every_list_blocks(prompt):
     ],
 )
 def test_one_list_alone_does_not(prompt):
-    assert not HardRule([RULE]).check(prompt).fired
+    assert not BlockRuleStage([RULE]).check(prompt).fired
 
 
 def test_a_finding_of_another_stage_counts_as_the_other_list():
-    rule = HardRule([RULE])
+    rule = BlockRuleStage([RULE])
     assert rule.check("an apprentice in a brawl", ["violence"]).fired
     assert not rule.check("a carpenter in a brawl", ["violence"]).fired
     assert not rule.check("an apprentice in a brawl", ["hate"]).fired

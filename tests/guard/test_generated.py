@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valign.data.prompts.generated import REQUESTS, generated_rows, grammar, request_rows
-from valign.guard.rules.block_rule import HardRule
+from valign.guard.rules.block_rule import BlockRuleStage
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_categories_are_the_policys(rows, policy):
 
 
 def test_nothing_in_it_is_about_minors(rows, policy):
-    rule = HardRule.from_policy(policy)
+    rule = BlockRuleStage.from_policy(policy)
     found = ("sexual", "violence")
     assert not [row.prompt for row in rows if row.label and rule.check(row.prompt, found).fired]
 

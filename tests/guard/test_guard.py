@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from valign.checks import UserError
 from valign.guard import Guard, Verdict
 from valign.guard.rules.intention import IntentionRules
+from valign.guard.waterfall import require_prompt
 from valign.policy import load_policy
 
 GUARD = Guard.from_policy(with_guard(load_policy("default"), stages=["lexical", "values"]))
@@ -144,11 +145,11 @@ def test_refuses_a_blank_prompt(guard, bad):
         guard.check(bad)
 
 
-def test_refuses_what_is_no_text(guard):
+def test_refuses_what_is_not_text(guard):
     with pytest.raises(TypeError, match=r"Guard\.prompt must be text, got bytes"):
-        guard.refuse(b"a cat")
+        require_prompt(guard.policy, b"a cat")
     with pytest.raises(TypeError, match="got NoneType"):
-        guard.refuse(None)
+        require_prompt(guard.policy, None)
     with pytest.raises(UserError, match="control characters"):
         guard.check("a cat\x00\x07")
     with pytest.raises(UserError, match="broken Unicode"):

@@ -1,4 +1,4 @@
-"""Draw, look, draw again: counts, order of styles, seeds, and never a flagged image."""
+"""Generate, check, generate again: counts, order of styles, seeds, and never a flagged image."""
 
 import numpy as np
 import pytest
@@ -12,20 +12,25 @@ from valign.guard.images.image_check import check_image
 RED = Image.new("RGB", (4, 4), "red")
 
 
-def drawer():
+def recording():
+    """A function that makes one image whatever it is asked, and the list of what it was asked."""
     asked = []
 
-    def draw(caption, seed):
+    def generate(caption, seed):
         asked.append((caption, seed))
         return RED
 
-    return draw, asked
+    return generate, asked
+
+
+def illustrated(guard, generate, prompt, *, seed=0):
+    return guard.illustrate(generate, guard.guard(prompt), seed=seed)
 
 
 @pytest.mark.parametrize(("flags", "tries"), [((), 1), ((0,), 2), ((0, 1), 3)])
-def test_walks_the_styles_until_a_image_passes(policy, flags, tries):
-    draw, asked = drawer()
-    image = Guard.from_policy(policy, detector=Watcher(flags)).draw(draw, "a lighthouse", seed=5)
+def test_walks_the_styles_until_an_image_passes(policy, flags, tries):
+    generate, asked = recording()
+    image = illustrated(Guard.from_policy(policy, detector=Watcher(flags)), generate, "a lighthouse", seed=5)
     captions = ["a lighthouse", *(f"a lighthouse, {style}" for style in policy.safe_styles)]
     assert asked == [(caption, 5 + i) for i, caption in enumerate(captions[:tries])]
     assert image.image is RED
@@ -33,33 +38,33 @@ def test_walks_the_styles_until_a_image_passes(policy, flags, tries):
 
 
 def test_a_flagged_image_is_never_returned(policy):
-    draw, asked = drawer()
-    image = Guard.from_policy(policy, detector=Watcher(range(9))).draw(draw, "a lighthouse")
+    generate, asked = recording()
+    image = illustrated(Guard.from_policy(policy, detector=Watcher(range(9))), generate, "a lighthouse")
     assert (image.image, image.blocked, len(asked)) == (None, True, 1 + policy.guard.max_regenerations)
-    assert all(one.verdict.fired for one in image.drawings)
+    assert all(one.verdict.fired for one in image.attempts)
 
 
 def test_a_failing_detector_returns_no_image(policy):
-    draw, _ = drawer()
-    assert Guard.from_policy(policy, detector=Watcher(fails=True)).draw(draw, "a lighthouse").blocked
+    generate, _ = recording()
+    assert illustrated(Guard.from_policy(policy, detector=Watcher(fails=True)), generate, "a lighthouse").blocked
 
 
-def test_a_policy_may_refuse_instead_of_drawing_again(policy):
+def test_a_policy_may_refuse_instead_of_trying_again(policy):
     rules = policy.model_copy(update={"cases": policy.cases.model_copy(update={"unsafe_image": "block"})})
-    draw, asked = drawer()
-    assert Guard.from_policy(rules, detector=Watcher((0,))).draw(draw, "a lighthouse").blocked
+    generate, asked = recording()
+    assert illustrated(Guard.from_policy(rules, detector=Watcher((0,))), generate, "a lighthouse").blocked
     assert len(asked) == 1
 
 
-def test_a_blocked_prompt_is_never_drawn(policy):
-    draw, asked = drawer()
-    assert Guard.from_policy(policy).draw(draw, "Привет, большой мир").blocked
+def test_a_blocked_prompt_gives_no_image(policy):
+    generate, asked = recording()
+    assert illustrated(Guard.from_policy(policy), generate, "Привет, большой мир").blocked
     assert asked == []
 
 
 def test_without_a_detector_the_image_is_marked_unchecked(policy):
-    draw, _ = drawer()
-    image = Guard.from_policy(policy).draw(draw, "a lighthouse")
+    generate, _ = recording()
+    image = illustrated(Guard.from_policy(policy), generate, "a lighthouse")
     assert (image.image, image.checked) == (RED, False)
 
 
@@ -87,7 +92,7 @@ class Pipe:
         return type("Output", (), {"images": [RED]})()
 
 
-def test_a_guarded_pipeline_draws_what_the_guard_allows(guard):
+def test_a_guarded_pipeline_generates_what_the_guard_allows(guard):
     pipe = Pipe()
     output = GuardedPipeline(pipe, guard)(["a lighthouse", "a naked man", "Привет, большой мир"], seed=3)
     assert [image is None for image in output.images] == [False, False, True]
@@ -95,7 +100,7 @@ def test_a_guarded_pipeline_draws_what_the_guard_allows(guard):
     assert pipe.calls == [("a lighthouse", 3), (output.records[1].result.prompt, 4)]
 
 
-def test_a_guarded_pipeline_draws_nothing_where_one_is_no_prompt(guard):
+def test_a_guarded_pipeline_generates_nothing_where_one_is_not_a_prompt(guard):
     pipe = Pipe()
     with pytest.raises(UserError, match=r"Guard\.prompt must not be blank"):
         GuardedPipeline(pipe, guard)(["a lighthouse", " "])
@@ -111,7 +116,7 @@ def test_a_guarded_pipeline_refuses_ways_round_the_guard(guard, option):
         GuardedPipeline(Pipe(), guard)("a lighthouse", **option)
 
 
-def test_an_allowed_prompt_is_drawn_as_by_the_bare_model(policy, tiny_sd):
+def test_an_allowed_prompt_gives_the_bare_models_image(policy, tiny_sd):
     from valign.models.diffusion.loading import load_model
 
     model = load_model(tiny_sd, device="cpu")

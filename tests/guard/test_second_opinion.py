@@ -6,7 +6,7 @@ import pytest
 from guard_stand_ins import with_guard
 
 from valign.guard import Guard, LexicalStage, Verdict
-from valign.guard.rules.block_rule import HardRule
+from valign.guard.rules.block_rule import BlockRuleStage
 from valign.guard.rules.lexical import Term
 from valign.guard.rules.norms import ValuesStage
 from valign.guard.rules.second_opinion import SecondOpinion
@@ -39,7 +39,7 @@ class Reader:
 def asked(harms, prompts, *, ambiguous=("Gore", "noose"), doubt=0.02):
     """The word level's verdicts after the opinion, and what the head was asked."""
     head = Reader(harms)
-    opinion = SecondOpinion(WORDS, head, HardRule([RULE]), ambiguous=ambiguous, doubt=doubt)
+    opinion = SecondOpinion(WORDS, head, BlockRuleStage([RULE]), ambiguous=ambiguous, doubt=doubt)
     return opinion(prompts, WORDS.check_many(prompts)), head.seen
 
 
@@ -47,7 +47,7 @@ def guarded(head, *words, stages=()):
     """A guard of a word list, a head and further stages."""
     policy = load_policy("default")
     listed = LexicalStage([Term(word, "shocking") for word in words])
-    opinion = SecondOpinion(listed, head, HardRule.from_policy(policy), ambiguous=words, doubt=0.02)
+    opinion = SecondOpinion(listed, head, BlockRuleStage.from_policy(policy), ambiguous=words, doubt=0.02)
     return Guard(policy, [listed, head, *stages], opinion=opinion)
 
 

@@ -33,11 +33,11 @@ def test_a_prompt_with_a_principle_gets_its_token_and_no_other_does(model, token
     )
     found = guard.generate(model, "a captain", seed=3, **DRAW)
     assert found.image.tobytes() == with_token[0].tobytes()
-    assert found.drawings[-1].principle == "equal-heads"
+    assert found.attempts[-1].principle == "equal-heads"
     assert found.to_json()["drawings"][-1]["principle"] == "equal-heads"
     bare = guard.generate(model, "a tree", seed=3, **DRAW)
     assert bare.image.tobytes() == model.generate(["a tree"], seeds=[3], **DRAW)[0].tobytes()
-    assert bare.drawings[-1].principle == ""
+    assert bare.attempts[-1].principle == ""
 
 
 def test_the_retriever_is_asked_about_the_rewrite(model, token):
@@ -45,7 +45,7 @@ def test_the_retriever_is_asked_about_the_rewrite(model, token):
     assert found.result.rewritten
     assert "flame" not in found.result.prompt
     assert token.principle("a flame beside a captain", 3) == "no-rays"
-    assert found.drawings[-1].principle == "equal-heads"
+    assert found.attempts[-1].principle == "equal-heads"
 
 
 def test_only_bias_is_mixed(token):
@@ -62,8 +62,8 @@ def test_refuses_another_model_and_a_pipeline_that_gives_no_token(model, token, 
         guard.generate(load_model(tiny_sd_v, device="cpu"), "a captain", **DRAW)
     with pytest.raises(UserError, match="needs a ValueGuidedPipeline with the same encoder"):
         GuardedPipeline(model.pipe, guard)
-    drawn = GuardedPipeline(ValueGuidedPipeline(model, token.encoder, token.retriever), guard)("a captain", num_inference_steps=2)
-    assert drawn.records[0].drawings[-1].principle == "equal-heads"
+    output = GuardedPipeline(ValueGuidedPipeline(model, token.encoder, token.retriever), guard)("a captain", num_inference_steps=2)
+    assert output.records[0].attempts[-1].principle == "equal-heads"
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_small_policy_is_enough(write):
         (
             "about $concept",
             "about $concept for 5$ ",
-            "16: data.unsafe_prompt must write a dollar sign that is no placeholder as $$",
+            "16: data.unsafe_prompt must write a dollar sign that is not a placeholder as $$",
         ),
         ("id: small", "id: small\nremove: [violence]", "3: remove needs `extends`"),
         ("id: small", "id: small\nextends: missing.yaml", "3: extends: policy "),
@@ -139,7 +139,7 @@ def test_a_concept_id_is_unique_over_all_categories(write):
 
 def test_a_norm_of_one_word_is_refused(write):
     path = write(SMALL + "norms:\n  - id: n\n    text: x\n    when: {context: [school]}\n")
-    assert problems(path) == ["21: norms[n].when must fill two of context, behaviour and purpose: one word alone is no norm."]
+    assert problems(path) == ["21: norms[n].when must fill two of context, behaviour and purpose: one word alone is not a norm."]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("", "1: the file is empty."), ("- a\n", "1: a policy must be a mapping of keys")])

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -26,14 +25,18 @@ SIDE = 32
 
 
 class Model:
-    """Images of one colour, which tells the seed; ``calls`` holds what each call was asked."""
+    """Images of one colour, which tells the seed; ``calls`` holds what each call was asked.
+
+    After the warm-up every call sets ``called`` and waits for ``wait`` if there is one.
+    """
 
     def __init__(self, wait=None):
-        self.wait, self.calls, self.fails = wait, [], False
+        self.wait, self.calls, self.fails, self.called = wait, [], False, threading.Event()
 
     def generate(self, prompts, *, seeds, steps=50, guidance_scale=7.5, batch_size=8, start=None, strength=0.7):
         self.calls.append((list(prompts), list(seeds), steps))
         if self.wait is not None and len(self.calls) > 1:  # not the warm-up
+            self.called.set()
             self.wait.wait(10)
         if self.fails:
             raise RuntimeError("out of memory")
@@ -120,16 +123,34 @@ def make_service(folder, *, model=None, guard=None, keys=None, settings=None, lo
     )
 
 
+class Server(uvicorn.Server):
+    """Says when it listens, and calls ``on_stop`` when it begins to shut down."""
+
+    def __init__(self, config, on_stop):
+        super().__init__(config)
+        self.listening, self.on_stop = threading.Event(), on_stop
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def shutdown(self, sockets=None):
+        self.on_stop()
+        await super().shutdown(sockets)
+
+
 @contextmanager
-def running(service, *, ready=True, mounted=lambda app: app):
+def running(service, *, ready=True, mounted=lambda app: app, on_stop=lambda: None):
     """The service's address, such as http://127.0.0.1:12345."""
-    server = uvicorn.Server(uvicorn.Config(mounted(create_app(service)), port=0, log_level="warning", timeout_graceful_shutdown=5))
+    warm = threading.Event()
+    if ready:
+        service.on_ready = warm.set
+    config = uvicorn.Config(mounted(create_app(service)), port=0, log_level="warning", timeout_graceful_shutdown=5)
+    server = Server(config, on_stop)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.005)
-    while ready and not service.ready:
-        time.sleep(0.005)
+    assert server.listening.wait(60)
+    assert not ready or warm.wait(60)
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:

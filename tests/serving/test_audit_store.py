@@ -3,10 +3,12 @@
 import sqlite3
 import tempfile
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from postgres_server import postgres
+from sqlalchemy import create_engine
 
 from valign.checks import UserError
 from valign.serving.audit_chain import BrokenChain, Entry, verify
@@ -31,10 +33,19 @@ def url(request, tmp_path):
 
 
 def emptied(address):
-    store = AuditStore(address, create=True)
-    TABLE.metadata.drop_all(store._engine)
-    store.close()
+    with changing(address) as connection:
+        TABLE.metadata.drop_all(connection)
     return address
+
+
+@contextmanager
+def changing(address):
+    """A connection to the database past the store, as somebody who tampers with it has one; committed at the end."""
+    driver = address.replace("postgresql:", "postgresql+psycopg:") if "://" in address else f"sqlite:///{address}"
+    engine = create_engine(driver)
+    with engine.begin() as connection:
+        yield connection
+    engine.dispose()
 
 
 def test_what_is_appended_is_read_back_in_order(url):
@@ -78,11 +89,11 @@ def test_many_writers_make_one_chain(url):
 def test_tampering_in_the_database_shows(url):
     store = AuditStore(url, create=True)
     store.append([entry(number) for number in range(1, 6)])
-    with store._engine.begin() as connection:
+    with changing(url) as connection:
         connection.execute(TABLE.update().where(TABLE.c.seq == 3).values(body="{}"))
     with pytest.raises(BrokenChain, match="entry 3: its hash does not fit"):
         verify(store.links())
-    with store._engine.begin() as connection:
+    with changing(url) as connection:
         connection.execute(TABLE.delete().where(TABLE.c.seq == 3))
     with pytest.raises(BrokenChain, match="entry 3: missing"):
         verify(store.links())

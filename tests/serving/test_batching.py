@@ -11,19 +11,19 @@ from valign.serving.batching import Batcher
 
 def held(handle, **options):
     """A batcher whose thread waits at its first item until the event is set; later items gather behind it."""
-    go, calls = threading.Event(), []
+    go, begun, calls = threading.Event(), threading.Event(), []
 
     def wrapped(items):
         calls.append(list(items))
         if items == ["first"]:
+            begun.set()
             go.wait(10)
             return ["first"]
         return handle(items)
 
     batcher = Batcher("test", wrapped, **options)
     first = batcher.submit("first")
-    while not calls:
-        pass
+    assert begun.wait(10)
     return batcher, go, calls, first
 
 

@@ -1,12 +1,12 @@
 """``valign serve``, ``api-key`` and ``audit-log``, as a person types them."""
 
+import asyncio
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 import openai
@@ -22,63 +22,73 @@ SECRET = "a secret of these tests"
 POLICY = "version: 1\nid: quick\ntitle: Quick\nextends: default\nguard: {stages: [lexical, values], max_chars: %d}\n"
 
 
+class ServerProcess:
+    """``valign serve`` in a folder, and all that it has written to its terminal."""
+
+    def __init__(self, folder, *options):
+        command = [sys.executable, "-m", "valign", "serve", "--guard", "policy.yaml", "--keys", "keys.txt", "--port", "0", *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        environment = os.environ | {"VALIGN_AUDIT_KEY": SECRET, "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+        self.process, self.output = subprocess.Popen(command, cwd=folder, env=environment, **pipes), ""
+
+    def until(self, words):
+        """Read on until the words were written; the text behind them on their line."""
+        while words not in self.output:
+            line = self.process.stdout.readline()
+            assert line, f"the server ended: {self.output}"
+            self.output += line
+        return self.output.split(words)[1].split("\n")[0]
+
+    def stopped(self):
+        """End it with SIGTERM; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        self.output += self.process.communicate(timeout=20)[0]
+        return self.process.returncode
+
+
 @contextmanager
 def serving(folder, *options):
-    """A server process with a policy file and a key; its address, the key and the process."""
+    """A server with a policy file and a key; its address, the key and the process."""
     (folder / "policy.yaml").write_text(POLICY % 40)
     key = runner.invoke(build(), ["api-key", "tests", "--keys", str(folder / "keys.txt")]).stdout.strip()
-    command = [sys.executable, "-m", "valign", "serve", "--guard", "policy.yaml", "--keys", "keys.txt", "--port", "0", *options]
-    with (folder / "out").open("wb") as out:
-        environment = os.environ | {"VALIGN_AUDIT_KEY": SECRET, "NO_COLOR": "1"}
-        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=environment)
+    server = ServerProcess(folder, *options)
     try:
-        until(lambda: "Uvicorn running on" in said(folder), process)
-        url = said(folder).split("Uvicorn running on ")[1].split()[0]
-        until(lambda: ask(f"{url}/readyz").status == 200, process)
-        yield url, key, process
+        url = server.until("Uvicorn running on ").split()[0]
+        server.until("Ready: ")
+        yield url, key, server
     finally:
-        process.kill()
-        process.wait(20)
-
-
-def said(folder):
-    return (folder / "out").read_text()
-
-
-def until(true, process):
-    while not true():
-        assert process.poll() is None, "the server ended"
-        time.sleep(0.05)
+        server.process.kill()
+        server.process.wait(20)
 
 
 def test_a_day_in_the_life_of_a_server(tmp_path, tiny_sd, monkeypatch):
     options = ["--model", str(tiny_sd), "--detector", "none", "--steps", "1", "--device", "cpu", "--name", "small", "--rate", "60"]
-    with serving(tmp_path, *options) as (url, key, process):
+    with serving(tmp_path, *options) as (url, key, server):
+        assert ask(f"{url}/readyz").status == 200
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
         found = client.images.generate(prompt="a corpse on the beach", model="small")
         assert found.data[0].revised_prompt == "a mossy fallen tree on the beach"
         assert not found.guard["checked"]
-        assert "Images are not checked" in said(tmp_path)
+        assert "Images are not checked" in server.output
 
         (tmp_path / "policy.yaml").write_text("version: 1\ncategories: 3\n")
-        process.send_signal(signal.SIGHUP)
-        until(lambda: "Nothing was reloaded" in said(tmp_path), process)
-        assert "policy.yaml:2" in said(tmp_path)
+        server.process.send_signal(signal.SIGHUP)
+        server.until("Nothing was reloaded")
+        server.until("policy.yaml:2")
         assert client.moderations.create(input="a cat").results
         assert ask(f"{url}/readyz").json()["reload"] == "failed, see the log"
 
         (tmp_path / "policy.yaml").write_text(POLICY % 16)
         other = runner.invoke(build(), ["api-key", "other", "--keys", str(tmp_path / "keys.txt")]).stdout.strip()
         assert ask(f"{url}/v1/models", key=other).status == 401
-        process.send_signal(signal.SIGHUP)
-        until(lambda: "Reloaded the keys and policy quick" in said(tmp_path), process)
+        server.process.send_signal(signal.SIGHUP)
+        server.until("Reloaded the keys and policy quick")
         assert ask(f"{url}/v1/models", key=other).status == 200
         assert ask(f"{url}/v1/moderations", {"input": "a cat on a very long sofa"}, key=key).status == 400
 
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) in (0, -signal.SIGTERM)
-    assert key not in said(tmp_path)
-    assert "corpse" not in said(tmp_path)
+        assert server.stopped() in (0, -signal.SIGTERM)
+    assert key not in server.output
+    assert "corpse" not in server.output
 
     log = str(tmp_path / "valign-audit.db")
     verified = runner.invoke(build(), ["audit-log", "verify", log])
@@ -120,15 +130,32 @@ def test_mistakes_stop_the_start(options, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_chat_model_stands_behind_one_circuit_breaker(tmp_path):
-    from valign.cli.serve import _rules
+def test_a_chat_model_stands_behind_one_circuit_breaker(tmp_path, tiny_sd, monkeypatch):
+    """A reload forgets no failure."""
     from valign.models.language.breaker import CircuitBreaker
 
+    apps = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("valign.serving.server.serve", lambda app, **options: apps.append(app))
     (tmp_path / "policy.yaml").write_text(POLICY % 40)
-    load = _rules(str(tmp_path / "policy.yaml"), "none", None, ("http://127.0.0.1:9/v1", "small", None), None)
-    first, again = load().guard.judge.chat, load().guard.judge.chat
+    options = ["--detector", "none", "--guard", "policy.yaml", "--chat", "http://127.0.0.1:9/v1", "--chat-model", "small"]
+    result = runner.invoke(build(), ["serve", "--model", str(tiny_sd), "--device", "cpu", *options])
+    assert result.exit_code == 0, result.output
+
+    async def before_and_after_a_reload(service):
+        ready = asyncio.Event()
+        service.on_ready = ready.set
+        await service.start()
+        await ready.wait()
+        first = service.rules.guard.judge.chat
+        assert await service.reload()
+        again = service.rules.guard.judge.chat
+        await service.stop()
+        return first, again
+
+    first, again = asyncio.run(before_and_after_a_reload(apps[0].state.service))
     assert isinstance(first, CircuitBreaker)
-    assert first is again  # a reload forgets no failure
+    assert first is again
 
 
 def test_a_model_that_is_not_there_ends_the_server(tmp_path):

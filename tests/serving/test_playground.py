@@ -24,15 +24,20 @@ def told(service, function):
     """The result of the playground's coroutine, on a loop of the service's own."""
 
     async def run():
+        ready = asyncio.Event()
+        service.on_ready = ready.set
         await service.start()
-        while not service.ready:
-            await asyncio.sleep(0.01)
+        await ready.wait()
         try:
             return await function(Playground(service))
         finally:
             await service.stop()
 
     return asyncio.run(run())
+
+
+def images_of(prompt):
+    return lambda play: play.generate("me", prompt, 7, 3)
 
 
 def entries(folder):
@@ -63,10 +68,10 @@ def settings(**changes):
 
 
 @pytest.mark.parametrize(("compare", "calls"), [(False, 1), (True, 2)])
-def test_drawing_beside_the_prompt_as_typed(tmp_path, compare, calls):
+def test_an_image_beside_that_of_the_prompt_as_typed(tmp_path, compare, calls):
     model, guard = Model(), Guard.from_policy(quick_policy(), detector=Watcher())
     service = make_service(tmp_path, model=model, guard=guard, settings=settings(compare=compare))
-    shown = told(service, lambda play: play.draw("me", PROMPT, 7, 3))
+    shown = told(service, images_of(PROMPT))
     assert shown.count("data:image/png;base64,") == calls
     assert [prompts for prompts, _, _ in model.calls[1:]] == [[PROMPT]] * (calls - 1) + [["a mossy fallen tree on the beach"]]
     assert [entry["outcome"] for entry in entries(tmp_path)[1:]] == ["compared"] * (calls - 1) + ["drawn"]
@@ -82,24 +87,28 @@ def test_a_flagged_image_of_the_prompt_as_typed_is_held_back(tmp_path):
             return super().detect(images)
 
     guard = Guard.from_policy(quick_policy(), detector=OnlyFirst())
-    shown = told(make_service(tmp_path, guard=guard, settings=settings(compare=True)), lambda play: play.draw("me", PROMPT, 7, 3))
+    shown = told(
+        make_service(tmp_path, guard=guard, settings=settings(compare=True)), lambda play: play.generate("me", PROMPT, 7, 3)
+    )
     assert shown.count("data:image/png;base64,") == 1
     assert "held back: image check 0.900 of 0.500 violence" in shown
 
 
 @pytest.mark.parametrize("prompt", ["a nude toddler", "Привет, большой мир", "", "x" * 5000])
-def test_what_is_blocked_is_not_drawn_in_any_form(tmp_path, prompt):
+def test_what_is_blocked_gives_no_image_in_any_form(tmp_path, prompt):
     model, guard = Model(), Guard.from_policy(quick_policy(), detector=Watcher())
     service = make_service(tmp_path, model=model, guard=guard, settings=settings(compare=True))
-    shown = told(service, lambda play: play.draw("me", prompt, 7, 3))
+    shown = told(service, images_of(prompt))
     assert "<img" not in shown
     assert "va-block" in shown
     assert len(model.calls) == 1  # the warm-up
 
 
-def test_without_an_image_check_nothing_is_drawn_as_typed(tmp_path):
+def test_without_an_image_check_no_image_is_made_as_typed(tmp_path):
     model = Model()
-    shown = told(make_service(tmp_path, model=model, settings=settings(compare=True)), lambda play: play.draw("me", PROMPT, 7, 3))
+    shown = told(
+        make_service(tmp_path, model=model, settings=settings(compare=True)), lambda play: play.generate("me", PROMPT, 7, 3)
+    )
     assert "<img" not in shown
     assert len(model.calls) == 1
 
@@ -147,7 +156,7 @@ def test_the_page_in_a_browser(tmp_path):
             browser.get(f"{url}{PATH}/")
             box = wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#prompt textarea"))
             box.send_keys(PROMPT)
-            browser.find_element(By.ID, "draw").click()
+            browser.find_element(By.ID, "generate").click()
             wait.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, ".va-images img")) == 2)
             wait.until(lambda b: len(b.find_elements(By.CSS_SELECTOR, ".va-stage")) == 5)
             assert browser.find_element(By.CSS_SELECTOR, "#verdict ins").text == "mossy fallen tree"

@@ -7,9 +7,9 @@ import io
 import json
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from queue import SimpleQueue
 
 import openai
 import pytest
@@ -27,7 +27,7 @@ from valign.serving.settings import Settings
 
 KEY = "the-key-of-these-tests"
 FOREIGN = "Привет, большой мир"
-HARD = "a nude toddler"  # neutral words; the block rule
+BLOCKED = "a nude toddler"  # neutral words; the block rule
 
 
 @cache
@@ -75,16 +75,16 @@ def test_moderation_counts_results_as_openai_does(served):
     assert [one.flagged for one in moderate(input=parts).results] == [True]
 
 
-def test_intent_counts_and_a_hard_rule_has_its_key(served):
+def test_intent_counts_and_a_block_rule_has_its_key(served):
     moderate = client(served[0]).moderations.create
     sign = moderate(input="a poster with the words: no weapons allowed")
     assert (sign.results[0].flagged, sign.guard[0]["parts"][0]["action"]) in ((False, "rewrite"), (False, "allow"))
-    hard = moderate(input=HARD)
-    assert hard.results[0].categories.sexual_minors
-    assert hard.results[0].category_scores.sexual_minors == 1.0
+    blocked = moderate(input=BLOCKED)
+    assert blocked.results[0].categories.sexual_minors
+    assert blocked.results[0].category_scores.sexual_minors == 1.0
 
 
-def test_a_text_that_the_guard_cannot_read_is_no_clean_text(served):
+def test_a_text_that_the_guard_cannot_read_is_not_passed_as_clean(served):
     with pytest.raises(openai.BadRequestError) as caught:
         client(served[0]).moderations.create(input=["a cat", FOREIGN])
     assert (caught.value.code, caught.value.param) == ("unsupported_script", "input")
@@ -130,7 +130,7 @@ def test_images_come_back_as_asked(served, form):
     assert (found.guard["action"], found.guard["checked"], found.guard["seeds"]) == ("allow", True, [7, 8, 9])
 
 
-def test_an_unsafe_prompt_is_drawn_as_its_rewrite(served):
+def test_an_unsafe_prompt_gives_an_image_of_its_rewrite(served):
     found = client(served[0]).images.generate(prompt="a corpse on the beach", size=f"{SIDE}x{SIDE}", quality="high")
     assert found.data[0].revised_prompt == "a mossy fallen tree on the beach"
     assert (found.guard["action"], found.guard["stage"], found.guard["categories"]) == ("rewrite", "lexical", ["shocking"])
@@ -150,19 +150,19 @@ def test_a_blocked_prompt_is_openais_moderation_error(served):
     assert error.request_id.startswith("req_")
 
 
-def test_flagged_images_are_drawn_again_or_held_back(tmp_path):
-    # seeds 5 and 6, and what is drawn again for them (one seed on for each try), all flagged but 7 and 9
+def test_flagged_images_are_made_again_or_held_back(tmp_path):
+    # seeds 5 and 6, and what is generated again for them (one seed on for each try), all flagged but 7 and 9
     guard = Guard.from_policy(quick_policy(), detector=Watcher(flags=[3, 4, 5, 6, 8]))
     with running(make_service(tmp_path, guard=guard)) as url:
-        draw = client(url).images.generate
-        again = draw(prompt="a cat on a sofa", extra_body={"seed": 5})
+        generate = client(url).images.generate
+        again = generate(prompt="a cat on a sofa", extra_body={"seed": 5})
         assert again.guard["seeds"] == [7]
         assert again.data[0].revised_prompt.startswith("a cat on a sofa, ")
-        some = draw(prompt="a cat on a sofa", n=3, extra_body={"seed": 3})  # 3 4 5 and 4 5 6 are all flagged; 5 6 7 ends well
+        some = generate(prompt="a cat on a sofa", n=3, extra_body={"seed": 3})  # 3 4 5 and 4 5 6 are all flagged; 5 6 7 ends well
         assert (len(some.data), some.guard["requested"], some.guard["seeds"]) == (1, 3, [7])
         assert some.guard["blocked"] == [{"index": 0, "categories": ["violence"]}, {"index": 1, "categories": ["violence"]}]
         with pytest.raises(openai.BadRequestError) as caught:
-            draw(prompt="a cat on a sofa", n=2, extra_body={"seed": 3})
+            generate(prompt="a cat on a sofa", n=2, extra_body={"seed": 3})
         assert caught.value.body["moderation_details"] == {"moderation_stage": "output", "categories": ["violence"]}
         assert metric(url, 'valign_pictures_total{outcome="blocked"}') == 4
     last = entries(tmp_path)[-1]
@@ -189,9 +189,9 @@ def test_the_log_knows_every_decision_and_image_but_no_words(served):
 def test_prompts_are_logged_in_full_where_the_site_wants_it_but_never_after_a_block_rule(tmp_path):
     with running(make_service(tmp_path, settings=Settings(names=("tiny",), steps=4, prompts="full"))) as url:
         client(url).images.generate(prompt="a corpse on the beach")
-        client(url).moderations.create(input=HARD)
+        client(url).moderations.create(input=BLOCKED)
         with pytest.raises(openai.BadRequestError, match="blocked by this server's policy"):
-            client(url).images.generate(prompt=HARD)
+            client(url).images.generate(prompt=BLOCKED)
     found = entries(tmp_path)
     drawn = next(entry for entry in found if entry["kind"] == "draw")
     assert (drawn["decision"]["prompt"], drawn["result"]) == ("a corpse on the beach", "a mossy fallen tree on the beach")
@@ -256,20 +256,13 @@ def test_a_model_that_fails_is_an_error_in_the_log(tmp_path):
 
 
 def test_images_of_many_requests_share_a_model_call(tmp_path):
-    model = Model(wait=threading.Event())
-    with running(make_service(tmp_path, model=model)) as url, ThreadPoolExecutor(9) as pool:
-        first = pool.submit(client(url).images.generate, prompt="a cat")
-        while len(model.calls) < 2:
-            time.sleep(0.005)
-        others = [pool.submit(client(url).images.generate, prompt=f"a cat {i}", extra_body={"steps": 3}) for i in range(6)]
-        slow = pool.submit(client(url).images.generate, prompt="a dog", extra_body={"steps": 9})
-        while metric(url, 'valign_under_way{queue="pictures"}') < 8:
-            time.sleep(0.01)
-        time.sleep(0.2)  # from the place in the queue to the queue itself
-        model.wait.set()
-        for work in (first, *others, slow):
-            work.result()
-    assert sorted((len(prompts), steps) for prompts, _, steps in model.calls[1:]) == [(1, 4), (1, 9), (6, 3)]
+    """A call is made as soon as three of one number of steps are there: they would wait a minute for a third."""
+    model, settings = Model(), Settings(names=("tiny",), steps=4, batch_size=3, batch_wait=60.0)
+    with running(make_service(tmp_path, model=model, settings=settings)) as url, ThreadPoolExecutor(6) as pool:
+        ask_for = client(url).images.generate
+        works = [pool.submit(ask_for, prompt=f"a cat {i}", extra_body={"steps": 3 + i % 2}) for i in range(6)]
+        assert all(len(work.result().data) == 1 for work in works)
+    assert sorted((len(prompts), steps) for prompts, _, steps in model.calls[1:]) == [(3, 3), (3, 4)]
 
 
 def test_a_full_queue_says_when_to_come_again(tmp_path):
@@ -278,8 +271,7 @@ def test_a_full_queue_says_when_to_come_again(tmp_path):
     with running(make_service(tmp_path, model=model, settings=settings)) as url:
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(client(url).images.generate, prompt="a cat", n=10)
-            while len(model.calls) < 2:
-                time.sleep(0.005)
+            assert model.called.wait(10)
             with pytest.raises(openai.InternalServerError) as caught:
                 client(url).images.generate(prompt="a dog")
             assert (caught.value.status_code, caught.value.code) == (503, "overloaded")
@@ -291,14 +283,14 @@ def test_a_full_queue_says_when_to_come_again(tmp_path):
 
 def test_a_request_that_takes_too_long_is_given_up_and_its_place_kept_until_it_ends(tmp_path):
     model = Model(wait=threading.Event())
-    with running(make_service(tmp_path, model=model, settings=Settings(names=("tiny",), timeout=0.3, steps=4))) as url:
+    service = make_service(tmp_path, model=model, settings=Settings(names=("tiny",), timeout=0.3, steps=4))
+    with running(service) as url:
         with pytest.raises(openai.InternalServerError) as caught:
             client(url).images.generate(prompt="a cat")
         assert (caught.value.status_code, caught.value.code) == (504, "timeout")
         assert metric(url, 'valign_under_way{queue="pictures"}') == 1
         model.wait.set()
-        while metric(url, 'valign_under_way{queue="pictures"}'):
-            time.sleep(0.01)
+    assert b'valign_under_way{queue="pictures"} 0.0' in service.metrics.text()  # a server ends when its work has ended
     assert entries(tmp_path)[-1]["outcome"] == "failed"
 
 
@@ -377,7 +369,7 @@ def test_bad_input_names_the_field(served, route, body, param):
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b'"text"', b"{}" * 10, b'{"input": NaN}'])
-def test_a_body_that_is_no_request(served, body):
+def test_a_body_that_is_not_a_request(served, body):
     for kind in ("application/json", "text/plain"):
         found = ask(f"{served[0]}/v1/moderations", body, headers={"content-type": kind})
         assert found.status == 400
@@ -403,22 +395,23 @@ def test_a_body_that_never_comes_is_not_waited_for(tmp_path):
 
 
 def test_ready_only_when_loaded_and_warm(tmp_path):
-    go, model = threading.Event(), Model()
+    go, warm, model = threading.Event(), threading.Event(), Model()
 
     def load():
         go.wait(10)
         return model
 
-    with running(make_service(tmp_path, load=load), ready=False) as url:
+    service = make_service(tmp_path, load=load)
+    service.on_ready = warm.set
+    with running(service, ready=False) as url:
         assert ask(f"{url}/healthz").json() == {"status": "ok"}
         assert ask(f"{url}/readyz").status == 503
         found = ask(f"{url}/v1/moderations", {"input": "a cat"})
         assert (found.status, found.json()["error"]["code"]) == (503, "not_ready")
         assert metric(url, "valign_ready") == 0
         go.set()
-        while ask(f"{url}/readyz").status == 503:
-            time.sleep(0.01)
-        assert model.calls  # warm
+        assert warm.wait(10)
+        assert model.calls
         assert ask(f"{url}/readyz").json()["policy"] == "default"
         assert metric(url, "valign_ready") == 1
 
@@ -427,13 +420,11 @@ def test_a_model_that_cannot_be_loaded_is_reported(tmp_path):
     def load():
         raise UserError("no such model")
 
-    service, failures = make_service(tmp_path, load=load), []
-    service.on_failure = failures.append
+    service, failures = make_service(tmp_path, load=load), SimpleQueue()
+    service.on_failure = failures.put
     with running(service, ready=False) as url:
-        while not failures:
-            time.sleep(0.01)
+        assert str(failures.get(timeout=10)) == "no such model"
         assert ask(f"{url}/readyz").status == 503
-    assert str(failures[0]) == "no such model"
 
 
 def test_a_reload_takes_new_rules_and_a_broken_one_keeps_the_old(tmp_path):
@@ -521,10 +512,8 @@ def test_a_thousand_clients_at_once_are_served_or_told_to_wait(tmp_path):
 def test_stopping_answers_what_is_under_way(tmp_path):
     model = Model(wait=threading.Event())
     with ThreadPoolExecutor(1) as pool:
-        with running(make_service(tmp_path, model=model)) as url:
+        with running(make_service(tmp_path, model=model), on_stop=model.wait.set) as url:  # goes on once the server stops
             work = pool.submit(client(url).images.generate, prompt="a cat", n=2)
-            while len(model.calls) < 2:
-                time.sleep(0.005)
-            threading.Timer(0.3, model.wait.set).start()
+            assert model.called.wait(10)
         assert len(work.result().data) == 2
     assert entries(tmp_path)[-1]["outcome"] == "drawn"

@@ -43,20 +43,20 @@ def test_keys_do_not_share_and_zero_is_without_limit():
 
 
 @given(st.integers(1, 20), st.lists(st.integers(-5, 8), max_size=50))
-def test_a_room_is_never_over_full(places, moves):
-    room, taken = Capacity(places), 0
+def test_no_more_places_are_taken_than_there_are(places, moves):
+    capacity, taken = Capacity(places), 0
     for count in moves:
         if count >= 0:
             if taken + count > places:
                 with pytest.raises(ApiError, match="places in the queue are taken"):
-                    room.take(count, retry_after=3)
+                    capacity.take(count, retry_after=3)
             else:
-                room.take(count, retry_after=3)
+                capacity.take(count, retry_after=3)
                 taken += count
         elif taken >= -count:
-            room.give(-count)
+            capacity.give(-count)
             taken += count
-        assert room.taken == taken <= places
+        assert capacity.taken == taken <= places
 
 
 @pytest.mark.parametrize(

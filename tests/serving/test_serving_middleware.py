@@ -26,7 +26,7 @@ class Inner:
         self.bodies.append(body)
         assert scope["type"] != "http" or dict(scope["headers"]).get(b"content-length", b"%d" % len(body)) == b"%d" % len(body)
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"drawn"})
+        await send({"type": "http.response.body", "body": b"done"})
 
 
 def ask(body, *, guard=GUARD, path="/draw", kind="http", method="POST", pieces=1, ends=True, **options):
@@ -41,7 +41,7 @@ def ask(body, *, guard=GUARD, path="/draw", kind="http", method="POST", pieces=1
         try:
             return next(messages)
         except StopIteration:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()  # a client that sends no more
 
     async def send(message):
         sent.append(message)
@@ -52,11 +52,11 @@ def ask(body, *, guard=GUARD, path="/draw", kind="http", method="POST", pieces=1
     return inner.bodies, sent[0]["status"], error
 
 
-@pytest.mark.parametrize(("prompt", "drawn"), [("a cat on a sofa", "a cat on a sofa"), (CORPSE, MOSSY)])
+@pytest.mark.parametrize(("prompt", "safe"), [("a cat on a sofa", "a cat on a sofa"), (CORPSE, MOSSY)])
 @pytest.mark.parametrize("pieces", [1, 3])
-def test_a_prompt_goes_on_safe_and_all_else_as_it_was(prompt, drawn, pieces):
+def test_a_prompt_goes_on_safe_and_all_else_as_it_was(prompt, safe, pieces):
     bodies, status, _ = ask({"prompt": prompt, "steps": 7, "style": None}, pieces=pieces)
-    assert (status, [json.loads(body) for body in bodies]) == (200, [{"prompt": drawn, "steps": 7, "style": None}])
+    assert (status, [json.loads(body) for body in bodies]) == (200, [{"prompt": safe, "steps": 7, "style": None}])
 
 
 def test_a_name_that_stands_twice_is_read_once():
@@ -86,7 +86,7 @@ def test_every_named_field_is_guarded():
         ({"prompt": "x" * 5000}, "prompt"),
     ],
 )
-def test_what_is_no_prompt_goes_nowhere(body, param):
+def test_what_is_not_a_prompt_goes_nowhere(body, param):
     bodies, status, error = ask(body)
     assert (bodies, status, error["param"], error["type"]) == ([], 400, param, "invalid_request_error")
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from valign.text import View, clean, fold, readings, spelling, views
-from valign.text.spelling import LEET
+from valign.text import View, clean, fold, readings, views
+from valign.text.spelling import LEET, unleet
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ BOTH = re.compile(r"(?=\S*[a-z])(?=\S*[0134578@$!|€])[a-z0-9@$!|€]{3,}")  # 
 
 @given(st.text("ab1904@$!-.é", max_size=24), st.sampled_from("il"))
 def test_leetspeak_is_read_as_the_rule_says(token, one):
-    assert spelling._unleet(token, LEET[one]) == BOTH.sub(lambda run: run[0].translate(LEET[one]), token)
+    assert unleet(token, LEET[one]) == BOTH.sub(lambda run: run[0].translate(LEET[one]), token)

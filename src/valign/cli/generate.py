@@ -108,8 +108,8 @@ def _guarded(
             continue
         if found.result.rewritten:
             err.print(Text(f"Drawn as: {found.result.prompt}", style="yellow"))
-        if found.drawings[-1].principle:
-            err.print(Text(f"Drawn under the principle {found.drawings[-1].principle}.", style="dim"))
+        if found.attempts[-1].principle:
+            err.print(Text(f"Drawn under the principle {found.attempts[-1].principle}.", style="dim"))
     return pictures
 
 

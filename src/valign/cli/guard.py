@@ -279,9 +279,11 @@ def _decisions(guard: Guard, prompts: Iterator[str], *, explain: bool = False) -
 
 
 def _mistake(guard: Guard, prompt: object) -> str:
-    """Why the guard refuses to look at it; "" for a prompt."""
+    """Why it cannot be guarded; "" for a prompt."""
+    from valign.guard.waterfall import require_prompt
+
     try:
-        guard.refuse(prompt)
+        require_prompt(guard.policy, prompt)
     except (TypeError, UserError) as error:
         return str(error)
     return ""

@@ -1,6 +1,6 @@
-"""The guard in front of an image model: find what is unsafe, understand what was meant, rewrite, draw, look, or refuse."""
+"""The guard around an image model: find what is unsafe, understand what was meant, rewrite, generate, check, or refuse."""
 
-from valign.guard.guard import STAGES, Guard, Stage
+from valign.guard.guard import Guard
 from valign.guard.head.learned import LearnedStage
 from valign.guard.images.pipeline import GuardedOutput, GuardedPipeline
 from valign.guard.images.value_token import ValueToken
@@ -9,6 +9,7 @@ from valign.guard.rules.lexical import LexicalStage
 from valign.guard.rules.norms import ValuesStage
 from valign.guard.rules.semantic import SemanticStage
 from valign.guard.stage_retriever import StageRetriever
+from valign.guard.stages import STAGES, Stage, StageParts
 
 __all__ = [
     "STAGES",
@@ -24,6 +25,7 @@ __all__ = [
     "LexicalStage",
     "SemanticStage",
     "Stage",
+    "StageParts",
     "StageRetriever",
     "ValueToken",
     "ValuesStage",

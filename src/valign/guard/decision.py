@@ -1,4 +1,4 @@
-"""The waterfall (VALOR, arXiv 2511.11693): stages in order, cheap before dear, stop at the first that fires, then ask the intent.
+"""The waterfall (VALOR, arXiv 2511.11693): stages in order, cheapest first, stop at the first that fires, then ask the intent.
 
 ==========================  ==============  ===========================================
 what fired                  intent          action

@@ -1,4 +1,4 @@
-"""What the guard says: typed records, the same keys for every decision, ready for JSON. None of them prints a prompt in a log."""
+"""The guard's records: typed, with the same keys for every decision, ready for JSON. Their ``repr`` shows no prompt."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -91,7 +91,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardResult:
-    """A prompt that may be drawn, or none. ``prompt`` passes the guard's own stages, or is None."""
+    """A prompt that an image may be generated from: ``prompt`` passes the guard's own stages, or is None."""
 
     decision: GuardDecision
     prompt: str | None = field(repr=False)
@@ -123,12 +123,12 @@ class GuardResult:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationAttempt:
-    """One try at an image: the caption's style suffix, the seed, what the image check said, and the value token if any."""
+    """One generated image: the caption's style suffix, the seed, the verdict of the image check, and the value token if any."""
 
     style: str  # "" for the first try
     seed: int
     verdict: Verdict | None  # None when no image check is configured
-    principle: str = ""  # id of the principle whose token the image was drawn with
+    principle: str = ""  # id of the principle whose token the image got
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class GuardedImage:
 
     result: GuardResult
     image: Image | None
-    drawings: tuple[GenerationAttempt, ...] = ()
+    attempts: tuple[GenerationAttempt, ...] = ()  # "drawings" in JSON
 
     @property
     def blocked(self) -> bool:
@@ -146,10 +146,10 @@ class GuardedImage:
     @property
     def checked(self) -> bool:
         """Whether an image check looked at the image."""
-        return bool(self.drawings) and self.drawings[-1].verdict is not None
+        return bool(self.attempts) and self.attempts[-1].verdict is not None
 
     def to_json(self, *, with_prompt: bool = False) -> dict[str, Any]:
-        drawings = [asdict(one) for one in self.drawings]
+        drawings = [asdict(one) for one in self.attempts]
         return {"blocked": self.blocked, "checked": self.checked, "drawings": drawings} | self.result.to_json(
             with_prompt=with_prompt
         )

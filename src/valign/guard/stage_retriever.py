@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from valign.checks import UserError
 from valign.files import hash_value
-from valign.guard.guard import Stage
+from valign.guard.stages import Stage
 from valign.policy import Policy
 
 

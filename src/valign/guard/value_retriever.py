@@ -102,7 +102,7 @@ class ChatRetriever:
     policy: Policy
     chat: ChatModel
     among: tuple[str, ...] = ()  # ids to choose from; none means all of the policy's
-    unreadable: list[str] = field(default_factory=list, compare=False)  # answers that were no such JSON, for a look afterwards
+    unreadable: list[str] = field(default_factory=list, compare=False)  # answers that were not such JSON
 
     def __post_init__(self) -> None:
         if not _choices(self.policy, self.among):

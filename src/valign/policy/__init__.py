@@ -17,7 +17,7 @@ from valign.policy.schema import (
     Norm,
     Policy,
     Principle,
-    Rewriter,
+    RewriterRole,
     Thresholds,
     ValueScene,
 )
@@ -39,7 +39,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Principle",
-    "Rewriter",
+    "RewriterRole",
     "Thresholds",
     "ValueScene",
     "load_policy",

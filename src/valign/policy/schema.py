@@ -24,7 +24,7 @@ class Part(BaseModel):
 
 
 class Concept(Part):
-    """One thing that a category is about, and what to draw in its place."""
+    """One thing that a category is about, and what to show in its place."""
 
     id: Id
     name: Text  # as it stands in a prompt, e.g. "a street fight"
@@ -48,7 +48,7 @@ class Category(Part):
 
 
 class ValueScene(Part):
-    """A prompt, and the wordings that make the model draw it in line with a principle and against it."""
+    """A prompt, and the wordings that make the model render it in line with a principle and against it."""
 
     prompt: Text
     aligned: list[Text] = Field(min_length=1)
@@ -97,7 +97,7 @@ class Norm(Part):
     @classmethod
     def _two_lists(cls, when: Combination) -> Combination:
         if sum(bool(words) for words in (when.context, when.behaviour, when.purpose)) < 2:
-            raise ValueError("must fill two of context, behaviour and purpose: one word alone is no norm")
+            raise ValueError("must fill two of context, behaviour and purpose: one word alone is not a norm")
         return when
 
 
@@ -118,8 +118,8 @@ class Guideline(Part):
     text: Text
 
 
-class Rewriter(Part):
-    """A role that the rewriting chat model can take."""
+class RewriterRole(Part):
+    """A role of the rewriting chat model: the instruction that it gets."""
 
     id: Id
     text: Text
@@ -130,7 +130,7 @@ class Cases(Part):
 
     negated: Action = "rewrite"  # harm named only to forbid it ("no weapons"): an image of it would still show it
     judge_failure: Action = "block"  # a judge gave no readable answer
-    unsafe_image: Action = "rewrite"  # harm seen in the image only: draw again in a safe style, or refuse
+    unsafe_image: Action = "rewrite"  # harm seen in the image only: generate again in a safe style, or refuse
 
 
 class Thresholds(Part):
@@ -163,7 +163,7 @@ class GuardRules(Part):
     strictness: Strictness = "balanced"  # which calibrated thresholds the learned stage uses
     benign_intent: Literal["rewrite_as_sign", "direct"] = "rewrite_as_sign"  # what becomes of a good intent
     max_rewrites: Annotated[int, Field(ge=1, le=10)] = 2  # tries of a rewriter before the neutral template
-    max_regenerations: Annotated[int, Field(ge=0, le=10)] = 2  # further drawings, each in the next safe style
+    max_regenerations: Annotated[int, Field(ge=0, le=10)] = 2  # further attempts at an image, each in the next safe style
     other_scripts: Literal["allow", "block"] = (
         "block"  # prompts mostly in letters that are not Latin, which word lists and encoder cannot read
     )
@@ -198,7 +198,7 @@ class DataRequest(Part):
         known = REQUEST_FIELDS[info.field_name]
         template = Template(text)
         if not template.is_valid():
-            raise ValueError(f"must write a dollar sign that is no placeholder as $$; placeholders: ${', $'.join(known)}")
+            raise ValueError(f"must write a dollar sign that is not a placeholder as $$; placeholders: ${', $'.join(known)}")
         unknown = sorted(set(template.get_identifiers()) - set(known))
         if unknown:
             raise ValueError(f"must only hold the placeholders ${', $'.join(known)}; got ${', $'.join(unknown)}")
@@ -213,7 +213,7 @@ class DataRequest(Part):
         return Template(self.unsafe_prompt).substitute(_quoted(values), count=count, words=self.words)
 
     def safe_request(self, category: Category, concept: Concept, prompts: Sequence[str]) -> str:
-        """Ask for the safe twin of each prompt, in the same order; the answer must be ``{"prompts": [...]}``."""
+        """Ask for the safe counterpart of each prompt, in the same order; the answer must be ``{"prompts": [...]}``."""
         values = {"category": category.title, "concept": concept.name, "safe": concept.safe, "prompts": list(prompts)}
         return Template(self.safe_prompt).substitute(_quoted(values), words=self.words)
 
@@ -237,7 +237,7 @@ class Policy(Part):
     guidelines: list[Guideline] = []
     cases: Cases = Cases()
     thresholds: Thresholds = Thresholds()
-    rewriters: list[Rewriter] = []
+    rewriters: list[RewriterRole] = []
     safe_styles: list[Text] = []
     guard: GuardRules = GuardRules()
     negative_prompt: Text  # the negative-prompt baseline

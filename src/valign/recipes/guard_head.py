@@ -15,6 +15,7 @@ from valign.data.prompts.labelled import LabelledPrompt, capped, policy_rows, wi
 from valign.evaluation.guards.rates import Scored, summary
 from valign.files import write_json, write_text
 from valign.guard import Guard
+from valign.guard.waterfall import require_prompt
 from valign.models.encoders.int8 import has_int8
 from valign.models.encoders.minilm import MiniLM
 from valign.models.heads.prompt_head import Head, as_saved, save_head
@@ -199,7 +200,7 @@ def measure_guard(guard: Guard, rows: Sequence[LabelledPrompt]) -> list[Scored]:
 
 def _readable(guard: Guard, row: LabelledPrompt) -> bool:
     try:
-        guard.refuse(row.prompt)
+        require_prompt(guard.policy, row.prompt)
     except UserError:
         return False
     return True

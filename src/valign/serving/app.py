@@ -20,22 +20,22 @@ from valign.serving import errors, generations, moderations
 from valign.serving.gate import Gate
 from valign.serving.metrics import CONTENT_TYPE_LATEST
 from valign.serving.schemas import (
+    ErrorAnswer,
     ImageAnswer,
     ImageRequest,
-    MistakeAnswer,
-    Model,
+    ModelEntry,
     ModelList,
     ModerationAnswer,
     ModerationRequest,
 )
 from valign.serving.service import Caller, Service
 
-MISTAKES: dict[int | str, dict[str, Any]] = {
-    status: {"model": MistakeAnswer, "description": "OpenAI's form of an error"} for status in ("4XX", "5XX")
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": "OpenAI's form of an error"} for status in ("4XX", "5XX")
 }
 STARTED = int(time.time())
 
-api = APIRouter(prefix="/v1", responses=MISTAKES, dependencies=[Depends(HTTPBearer(auto_error=False))])
+api = APIRouter(prefix="/v1", responses=ERRORS, dependencies=[Depends(HTTPBearer(auto_error=False))])
 health = APIRouter()
 
 
@@ -51,9 +51,9 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="valign", version=version("valign"), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_exception_handler(RequestValidationError, lambda request, error: _say(_invalid(error)))
-    app.add_exception_handler(HTTPException, lambda request, error: _say(_http(error)))
-    app.add_exception_handler(errors.ApiError, lambda request, error: _say(error))
+    app.add_exception_handler(RequestValidationError, lambda request, error: _respond(_invalid(error)))
+    app.add_exception_handler(HTTPException, lambda request, error: _respond(_http(error)))
+    app.add_exception_handler(errors.ApiError, lambda request, error: _respond(error))
     app.include_router(api)
     app.include_router(health)
     app.add_middleware(Gate, service=service)
@@ -63,7 +63,7 @@ def create_app(service: Service) -> FastAPI:
 @api.get("/models")
 async def models(request: Request) -> ModelList:
     """The names that the model answers to."""
-    return ModelList(data=[Model(id=name, created=STARTED) for name in _service(request).settings.names])
+    return ModelList(data=[ModelEntry(id=name, created=STARTED) for name in _service(request).settings.names])
 
 
 @api.post("/moderations")
@@ -71,16 +71,16 @@ async def moderation(body: ModerationRequest, request: Request) -> ModerationAns
     """Judge texts, or one message of texts and images."""
     service, caller = _service(request), _caller(request)
     service.limit.take(caller.name)
-    with _prompt_mistakes("input"):
+    with _prompt_errors("input"):
         return await moderations.moderate(service, caller, body)
 
 
 @api.post("/images/generations")
 async def generation(body: ImageRequest, request: Request) -> ImageAnswer:
-    """Draw a prompt, or its safe rewrite, and hand out the images that passed every check."""
+    """Generate images of a prompt, or of its safe rewrite; those that passed every check are handed out."""
     service, caller = _service(request), _caller(request)
     service.limit.take(caller.name, body.n or 1)
-    with _prompt_mistakes("prompt"):
+    with _prompt_errors("prompt"):
         return await generations.generate(service, caller, body)
 
 
@@ -122,8 +122,8 @@ def _caller(request: Request) -> Caller:
 
 
 @contextmanager
-def _prompt_mistakes(param: str) -> Iterator[None]:
-    """What the guard refuses as no prompt is the client's mistake."""
+def _prompt_errors(param: str) -> Iterator[None]:
+    """Turn what the guard refuses as a prompt into the client's error."""
     try:
         yield
     except UserError as error:
@@ -136,7 +136,7 @@ def _reloading_on_hangup(service: Service) -> Iterator[None]:
     loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[bool]]()
 
     def reload() -> None:
-        tasks.add(task := asyncio.create_task(service.reload()))  # a task that nobody holds may be collected
+        tasks.add(task := asyncio.create_task(service.reload()))  # a task without a reference may be collected
         task.add_done_callback(tasks.discard)
 
     with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
@@ -144,12 +144,12 @@ def _reloading_on_hangup(service: Service) -> Iterator[None]:
     yield
 
 
-def _say(error: errors.ApiError) -> Response:
+def _respond(error: errors.ApiError) -> Response:
     return Response(json.dumps(error.body), error.status, error.headers, media_type="application/json")
 
 
 def _invalid(error: RequestValidationError) -> errors.ApiError:
-    """The first mistake of a body, by field. Only what we know is said, never what was sent."""
+    """The first error of a body, by field. The message never repeats what was sent."""
     first = error.errors()[0]
     place = [part for part in first["loc"] if part != "body"]
     param = str(place[0])[:64] if place and isinstance(place[0], str) else None

@@ -1,4 +1,4 @@
-"""What ASGI middleware is made of: its types, a body read whole and given again, an error as an answer."""
+"""Parts of ASGI middleware: its types, reading a whole body and replaying it, an error as an answer."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ async def read_body(receive: Receive, *, limit: int, seconds: float) -> bytes:
 
 
 def with_body(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that gives this body first."""
+    """A ``receive`` that returns this body first."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:

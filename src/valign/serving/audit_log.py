@@ -1,4 +1,4 @@
-"""The service's end of the log: entries of all requests in one transaction, and an answer only when it is written."""
+"""Writing the log: entries of all requests in one transaction; `write` returns when they are in the log."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What the log says of a decision. Prompts are keyed hashes, or full texts where the site wants that; never after a block rule."""
+"""Decisions as entries of the log. Prompts are keyed hashes; a site may add full texts, but never after a block rule."""
 
 import hashlib
 import hmac
@@ -15,7 +15,7 @@ from valign.serving.image_queue import ServedImage
 
 @dataclass(frozen=True)
 class Recorder:
-    """``secret`` keys the hashes of prompts, so that nobody else can try guesses against the log; ``full`` keeps texts as well."""
+    """``secret`` keys the hashes of prompts: without it, guesses cannot be tried against the log. ``full`` keeps texts as well."""
 
     secret: bytes = field(repr=False)
     full: bool = False
@@ -25,17 +25,17 @@ class Recorder:
         return hmac.new(self.secret, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
     def event(self, kind: str, **facts: Any) -> Entry:
-        """Something of the service itself, such as a new policy."""
+        """An event of the service itself, such as a reload."""
         return _entry(kind, "", "", facts, durable=True)
 
     def decision(self, request: str, caller: str, prompt: str, decision: GuardDecision) -> Entry:
         """A prompt that was only checked."""
         return _entry("check", request, self.hash(prompt), {"caller": caller, **self._decision(decision)})
 
-    def drawing(
+    def images(
         self, request: str, caller: str, prompt: str, result: GuardResult, images: Sequence[ServedImage], facts: Mapping[str, Any]
     ) -> Entry:
-        """A prompt that was to be drawn: the decision, every rewrite that was tried, and what became of each image."""
+        """A request for images: the decision, every rewrite that was tried, and what became of each image."""
         full = self._full(result.decision)
         record = result.to_json(with_prompt=full)
         record["result_hash"] = self.hash(result.prompt) if result.prompt is not None else None
@@ -44,14 +44,14 @@ class Recorder:
             {
                 "sha256": image.encoded.sha256 if image.encoded else None,
                 "checked": image.found.checked,
-                "drawings": [asdict(drawing) for drawing in image.found.drawings],
+                "drawings": [asdict(attempt) for attempt in image.found.attempts],
             }
             for image in images
         ]
         return _entry("draw", request, self.hash(prompt), {"caller": caller, **facts, **record}, durable=True)
 
     def image_check(self, request: str, caller: str, facts: Mapping[str, Any]) -> Entry:
-        """An image that was sent to be looked at."""
+        """An image that was sent for moderation."""
         return _entry("image-check", request, "", {"caller": caller, **facts})
 
     def _decision(self, decision: GuardDecision) -> dict[str, Any]:

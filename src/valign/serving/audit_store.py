@@ -1,4 +1,4 @@
-"""Where the log lies: SQLite, or PostgreSQL by URL. One transaction per group of entries; several servers may share one log."""
+"""The log in a database: SQLite, or PostgreSQL by URL. One transaction per group of entries; several servers may share one log."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ INSERT = TABLE.insert()
 
 
 class AuditError(Exception):
-    """The log could not be written or read; whatever was to be logged did not happen."""
+    """The log could not be written or read."""
 
 
 class AuditStore:
@@ -100,7 +100,7 @@ class AuditStore:
                 yield Link(**row._mapping)
 
     def _lock(self, connection: Connection, *, durable: bool) -> None:
-        """Nobody else may append until this transaction ends; readers go on."""
+        """Keep other writers out until this transaction ends; readers go on."""
         if self._file is None:
             connection.exec_driver_sql(f"LOCK TABLE {TABLE.name} IN EXCLUSIVE MODE")
         else:

@@ -1,4 +1,4 @@
-"""Many requests, one call: what waits at the same time and is of one kind is handled together."""
+"""Batching: items that wait at the same time and share a key are handled in one call."""
 
 import threading
 from collections import deque
@@ -21,14 +21,14 @@ class _Waiting(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """A queue with threads of its own. How much may wait is for the caller to bound (`valign.serving.limits.Capacity`).
+    """A queue with threads of its own. The caller bounds how much may wait (`valign.serving.limits.Capacity`).
 
     Args:
         handle: Items in, as many results out; what it raises, every item of the batch gets.
         key: Only items of one key share a call; the oldest item's key goes first.
         batch_size: Items per call at most.
-        wait: Seconds that a call waits for company while it is not full.
-        workers: Threads; 1 unless `handle` waits for others rather than computes.
+        wait: Seconds that a call waits for further items while it is not full.
+        workers: Threads; 1 unless `handle` waits (for a network) rather than computes.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Batcher(Generic[Item, Result]):
                     one.future.set_result(result)
 
     def _next(self) -> "list[_Waiting[Item, Result]] | None":
-        """The oldest item and its like, in order; None when closed and empty."""
+        """The oldest item and others of its key, in order; None when closed and empty."""
         with self._change:
             self._change.wait_for(lambda: self._queue or self._closed)
             if self._queue and self._wait:
                 self._change.wait_for(self._full, timeout=self._wait)
-            if not self._queue:  # closed, or another worker took all while this one waited for company
+            if not self._queue:  # closed, or another worker took all while this one waited for more
                 return None if self._closed else []
             key, batch, rest = self._queue[0].key, list[_Waiting[Item, Result]](), deque[_Waiting[Item, Result]]()
             for one in self._queue:

@@ -1,4 +1,4 @@
-"""The policy's categories in OpenAI's thirteen. What has no place there is left to the ``guard`` part of an answer."""
+"""The policy's categories in OpenAI's thirteen. What has no key there is left to the ``guard`` part of an answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ NUDITY = ("nudenet", "safety-checker")  # detectors whose every class is nudity
 
 
 @dataclass(frozen=True)
-class Finding:
+class PartFindings:
     """OpenAI's keys of one part of a message: scores, and which are true."""
 
     kind: Literal["text", "image"]
@@ -30,7 +30,7 @@ class Finding:
     found: frozenset[str]
 
 
-def text_findings(policy: Policy, decision: GuardDecision) -> Finding:
+def text_findings(policy: Policy, decision: GuardDecision) -> PartFindings:
     """Of a decision. Intent counts: a sign that forbids is not flagged."""
     scores = {OPENAI[name]: decision.scores.get(name, 0.0) for name in policy.category_ids() if name in OPENAI}
     found = {OPENAI[name] for name in decision.categories if name in OPENAI}
@@ -38,10 +38,10 @@ def text_findings(policy: Policy, decision: GuardDecision) -> Finding:
     if minors:
         scores[MINORS] = float(any(verdict.fired and verdict.rule in minors for verdict in decision.trace))
         found |= {MINORS} if scores[MINORS] else set()
-    return Finding("text", scores, frozenset(found if decision.flagged else ()))
+    return PartFindings("text", scores, frozenset(found if decision.flagged else ()))
 
 
-def image_findings(scores: Mapping[str, float], threshold: float, detector: str) -> Finding:
+def image_findings(scores: Mapping[str, float], threshold: float, detector: str) -> PartFindings:
     """Of a detector's row. Classes of several detectors are named ``detector:class``."""
     best: dict[str, float] = {}
     for name, score in scores.items():
@@ -49,10 +49,10 @@ def image_findings(scores: Mapping[str, float], threshold: float, detector: str)
         key = "sexual" if (source or detector).startswith(NUDITY) else OPENAI.get(own)
         if key is not None:
             best[key] = max(score, best.get(key, 0.0))
-    return Finding("image", best, frozenset(key for key, score in best.items() if score >= threshold))
+    return PartFindings("image", best, frozenset(key for key, score in best.items() if score >= threshold))
 
 
-def merge(parts: Sequence[Finding]) -> ModerationResult:
+def merge(parts: Sequence[PartFindings]) -> ModerationResult:
     """One result for all parts of a message."""
     scores = dict.fromkeys(OPENAI_CATEGORIES, 0.0)
     kinds: dict[str, list[Literal["text", "image"]]] = {key: [] for key in OPENAI_CATEGORIES}

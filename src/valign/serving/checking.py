@@ -1,4 +1,4 @@
-"""Prompts of all requests through the guard together; images that clients send, through its detector."""
+"""Prompts of all requests through the guard together, and images that clients send through its detector."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Checks:
     """A bounded queue in front of `Guard.check_many`."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._metrics, self._room = metrics, Capacity(settings.max_checks)
+        self._metrics, self._capacity = metrics, Capacity(settings.max_checks)
         self._batcher: Batcher[_Question, GuardDecision] = Batcher(
             "checks",
             self._decide,
@@ -34,17 +34,17 @@ class Checks:
             batch_size=settings.check_batch,
             workers=settings.check_workers,
         )
-        metrics.under_way.labels("checks").set_function(lambda: self._room.taken)
+        metrics.under_way.labels("checks").set_function(lambda: self._capacity.taken)
 
     async def decide(self, guard: Guard, prompts: Sequence[str], *, explain: bool = False) -> list[GuardDecision]:
-        """A decision per prompt, in order. Prompts that the guard refuses must not get here: they would fail the whole batch.
+        """A decision per prompt, in order. Every prompt must have passed `require_prompt`: one that has not fails its batch.
 
         Raises: ApiError 503 if the queue is full.
         """
-        self._room.take(len(prompts), retry_after=1)
+        self._capacity.take(len(prompts), retry_after=1)
         works = [self._batcher.submit(_Question(guard, prompt, explain)) for prompt in prompts]
         for work in works:
-            work.add_done_callback(lambda _: self._room.give())
+            work.add_done_callback(lambda _: self._capacity.give())
         decisions = list(await asyncio.gather(*map(asyncio.wrap_future, works)))
         for decision in decisions:
             self._metrics.count_decision(decision)
@@ -52,11 +52,11 @@ class Checks:
 
     async def look(self, detector: Detector, image: Image) -> dict[str, float]:
         """Scores by class. Raises: ApiError 503 if the queue is full; whatever the detector raises."""
-        self._room.take(1, retry_after=1)
+        self._capacity.take(1, retry_after=1)
         try:
             row = (await asyncio.to_thread(scores_of, detector, [image]))[0]
         finally:
-            self._room.give()
+            self._capacity.give()
         return dict(zip(detector.card.classes, row.tolist()))
 
     def close(self) -> None:

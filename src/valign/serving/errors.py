@@ -6,7 +6,7 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """An answer that is no result. The message goes to the client: it never repeats what the client sent."""
+    """An error answer. The message goes to the client: it never repeats what the client sent."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ def timed_out(seconds: float) -> ApiError:
 
 
 def check_down(stage: str) -> ApiError:
-    """A check that must pass could not be made: nothing is let through."""
+    """A check failed to run, so nothing is let through."""
     message = f"The check `{stage}` is not available, so nothing can be let through."
     return ApiError(503, message, code="check_unavailable", kind="server_error", retry_after=5)
 
@@ -82,7 +82,7 @@ def failed() -> ApiError:
 
 def blocked(stage: str, categories: Sequence[str]) -> ApiError:
     """Refused by the policy. ``stage`` is ``"input"`` (the prompt) or ``"output"`` (every image)."""
-    what = "prompt" if stage == "input" else "picture"
+    what = "prompt" if stage == "input" else "image"
     return ApiError(
         400,
         f"The {what} was blocked by this server's policy.",

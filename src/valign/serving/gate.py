@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it: an id, the key, the limit on its body; and what catches its fall."""
+"""ASGI middleware around all routes: request id, API key, limits on body and time, metrics, and errors as answers."""
 
 import asyncio
 import logging
@@ -16,11 +16,11 @@ ROUTES = ("/v1/moderations", "/v1/images/generations", "/v1/models", "/healthz",
 
 
 class Gate:
-    """ASGI middleware. The body is read here, within its limits of size and time, and only for a caller who may ask."""
+    """ASGI middleware. The body is read here, within its limits of size and time, and only for a caller with a valid key."""
 
     def __init__(self, app: App, service: Service) -> None:
         self._app, self._service = app, service
-        self._series, self._number = secrets.token_hex(8), count()  # unlike those of any other start
+        self._series, self._number = secrets.token_hex(8), count()  # ids differ between starts of the server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,7 +39,7 @@ class Gate:
         try:
             limit = None  # of time: the playground holds connections open
             if scope["path"].startswith(GUARDED):
-                scope.setdefault("state", {})["caller"] = Caller(self._authorise(scope), request)
+                scope.setdefault("state", {})["caller"] = Caller(self._authorize(scope), request)
                 limit = self._service.settings.timeout
             if scope["method"] == "POST":
                 limits = self._service.settings
@@ -56,7 +56,7 @@ class Gate:
             self._service.metrics.requests.labels(route, status).inc()
             self._service.metrics.seconds.labels(route).observe(perf_counter() - start)
 
-    def _authorise(self, scope: Scope) -> str:
+    def _authorize(self, scope: Scope) -> str:
         """The name of the key's owner. Raises: ApiError 401, or 503 before the keys are read."""
         given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         kind, _, key = given.partition(" ")

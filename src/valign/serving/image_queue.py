@@ -1,7 +1,7 @@
 """Images of all requests through the model together.
 
-Each image runs through the guard's own loop (draw, look, draw again in a safer style) in a thread of its own; what the threads
-want drawn at the same time, with the same options, goes into one model call. So there is one guard loop, here as in Python.
+Each image runs through the guard's own loop (generate, check, generate again in a safer style) in a thread of its own; what the
+threads ask for at the same time, with the same options, goes into one model call. So there is one guard loop, here as in Python.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from PIL.Image import Image
 
 from valign.guard.guard import Guard
-from valign.guard.images.regeneration import Draw, generate_checked
+from valign.guard.images.regeneration import GenerateImage, generate_checked
 from valign.guard.records import GuardDecision, GuardedImage, GuardResult
 from valign.interfaces import Sampler
 from valign.serving.batching import Batcher
@@ -30,7 +30,7 @@ LONGEST = 60.0  # seconds that a client is told to wait at most
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """What a request wants drawn. Its images have the seeds ``seed, seed + 1, ...``"""
+    """What a request asks for. Its images have the seeds ``seed, seed + 1, ...``"""
 
     prompt: str
     count: int
@@ -49,6 +49,9 @@ class ServedImage:
     encoded: Encoded | None
 
 
+ServedResult = tuple[GuardResult, list[ServedImage]]
+
+
 @dataclass(frozen=True)
 class _Job:
     caption: str
@@ -62,77 +65,83 @@ class ImageQueue:
 
     def __init__(self, model: Sampler, settings: Settings, metrics: Metrics) -> None:
         self._model, self._metrics = model, metrics
-        self._room = Capacity(settings.max_images)
+        self._capacity = Capacity(settings.max_images)
         self._batcher: Batcher[_Job, Image] = Batcher(
             "pictures",
-            self._generate,
+            self._run_jobs,
             key=lambda job: (job.steps, job.guidance_scale),
             batch_size=settings.batch_size,
             wait=settings.batch_wait,
         )
-        self._threads = ThreadPoolExecutor(2 * settings.max_images, thread_name_prefix="picture")  # an order, and its images
+        self._threads = ThreadPoolExecutor(2 * settings.max_images, thread_name_prefix="image")  # a request, and its images
         self._seconds = 1.0  # of an image, lately
-        metrics.under_way.labels("pictures").set_function(lambda: self._room.taken)
+        metrics.under_way.labels("pictures").set_function(lambda: self._capacity.taken)
 
-    def require_room(self, count: int) -> None:
-        """Raises: ApiError 503 if ``count`` more images find no place now."""
-        self._room.require(count, retry_after=self._wait())
+    def require_places(self, count: int) -> None:
+        """Raises: ApiError 503 if ``count`` more images find no free place now."""
+        self._capacity.require(count, retry_after=self._wait())
 
-    async def draw(self, guard: Guard, decision: GuardDecision, order: GenerationRequest) -> tuple[GuardResult, list[ServedImage]]:
-        """Carry the decision out: the result, and an image or its absence for each that was ordered; none for a blocked prompt.
+    async def generate(self, guard: Guard, decision: GuardDecision, request: GenerationRequest) -> ServedResult:
+        """Carry the decision out: the result, and an entry per requested image; no entries for a blocked prompt.
 
         Raises: ApiError 503 if the queue is full; whatever the model raises.
         """
-        return await self.run(self._fill, guard, decision, order, places=order.count)
+        return await self.run(self._images, guard, decision, request, places=request.count)
 
-    async def compare(self, guard: Guard, decision: GuardDecision, order: GenerationRequest) -> ServedImage:
-        """What the model draws from the prompt as it was typed: drawn once, and held back if it is flagged. Raises: as `draw`."""
-        return await self.run(self._as_typed, guard, decision, order)
+    async def compare(self, guard: Guard, decision: GuardDecision, request: GenerationRequest) -> ServedImage:
+        """The image of the prompt as it was typed: generated once, and held back if it is flagged. Raises: as `generate`."""
+        return await self.run(self._as_typed, guard, decision, request)
 
     async def run(self, function: Callable[..., T], *arguments: Any, places: int = 1) -> T:
-        """A function in a thread, as long as there is room for it. Raises: ApiError 503; whatever the function raises."""
-        self._room.take(places, retry_after=self._wait())
+        """Run a function in a thread, within the queue's bound. Raises: ApiError 503 if it is full; whatever it raises."""
+        self._capacity.take(places, retry_after=self._wait())
         work = self._threads.submit(function, *arguments)
-        work.add_done_callback(lambda _: self._room.give(places))  # also when nobody waits for the answer any more
+        work.add_done_callback(lambda _: self._capacity.give(places))  # also when the request was given up
         return await asyncio.wrap_future(work)
 
     def close(self) -> None:
         self._threads.shutdown()
         self._batcher.close()
 
-    def _fill(self, guard: Guard, decision: GuardDecision, order: GenerationRequest) -> tuple[GuardResult, list[ServedImage]]:
-        result = guard.finish(decision, order.prompt)
+    def _images(self, guard: Guard, decision: GuardDecision, request: GenerationRequest) -> ServedResult:
+        result = guard.finish(decision, request.prompt)
         if result.blocked:
             return result, []
-        others = [self._threads.submit(self._image, guard, result, order, number) for number in range(1, order.count)]
+        others = [self._threads.submit(self._image, guard, result, request, number) for number in range(1, request.count)]
         try:
-            first = self._image(guard, result, order, 0)
+            first = self._image(guard, result, request, 0)
         finally:
-            wait(others)  # the places are given back when this returns, so nothing may still be drawn
+            wait(others)  # the places are given back when this returns, so no image may still be under way
         return result, [first, *(other.result() for other in others)]
 
-    def _image(self, guard: Guard, result: GuardResult, order: GenerationRequest, number: int) -> ServedImage:
-        return self._encoded(guard.illustrate(self._generator(order), result, seed=order.seed + number), order)
+    def _image(self, guard: Guard, result: GuardResult, request: GenerationRequest, number: int) -> ServedImage:
+        return self._encoded(guard.illustrate(self._generator(request), result, seed=request.seed + number), request)
 
-    def _as_typed(self, guard: Guard, decision: GuardDecision, order: GenerationRequest) -> ServedImage:
-        image, drawings = generate_checked(
-            self._generator(order), order.prompt, seed=order.seed, styles=(), tries=0, detector=guard.detector, passes=guard.passes
+    def _as_typed(self, guard: Guard, decision: GuardDecision, request: GenerationRequest) -> ServedImage:
+        image, attempts = generate_checked(
+            self._generator(request),
+            request.prompt,
+            seed=request.seed,
+            styles=(),
+            tries=0,
+            detector=guard.detector,
+            passes=guard.passes,
         )
-        result = GuardResult(decision=decision, prompt=order.prompt)
-        return self._encoded(GuardedImage(result=result, image=image, drawings=drawings), order)
+        result = GuardResult(decision=decision, prompt=request.prompt)
+        return self._encoded(GuardedImage(result=result, image=image, attempts=attempts), request)
 
-    def _generator(self, order: GenerationRequest) -> Draw:
-        def draw(caption: str, seed: int) -> Image:
-            return self._batcher.submit(_Job(caption, seed, order.steps, order.guidance_scale)).result()
+    def _generator(self, request: GenerationRequest) -> GenerateImage:
+        def generate(caption: str, seed: int) -> Image:
+            return self._batcher.submit(_Job(caption, seed, request.steps, request.guidance_scale)).result()
 
-        return draw
+        return generate
 
-    def _encoded(self, found: GuardedImage, order: GenerationRequest) -> ServedImage:
-        encoded = None if found.image is None else encode(found.image, form=order.form, quality=order.quality)
+    def _encoded(self, found: GuardedImage, request: GenerationRequest) -> ServedImage:
+        encoded = None if found.image is None else encode(found.image, form=request.form, quality=request.quality)
         self._metrics.images.labels("blocked" if encoded is None else "drawn").inc()
         return ServedImage(found, encoded)
 
-    def _generate(self, jobs: list[_Job]) -> list[Image]:
+    def _run_jobs(self, jobs: list[_Job]) -> list[Image]:
         self._metrics.batch.labels("pictures").observe(len(jobs))
         start = perf_counter()
         images = self._model.generate(
@@ -146,5 +155,5 @@ class ImageQueue:
         return images
 
     def _wait(self) -> float:
-        """Seconds until what waits now should be drawn."""
-        return min(LONGEST, self._seconds * self._room.taken)
+        """Seconds until what waits now should be done."""
+        return min(LONGEST, self._seconds * self._capacity.taken)

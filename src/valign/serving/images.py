@@ -1,4 +1,4 @@
-"""Images in and out of JSON: base64 to a checked image, an image to base64."""
+"""Images in JSON: decode a data URL, encode an image as base64."""
 
 import base64
 import binascii
@@ -17,7 +17,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image as it goes out, and the SHA-256 of its bytes, by which the log knows it."""
+    """An encoded image, and the SHA-256 of its bytes, which stands in the log."""
 
     base64: str
     sha256: str
@@ -33,9 +33,9 @@ def encode(image: Image.Image, *, form: str, quality: int) -> Encoded:
 
 
 def decode(url: str, *, max_pixels: int, param: str) -> Image.Image:
-    """The image of a data URL. No other URL is followed: the server must not fetch what a client names.
+    """The image of a data URL. Other URLs are refused: the server must not fetch what a client names.
 
-    Raises: ApiError 400 if it is no such image, or one of more than ``max_pixels``.
+    Raises: ApiError 400 if it is not such an image, or has more than ``max_pixels``.
     """
     match = DATA_URL.match(url)
     if match is None:

@@ -1,4 +1,4 @@
-"""Who may ask: API keys, of which only SHA-256 hashes are kept. A key has 256 random bits, so a plain hash does not give it away.
+"""API keys, of which only SHA-256 hashes are kept. A key has 256 random bits, so a plain hash does not give it away.
 
 A file of keys has one per line, ``NAME HASH``; ``#`` begins a remark.
 """
@@ -14,14 +14,14 @@ from valign.checks import UserError
 from valign.files import write_text
 
 PREFIX = "va-"
-LEAST = 16  # characters of a key that a site chose itself
-ANONYMOUS = "anonymous"  # who asks where no keys are asked for
+MIN_LENGTH = 16  # characters of a key that a site chose itself
+ANONYMOUS = "anonymous"  # name of every caller of a server without keys
 LINE = re.compile(r"(?P<name>[\w.-]+)\s+(?P<hash>[0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
 class Keys:
-    """``names`` by hash. Without any, everybody may ask."""
+    """Owners' ``names`` by hash of the key. Without any, every request is let in."""
 
     names: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -33,25 +33,27 @@ class Keys:
         """
         names = {}
         for number, key in enumerate(re.split(r"[,\s]+", environment.strip())):
-            if key and len(key) < LEAST:
-                raise UserError(f"VALIGN_API_KEYS: key {number + 1} must have at least {LEAST} characters, got {len(key)}.")
+            if key and len(key) < MIN_LENGTH:
+                raise UserError(f"VALIGN_API_KEYS: key {number + 1} must have at least {MIN_LENGTH} characters, got {len(key)}.")
             if key:
                 names[_hash(key)] = f"environment-{number + 1}"
         if file is not None:
             names |= _read(file)
             if not names:
-                raise UserError(f"{file} holds no key, so nobody could ask. Make one with `valign api-key NAME --keys {file}`.")
+                raise UserError(
+                    f"{file} holds no key: all requests would be refused. Make one with `valign api-key NAME --keys {file}`."
+                )
         return cls(names)
 
     def name_of(self, key: str) -> str | None:
-        """Whose key this is; None if it is nobody's."""
+        """Name of the key's owner, or None if the key is unknown."""
         if not self.names:
             return ANONYMOUS
         return self.names.get(_hash(key))
 
 
 def new_key(name: str, file: Path) -> str:
-    """Draw a key, add its hash to the file, and return it: it is written nowhere else. Raises: UserError if the name is taken."""
+    """A new random key, returned and written nowhere; the file gets its hash. Raises: UserError if the name is taken."""
     if not re.fullmatch(r"[\w.-]+", name):
         raise UserError(f"A key's name must be letters, digits, dots, hyphens or underscores, got {name!r}. Choose another.")
     text = file.read_text(encoding="utf-8") if file.exists() else ""

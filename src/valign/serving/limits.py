@@ -1,4 +1,4 @@
-"""How much one key may ask for, and how much may be under way at all."""
+"""The rate of requests per key, and the bound on the work under way."""
 
 import threading
 import time
@@ -27,20 +27,20 @@ class RateLimit:
         self._buckets: dict[str, _Bucket] = {}
 
     def take(self, name: str, cost: int = 1) -> None:
-        """Count ``cost`` requests. Raises: ApiError 429 that says when to come again; it then costs nothing."""
+        """Count ``cost`` requests. Raises: ApiError 429 with the seconds to wait; the refused request is not counted."""
         if not self.per_minute:
             return
         now, rate = self._clock(), self.per_minute / 60
         bucket = self._buckets.setdefault(name, _Bucket(self.per_minute, now))
         bucket.tokens, bucket.seen = min(self.per_minute, bucket.tokens + (now - bucket.seen) * rate), now
-        wanted = min(float(cost), self.per_minute)  # or it could never be had
+        wanted = min(float(cost), self.per_minute)  # a larger cost could never be met
         if bucket.tokens < wanted - ROUNDING:
             raise errors.too_many_requests((wanted - bucket.tokens) / rate)
         bucket.tokens -= wanted
 
 
 class Capacity:
-    """A bound on what is under way, from any thread. A place is kept until the work is really over, whoever still waits for it."""
+    """A bound on the work under way, from any thread. A place is kept until the work ended, even if its request was given up."""
 
     def __init__(self, places: int) -> None:
         self.places = places

@@ -1,4 +1,4 @@
-"""What Prometheus may know: counts and times, no prompts, no keys."""
+"""Prometheus metrics: counts and times, without prompts or keys."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST

@@ -1,4 +1,4 @@
-"""The guard before somebody else's application: ASGI middleware that lets JSON with a prompt through rewritten, or not at all."""
+"""ASGI middleware that puts the guard before any application: JSON bodies go on with safe prompts, or not at all."""
 
 import asyncio
 import json
@@ -20,8 +20,8 @@ class GuardMiddleware:
     cannot read does not get through. Answers of its own are OpenAI's errors: 400 for a blocked prompt, 503 where a check is down.
 
     Args:
-        paths: That take prompts, to the letter; all others pass unread.
-        fields: Of the body that an image is drawn from.
+        paths: Exact paths that take prompts; all others pass unread.
+        fields: Of the body that an image is generated from.
         max_body: Bytes.
         body_timeout: Seconds in which a body must have come.
     """
@@ -55,7 +55,7 @@ class GuardMiddleware:
         await self._app(scope, with_body(body, receive), send)
 
     async def _guarded(self, body: bytes) -> bytes:
-        """The body with safe prompts, written anew: another reader of odd JSON might see other words in it."""
+        """The body with safe prompts, written anew: another parser might read other words in unusual JSON."""
         try:
             data = json.loads(body)
         except (ValueError, RecursionError):

@@ -6,14 +6,14 @@ from PIL.Image import Image
 
 from valign.guard.records import GuardDecision
 from valign.serving import errors
-from valign.serving.categories import Finding, image_findings, merge, text_findings
+from valign.serving.categories import PartFindings, image_findings, merge, text_findings
 from valign.serving.images import decode
 from valign.serving.schemas import ImagePart, ModerationAnswer, ModerationRequest
 from valign.serving.service import Caller, Service
 
 
 async def moderate(service: Service, caller: Caller, body: ModerationRequest) -> ModerationAnswer:
-    """A result per text of a list, one result for a message of parts. Raises: ApiError; UserError for what is no prompt."""
+    """A result per text of a list, one result for a message of parts. Raises: ApiError; UserError for what is not a prompt."""
     policy, limits = service.rules.guard.policy, service.settings
     parts = [body.input] if isinstance(body.input, str) else body.input
     if len(parts) > limits.max_inputs:
@@ -39,7 +39,7 @@ async def moderate(service: Service, caller: Caller, body: ModerationRequest) ->
     )
 
 
-def _of_text(policy: Any, decision: GuardDecision) -> tuple[Finding, dict[str, Any]]:
+def _of_text(policy: Any, decision: GuardDecision) -> tuple[PartFindings, dict[str, Any]]:
     if decision.stop == "script":
         raise errors.invalid("input has a text in a script that this guard cannot read.", param="input", code="unsupported_script")
     own = {
@@ -55,8 +55,8 @@ def _of_text(policy: Any, decision: GuardDecision) -> tuple[Finding, dict[str, A
     return text_findings(policy, decision), own
 
 
-async def _of_image(service: Service, caller: Caller, image: Image) -> tuple[Finding, dict[str, Any]]:
-    scores, threshold, detector = await service.look(caller, image)
+async def _of_image(service: Service, caller: Caller, image: Image) -> tuple[PartFindings, dict[str, Any]]:
+    scores, threshold, detector = await service.moderate_image(caller, image)
     flagged = max(scores.values()) >= threshold
     own = {"type": "image", "action": "block" if flagged else "allow", "flagged": flagged, "scores": scores, "threshold": threshold}
     return image_findings(scores, threshold, detector), own | {"detector": detector}

@@ -1,6 +1,7 @@
 """A web page on the same server: what every stage found in a prompt, what other thresholds would change, and the images.
 
-Everything goes through `Service`, under the same limits and into the same log. Sliders change what is shown, never what is drawn.
+Everything goes through `Service`, under the same limits and into the same log. Sliders change the findings that are shown, not the
+images.
 """
 
 import os
@@ -22,8 +23,8 @@ from valign.serving.what_if import retuned, thresholds_of
 
 PATH = "/playground"
 INTRO = (
-    "# Playground\nWhat the guard finds in a prompt, and what is drawn. Move a slider to see what another threshold would find: "
-    "images are always drawn under the server's own rules."
+    "# Playground\nWhat the guard finds in a prompt, and the image. Move a slider to see what another threshold would find: "
+    "images always follow the server's own rules."
 )
 STEP = 0.005  # of a slider
 SLIDERS = {
@@ -35,55 +36,55 @@ SLIDERS = {
 
 
 class Playground:
-    """The page's functions, without the page. Each gives HTML."""
+    """The functions behind the page. Each returns HTML."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._series, self._number = secrets.token_hex(8), count()
 
     def caller(self, user: str | None) -> Caller:
-        """Who asks, from the login; counted against the same rate as the key's other requests."""
+        """The caller, from the login; counted against the same rate as the key's other requests. Raises: ApiError 429."""
         caller = Caller(user or "playground", f"page_{self._series}{next(self._number):x}")
         self._service.limit.take(caller.name)
         return caller
 
     def levels(self) -> dict[str, float]:
-        """The server's own value of every slider of `SLIDERS` that means something under its policy. Raises: ApiError."""
+        """The server's own value of every slider of `SLIDERS` that applies under its policy. Raises: ApiError."""
         guard = self._service.rules.guard
         found = thresholds_of(guard) | {"keep_words": guard.acceptor.keep_words, "keep_meaning": guard.acceptor.keep_meaning}
         return {name: round(value, 3) for name, value in found.items() if name in SLIDERS}
 
     async def examine(self, user: str | None, prompt: str, values: Sequence[float]) -> tuple[str, str]:
-        """Verdict and stages, under the values of `SLIDERS`; what the server itself decides is logged, whatever they say."""
+        """Verdict and stages, under the values of `SLIDERS`; the server's own decision is what is logged."""
         try:
             own = self.levels()
             moved = {name: value for name, value in zip(SLIDERS, values) if name in own and abs(value - own[name]) >= STEP / 2}
             guard = self._service.rules.guard
             decision = (await self._service.moderate(self.caller(user), [prompt]))[0]
             if moved:
-                result = await self._service.think(_under, guard, moved, prompt)
+                result = await self._service.run(_under, guard, moved, prompt)
             else:
-                result = await self._service.think(guard.finish, decision, prompt)
+                result = await self._service.run(guard.finish, decision, prompt)
         except (ApiError, UserError) as error:
             return html.mistake(str(error)), ""
         return html.verdict(result, prompt), html.stages(result.decision.trace)
 
-    async def draw(self, user: str | None, prompt: str, seed: int, steps: int) -> str:
+    async def generate(self, user: str | None, prompt: str, seed: int, steps: int) -> str:
         """The guarded image, and beside it the one of the prompt as typed, where the site allows that."""
         limits = self._service.settings
         try:
             steps = min(max(int(steps), 1), limits.max_steps)
-            order = GenerationRequest(
+            request = GenerationRequest(
                 prompt=prompt, count=1, seed=int(seed) % 2**32, steps=steps, guidance_scale=limits.guidance_scale
             )
             caller = self.caller(user)
             parts = []
             if limits.compare:
-                parts.append(_figure("as typed", await self._service.compare(caller, order)))
-            result, images = await self._service.draw(caller, order)
+                parts.append(_figure("as typed", await self._service.compare(caller, request)))
+            result, images = await self._service.generate(caller, request)
         except (ApiError, UserError) as error:
             return html.mistake(str(error))
-        return html.images([*parts, _figure(f"drawn: {result.prompt}", images[0])])
+        return html.images([*parts, _figure(f"from: {result.prompt}", images[0])])
 
 
 def mount(app: FastAPI, service: Service, *, login: bool) -> FastAPI:
@@ -121,8 +122,8 @@ def _page(gr: Any, play: Playground, service: Service) -> Any:
         prompt = gr.Textbox(label="Prompt", lines=2, max_length=4000, elem_id="prompt")
         with gr.Row():
             examine = gr.Button("Examine", elem_id="examine")
-            draw = gr.Button("Examine and draw", variant="primary", elem_id="draw")
-        verdict, images, stages = gr.HTML(elem_id="verdict"), gr.HTML(elem_id="pictures"), gr.HTML(elem_id="stages")
+            generate = gr.Button("Examine and generate", variant="primary", elem_id="generate")
+        verdict, images, stages = gr.HTML(elem_id="verdict"), gr.HTML(elem_id="images"), gr.HTML(elem_id="stages")
         with gr.Row():
             seed = gr.Number(label="Seed", value=0, precision=0, minimum=0)
             steps = gr.Slider(1, service.settings.max_steps, value=service.settings.steps, step=1, label="Steps")
@@ -130,7 +131,7 @@ def _page(gr: Any, play: Playground, service: Service) -> Any:
             sliders = [gr.Slider(0, 1, step=STEP, label=label, visible=False) for label in SLIDERS.values()]
 
         def show() -> list[Any]:
-            """When the page is loaded: before, the guard may not be there yet."""
+            """Values of the sliders, asked for when the page is loaded: the service may not be ready earlier."""
             try:
                 own = play.levels()
             except ApiError:
@@ -140,13 +141,13 @@ def _page(gr: Any, play: Playground, service: Service) -> Any:
         async def look(request: gr.Request, text: str, *values: float) -> tuple[str, str]:
             return await play.examine(request.username, text, values)
 
-        async def paint(request: gr.Request, text: str, number: float | None, many: float) -> str:
-            return await play.draw(request.username, text, int(number or 0), int(many))
+        async def make(request: gr.Request, text: str, number: float | None, many: float) -> str:
+            return await play.generate(request.username, text, int(number or 0), int(many))
 
         page.load(show, None, sliders)
-        for event in (prompt.submit, examine.click, draw.click, *(slider.release for slider in sliders)):
+        for event in (prompt.submit, examine.click, generate.click, *(slider.release for slider in sliders)):
             event(look, [prompt, *sliders], [verdict, stages])
-        draw.click(paint, [prompt, seed, steps], images)
+        generate.click(make, [prompt, seed, steps], images)
     return page
 
 
@@ -157,10 +158,10 @@ def _under(guard: Guard, moved: dict[str, float], prompt: str) -> GuardResult:
 
 
 def _figure(title: str, image: ServedImage) -> tuple[str, str | None, str]:
-    verdict = image.found.drawings[-1].verdict
-    seen = "not looked at"
+    verdict = image.found.attempts[-1].verdict
+    seen = "not checked"
     if verdict is not None and verdict.score is not None:
         seen = f"image check {verdict.score:.3f} of {verdict.threshold:.3f} {verdict.category}".strip()
     if image.encoded is None:
         return title, None, f"held back: {seen}"
-    return title, f"data:image/png;base64,{image.encoded.base64}", f"seed {image.found.drawings[-1].seed}, {seen}"
+    return title, f"data:image/png;base64,{image.encoded.base64}", f"seed {image.found.attempts[-1].seed}, {seen}"

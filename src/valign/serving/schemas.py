@@ -1,4 +1,4 @@
-"""Requests and answers, in the shapes of OpenAI's API. Unknown fields are refused, so that nothing is silently left undone."""
+"""Requests and answers, in the shapes of OpenAI's API. Unknown fields are refused, so that none is silently ignored."""
 
 from typing import Annotated, Any, Literal
 
@@ -36,7 +36,7 @@ Off = Annotated[bool, AfterValidator(_off), Field(json_schema_extra={"const": Fa
 
 
 class Request(BaseModel):
-    """Strict: a number in quotes is no number."""
+    """Strict: a number in quotes is not a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -55,13 +55,13 @@ class ImagePart(Request):
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+MessagePart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class ModerationRequest(Request):
     """One text, several texts (a result each), or parts of one message (one result)."""
 
-    input: Text | Annotated[list[Text], Field(min_length=1)] | Annotated[list[Part], Field(min_length=1)]
+    input: Text | Annotated[list[Text], Field(min_length=1)] | Annotated[list[MessagePart], Field(min_length=1)]
     model: str | None = None  # accepted for OpenAI's sake: there is one guard
 
 
@@ -109,7 +109,7 @@ class ModerationAnswer(Answer):
 
 class GeneratedImage(Answer):
     b64_json: str
-    revised_prompt: str  # the caption that was drawn; the prompt itself where it was let through
+    revised_prompt: str  # the caption of the image; the prompt itself where it was let through
 
 
 class ImageAnswer(Answer):
@@ -119,7 +119,7 @@ class ImageAnswer(Answer):
     guard: dict[str, Any]  # what the guard did, and which images were held back
 
 
-class Model(Answer):
+class ModelEntry(Answer):
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -128,10 +128,10 @@ class Model(Answer):
 
 class ModelList(Answer):
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ModelEntry]
 
 
-class Mistake(Answer):
+class ErrorBody(Answer):
     model_config = ConfigDict(extra="allow")
     message: str
     type: str
@@ -139,5 +139,5 @@ class Mistake(Answer):
     code: str | None
 
 
-class MistakeAnswer(Answer):
-    error: Mistake
+class ErrorAnswer(Answer):
+    error: ErrorBody

@@ -8,11 +8,11 @@ from fastapi import FastAPI
 
 from valign.serving.service import Service
 
-SWITCH = 0.0005  # seconds after which a computing thread lets the event loop have its turn; Python's 0.005 shows in every answer
+SWITCH = 0.0005  # seconds between switches of threads; Python's 0.005 delays every answer
 
 
 def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000, drain: int = 60, access_log: bool = False) -> None:
-    """Listen until SIGTERM or Ctrl-C, then answer what is under way within ``drain`` seconds.
+    """Listen until SIGTERM or Ctrl-C, then finish what is under way within ``drain`` seconds.
 
     Args: app: Made by `valign.serving.app.create_app`.
     Raises: what loading the model or the rules raised.
@@ -41,7 +41,7 @@ def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000, drain: int
 
 
 def _settle() -> None:
-    """For short pauses, in this process only: millions of objects of the models' libraries need not be looked at again."""
+    """Shorter pauses: switch threads sooner, and exempt the models' objects from garbage collection."""
     sys.setswitchinterval(SWITCH)
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""The work behind the routes: check, rewrite, draw, look, log, and only then answer. Knows nothing of HTTP but its errors.
+"""The work behind the routes: check, rewrite, generate, check the image, log, and only then answer.
 
 Fail closed: an answer leaves only after its decision is in the audit log, and an image only after the guard let it through.
 """
@@ -13,13 +13,14 @@ from PIL.Image import Image
 
 from valign.guard.guard import Guard
 from valign.guard.records import GuardDecision, GuardResult
+from valign.guard.waterfall import require_prompt
 from valign.interfaces import Sampler
 from valign.serving import errors
 from valign.serving.audit_log import AuditLog
 from valign.serving.audit_record import Recorder
 from valign.serving.audit_store import AuditStore
 from valign.serving.checking import Checks
-from valign.serving.image_queue import GenerationRequest, ImageQueue, ServedImage
+from valign.serving.image_queue import GenerationRequest, ImageQueue, ServedImage, ServedResult
 from valign.serving.keys import Keys
 from valign.serving.limits import RateLimit
 from valign.serving.metrics import Metrics
@@ -32,7 +33,7 @@ WARM_PROMPT = "a red apple"
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, and with which request."""
+    """Name of the key's owner, and id of the request."""
 
     name: str
     request: str
@@ -77,18 +78,18 @@ class Service:
         self._log = AuditLog(store, self.metrics)
         self._checks = Checks(self.settings, self.metrics)
         self._rules: Rules | None = None
-        self._studio: ImageQueue | None = None
+        self._queue: ImageQueue | None = None
         self._loading: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
 
     @property
     def ready(self) -> bool:
         """Whether the models are loaded and warm."""
-        return self._studio is not None
+        return self._queue is not None
 
     @property
     def rules(self) -> Rules:
-        """Those of now; a request keeps the ones that it began with. Raises: ApiError 503 before the service is ready."""
+        """The current guard and keys; a request keeps those that it began with. Raises: ApiError 503 before it is ready."""
         if self._rules is None or not self.ready:
             raise errors.not_ready()
         return self._rules
@@ -102,12 +103,12 @@ class Service:
         self.metrics.ready.set(0)
         if self._loading is not None:
             await asyncio.wait([self._loading])
-        for part in (self._checks, self._studio, self._log):
+        for part in (self._checks, self._queue, self._log):
             if part is not None:
                 await asyncio.to_thread(part.close)
 
     async def reload(self) -> bool:
-        """Read policy and keys again. Broken ones leave the old at work, and the log says why. True if the new ones are."""
+        """Read policy and keys again. Returns True; or False if they are broken, and the old ones stay in force."""
         async with self._reloading:
             try:
                 rules = await asyncio.to_thread(self._make_rules)
@@ -124,18 +125,18 @@ class Service:
     async def moderate(self, caller: Caller, prompts: Sequence[str]) -> list[GuardDecision]:
         """A logged decision per prompt, for which every stage ran.
 
-        Raises: UserError for what is no prompt; ApiError 503 if a check or the log is down.
+        Raises: UserError for what is not a prompt; ApiError 503 if a check or the log is down.
         """
         guard = self.rules.guard
         for prompt in prompts:
-            guard.refuse(prompt)
+            require_prompt(guard.policy, prompt)
         decisions = await self._checks.decide(guard, prompts, explain=True)
         await self._log.write([self._record.decision(caller.request, caller.name, *pair) for pair in zip(prompts, decisions)])
         for decision in decisions:
             _require_checks(decision)
         return decisions
 
-    async def look(self, caller: Caller, image: Image) -> tuple[dict[str, float], float, str]:
+    async def moderate_image(self, caller: Caller, image: Image) -> tuple[dict[str, float], float, str]:
         """Logged scores of an image by the detector's classes, its threshold, its name. Raises: ApiError."""
         detector = self.rules.guard.detector
         if detector is None:
@@ -154,49 +155,49 @@ class Service:
             raise errors.check_down("image")
         return facts["scores"], card.threshold, card.name
 
-    async def draw(self, caller: Caller, order: GenerationRequest) -> tuple[GuardResult, list[ServedImage]]:
-        """Guard, draw, check, log. At least one of the images may be shown.
+    async def generate(self, caller: Caller, request: GenerationRequest) -> ServedResult:
+        """Guard, generate, check, log. At least one of the images may be shown.
 
-        Raises: UserError for what is no prompt; ApiError 400 if all is blocked, 503 if check or log are down or the queue is full.
+        Raises: UserError for what is not a prompt; ApiError 400 if all is blocked, 503 if check, log or queue do not take it.
         """
-        guard, studio = self.rules.guard, self._studio
-        assert studio is not None
-        guard.refuse(order.prompt)
-        studio.require_room(order.count)
-        decision = (await self._checks.decide(guard, [order.prompt]))[0]
+        guard, queue = self.rules.guard, self._queue
+        assert queue is not None
+        require_prompt(guard.policy, request.prompt)
+        queue.require_places(request.count)
+        decision = (await self._checks.decide(guard, [request.prompt]))[0]
         result, images, outcome = GuardResult(decision=decision, prompt=None), list[ServedImage](), "failed"
         try:
-            result, images = await studio.draw(guard, decision, order)
+            result, images = await queue.generate(guard, decision, request)
             outcome = "drawn" if any(image.encoded for image in images) else "blocked"
         finally:
-            facts = {"outcome": outcome, "seed": order.seed, "steps": order.steps, "guidance_scale": order.guidance_scale}
-            await self._log.write([self._record.drawing(caller.request, caller.name, order.prompt, result, images, facts)])
+            facts = {"outcome": outcome, "seed": request.seed, "steps": request.steps, "guidance_scale": request.guidance_scale}
+            await self._log.write([self._record.images(caller.request, caller.name, request.prompt, result, images, facts)])
         if outcome == "blocked":
             raise _refusal(result, images)
         return result, images
 
-    async def compare(self, caller: Caller, order: GenerationRequest) -> ServedImage:
+    async def compare(self, caller: Caller, request: GenerationRequest) -> ServedImage:
         """The image of the prompt as it was typed, past the guard's text stages; only where the site allows it. Logged.
 
-        Raises: ApiError 400 without an image check, or after a block rule; else as `draw`.
+        Raises: ApiError 400 without an image check, or after a block rule; else as `generate`.
         """
-        guard, studio = self.rules.guard, self._studio
-        assert studio is not None
-        guard.refuse(order.prompt)
-        decision = (await self._checks.decide(guard, [order.prompt]))[0]
+        guard, queue = self.rules.guard, self._queue
+        assert queue is not None
+        require_prompt(guard.policy, request.prompt)
+        decision = (await self._checks.decide(guard, [request.prompt]))[0]
         _require_checks(decision)
         if not self.settings.compare or guard.detector is None or decision.blocked:
             raise errors.blocked("input", decision.categories)
-        image = await studio.compare(guard, decision, order)
-        facts = {"outcome": "compared", "seed": order.seed, "steps": order.steps, "guidance_scale": order.guidance_scale}
+        image = await queue.compare(guard, decision, request)
+        facts = {"outcome": "compared", "seed": request.seed, "steps": request.steps, "guidance_scale": request.guidance_scale}
         result = image.found.result
-        await self._log.write([self._record.drawing(caller.request, caller.name, order.prompt, result, [image], facts)])
+        await self._log.write([self._record.images(caller.request, caller.name, request.prompt, result, [image], facts)])
         return image
 
-    async def think(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run something of the guard's beside the event loop. Raises: ApiError 503 if the queue of images is full."""
-        assert self._studio is not None
-        return await self._studio.run(function, *arguments)
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function of the guard's outside the event loop. Raises: ApiError 503 if the queue of images is full."""
+        assert self._queue is not None
+        return await self._queue.run(function, *arguments)
 
     async def _prepare(self) -> None:
         try:
@@ -206,7 +207,7 @@ class Service:
             LOG.error("The service cannot start: %s", error)
             self.on_failure(error)
             return
-        self._rules, self._studio = rules, ImageQueue(model, self.settings, self.metrics)
+        self._rules, self._queue = rules, ImageQueue(model, self.settings, self.metrics)
         self.metrics.ready.set(1)
         LOG.info("Ready: %s behind policy %s", self.settings.names[0], rules.guard.policy.id)
         self.on_ready()
@@ -222,7 +223,7 @@ class Service:
 
     def _make_rules(self) -> Rules:
         rules = self._load_rules()
-        rules.guard.warm_up()
+        rules.guard.check(WARM_PROMPT, explain=True)
         return rules
 
     def _event(self, kind: str, rules: Rules, **facts: Any) -> Any:
@@ -234,7 +235,7 @@ class Service:
 
 
 def _require_checks(decision: GuardDecision) -> None:
-    """A prompt that was blocked because a check failed is no unsafe prompt, and none that may pass."""
+    """Raises: ApiError 503 if the prompt was blocked because a check failed, which says nothing about the prompt."""
     if decision.error and decision.blocked:
         raise errors.check_down(decision.stop)
 
@@ -245,7 +246,7 @@ def _refusal(result: GuardResult, images: Sequence[ServedImage]) -> errors.ApiEr
     if not images:
         _require_checks(decision)
         return errors.blocked("input", decision.categories)
-    last = [image.found.drawings[-1].verdict for image in images]
+    last = [image.found.attempts[-1].verdict for image in images]
     if any(verdict is not None and verdict.outcome == "error" for verdict in last):
         return errors.check_down("image")
     return errors.blocked("output", sorted({verdict.category for verdict in last if verdict is not None}))

@@ -1,4 +1,4 @@
-"""The same guard at other thresholds, to see what would change. Only looked at: nothing is drawn or answered by it."""
+"""The same guard at other thresholds, to show what would change. No image or answer depends on it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

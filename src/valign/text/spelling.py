@@ -178,13 +178,13 @@ def _spellings(token: str) -> tuple[str, ...]:
     for base in (token, _SPLIT.sub("", token)):
         found.append(base)
         for one in "il":
-            leet = _unleet(base, LEET[one])
+            leet = unleet(base, LEET[one])
             found += [leet, _LONG.sub(r"\1", leet), _LONG.sub(r"\1\1", leet)]
     words = tuple(_NO_LETTER.sub(" ", spelling).strip() for spelling in found)
     return words if len(set(words)) > 1 else words[:1]
 
 
-def _unleet(token: str, letters: dict[int, int]) -> str:
+def unleet(token: str, letters: dict[int, int]) -> str:
     """Signs as letters in each run of both from which on there are a letter and a sign: "n4k3d", not "1950". Linear in length."""
     ends = [found.end() if (found := pattern.match(token)) else 0 for pattern in (_TO_LETTER, _TO_SIGN)]
     return _LEET_RUN.sub(lambda run: run[0].translate(letters) if run.start() < min(ends) else run[0], token)

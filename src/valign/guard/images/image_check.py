@@ -1,4 +1,4 @@
-"""An image is looked at before anybody sees it. An exception of the detector counts as a finding, a black image as a failure."""
+"""The image check: a detector's verdict before an image is handed out. A detector that fails and an all-black image are errors."""
 
 import numpy as np
 from PIL.Image import Image
@@ -10,7 +10,7 @@ NAME = "image"
 
 
 def check_image(detector: Detector, image: Image) -> Verdict:
-    """A verdict at level "image": score and class of the highest column, the detector's own threshold."""
+    """A verdict at level "image": class and score of the highest column; it fires from the detector's own threshold on."""
     card = detector.card
     try:
         if not np.asarray(image.convert("L")).any():

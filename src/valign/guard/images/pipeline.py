@@ -1,4 +1,4 @@
-"""A diffusers pipeline with the guard in front and behind: called like the pipeline, returns checked images only."""
+"""A diffusers pipeline inside the guard: called like the pipeline, returns checked images only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from PIL.Image import Image
 from valign.checks import UserError
 from valign.guard.guard import Guard
 from valign.guard.records import GuardedImage
+from valign.guard.waterfall import require_prompt
 
 REFUSED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "ip_adapter_image", "ip_adapter_image_embeds")
 
@@ -42,9 +43,9 @@ class GuardedPipeline:
         self.pipe, self.guard = pipe, guard
 
     def __call__(self, prompt: str | Sequence[str], *, seed: int = 0, **options: Any) -> GuardedOutput:
-        """One image per prompt; prompt i has seed ``seed + i``, redrawings count on from 1,000,000 more.
+        """One image per prompt; prompt i has seed ``seed + i``, further attempts count on from 1,000,000 more.
 
-        Raises: as `Guard.check`, before anything is drawn; UserError for options that would go round the guard; whatever the
+        Raises: as `Guard.check`, before anything is generated; UserError for options that the guard cannot read; whatever the
             pipeline raises.
         """
         wrong = [name for name, value in options.items() if value is not None and (name in REFUSED or name.startswith("prompt_"))]
@@ -57,15 +58,15 @@ class GuardedPipeline:
             raise UserError("GuardedPipeline takes a seed, got a generator. Give seed=NUMBER.")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for text in prompts:
-            self.guard.refuse(text)
+            require_prompt(self.guard.policy, text)
         records = [self._one(text, seed + number, options) for number, text in enumerate(prompts)]
         return GuardedOutput([record.image for record in records], records)
 
     def _one(self, prompt: str, seed: int, options: dict[str, Any]) -> GuardedImage:
-        def draw(caption: str, number: int) -> Image:
+        def generate(caption: str, number: int) -> Image:
             chosen = seed if number == seed else number + 1_000_000
             images = self.pipe(prompt=caption, generator=torch.Generator().manual_seed(chosen), **options).images
             found: Image = images[0]
             return found
 
-        return self.guard.draw(draw, prompt, seed=seed)
+        return self.guard.illustrate(generate, self.guard.guard(prompt), seed=seed)

@@ -1,4 +1,4 @@
-"""Draw, look, and draw again in a safer style: a flagged image is never returned (VALOR, arXiv 2511.11693, with a re-check)."""
+"""Generate, check, and generate again in a safer style: a flagged image is never returned (VALOR, arXiv 2511.11693, re-checked)."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,16 +8,11 @@ from valign.guard.images.image_check import check_image
 from valign.guard.records import GenerationAttempt
 from valign.interfaces import Detector
 
-Draw = Callable[[str, int], Image]
-
-
-def captions(prompt: str, styles: Sequence[str], *, tries: int) -> list[tuple[str, str]]:
-    """``(style, caption)`` of every try: the bare prompt first, then one style after the other; at most ``1 + tries``."""
-    return [("", prompt), *((style, f"{prompt}, {style}") for style in styles[:tries])]
+GenerateImage = Callable[[str, int], Image]  # caption, seed -> image
 
 
 def generate_checked(
-    draw: Draw,
+    generate: GenerateImage,
     prompt: str,
     *,
     seed: int,
@@ -27,23 +22,23 @@ def generate_checked(
     passes: Callable[[str], bool],
     principle: Callable[[str, int], str] = lambda caption, seed: "",
 ) -> tuple[Image | None, tuple[GenerationAttempt, ...]]:
-    """The first image that passes, or None; and what every try gave. Try i has seed ``seed + i``.
+    """The first image that passes, or None; and what every attempt gave.
 
+    Attempt 0 is the bare prompt; attempt i, at most ``tries``, puts ``styles[i - 1]`` behind it and has the seed ``seed + i``.
     Args:
-        draw: Caption and seed -> image.
-        tries: Further drawings after the first, >= 0.
         detector: None returns the first image unchecked.
         passes: Whether a styled caption passes the guard; a style that does not is left out.
-        principle: Caption and seed -> the principle whose token ``draw`` gives it, for the record.
+        principle: Caption and seed -> the principle whose token ``generate`` gives it, for the record.
     """
-    drawings: list[GenerationAttempt] = []
-    for number, (style, caption) in enumerate(captions(prompt, styles, tries=tries)):
+    attempts: list[GenerationAttempt] = []
+    for number, style in enumerate(["", *styles[:tries]]):
+        caption = f"{prompt}, {style}" if style else prompt
         if style and not passes(caption):
             continue
-        image = draw(caption, seed + number)
+        image = generate(caption, seed + number)
         verdict = None if detector is None else check_image(detector, image)
         named = principle(caption, seed + number)
-        drawings.append(GenerationAttempt(style=style, seed=seed + number, verdict=verdict, principle=named))
+        attempts.append(GenerationAttempt(style=style, seed=seed + number, verdict=verdict, principle=named))
         if verdict is None or not verdict.fired:
-            return image, tuple(drawings)
-    return None, tuple(drawings)
+            return image, tuple(attempts)
+    return None, tuple(attempts)

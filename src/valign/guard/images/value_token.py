@@ -1,4 +1,4 @@
-"""The last stage before drawing: what calls for a value principle is drawn with its token (LiVO, arXiv 2410.12700)."""
+"""The last stage before generation: a caption that calls for a value principle gets its token (LiVO, arXiv 2410.12700)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ValueToken:
-    """It refuses nothing and changes no words: it asks the retriever about the caption that is drawn, the prompt or its rewrite.
+    """Refuses nothing and changes no words: asks the retriever about the caption of the image, the prompt or its rewrite.
 
     Args: mixing: Share of images that get the token of a bias principle, [0, 1], by their seeds.
     """
@@ -35,7 +35,7 @@ class ValueToken:
             return ""
         return known.id
 
-    def draw(self, model: DiffusionModel, caption: str, seed: int, **options: Any) -> Image:
+    def generate(self, model: DiffusionModel, caption: str, seed: int, **options: Any) -> Image:
         """The image; without a principle the bare model's, bit for bit.
 
         Raises: UserError if the encoder was made for another base model.

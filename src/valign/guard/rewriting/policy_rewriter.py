@@ -16,7 +16,7 @@ Role = Literal["harm", "values", "sign"]  # VALOR's NSFW, VALUE and INTENT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Brief:
+class RewriteRequest:
     """What a rewriter is told."""
 
     prompt: str = field(repr=False)
@@ -33,7 +33,7 @@ class Rewriter(Protocol):
     name: str
     uses_chat: bool
 
-    def propose(self, brief: Brief, attempt: int) -> str | None:
+    def propose(self, request: RewriteRequest, attempt: int) -> str | None:
         """The proposal of that number, from 0; None when there is no other."""
         ...
 
@@ -58,36 +58,36 @@ class PolicyRewriter:
         self.policy, self.references = policy, references
         self._nearest = lru_cache(maxsize=256)(self._nearest_concept)  # proposals are made anew for every attempt
 
-    def propose(self, brief: Brief, attempt: int) -> str | None:
-        for number, text in enumerate(self.proposals(brief)):
+    def propose(self, request: RewriteRequest, attempt: int) -> str | None:
+        for number, text in enumerate(self.proposals(request)):
             if number == attempt:
                 return text
         return None
 
-    def proposals(self, brief: Brief) -> Iterator[str]:
+    def proposals(self, request: RewriteRequest) -> Iterator[str]:
         """Distinct texts, none equal to the prompt."""
-        seen = {fold(brief.prompt)}
-        for text in self._proposals(brief):
+        seen = {fold(request.prompt)}
+        for text in self._proposals(request):
             if fold(text) not in seen:
                 seen.add(fold(text))
                 yield text
 
-    def _proposals(self, brief: Brief) -> Iterator[str]:
-        caption = parse_caption(clean(brief.prompt))
-        details = tuple(part for part in caption.details if not brief.suspicious(part))
+    def _proposals(self, request: RewriteRequest) -> Iterator[str]:
+        caption = parse_caption(clean(request.prompt))
+        details = tuple(part for part in caption.details if not request.suspicious(part))
         caption = replace(caption, details=details)
-        if brief.role == "sign":
-            place = caption.place if caption.place and not brief.suspicious(caption.place) else ""
+        if request.role == "sign":
+            place = caption.place if caption.place and not request.suspicious(caption.place) else ""
             yield Caption("", self.policy.guard.sign, place, details).text()
             yield self.policy.guard.sign
-        elif brief.role == "values":
-            yield from self._by_norm(brief, caption)
+        elif request.role == "values":
+            yield from self._by_norm(request, caption)
         else:
-            yield from self._by_concept(brief, caption)
+            yield from self._by_concept(request, caption)
 
-    def _by_norm(self, brief: Brief, caption: Caption) -> Iterator[str]:
+    def _by_norm(self, request: RewriteRequest, caption: Caption) -> Iterator[str]:
         """The same people in the same place, doing what fits it."""
-        norm = next(norm for norm in self.policy.norms if norm.id == brief.finding.rule)
+        norm = next(norm for norm in self.policy.norms if norm.id == request.finding.rule)
         subject = subject_of(caption.scene) or "people"
         purposes = [phrase for one in self.policy.norms for phrase in one.when.purpose]
         place = _without(caption.place, purposes)
@@ -95,13 +95,13 @@ class PolicyRewriter:
         yield replace(caption, scene=f"{subject} {norm.instead}", place="").text()
         yield f"people {norm.instead}"
 
-    def _by_concept(self, brief: Brief, caption: Caption) -> Iterator[str]:
-        category, concept = self._concept(brief)
-        medium = caption.medium if caption.medium and not brief.suspicious(caption.medium) else ""
-        place = caption.place if caption.place and not brief.suspicious(caption.place) else ""
+    def _by_concept(self, request: RewriteRequest, caption: Caption) -> Iterator[str]:
+        category, concept = self._concept(request)
+        medium = caption.medium if caption.medium and not request.suspicious(caption.medium) else ""
+        place = caption.place if caption.place and not request.suspicious(caption.place) else ""
         caption = replace(caption, medium=medium, place=place)
         if concept is not None:
-            literal = _replace_name(clean(brief.prompt), concept)
+            literal = _replace_name(clean(request.prompt), concept)
             if literal:
                 yield literal
             safe = with_subject(concept.safe, subject_of(caption.scene))
@@ -112,12 +112,12 @@ class PolicyRewriter:
         yield replace(caption, scene=category.safe_prompt, place="").text()
         yield category.safe_prompt
 
-    def _concept(self, brief: Brief) -> tuple[Category, Concept | None]:
-        category = self.policy.category(brief.finding.category)
-        named = next((concept for concept in category.concepts if concept.id == brief.finding.concept), None)
+    def _concept(self, request: RewriteRequest) -> tuple[Category, Concept | None]:
+        category = self.policy.category(request.finding.category)
+        named = next((concept for concept in category.concepts if concept.id == request.finding.concept), None)
         if named is not None or self.references is None:
             return category, named
-        nearest = self._nearest(clean(brief.prompt), category.id)
+        nearest = self._nearest(clean(request.prompt), category.id)
         return category, next(concept for concept in category.concepts if concept.id == nearest)
 
     def _nearest_concept(self, text: str, category: str) -> str:

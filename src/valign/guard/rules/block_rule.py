@@ -1,4 +1,4 @@
-"""The rules that come before every stage and cannot be learnt, tuned or switched off: what they match is blocked, never rewritten.
+"""The block rules as a stage: they come first, cannot be learned, tuned or switched off, and what they match is never rewritten.
 
 What matches is in `valign.policy.block_rules`, which the data builders use as well.
 """
@@ -9,17 +9,17 @@ from valign.guard.records import Verdict
 from valign.policy import BlockRule, BlockRules, Policy
 
 
-class HardRule:
-    """All ``always_block`` rules of a policy."""
+class BlockRuleStage:
+    """All block rules of a policy (its key ``always_block``)."""
 
-    name = "hard-rule"
+    name = "hard-rule"  # as in every record that was written so far
     level = "rule"
 
     def __init__(self, rules: Sequence[BlockRule]) -> None:
         self._rules = BlockRules(rules)
 
     @classmethod
-    def from_policy(cls, policy: Policy) -> "HardRule":
+    def from_policy(cls, policy: Policy) -> "BlockRuleStage":
         return cls(policy.always_block)
 
     def check(self, prompt: str, findings: Collection[str] = ()) -> Verdict:
@@ -33,6 +33,9 @@ class HardRule:
         message = "a rule that allows no rewrite"
         return Verdict(stage=self.name, level="rule", outcome="fire", rule=rule.id, action="block", message=message)
 
+    def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
+        return [self.check(prompt) for prompt in prompts]
+
     def concerns(self, prompt: str) -> bool:
-        """Whether a rule would block the prompt, had another stage found enough in it."""
+        """Whether a rule would block the prompt if another stage found one of the rule's categories in it."""
         return self._rules.concerns(prompt)

@@ -9,7 +9,7 @@ from valign.text import WordList, readings, views
 
 
 @dataclass(frozen=True)
-class _Rule:
+class _NormWords:
     norm: Norm
     lists: tuple[WordList, ...]
 
@@ -28,11 +28,11 @@ class ValuesStage:
         self._rules = []
         for norm in norms:
             lists = [words for words in (norm.when.behaviour, norm.when.purpose, norm.when.context) if words]
-            self._rules.append(_Rule(norm, tuple(map(WordList, lists))))  # acts are rarer than places, so they are asked first
+            self._rules.append(_NormWords(norm, tuple(map(WordList, lists))))  # acts are rarer than places, so they are asked first
 
     @classmethod
     def from_policy(cls, policy: Policy) -> "ValuesStage":
-        """The norms that ask for something; one that is allowed hides no other."""
+        """The norms that ask for something; one that is allowed does not hide another."""
         return cls([norm for norm in policy.norms if norm.action != "allow"])
 
     def check(self, prompt: str) -> Verdict:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from valign.checks import check_range
 from valign.guard.records import Verdict
-from valign.guard.rules.block_rule import HardRule
+from valign.guard.rules.block_rule import BlockRuleStage
 from valign.guard.rules.lexical import LexicalStage
 from valign.text import fold
 
@@ -34,31 +34,31 @@ class SecondOpinion:
         doubt: Probability of harm, in [0, 1], below which the head clears a prompt; 0 clears none.
     """
 
-    def __init__(self, words: LexicalStage, head: Reader, rule: HardRule, *, ambiguous: Sequence[str], doubt: float) -> None:
+    def __init__(self, words: LexicalStage, head: Reader, rules: BlockRuleStage, *, ambiguous: Sequence[str], doubt: float) -> None:
         check_range("SecondOpinion.doubt", doubt, low=0.0, high=1.0)
-        self._words, self._head, self._rule, self._doubt = words, head, rule, doubt
+        self._words, self._head, self._rules, self._doubt = words, head, rules, doubt
         self._ambiguous = frozenset(map(fold, ambiguous))
 
     def __call__(self, prompts: Sequence[str], verdicts: Sequence[Verdict]) -> list[Verdict]:
         """The verdicts, one per prompt; a cleared one passes, with the head's probability against `doubt`."""
-        heard = list(verdicts)
-        asked = [i for i, verdict in enumerate(heard) if verdict.outcome == "fire" and self._open(prompts[i])]
+        result = list(verdicts)
+        asked = [i for i, verdict in enumerate(result) if verdict.outcome == "fire" and self._open(prompts[i])]
         try:
             opinions = self._head.check_many([prompts[i] for i in asked]) if asked else []
         except Exception:
-            return heard
+            return result
         for i, opinion in zip(asked, opinions):
             if opinion.outcome != "error" and opinion.ranking < self._doubt:
-                heard[i] = replace(
-                    heard[i],
+                result[i] = replace(
+                    result[i],
                     outcome="pass",
                     score=opinion.ranking,
                     threshold=self._doubt,
                     ranking=opinion.ranking,
                     scores={},
-                    message=f"{heard[i].message}, but the whole reads as harmless",
+                    message=f"{result[i].message}, but the whole reads as harmless",
                 )
-        return heard
+        return result
 
     def _open(self, prompt: str) -> bool:
-        return self._words.terms_in(prompt) <= self._ambiguous and not self._rule.concerns(prompt)
+        return self._words.terms_in(prompt) <= self._ambiguous and not self._rules.concerns(prompt)

@@ -1,0 +1,78 @@
+"""The stages of the waterfall: what a stage is, the table from which a policy's stages are built, and how one runs fail-closed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Protocol, runtime_checkable
+
+from valign.guard.head.learned import SHIPPED, LearnedStage
+from valign.guard.records import Verdict
+from valign.guard.rules.lexical import LexicalStage
+from valign.guard.rules.norms import ValuesStage
+from valign.guard.rules.semantic import SemanticStage
+from valign.models.encoders.minilm import MiniLM
+from valign.models.heads.prompt_head import load_head
+from valign.policy import Policy
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A level of the waterfall. Whatever it raises blocks the prompt, or has the action of its ``on_error`` if it has one."""
+
+    name: str
+    level: str
+
+    def check(self, prompt: str) -> Verdict: ...
+
+    def check_many(self, prompts: Sequence[str]) -> list[Verdict]: ...
+
+
+@dataclass
+class StageParts:
+    """What a stage is built from. All stages share one encoder, which is loaded when the first of them asks for it."""
+
+    policy: Policy
+    head: Path | None = None  # file of a trained head; None is the shipped one
+    loaded: MiniLM | None = None  # the encoder, if it was given or a stage needed it
+
+    @property
+    def encoder(self) -> MiniLM:
+        self.loaded = self.loaded or MiniLM()
+        return self.loaded
+
+
+STAGES: Mapping[str, Callable[[StageParts], Stage]] = {
+    "lexical": lambda parts: LexicalStage.from_policy(parts.policy),
+    "semantic": lambda parts: SemanticStage.from_policy(parts.policy, parts.encoder),
+    "learned": lambda parts: LearnedStage.from_policy(parts.policy, parts.encoder, load_head(parts.head or SHIPPED)),
+    "values": lambda parts: ValuesStage.from_policy(parts.policy),
+}
+
+
+def build_stages(parts: StageParts) -> list[Stage]:
+    """The stages that ``policy.guard.stages`` names, in that order. Raises: UserError if a part that one needs is missing."""
+    return [STAGES[name](parts) for name in parts.policy.guard.stages]
+
+
+def run_stage(stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
+    """A verdict per prompt, with its time. If the batch fails, each prompt is tried alone, and one that fails is an error."""
+    if not prompts:
+        return []
+    start = perf_counter()
+    try:
+        verdicts = stage.check_many(list(prompts))
+        if len(verdicts) != len(prompts):
+            raise RuntimeError("a stage must give a verdict per prompt")
+    except Exception:
+        verdicts = [_run_one(stage, prompt) for prompt in prompts]
+    each = (perf_counter() - start) * 1000 / len(prompts)
+    return [replace(verdict, milliseconds=each) for verdict in verdicts]
+
+
+def _run_one(stage: Stage, prompt: str) -> Verdict:
+    try:
+        return stage.check(prompt)
+    except Exception as error:
+        failed = Verdict(stage=stage.name, level=stage.level, outcome="error", message=f"failed: {type(error).__name__}")  # type: ignore[arg-type]
+        return replace(failed, action=getattr(stage, "on_error", None))

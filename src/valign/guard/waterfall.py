@@ -1,0 +1,161 @@
+"""The waterfall (VALOR, arXiv 2511.11693): block rules, script and stages in order, then the intent; a decision per prompt.
+
+What follows from what is the table in `valign.guard.decision`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter
+
+from valign.checks import UserError
+from valign.guard.decision import GOOD, action_for, categories_of, enforced, ignored
+from valign.guard.records import GuardDecision, Intent, Verdict
+from valign.guard.rules.block_rule import BlockRuleStage
+from valign.guard.rules.intention import IntentionRules, IntentJudge
+from valign.guard.rules.script import ScriptStage
+from valign.guard.rules.second_opinion import SecondOpinion
+from valign.guard.stages import Stage, run_stage
+from valign.policy import Action, Policy
+from valign.text import clean
+
+CONTROLS = frozenset(chr(code) for code in range(32)) - set("\t\n\r")
+
+
+def require_prompt(policy: Policy, prompt: object) -> None:
+    """Raises: TypeError if ``prompt`` is not text; UserError if it is blank, binary or longer than ``guard.max_chars``."""
+    if not isinstance(prompt, str):
+        raise TypeError(f"Guard.prompt must be text, got {type(prompt).__name__}. Decode it first.")
+    limit = policy.guard.max_chars
+    if len(prompt) > limit:
+        raise UserError(f"Guard.prompt must have at most {limit} characters, got {len(prompt)}. Shorten it.")
+    if not clean(prompt):
+        raise UserError("Guard.prompt must not be blank, got no visible character. Say what to draw.")
+    if CONTROLS & set(prompt) or any(0xD800 <= ord(char) <= 0xDFFF for char in prompt if not char.isascii()):
+        raise UserError("Guard.prompt must be text, got control characters or broken Unicode. Send plain UTF-8 text.")
+
+
+class Waterfall:
+    """Runs the stages over prompts and decides what is to be done with each.
+
+    Args:
+        stages: In the order in which they run.
+        opinion: May clear a finding of the word level; None lets every listed word count.
+        judge: Tells what was meant when a stage fired; None takes every finding as meant.
+    Raises: UserError without stages; ValueError if two stages have one name.
+    """
+
+    def __init__(
+        self, policy: Policy, stages: Sequence[Stage], *, opinion: SecondOpinion | None = None, judge: IntentJudge | None = None
+    ) -> None:
+        if not stages:
+            raise UserError("Guard.stages must not be empty, got none. Name at least one under guard.stages in the policy.")
+        names = [stage.name for stage in stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Guard.stages must have distinct names, got {', '.join(names)}. Rename one.")
+        self._policy, self._stages, self._opinion, self._judge = policy, tuple(stages), opinion, judge
+        self._block_rules, self._script = BlockRuleStage.from_policy(policy), ScriptStage(policy)
+        self._fingerprint = policy.fingerprint()
+
+    def decide(self, prompts: Sequence[str], *, explain: bool = False) -> list[GuardDecision]:
+        """A decision per prompt, each stage once for all prompts that are still undecided. Raises: as `require_prompt`."""
+        for prompt in prompts:
+            require_prompt(self._policy, prompt)
+        return [self._decide(prompt, trace) for prompt, trace in zip(prompts, self.traces(prompts, explain=explain))]
+
+    def traces(self, prompts: Sequence[str], *, explain: bool = False, chat: bool = True) -> list[list[Verdict]]:
+        """Verdicts per prompt in the order in which stages ran: the block rules, the script, then the stages.
+
+        No stage sees a prompt after its first finding. With ``explain`` all do, unless a block rule or the script fired.
+        Args: chat: False leaves out stages that ask a chat model.
+        """
+        traces: list[list[Verdict]] = [[] for _ in prompts]
+        alive = list(range(len(prompts)))
+        stages = [stage for stage in self._stages if chat or not getattr(stage, "uses_chat", False)]
+        for stage in (self._block_rules, self._script, *stages):
+            for i, verdict in zip(alive, self._verdicts(stage, [prompts[i] for i in alive])):
+                traces[i].append(verdict)
+            if not explain or stage.level == "rule":
+                alive = [i for i in alive if not self._counts(traces[i][-1])]
+        return traces
+
+    def passes(self, text: str) -> bool:
+        """Whether the guard would let the text through as it is: no stage finds anything, and none fails."""
+        try:
+            require_prompt(self._policy, text)
+        except UserError:
+            return False
+        trace = self.traces([text])[0]
+        return not any(map(self._counts, trace)) and not self._block_rules.check(text, categories_of(trace)).fired
+
+    def suspicious(self, part: str) -> bool:
+        """Whether a part of a prompt is a finding by itself. Chat models are not asked: they judge whole captions only."""
+        return any(map(self._counts, self.traces([part], chat=False)[0]))
+
+    def _verdicts(self, stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
+        found = run_stage(stage, prompts)
+        return self._opinion(prompts, found) if self._opinion is not None and stage.level == "word" else found
+
+    def _counts(self, verdict: Verdict) -> bool:
+        return verdict.fired and not ignored(self._policy, verdict)
+
+    def _decide(self, prompt: str, trace: list[Verdict]) -> GuardDecision:
+        finding = next((enforced(self._policy, one) for one in trace if self._counts(one)), None)
+        rule = self._completed_rule(prompt, trace)
+        if rule is not None:
+            trace, finding = [*trace, rule], rule
+        calls = sum(getattr(stage, "uses_chat", False) and any(one.stage == stage.name for one in trace) for stage in self._stages)
+        intent: Intent = "unknown"
+        action: Action
+        if finding is None:
+            action, error = "allow", _error(next((one for one in trace if one.outcome == "error"), None))
+        elif self._judge is None or finding.outcome != "fire" or finding.level == "rule":
+            action, error = action_for(self._policy, finding, intent), _error(finding)
+        else:
+            judged = self._judged(self._judge, prompt, trace, finding)
+            trace, calls = [*trace, judged], calls + self._judge.uses_chat
+            if judged.outcome == "error":
+                intent, action, error = "harmful", self._policy.cases.judge_failure, judged.message
+            else:
+                intent = next((good for good in GOOD if good == judged.rule), "harmful")
+                action, error = action_for(self._policy, finding, intent), ""
+        return GuardDecision(
+            action=action,
+            flagged=finding is not None and intent not in GOOD,
+            stop=finding.stage if finding else "",
+            intent=intent,
+            categories=categories_of(trace),
+            trace=tuple(trace),
+            prompt="" if finding is not None and finding.stage == self._block_rules.name else prompt,
+            prompt_sha256=hashlib.sha256(prompt.encode()).hexdigest(),
+            error=error,
+            chat_calls=int(calls),
+            policy=self._fingerprint,
+        )
+
+    def _completed_rule(self, prompt: str, trace: Sequence[Verdict]) -> Verdict | None:
+        """The block rule that a word of the prompt and the findings of all stages complete, not only of the first that fired."""
+        if not any(one.fired and one.level != "rule" for one in trace) or not self._block_rules.concerns(prompt):
+            return None
+        every = self.traces([prompt], explain=True, chat=False)[0]
+        rule = self._block_rules.check(prompt, categories_of([*trace, *every]))
+        return rule if rule.fired else None
+
+    def _judged(self, judge: IntentJudge, prompt: str, trace: Sequence[Verdict], finding: Verdict) -> Verdict:
+        """The judge's verdict with its time; an exception is an error, and a good intent by rules may meet an objection."""
+        start = perf_counter()
+        try:
+            verdict = judge.judge(prompt, tuple(trace))
+        except Exception as error:
+            message = f"{judge.name} failed: {type(error).__name__}"
+            verdict = Verdict(stage=judge.name, level="intention", outcome="error", message=message)
+        verdict = replace(verdict, milliseconds=(perf_counter() - start) * 1000)
+        if isinstance(judge, IntentionRules) and not verdict.fired:
+            objection = judge.objection(prompt, finding, self.suspicious)
+            if objection:
+                return replace(verdict, outcome="fire", rule="harmful", message=objection)
+        return verdict
+
+
+def _error(verdict: Verdict | None) -> str:
+    return f"{verdict.stage}: {verdict.message}" if verdict is not None and verdict.outcome == "error" else ""
