@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+from guard_stand_ins import Judge, StandIn
 
 from valign.guard import Guard
 from valign.guard.rules.block_rule import BlockRuleStage
@@ -124,9 +125,22 @@ def test_the_finding_may_be_any_of_several_and_allowed(policy, prompt, action):
     assert not guard.passes("an apprentice in a brawl")
 
 
-def test_the_finding_may_be_of_a_stage_behind_the_one_that_fired(policy):
-    from guard_stand_ins import StandIn
+@pytest.mark.parametrize("explain", [False, True])
+def test_after_a_block_rule_nothing_else_sees_the_prompt(policy, explain):
+    """A privacy promise: also where all stages are to be shown, no stage, judge or chat model gets to read it."""
+    calls = []
+    stages = [StandIn("words", "word", True, calls), StandIn("meaning", "semantic", True, calls)]
+    guard = Guard(policy.model_copy(update={"always_block": [RULE]}), stages, judge=Judge("harmful", calls))
+    blocked, foreign, other = guard.check_many(
+        ["an apprentice with a crossbow", "Привет, большой мир", "a carpenter"], explain=explain
+    )
+    assert [one.stage for one in blocked.trace] == ["hard-rule"]
+    assert [one.stage for one in foreign.trace] == ["hard-rule", "script"]
+    assert calls == (["words", "meaning", "judge"] if explain else ["words", "judge"])  # of the third prompt alone
+    assert other.stop == "words"
 
+
+def test_the_finding_may_be_of_a_stage_behind_the_one_that_fired(policy):
     stages = [StandIn("first", "value", True), StandIn("second", "semantic", True)]  # the first finds no category
     guard = Guard(policy.model_copy(update={"always_block": [RULE]}), stages)
     assert guard.check("an apprentice").stop == "hard-rule"

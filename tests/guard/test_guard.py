@@ -12,7 +12,7 @@ from valign.checks import UserError
 from valign.guard import Guard, Verdict
 from valign.guard.rules.intention import IntentionRules
 from valign.guard.waterfall import require_prompt
-from valign.policy import load_policy
+from valign.policy import IntentionWords, load_policy
 
 GUARD = Guard.from_policy(with_guard(load_policy("default"), stages=["lexical", "values"]))
 
@@ -132,6 +132,20 @@ def test_forbidding_people_is_no_good_intent():
     anything = IntentionRules(words.model_copy(update={"unexcused": [], "joints": []}))
     assert not anything.objection("a sign that says 'no foreigners allowed'", hate, lambda part: False)
     assert anything.beside("a no smoking sign and a cat, two dogs") == ["two dogs"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("no leash on the dogs", []),  # begins by forbidding: on the sign
+        ("two dogs without a leash", ["two dogs without a leash"]),  # forbids in its middle: an image of two dogs
+        ("a sign, without shoes", []),
+        ("a sign, two men without shoes", ["two men without shoes"]),
+    ],
+)
+def test_only_a_part_that_begins_by_forbidding_belongs_to_the_sign(prompt, parts):
+    rules = IntentionRules(IntentionWords(prohibition=["no", "without"], signage=["sign"]))
+    assert rules.beside(prompt) == parts
 
 
 def test_a_good_intent_becomes_a_sign_without_the_harm(guard):

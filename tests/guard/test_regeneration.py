@@ -73,6 +73,17 @@ def test_a_black_image_is_a_failure():
     assert check_image(Watcher(), RED).outcome == "pass"
 
 
+@pytest.mark.parametrize(("score", "found"), [(0.5, ("fire", "harm")), (float(np.nextafter(0.5, 0)), ("pass", ""))])
+def test_a_score_at_the_threshold_fires(score, found):
+    class Even(Watcher):
+        def detect(self, images):
+            return np.array([[score]])
+
+    verdict = check_image(Even(), RED)
+    assert (verdict.outcome, verdict.category) == found
+    assert (verdict.score, verdict.threshold) == (score, 0.5)
+
+
 def test_a_score_out_of_range_is_a_failure():
     class Wild(Watcher):
         def detect(self, images):

@@ -1,6 +1,6 @@
 """The stages of the waterfall: what a stage is, the table from which a policy's stages are built, and how one runs fail-closed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +13,7 @@ from valign.guard.rules.norms import ValuesStage
 from valign.guard.rules.semantic import SemanticStage
 from valign.models.encoders.minilm import MiniLM
 from valign.models.heads.prompt_head import load_head
+from valign.plugins import with_plugins
 from valign.policy import Policy
 
 
@@ -42,12 +43,13 @@ class StageParts:
         return self.loaded
 
 
-STAGES: Mapping[str, Callable[[StageParts], Stage]] = {
+_OWN: dict[str, Callable[[StageParts], Stage]] = {
     "lexical": lambda parts: LexicalStage.from_policy(parts.policy),
     "semantic": lambda parts: SemanticStage.from_policy(parts.policy, parts.encoder),
     "learned": lambda parts: LearnedStage.from_policy(parts.policy, parts.encoder, load_head(parts.head or SHIPPED)),
     "values": lambda parts: ValuesStage.from_policy(parts.policy),
 }
+STAGES = with_plugins("valign.guard_stages", _OWN)  # the names that a policy may list under guard.stages
 
 
 def build_stages(parts: StageParts) -> list[Stage]:

@@ -6,10 +6,11 @@ from difflib import get_close_matches
 from string import Template
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from valign.checks import UserError
 from valign.files import hash_value
+from valign.plugins import with_plugins
 
 Action = Literal["allow", "rewrite", "block"]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="lower-case words joined by hyphens")]
@@ -141,7 +142,16 @@ class Thresholds(Part):
     keep_meaning: Share = 0.7  # cosine that a rewrite should keep
 
 
-StageName = Literal["lexical", "semantic", "learned", "values"]
+STAGE_NAMES = with_plugins("valign.guard_stages", dict.fromkeys(("lexical", "semantic", "learned", "values")))
+
+
+def _known_stage(name: str) -> str:
+    if name not in STAGE_NAMES:
+        raise ValueError(f"must be one of {', '.join(STAGE_NAMES)}, got {name!r}")
+    return name
+
+
+StageName = Annotated[str, AfterValidator(_known_stage)]
 Strictness = Literal["strict", "balanced", "permissive"]
 
 

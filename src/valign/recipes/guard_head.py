@@ -33,7 +33,7 @@ CHUNK = 256  # prompts guarded at a time
 
 @dataclass(frozen=True)
 class FitReport:
-    """What `fit_and_write` made."""
+    """The result of `fit_and_write`."""
 
     sha256: str
     trained_on: int
@@ -62,8 +62,8 @@ def split(
 def enriched(
     rows: Sequence[LabelledPrompt], policy: Policy, config: FitConfig
 ) -> tuple[list[LabelledPrompt], list[LabelledPrompt]]:
-    """The rows with twins made from the policy and the grammar, and everyday requests; and variants of some: in company, in
-    disguise and in pieces."""
+    """The rows with paired prompts from the policy and the grammar, and everyday requests; and variants of some: in harmless company,
+    in disguise and in pieces."""
     seed = config.seed
     made = generated_rows(policy, each=config.generated, seed=seed) + request_rows(each=config.generated, seed=seed)
     plain = [*rows, *policy_rows(policy), *made]
@@ -183,7 +183,7 @@ def measure_head(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt], po
 
 
 def measure_guard(guard: Guard, rows: Sequence[LabelledPrompt]) -> list[Scored]:
-    """What the whole guard makes of every row. A prompt that it refuses counts as flagged."""
+    """The whole guard's decision about every row. A prompt that it refuses counts as flagged."""
     scored = []
     for first in track(range(0, len(rows), CHUNK), "guard prompts"):
         chunk = [row for row in rows[first : first + CHUNK] if _readable(guard, row)]
@@ -207,7 +207,7 @@ def _readable(guard: Guard, row: LabelledPrompt) -> bool:
 
 
 def card(head: Head, sha256: str) -> str:
-    """The model card: what it is, what it was trained on, what it reaches, what it cannot do."""
+    """The model card: what the head is, its training data, its measured rates, its limits."""
     notes = head.settings.notes
     exceptions = ", ".join(f"{rate:.0%} of {name}" for name, rate in notes["rates"].items()) or "no exceptions"
     lines = [
@@ -225,7 +225,7 @@ def card(head: Head, sha256: str) -> str:
         *(f"| {name} | {count} |" for name, count in notes["trained_on"].items()),
         "",
         f"And {notes.get('variants', 0)} variants of these: in harmless company, in disguise, in pieces.",
-        "`policy` and `generated` are twins made from the policy and from a grammar, `requests` harmless ones made from another.",
+        "`policy` and `generated` are paired prompts from the policy and from a grammar, `requests` harmless ones from another grammar.",
         "",
         f"Left out altogether: {', '.join(notes['left_out']) or 'nothing'}. Settings: `{notes['config']}`.",
         *(

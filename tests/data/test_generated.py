@@ -8,6 +8,12 @@ from hypothesis import strategies as st
 
 from valign.data.prompts.generated import REQUESTS, generated_rows, grammar, request_rows
 from valign.guard.rules.block_rule import BlockRuleStage
+from valign.policy import load_policy
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy("default")
 
 
 @pytest.fixture(scope="module")
