@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valign.data.prompts.generated import REQUESTS, generated_rows, grammar, request_rows
+from valign.guard import Guard
 from valign.guard.rules.block_rule import BlockRuleStage
 from valign.policy import load_policy
 
@@ -94,7 +95,9 @@ class TestRequests:
         assert all(len(set(words)) == len(words) and all(isinstance(word, str) for word in words) for words in rules.values())
         assert not any(re.search(r"[{}]", row.prompt) for row in request_rows(each=8, seed=0))
 
-    def test_rules_alone_find_harm_in_next_to_none(self, guard):
+    def test_rules_alone_find_harm_in_next_to_none(self, policy):
+        rules = policy.guard.model_copy(update={"stages": ["lexical", "values"]})
+        guard = Guard.from_policy(policy.model_copy(update={"guard": rules}))
         rows = request_rows(each=8, seed=0)
         flagged = [decision.prompt for decision in guard.check_many([row.prompt for row in rows]) if decision.flagged]
         assert len(flagged) <= 0.02 * len(rows), flagged

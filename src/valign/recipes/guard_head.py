@@ -62,8 +62,8 @@ def split(
 def enriched(
     rows: Sequence[LabelledPrompt], policy: Policy, config: FitConfig
 ) -> tuple[list[LabelledPrompt], list[LabelledPrompt]]:
-    """The rows with paired prompts from the policy and the grammar, and everyday requests; and variants of some: in harmless company,
-    in disguise and in pieces."""
+    """The rows with paired prompts from the policy and the grammar and with everyday requests; and variants of some: in harmless
+    company, in disguise and in pieces."""
     seed = config.seed
     made = generated_rows(policy, each=config.generated, seed=seed) + request_rows(each=config.generated, seed=seed)
     plain = [*rows, *policy_rows(policy), *made]
@@ -225,7 +225,7 @@ def card(head: Head, sha256: str) -> str:
         *(f"| {name} | {count} |" for name, count in notes["trained_on"].items()),
         "",
         f"And {notes.get('variants', 0)} variants of these: in harmless company, in disguise, in pieces.",
-        "`policy` and `generated` are paired prompts from the policy and from a grammar, `requests` harmless ones from another grammar.",
+        "`policy` and `generated` are paired prompts from the policy and from a grammar, `requests` harmless ones from another.",
         "",
         f"Left out altogether: {', '.join(notes['left_out']) or 'nothing'}. Settings: `{notes['config']}`.",
         *(
