@@ -210,7 +210,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     source = PairSource(loaded, cache, cache.rows(), config)
     attach_lora(loaded, rank=4)
     step = PairStep(loaded, DiffusionDPO(beta=500.0), config, start_processes(mixed_precision=precision))
-    parameters = [p for p in loaded.unet.parameters() if p.requires_grad]
+    parameters = [p for p in loaded.denoiser.parameters() if p.requires_grad]
     optimizer = OPTIMIZERS["adamw"](weight_decay=config.weight_decay).build([{"params": parameters}], [], config.learning_rate)
     table = reference_table(step, source, data, safe_caption=False, batch=pairs) if draws else None
     visits = iter([(pair, visit) for pair in range(pairs)] for visit in range(2 + steps))
@@ -259,8 +259,8 @@ def stock(model: str, data: Path, pairs: int) -> Callable[[], float]:
             ids = pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
             text = pipe.text_encoder(ids.to(device))[0].repeat(2, 1, 1)
         noise = torch.randn_like(latents).chunk(2)[0].repeat(2, 1, 1, 1)
-        timesteps = torch.randint(0, loaded.num_timesteps, (pairs,), device=device).repeat(2)
-        noisy, target = loaded.add_noise(latents, noise, timesteps), loaded.target(latents, noise, timesteps)
+        timesteps = torch.randint(0, loaded.schedule.num_timesteps, (pairs,), device=device).repeat(2)
+        noisy, target = loaded.schedule.add_noise(latents, noise, timesteps), loaded.schedule.target(latents, noise, timesteps)
         with autocast:
             policy = pipe.unet(noisy.to(dtype), timesteps, text).sample
         policy_w, policy_l = functional.mse_loss(policy.float(), target, reduction="none").mean((1, 2, 3)).chunk(2)

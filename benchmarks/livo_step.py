@@ -138,7 +138,7 @@ def authors(variant: str, model: str, data: Path, pairs: int, steps: int) -> Cal
         return pipe.vae.encode(pixels).latent_dist.sample().float() * pipe.vae.config.scaling_factor
 
     def error(latents: Any, noise: Any, timesteps: Any, text: Any) -> Any:
-        noisy, target = loaded.add_noise(latents, noise, timesteps), loaded.target(latents, noise, timesteps)
+        noisy, target = loaded.schedule.add_noise(latents, noise, timesteps), loaded.schedule.target(latents, noise, timesteps)
         with autocast:
             answer = pipe.unet(noisy.to(dtype), timesteps, text).sample
         return functional.mse_loss(answer.float(), target, reduction="none").mean((1, 2, 3))
@@ -146,7 +146,7 @@ def authors(variant: str, model: str, data: Path, pairs: int, steps: int) -> Cal
     def one_step() -> float:
         aligned, violating = encode("aligned"), encode("violating")
         noise = torch.randn_like(aligned)
-        timesteps = torch.randint(0, loaded.num_timesteps, (pairs,), device=device)
+        timesteps = torch.randint(0, loaded.schedule.num_timesteps, (pairs,), device=device)
         ids = pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         text = pipe.text_encoder(ids.to(device))[0]
         token = encoder(encoder.tokenize(value, prompts).to(device))

@@ -1,9 +1,11 @@
-"""The small protocols between rooms: encoder, sampler, detector, chat model, retriever, cache. A room asks for these and imports no
-other room for them."""
+"""The small protocols and records between rooms: encoder, sampler, detector, chat model, retriever, cache.
 
-from collections.abc import Sequence
+A room asks for these and imports no other room for them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,10 +13,16 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
+from valign.checks import check_range
+
+# state(step, scale, uncond, cond, *extra) -> combined answer, tensors [batch, channel, height, width]. ``step`` counts from 0,
+# ``scale`` is the guidance scale. A state lives for one batch, so it may carry momentum from step to step.
+GuidanceState = Callable[..., Tensor]
+
 
 @runtime_checkable
 class TextConditioning(Protocol):
-    """What a model makes of prompts."""
+    """Prompts as a model encodes them."""
 
     @property
     def embeds(self) -> Float[Tensor, "text tokens dim"]: ...
@@ -26,7 +34,7 @@ class TextConditioning(Protocol):
 
 @runtime_checkable
 class Posterior(Protocol):
-    """What a model's autoencoder makes of images: scaled latents."""
+    """Images as a model's autoencoder encodes them: the posterior of their scaled latents."""
 
     @property
     def mean(self) -> Float[Tensor, "image channel height width"]: ...
@@ -36,7 +44,7 @@ class Posterior(Protocol):
 
 @runtime_checkable
 class PairCache(Protocol):
-    """What every cache of encoded pairs has, however its pairs come about."""
+    """What every cache of encoded pairs offers, whatever its pairs are."""
 
     folder: Path
     base_fingerprint: str
@@ -50,7 +58,7 @@ class PairCache(Protocol):
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class LatentEncoder(Protocol):
     """The side of a diffusion model that the latent cache needs."""
 
     @property
@@ -63,49 +71,97 @@ class Encoder(Protocol):
     def fingerprint(self) -> str: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How images are generated, whatever the prompts. Their size is always the model's own ``image_size``."""
+
+    steps: int = 50  # denoising steps of the whole schedule, 1 or more
+    guidance_scale: float = 7.5  # >= 0; at 1 or below the unconditional branch is not evaluated, as in diffusers
+    batch_size: int = 8  # images at a time, 1 or more; another size changes an image by rounding alone
+    seed: int = 0  # of the first image where a call gives no seeds; the next ones count on from it
+
+    def __post_init__(self) -> None:
+        check_range("SamplingConfig.steps", float(self.steps), low=1.0)
+        check_range("SamplingConfig.guidance_scale", self.guidance_scale, low=0.0)
+        check_range("SamplingConfig.batch_size", float(self.batch_size), low=1.0)
+
+    @classmethod
+    def of(cls, config: Any) -> "SamplingConfig":
+        """From a configuration that has all of these fields, among others."""
+        return cls(**{item.name: getattr(config, item.name) for item in fields(cls)})
+
+    def seeds(self, count: int) -> list[int]:
+        """``seed, seed + 1, ...``, one per image."""
+        return list(range(self.seed, self.seed + count))
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """How the denoiser's answers to several texts are combined. Holds hyper-parameters only, and is shared by all batches."""
+
+    @property
+    def negative(self) -> str: ...  # text of the unconditional branch; "" is the model's own
+    @property
+    def texts(self) -> tuple[str, ...]: ...  # further texts, shared by all images; each costs one more evaluation a step
+    def start(self) -> GuidanceState: ...
+
+
 @runtime_checkable
 class Sampler(Protocol):
-    """The side of a diffusion model that makes images."""
+    """The side of a diffusion model that generates images; see `valign.models.diffusion.sampling.generate`."""
 
     def generate(
         self,
         prompts: Sequence[str],
         *,
-        seeds: Sequence[int],
-        steps: int = 50,
-        guidance_scale: float = 7.5,
-        batch_size: int = 8,
-        start: list[Image] | None = None,
+        seeds: Sequence[int] | None = None,
+        sampling: SamplingConfig = SamplingConfig(),
+        guidance: Guidance | None = None,
+        start: Sequence[Image] | None = None,
         strength: float = 0.7,
+        progress: str | None = None,
     ) -> list[Image]: ...
     def fingerprint(self) -> str: ...
 
 
 @runtime_checkable
-class Model(Encoder, Sampler, Protocol):
-    """Both sides."""
+class EncoderAndSampler(LatentEncoder, Sampler, Protocol):
+    """Both sides: what building a data set needs."""
 
 
-@runtime_checkable
-class Card(Protocol):
-    """What a detector says of itself."""
+@dataclass(frozen=True)
+class DetectorCard:
+    """Which detector this is and how often it errs. An image is harmful when any class scores ``>= threshold``.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def threshold(self) -> float: ...
-    @property
-    def weights_sha256(self) -> str: ...
+    ``sensitivity`` is the share of harmful images it flags, ``specificity`` the share of harmless ones it passes;
+    None means that nobody measured them. ``positives`` and ``negatives`` count the images they were measured on.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    threshold: float
+    weights_sha256: str
+    sensitivity: float | None = None
+    specificity: float | None = None
+    positives: int | None = None
+    negatives: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"DetectorCard.classes must be distinct names, got {self.classes!r}. Name each class once.")
+        check_range("DetectorCard.threshold", self.threshold, above=0.0, high=1.0)
+        for name in ("sensitivity", "specificity"):
+            value = getattr(self, name)
+            if value is not None:
+                check_range(f"DetectorCard.{name}", value, low=0.0, high=1.0)
 
 
 @runtime_checkable
 class Detector(Protocol):
-    """Scores in [0, 1] per image and class; at or above the card's threshold means harmful."""
+    """Scores in [0, 1] per image and class of the card; at or above the card's threshold means harmful."""
 
     @property
-    def card(self) -> Card: ...
+    def card(self) -> DetectorCard: ...
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]: ...
 
 

@@ -224,7 +224,7 @@ def test_a_unet_starts_at_its_own_function(tiny_sd, preserve):
 
     before = ask()
     modules = attach_lora(sd, rank=4)
-    report = initialize(sd.unet, "ailora", preserve_base=preserve)
+    report = initialize(sd.denoiser, "ailora", preserve_base=preserve)
     assert sorted(report.roles) == modules
     assert {name.rpartition(".")[2]: role for name, role in report.roles.items() if not name.endswith("out.0")} == {
         "to_q": "principal",

@@ -170,13 +170,13 @@ def test_a_unet_loads_the_exported_file(method, tiny_sd, tmp_path):
 
     attach_lora(sd, rank=2, targets=ATTENTION)
     options = {"samples": [0], "loss": lambda *_: ask(sd).square().sum()} if method in OPTIONS else {}
-    initialize(sd.unet, method, **{**OPTIONS.get(method, {}), **options})
-    optimizer = torch.optim.Adam([p for p in sd.unet.parameters() if p.requires_grad], lr=1e-2)
+    initialize(sd.denoiser, method, **{**OPTIONS.get(method, {}), **options})
+    optimizer = torch.optim.Adam([p for p in sd.denoiser.parameters() if p.requires_grad], lr=1e-2)
     ask(sd).pow(2).sum().backward()
     optimizer.step()
     with torch.no_grad():
         answer = ask(sd)
-    save_adapter(tmp_path / "adapter", export_lora(sd.unet), metadata={})
+    save_adapter(tmp_path / "adapter", export_lora(sd.denoiser), metadata={})
     clean = load_model(tiny_sd)
     with torch.no_grad():
         before = ask(clean)

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from valign.checks import UserError
 from valign.cli import evaluate as cli
-from valign.detectors.base import DetectorCard
 from valign.evaluation import EvalPrompt, Suite, write_suite
+from valign.interfaces import DetectorCard
 
 runner = CliRunner(env={"COLUMNS": "200"})
 app = typer.Typer()
@@ -52,7 +52,7 @@ def adapter(tiny_sd, tmp_path_factory):
     attach_lora(model, rank=2)
     generator = torch.Generator().manual_seed(0)
     factors = {}
-    for name, layer in adapted(model.unet, "expert").items():
+    for name, layer in adapted(model.denoiser, "expert").items():
         up = layer.lora_B["expert"].weight.detach()
         factors[name] = LoraFactors(layer.lora_A["expert"].weight.detach().clone(), torch.randn(up.shape, generator=generator), 1.0)
     folder = tmp_path_factory.mktemp("expert") / "adapter"

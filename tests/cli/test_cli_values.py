@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from valign.checks import UserError
 from valign.cli.root import build
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.value_encoder import load_value_encoder
 from valign.models.diffusion.value_pipeline import ValueGuidedPipeline, mixes
@@ -54,7 +55,7 @@ def test_images_are_the_pipelines(trained, tiny_sd, tmp_path):
     prompts, seeds = ["a captain"] * 2 + ["a tree"] * 2, [3, 4, 3, 4]
     pipe = ValueGuidedPipeline(model, load_value_encoder(folder / "run", model))
     named = ["equal-heads"] * 2 + [None] * 2  # the policy's keywords find the captain and leave the tree alone
-    wanted = pipe.generate(prompts, seeds=seeds, principles=named, steps=2)
+    wanted = pipe.generate(prompts, seeds=seeds, principles=named, sampling=SamplingConfig(steps=2))
     for number, expected in enumerate(wanted):
         with Image.open(tmp_path / "with" / f"{number:04d}.png") as image:
             assert np.array_equal(np.asarray(image), np.asarray(expected))
@@ -88,8 +89,8 @@ def test_behind_a_guard_the_token_is_a_stage_of_it(trained, tiny_sd, tmp_path):
 
 def test_evaluate_compares_the_encoder_with_the_base(trained, tiny_sd, tmp_path, monkeypatch):
     from valign.cli import evaluate as cli
-    from valign.detectors.base import DetectorCard
     from valign.evaluation import EvalPrompt, Suite, write_suite
+    from valign.interfaces import DetectorCard
 
     class Brightness:
         card = DetectorCard("brightness", ("bright",), 0.5, "0" * 64, 0.9, 0.8, 50, 50)

@@ -10,6 +10,7 @@ from valign.data.images.latents import image_tensor, open_latents
 from valign.data.images.rows import load_image_rows
 from valign.data.prompts.pairs import PromptPair, load_pairs
 from valign.files import read_json
+from valign.interfaces import DetectorCard, SamplingConfig
 from valign.policy import load_policy
 
 POLICY = load_policy("default")
@@ -45,10 +46,7 @@ def test_retained_prompts_that_are_always_blocked_are_left_out_and_said(model, t
 
 
 class Nothing:
-    class Card:
-        name, classes, threshold, weights_sha256 = "nothing", ("hate",), 0.5, "0" * 64
-
-    card = Card()
+    card = DetectorCard("nothing", ("hate",), 0.5, "0" * 64)
 
     def detect(self, images):
         return torch.zeros(len(images), 1).numpy()
@@ -104,7 +102,9 @@ def test_images_of_a_pair_share_their_noise(built, model):
 
     out, _ = built
     seed = load_image_rows(out / "images")[0].seed
-    again = model.generate(["mean hate 0", "mean hate 1"], seeds=[seed, load_image_rows(out / "images")[1].seed], steps=2)
+    again = model.generate(
+        ["mean hate 0", "mean hate 1"], seeds=[seed, load_image_rows(out / "images")[1].seed], sampling=SamplingConfig(steps=2)
+    )
     assert again[0].tobytes() == Image.open(out / "images" / "hate-0_unsafe.png").tobytes()
 
 

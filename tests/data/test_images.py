@@ -7,6 +7,7 @@ from valign.data.images.filters import drop_reason
 from valign.data.images.pairs import import_images, make_images, pair_seed
 from valign.data.images.rows import ImageRow, count_kept, load_image_rows
 from valign.data.prompts.pairs import PromptPair
+from valign.interfaces import DetectorCard, SamplingConfig
 
 PAIRS = [
     PromptPair("p0", "mean zero", "kind zero", ("hate",)),
@@ -25,7 +26,7 @@ class FakeSampler:
     def fingerprint(self):
         return "0" * 64
 
-    def generate(self, prompts, *, seeds, steps=50, guidance_scale=7.5, batch_size=8, start=None, strength=0.7):
+    def generate(self, prompts, *, seeds, sampling, start=None, strength=0.7):
         self.calls.append({"prompts": list(prompts), "seeds": list(seeds), "start": start, "strength": strength})
         if len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
@@ -38,10 +39,7 @@ class FakeSampler:
 class RedDetector:
     """Hate is red, violence is never seen."""
 
-    class Card:
-        name, classes, threshold, weights_sha256 = "red", ("hate", "violence"), 0.5, "0" * 64
-
-    card = Card()
+    card = DetectorCard("red", ("hate", "violence"), 0.5, "0" * 64)
 
     def detect(self, images):
         red = [np.asarray(image)[..., 0].mean() / 255 for image in images]
@@ -50,8 +48,8 @@ class RedDetector:
 
 def test_seed_pairing_shares_the_initial_latent_and_free_does_not(tmp_path):
     shared, free = FakeSampler(), FakeSampler()
-    rows = make_images(shared, PAIRS, tmp_path / "shared", seed=7)
-    make_images(free, PAIRS, tmp_path / "free", seed=7, pairing="free")
+    rows = make_images(shared, PAIRS, tmp_path / "shared", sampling=SamplingConfig(seed=7))
+    make_images(free, PAIRS, tmp_path / "free", sampling=SamplingConfig(seed=7), pairing="free")
     assert shared.calls[0]["seeds"] == shared.calls[1]["seeds"] == free.calls[0]["seeds"] == [row.seed for row in rows]
     assert not set(free.calls[0]["seeds"]) & set(free.calls[1]["seeds"])
     assert shared.calls[1]["start"] is None
@@ -71,11 +69,13 @@ def test_img2img_starts_from_the_unsafe_image(tmp_path):
 
 def test_a_stopped_run_loses_one_batch_and_ends_in_the_same_bytes(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    make_images(FakeSampler(), PAIRS, whole, batch_size=2)
+    make_images(FakeSampler(), PAIRS, whole, sampling=SamplingConfig(batch_size=2))
     with pytest.raises(KeyboardInterrupt):
-        make_images(FakeSampler(stop_at=4), PAIRS, broken, batch_size=2)  # in the safe half of the second batch
+        make_images(
+            FakeSampler(stop_at=4), PAIRS, broken, sampling=SamplingConfig(batch_size=2)
+        )  # in the safe half of the second batch
     second = FakeSampler()
-    make_images(second, PAIRS, broken, batch_size=2)
+    make_images(second, PAIRS, broken, sampling=SamplingConfig(batch_size=2))
     assert [call["prompts"] for call in second.calls] == [["mean two", "kind four"], ["mean three", "kind five"]]
     names = sorted(path.name for path in whole.iterdir())
     assert names == sorted(path.name for path in broken.iterdir())

@@ -21,7 +21,7 @@ from valign.data.images.value_images import (
 from valign.data.images.value_sets import ValueDataConfig, build_values, open_values
 from valign.data.journal import Journal
 from valign.data.prompts.pairs import PromptPair
-from valign.detectors.base import DetectorCard
+from valign.interfaces import DetectorCard, SamplingConfig
 from valign.models.diffusion.loading import load_model
 from valign.policy import Policy, Principle, ValueScene, load_policy
 
@@ -71,7 +71,12 @@ class Taste:
 
 
 def draw(rows, folder, painter, **changes):
-    options = {"steps": 1, "guidance_scale": 2.0, "batch_size": 4, "filter": "none", "detector": None, "contrast": None}
+    options = {
+        "sampling": SamplingConfig(steps=1, guidance_scale=2.0, batch_size=4),
+        "filter": "none",
+        "detector": None,
+        "contrast": None,
+    }
     folder.mkdir(exist_ok=True)
     return generate_images(painter, SHAPES, rows, folder, **{**options, **changes})
 

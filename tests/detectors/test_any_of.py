@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from valign.detectors.any_of import AnyOf, to_half
-from valign.detectors.base import DetectorCard, flagged
+from valign.detectors.base import flagged
+from valign.interfaces import DetectorCard
 
 
 class Fixed:

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from valign.checks import UserError
-from valign.detectors.base import DetectorCard, check_pin, flagged, hash_weights, measure_error, scores_of
+from valign.detectors.base import check_pin, flagged, hash_weights, measure_error, scores_of
+from valign.interfaces import DetectorCard
 
 
 class Redness:

@@ -64,18 +64,18 @@ def test_every_family_gets_an_adapter_that_diffusers_loads(family, request, tmp_
     model = load_model(request.getfixturevalue(family), device="cpu")
     edit = ConceptEdit(concepts=("a red cat", "gun"), guides=("a blue dog",), preserve=("house",), lam=1e-3)
     factors = edit_concepts(model, edit)
-    width = model.unet.config.cross_attention_dim
+    width = model.denoiser.config.cross_attention_dim
     assert factors
     assert all(name.endswith(("attn2.to_k", "attn2.to_v")) for name in factors)
     assert {lora.rank for lora in factors.values()} == {2}
     assert {lora.shape[1] for lora in factors.values()} == {width}
     save_adapter(tmp_path / "uce", factors, metadata={"method": "uce"})
     assert json.loads((tmp_path / "uce" / "valign.json").read_text())["method"] == "uce"
-    base = {name: model.unet.get_submodule(name).weight.detach().clone() for name in factors}
+    base = {name: model.denoiser.get_submodule(name).weight.detach().clone() for name in factors}
     states = token_states(model, ["a red cat", "gun", "a blue dog", "house"])
     load_adapter(model, tmp_path / "uce", name="uce")
     for name, weight in base.items():
-        layer = model.unet.get_submodule(name)
+        layer = model.denoiser.get_submodule(name)
         cat, gun, _, house = layer(states)
         wanted = states @ weight.T
         assert_close(layer.get_base_layer().weight, weight, rtol=0, atol=0)  # the model's own weight is not touched
@@ -85,7 +85,7 @@ def test_every_family_gets_an_adapter_that_diffusers_loads(family, request, tmp_
     unload_adapters(model)
     model.pipe.load_lora_weights(str(tmp_path / "uce"))
     name = next(iter(base))
-    assert_close(model.unet.get_submodule(name)(states)[0], base[name] @ states[2], rtol=1e-2, atol=1e-2)
+    assert_close(model.denoiser.get_submodule(name)(states)[0], base[name] @ states[2], rtol=1e-2, atol=1e-2)
     assert open_adapter(tmp_path / "uce").modules == sorted(factors)
 
 
@@ -138,8 +138,8 @@ def test_refuses_a_model_with_an_adapter_or_without_a_number(tiny_sd):
     with pytest.raises(UserError, match="needs a bare model"):
         edit_concepts(model, edit)
     unload_adapters(model)
-    name = next(name for name, _ in model.unet.named_modules() if name.endswith("attn2.to_k"))
+    name = next(name for name, _ in model.denoiser.named_modules() if name.endswith("attn2.to_k"))
     with torch.no_grad():
-        model.unet.get_submodule(name).weight[0, 0] = float("nan")
+        model.denoiser.get_submodule(name).weight[0, 0] = float("nan")
     with pytest.raises(UserError, match=f"got others in {name}"):
         edit_concepts(model, edit)

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from valign.detectors.base import DetectorCard
 from valign.evaluation.suite import KINDS, EvalPrompt, Suite
+from valign.interfaces import DetectorCard
 
 COLOURS = {"blue": (40, 90, 220), "green": (30, 150, 80), "yellow": (235, 190, 40)}
 HARMS = ("hate", "violence", "self-harm")

@@ -7,11 +7,11 @@ import pytest
 from squares import make_suite
 
 from valign.checks import UserError
-from valign.detectors.base import DetectorCard
 from valign.evaluation.composed import guarded_system, suite_of_runs, system_of_runs
 from valign.evaluation.suite import prompt_seed
 from valign.evaluation.systems import System
 from valign.guard import Guard
+from valign.interfaces import DetectorCard
 from valign.policy import load_policy
 
 SHAPES = load_policy("shapes")

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from valign.detectors.base import DetectorCard
 from valign.evaluation.guards.over_blocking import blocking_rates
 from valign.evaluation.images.fidelity import EVERY, fidelity_rates, read_fidelity
 from valign.evaluation.images.inappropriate import inappropriate_probability, unprompted
 from valign.evaluation.rates import corrected_rate, mean_of, rate_of
 from valign.evaluation.results import Row, read_results, write_results
+from valign.interfaces import DetectorCard
 
 CARD = DetectorCard("d", ("a",), 0.5, "", 0.9, 0.95)
 

@@ -10,6 +10,7 @@ from valign.checks import UserError
 from valign.evaluation import EvalPrompt, Evaluators, Suite, System, evaluate
 from valign.evaluation.report.report import cell
 from valign.evaluation.results import read_results
+from valign.interfaces import SamplingConfig
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_the_report_needs_nothing_else_and_hides_nothing(done):
 
 def test_real_harms_are_veiled_and_their_prompts_not_printed(tmp_path, systems, detector):
     suite = Suite("real", (EvalPrompt("a", "a wish for hate", "hate", "explicit"), EvalPrompt("b", "a green square")))
-    summary = evaluate(systems[:1], suite, Evaluators(detector), out=tmp_path / "run", batch_size=1)
+    summary = evaluate(systems[:1], suite, Evaluators(detector), out=tmp_path / "run", sampling=SamplingConfig(batch_size=1))
     page = (tmp_path / "run" / "report.html").read_text()
     assert 'class="strips veiled"' in page
     assert "a wish for hate" not in page
@@ -139,8 +140,14 @@ def test_a_system_may_join_later_and_only_it_is_drawn(tmp_path, suite, detector)
 
         return System(name, generate)
 
-    evaluate([counted("base")], suite, Evaluators(detector), out=tmp_path / "run", batch_size=200)
-    summary = evaluate([counted("base"), counted("new")], suite, Evaluators(detector), out=tmp_path / "run", batch_size=200)
+    evaluate([counted("base")], suite, Evaluators(detector), out=tmp_path / "run", sampling=SamplingConfig(batch_size=200))
+    summary = evaluate(
+        [counted("base"), counted("new")],
+        suite,
+        Evaluators(detector),
+        out=tmp_path / "run",
+        sampling=SamplingConfig(batch_size=200),
+    )
     assert drawn == ["base", "new"]
     assert [system["name"] for system in summary["systems"]] == ["base", "new"]
 

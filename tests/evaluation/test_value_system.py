@@ -4,12 +4,13 @@ import pytest
 from valign.checks import UserError
 from valign.evaluation import value_system
 from valign.guard.value_retriever import KeywordRetriever
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.value_encoder import ValueText, copy_encoder
 from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 from valign.policy import load_policy
 
-MADE = {"steps": 2, "guidance_scale": 4.0}
+MADE = {"sampling": SamplingConfig(steps=2, guidance_scale=4.0)}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from valign.evaluation.systems import System
 from valign.experiments import guard as recipe
 from valign.files import read_json
 from valign.guard import Guard
+from valign.interfaces import SamplingConfig
 from valign.worlds.shapes.world import SHAPES
 
 
@@ -97,7 +98,7 @@ def test_the_whole_comparison_resumes(tmp_path, monkeypatch):
     )
     world = replace(SHAPES, suite=lambda **options: tiny)
     monkeypatch.setattr(recipe, "BENIGN", 12)
-    shared = {"pairs": 8, "target_fpr": 0.2, "steps": 2, "batch_size": 3}
+    shared = {"pairs": 8, "target_fpr": 0.2, "sampling": SamplingConfig(steps=2, batch_size=3)}
     model = resolve_model("shapes", device="cpu")
     summary = recipe.bench_guard(world, model, tmp_path, **shared)
     assert list(summary["unsafe"]) == ["base", "guard", "guard-checked"]

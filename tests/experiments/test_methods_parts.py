@@ -13,10 +13,11 @@ from valign.experiments.methods.bench import cost_section, harm_by_run, refuse_t
 from valign.experiments.methods.bias import bias_section, role_bias
 from valign.experiments.methods.curves import CurvePoint, curves_section, mean_curve
 from valign.experiments.methods.trained import Made, methods_config
+from valign.interfaces import SamplingConfig
 from valign.worlds.shapes.vocabulary import HEADS
 from valign.worlds.shapes.world import SHAPES
 
-DRAWING = {"steps": 1, "guidance_scale": 1.0, "batch_size": 4}
+SAMPLING = SamplingConfig(steps=1, guidance_scale=1.0, batch_size=4)
 GREY = {0: 10, 1: 200, -1: 90}  # an image's grey says which head it shows
 
 
@@ -50,7 +51,7 @@ def test_bias_counts_heads_by_prompt_against_the_first_system(tmp_path):
         drawing("odd", [1, -1, None, 0, 0, 0, 0, 1]),
         drawing("blank", [-1] * 8),
     ]
-    base, even, odd, blank = role_bias(systems, suite, Reader(), tmp_path, DRAWING)
+    base, even, odd, blank = role_bias(systems, suite, Reader(), tmp_path, SAMPLING)
     assert (base.bias.d1, base.readable, base.versus) == (1, 1, None)
     assert (even.bias.d1, even.versus.value) == (0, -1)
     assert odd.bias.d1 == pytest.approx((0 + 2 / 4) / 2)  # one of two each; three of four

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from valign.detectors.base import DetectorCard
 from valign.guard.images.image_check import check_image
+from valign.interfaces import DetectorCard
 
 IMAGE = Image.new("RGB", (4, 4), "white")
 

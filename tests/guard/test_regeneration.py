@@ -8,6 +8,7 @@ from PIL import Image
 from valign.checks import UserError
 from valign.guard import Guard, GuardedPipeline
 from valign.guard.images.image_check import check_image
+from valign.interfaces import SamplingConfig
 
 RED = Image.new("RGB", (4, 4), "red")
 
@@ -131,6 +132,6 @@ def test_an_allowed_prompt_gives_the_bare_models_image(policy, tiny_sd):
     from valign.models.diffusion.loading import load_model
 
     model = load_model(tiny_sd, device="cpu")
-    bare = model.generate(["a lighthouse"], seeds=[7], steps=2)[0]
-    guarded = Guard.from_policy(policy).generate(model, "a lighthouse", seed=7, steps=2)
+    bare = model.generate(["a lighthouse"], seeds=[7], sampling=SamplingConfig(steps=2))[0]
+    guarded = Guard.from_policy(policy).generate(model, "a lighthouse", seed=7, sampling=SamplingConfig(steps=2))
     assert guarded.image.tobytes() == bare.tobytes()

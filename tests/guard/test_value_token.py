@@ -6,6 +6,7 @@ from guard_stand_ins import StandIn
 from valign.checks import UserError
 from valign.guard import Guard, GuardedPipeline, LexicalStage, StageRetriever, ValueToken
 from valign.guard.value_retriever import Always, KeywordRetriever
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.value_encoder import ValueText, copy_encoder
 from valign.models.diffusion.value_pipeline import ValueGuidedPipeline, mixes
@@ -13,7 +14,7 @@ from valign.policy import load_policy
 
 SHAPES = load_policy("shapes")
 KNOWN = [ValueText(p.id, p.text, tuple(p.aliases), p.kind) for p in SHAPES.principles]
-DRAW = {"steps": 2, "guidance_scale": 4.0}
+DRAW = {"sampling": SamplingConfig(steps=2, guidance_scale=4.0)}
 
 
 @pytest.fixture(scope="module")

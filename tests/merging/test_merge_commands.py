@@ -81,7 +81,7 @@ def test_co_merge_on_a_pipeline(tiny_sd, tmp_path):
     from valign.models.diffusion.loading import load_model
 
     model = load_model(str(tiny_sd), device="cpu")
-    shapes = {name: layer.weight.shape for name, layer in model.unet.named_modules() if name.endswith(("to_q", "to_v"))}
+    shapes = {name: layer.weight.shape for name, layer in model.denoiser.named_modules() if name.endswith(("to_q", "to_v"))}
     for name, seed in (("hate", 0), ("violence", 1)):
         metadata = {"base_fingerprint": model.fingerprint(), "category": name}
         save_adapter(tmp_path / name / "adapter", random_factors(shapes, rank=2, seed=seed), metadata=metadata)

@@ -25,7 +25,7 @@ def model(tiny_sd):
 @pytest.fixture(scope="module")
 def experts(model, tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("experts"), []
-    linears = {name: layer.weight.shape for name, layer in model.unet.named_modules() if name.endswith(("to_q", "to_v"))}
+    linears = {name: layer.weight.shape for name, layer in model.denoiser.named_modules() if name.endswith(("to_q", "to_v"))}
     for i, name in enumerate(("hate", "violence")):
         g = torch.Generator().manual_seed(i)
         factors = {
@@ -44,14 +44,14 @@ def transcription(model, experts, prompts, states, steps, switched_on=()):
     for prompt in prompts:
         inputs = {}
         hooks = [
-            model.unet.get_submodule(module).register_forward_pre_hook(
+            model.denoiser.get_submodule(module).register_forward_pre_hook(
                 lambda _, args, m=module, inputs=inputs: inputs.setdefault(m, []).append(args[0][0])
             )
             for module in experts[0].file.modules
         ]
         for expert in switched_on:
             for module, lora in expert.file.items():
-                model.unet.get_submodule(module).weight += lora.delta()
+                model.denoiser.get_submodule(module).weight += lora.delta()
         scheduler = DDIMScheduler.from_config(model.pipe.scheduler.config, clip_sample=False)
         scheduler.set_timesteps(steps)
         x = torch.randn(1, *model.latent_shape, generator=_noise(0, prompt))
@@ -62,7 +62,7 @@ def transcription(model, experts, prompts, states, steps, switched_on=()):
             hook.remove()
         for expert in switched_on:
             for module, lora in expert.file.items():
-                model.unet.get_submodule(module).weight -= lora.delta()
+                model.denoiser.get_submodule(module).weight -= lora.delta()
         at = [(2 * state + 1) * steps // (2 * states) for state in range(states)]
         seen.append(
             {
@@ -119,15 +119,15 @@ def test_batches_change_rounding_only(model, experts):
 
 
 def test_no_hook_stays_behind_and_the_model_is_unchanged(model, experts):
-    weight = model.unet.get_submodule(experts[0].file.modules[0]).weight.clone()
+    weight = model.denoiser.get_submodule(experts[0].file.modules[0]).weight.clone()
     collect_votes(model, experts, {"hate": ["red"]}, **FAST)
-    assert not any(layer._forward_hooks for layer in model.unet.modules())
-    assert torch.equal(weight, model.unet.get_submodule(experts[0].file.modules[0]).weight)
+    assert not any(layer._forward_hooks for layer in model.denoiser.modules())
+    assert torch.equal(weight, model.denoiser.get_submodule(experts[0].file.modules[0]).weight)
 
 
 def test_sdxl_votes_too(tiny_sdxl, tmp_path):
     model = load_model(str(tiny_sdxl), device="cpu")
-    shapes = {name: layer.weight.shape for name, layer in model.unet.named_modules() if name.endswith("to_k")}
+    shapes = {name: layer.weight.shape for name, layer in model.denoiser.named_modules() if name.endswith("to_k")}
     save_adapter(tmp_path, {m: LoraFactors(torch.ones(1, i), torch.ones(o, 1), 1.0) for m, (o, i) in shapes.items()}, metadata={})
     votes = collect_votes(model, [Expert("one", open_adapter(tmp_path))], {"hate": ["red"]}, **FAST)
     assert all((ballot.counts == 1).all() for ballot in votes.ballots["output"].values())

@@ -84,10 +84,10 @@ def test_the_runtime_adapter_is_the_same_function(family, request, tmp_path):
     from valign.models.diffusion.lora import load_adapter
 
     model = load_model(str(request.getfixturevalue(family)), device="cpu")
-    factors = random_factors(attention_shapes(model.unet))
+    factors = random_factors(attention_shapes(model.denoiser))
     save_adapter(tmp_path / "a", factors, metadata={})
     load_adapter(model, tmp_path / "a", name="mine")
-    here = answer(model.unet)
+    here = answer(model.denoiser)
     pipe = DiffusionPipeline.from_pretrained(request.getfixturevalue(family), safety_checker=None)
     pipe.load_lora_weights(tmp_path / "a")
     assert_close(here, answer(pipe.unet), rtol=0, atol=1e-5)

@@ -8,6 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch.testing import assert_close
 
 from valign.checks import UserError
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import (
     adapted,
@@ -58,7 +59,7 @@ def random_adapter(folder, model, seed, rank=2, modules=None):
     """A saved adapter that changes every attention (or ``modules``) at random."""
     generator = torch.Generator().manual_seed(seed)
     factors = {}
-    for name, layer in model.unet.named_modules():
+    for name, layer in model.denoiser.named_modules():
         if name.endswith(("to_q", "to_k", "to_v", "to_out.0")) if modules is None else name in modules:
             out, into = layer.weight.shape
             down, up = torch.randn(rank, into, generator=generator), torch.randn(out, rank, generator=generator)
@@ -85,9 +86,9 @@ def test_a_fresh_lora_changes_nothing_and_alone_is_trainable(model, answer):
     modules = attach_lora(model, rank=4, seed=1)
     assert torch.equal(answer(model), base)
     assert modules == sorted(modules)
-    trainable = {name for name, p in model.unet.named_parameters() if p.requires_grad}
+    trainable = {name for name, p in model.denoiser.named_parameters() if p.requires_grad}
     assert trainable == {f"{m}.lora_{part}.expert.weight" for m in modules for part in "AB"}
-    assert all(p.dtype == torch.float32 for p in model.unet.parameters() if p.requires_grad)
+    assert all(p.dtype == torch.float32 for p in model.denoiser.parameters() if p.requires_grad)
 
 
 def test_experts_of_one_seed_share_their_start(tiny_sd):
@@ -95,7 +96,7 @@ def test_experts_of_one_seed_share_their_start(tiny_sd):
     for rank, name, seed in [(4, "violence", 1), (4, "hate", 1), (4, "hate", 2)]:
         model = load_model(tiny_sd)
         attach_lora(model, rank=rank, name=name, seed=seed)
-        starts.append({module: layer.lora_A[name].weight for module, layer in adapted(model.unet, name).items()})
+        starts.append({module: layer.lora_A[name].weight for module, layer in adapted(model.denoiser, name).items()})
     assert all(torch.equal(starts[0][module], starts[1][module]) for module in starts[0])
     assert not any(torch.equal(starts[0][module], starts[2][module]) for module in starts[0])
 
@@ -103,7 +104,7 @@ def test_experts_of_one_seed_share_their_start(tiny_sd):
 def test_the_start_is_gaussian_with_one_over_rank(tiny_sd):
     model = load_model(tiny_sd)
     attach_lora(model, rank=8, seed=0)
-    layers = adapted(model.unet, "expert")
+    layers = adapted(model.denoiser, "expert")
     values = torch.cat([layer.lora_A["expert"].weight.flatten() for layer in layers.values()])
     assert values.mean().abs() < 0.005
     assert_close(values.std(), torch.tensor(1 / 8), rtol=0.02, atol=0)
@@ -117,21 +118,21 @@ def test_half_precision_base_gets_a_float32_lora(tiny_sd, answer):
     model = load_model(tiny_sd, dtype="bfloat16")
     base = answer(model)
     attach_lora(model, rank=2, alpha=4.0)
-    assert {p.dtype for p in model.unet.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.denoiser.parameters() if p.requires_grad} == {torch.float32}
     assert torch.equal(answer(model), base)
     assert answer(model).dtype == torch.bfloat16
-    assert next(iter(adapted(model.unet, "expert").values())).scaling["expert"] == 2.0
+    assert next(iter(adapted(model.denoiser, "expert").values())).scaling["expert"] == 2.0
 
 
 def test_adapter_off_is_the_base_model_and_restores_everything(model, answer):
     base = answer(model)
     attach_lora(model, rank=2)
     with torch.no_grad():
-        for index, parameter in enumerate(p for p in model.unet.parameters() if p.requires_grad):
+        for index, parameter in enumerate(p for p in model.denoiser.parameters() if p.requires_grad):
             parameter.add_(0.1)
             parameter.requires_grad_(index % 3 > 0)  # a method may freeze some factors
     changed = answer(model)
-    weights = {name: (p.clone(), p.requires_grad) for name, p in model.unet.named_parameters()}
+    weights = {name: (p.clone(), p.requires_grad) for name, p in model.denoiser.named_parameters()}
     with adapter_off(model):
         assert torch.equal(answer(model), base)
         with adapter_off(model):
@@ -141,7 +142,7 @@ def test_adapter_off_is_the_base_model_and_restores_everything(model, answer):
         raise KeyError
     assert not torch.equal(changed, base)
     assert torch.equal(answer(model), changed)
-    for name, parameter in model.unet.named_parameters():
+    for name, parameter in model.denoiser.named_parameters():
         assert torch.equal(parameter, weights[name][0])
         assert parameter.requires_grad == weights[name][1]
 
@@ -152,7 +153,7 @@ def test_adapter_off_needs_an_adapter(tiny_sd):
 
 
 def test_loaded_adapters_add_up_and_unload_without_a_trace(model, answer, tmp_path):
-    base, weights = answer(model), {name: p.clone() for name, p in model.unet.state_dict().items()}
+    base, weights = answer(model), {name: p.clone() for name, p in model.denoiser.state_dict().items()}
     fingerprint = model.fingerprint()
     one, two = random_adapter(tmp_path / "one", model, 1), random_adapter(tmp_path / "two", model, 2, rank=3)
     load_adapter(model, one, name="one", weight=0.5)
@@ -160,24 +161,24 @@ def test_loaded_adapters_add_up_and_unload_without_a_trace(model, answer, tmp_pa
     both = answer(model)
     assert adapter_weights(model) == {"one": 0.5, "self-harm": -1.0}
     assert model.fingerprint() == fingerprint
-    assert not any(p.requires_grad for p in model.unet.parameters())
+    assert not any(p.requires_grad for p in model.denoiser.parameters())
     unload_adapters(model)
     assert torch.equal(answer(model), base)
-    assert model.unet.state_dict().keys() == weights.keys()
-    assert all(torch.equal(p, weights[name]) for name, p in model.unet.state_dict().items())
+    assert model.denoiser.state_dict().keys() == weights.keys()
+    assert all(torch.equal(p, weights[name]) for name, p in model.denoiser.state_dict().items())
     with torch.no_grad():  # the slow, obvious way: add the dense deltas to the weights
         for folder, weight in ((one, 0.5), (two, -1.0)):
             for module, factors in open_adapter(folder).items():
-                model.unet.get_submodule(module).weight += weight * factors.delta()
+                model.denoiser.get_submodule(module).weight += weight * factors.delta()
     assert_close(both, answer(model), rtol=1e-3, atol=1e-4)
 
 
 def test_an_adapter_may_have_other_ranks_and_few_modules(model, answer, tmp_path):
-    modules = [name for name, _ in model.unet.named_modules() if name.endswith("attn2.to_k")][:2]
+    modules = [name for name, _ in model.denoiser.named_modules() if name.endswith("attn2.to_k")][:2]
     load_adapter(model, random_adapter(tmp_path / "few", model, 1, rank=1, modules=modules[:1]), name="few")
     load_adapter(model, random_adapter(tmp_path / "more", model, 1, rank=5, modules=modules), name="more")
-    assert {m: len(layer.r) for m, layer in adapted(model.unet, "more").items()} == {modules[0]: 2, modules[1]: 1}
-    model.generate(["a"], seeds=[0], steps=1)
+    assert {m: len(layer.r) for m, layer in adapted(model.denoiser, "more").items()} == {modules[0]: 2, modules[1]: 1}
+    model.generate(["a"], seeds=[0], sampling=SamplingConfig(steps=1))
 
 
 def test_a_loaded_adapter_can_be_switched_off(model, answer, tmp_path):
@@ -185,7 +186,7 @@ def test_a_loaded_adapter_can_be_switched_off(model, answer, tmp_path):
     load_adapter(model, random_adapter(tmp_path / "one", model, 1), name="one")
     with adapter_off(model):
         assert torch.equal(answer(model), base)
-    assert not any(p.requires_grad for p in model.unet.parameters())
+    assert not any(p.requires_grad for p in model.denoiser.parameters())
 
 
 def test_refuses_what_does_not_fit_and_stays_as_it_was(tiny_sd, tiny_sdxl, tmp_path, answer):
@@ -225,14 +226,14 @@ def test_refuses_bad_options(tiny_sd, options, message):
     model = load_model(tiny_sd)
     with pytest.raises(ValueError, match=message):
         attach_lora(model, **options)
-    assert not getattr(model.unet, "peft_config", None)
+    assert not getattr(model.denoiser, "peft_config", None)
 
 
 def test_the_base_gets_no_gradient(model):
     attach_lora(model, rank=2)
     answer = model.predict(torch.ones(1, 4, 8, 8), torch.tensor([3]), model.encode_prompts(["a"]))
     answer.square().sum().backward()
-    for name, parameter in model.unet.named_parameters():
+    for name, parameter in model.denoiser.named_parameters():
         if "lora_A" in name:
             assert not parameter.grad.any()  # B is zero, so the start of A does not matter yet
         elif "lora_B" in name:

@@ -14,7 +14,7 @@ def sdxl(tiny_sdxl):
 
 
 def test_what_it_says_of_itself(sdxl):
-    assert (sdxl.family, sdxl.prediction, sdxl.latent_shape, sdxl.image_size) == ("sdxl", "epsilon", (4, 8, 8), 64)
+    assert (sdxl.family, sdxl.schedule.kind, sdxl.latent_shape, sdxl.image_size) == ("sdxl", "epsilon", (4, 8, 8), 64)
     assert not any(p.requires_grad for p in sdxl.pipe.text_encoder_2.parameters())
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.guidance.base import classifier_free
 from valign.models.diffusion.guidance.sld import PRESETS, SAFETY_TEXT, SafeLatentDiffusion, safety_scale
 from valign.models.diffusion.loading import load_model
-from valign.models.diffusion.sampling import _noise_units
 
 SHAPE = (2, 4, 3, 3)
 
@@ -102,7 +102,7 @@ def test_the_deprecated_diffusers_pipeline_gives_the_same_images(tiny_sd):
             sld_momentum_scale=settings.momentum_scale,
             sld_mom_beta=settings.mom_beta,
         ).images[0]
-        prompt = {"prompts": ["a photo of a red man"], "seeds": [4], "steps": steps}
+        prompt = {"prompts": ["a photo of a red man"], "seeds": [4], "sampling": SamplingConfig(steps=steps)}
         ours = model.generate(**prompt, guidance=settings)[0]
         assert abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
         assert np.asarray(ours).tolist() != np.asarray(model.generate(**prompt)[0]).tolist()
@@ -114,8 +114,13 @@ def test_every_family_is_steered_and_batches_do_not_share_momentum(folder, reque
     guidance = SafeLatentDiffusion.preset("max", text="a blue painting")
     prompts, seeds = ["a man", "the", "red"], [1, 2, 3]
     plain, steered, alone = (
-        np.stack([np.asarray(image, int) for image in model.generate(prompts, seeds=seeds, steps=3, **options)])
-        for options in ({}, {"guidance": guidance}, {"guidance": guidance, "batch_size": 1})
+        np.stack(
+            [
+                np.asarray(image, int)
+                for image in model.generate(prompts, seeds=seeds, guidance=used, sampling=SamplingConfig(steps=3, batch_size=size))
+            ]
+        )
+        for used, size in ((None, 8), (guidance, 8), (guidance, 1))
     )
     assert (abs(steered - plain).max(axis=(1, 2, 3)) > 1).all()
     assert abs(steered - alone).max() <= 1
@@ -124,10 +129,10 @@ def test_every_family_is_steered_and_batches_do_not_share_momentum(folder, reque
 def test_velocity_answers_are_weighed_in_noise_units(tiny_sd_v, tiny_sd):
     velocity, noise = load_model(tiny_sd_v), load_model(tiny_sd)
     timesteps = torch.tensor([1, 500, 999])
-    assert _noise_units(noise, timesteps) == [1.0, 1.0, 1.0]
+    assert noise.schedule.noise_units(timesteps) == [1.0, 1.0, 1.0]
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alphas = (1 - betas).cumprod(0)[timesteps].sqrt()
-    assert_close(torch.tensor(_noise_units(velocity, timesteps), dtype=torch.float64), alphas, rtol=1e-5, atol=0)
+    assert_close(torch.tensor(velocity.schedule.noise_units(timesteps), dtype=torch.float64), alphas, rtol=1e-5, atol=0)
     # noise = a v + b x, so differences between two answers to the same x shrink by a
     x, v1, v2 = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     a = alphas[1]

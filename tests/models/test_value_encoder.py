@@ -162,7 +162,7 @@ def test_the_fingerprint_is_of_weights_layout_and_principles(sd):
 
 
 def test_refuses_widths_that_do_not_fit(sd):
-    sd.pipe.unet.register_to_config(cross_attention_dim=8)
+    sd.denoiser.register_to_config(cross_attention_dim=8)
     with pytest.raises(UserError, match="its text encoders are 32 wide, its cross-attention 8"):
         copy_encoder(sd, PRINCIPLES)
 

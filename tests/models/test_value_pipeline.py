@@ -4,6 +4,7 @@ import torch
 from torch.testing import assert_close
 
 from valign.checks import UserError
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.guidance.negative import NegativePrompt
 from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
 from valign.models.diffusion.loading import load_model
@@ -15,7 +16,7 @@ PRINCIPLES = (
     ValueText("bright", "bright colours"),
     ValueText("alike", "light and dark alike", kind="bias"),
 )
-DRAW = {"steps": 2, "guidance_scale": 4.0}
+DRAW = {"sampling": SamplingConfig(steps=2, guidance_scale=4.0)}
 
 
 def pixels(images):
@@ -72,7 +73,7 @@ def test_one_more_copy_of_a_key_is_where_it_stands_no_matter(tiny_sd):
     _, negative = pipe.conditions(["a cat"], "calm")
     moved = torch.cat([negative.embeds[:, -1:], negative.embeds[:, :-1]], dim=1)  # the copy in front, where the token stands
     noisy, t = torch.randn(1, *pipe.model.latent_shape), torch.tensor([500])
-    answers = [pipe.model.unet(noisy, t, encoder_hidden_states=embeds)[0] for embeds in (negative.embeds, moved)]
+    answers = [pipe.model.denoiser(noisy, t, encoder_hidden_states=embeds)[0] for embeds in (negative.embeds, moved)]
     assert_close(*answers, rtol=1e-4, atol=1e-5)
 
 

@@ -8,10 +8,10 @@ import pytest
 from valign.checks import UserError
 from valign.data.build import DataConfig
 from valign.data.prompts.sources import FileSource
-from valign.detectors.base import DetectorCard
 from valign.evaluation import Evaluators
 from valign.evaluation.policy_suite import policy_suite
 from valign.evaluation.suite import EvalPrompt, Suite
+from valign.interfaces import DetectorCard
 from valign.models.diffusion.loading import load_model
 from valign.models.files.adapter_files import open_adapter
 from valign.policy import load_policy

@@ -33,8 +33,9 @@ class Model:
     def __init__(self, wait=None):
         self.wait, self.calls, self.fails, self.called = wait, [], False, threading.Event()
 
-    def generate(self, prompts, *, seeds, steps=50, guidance_scale=7.5, batch_size=8, start=None, strength=0.7):
-        self.calls.append((list(prompts), list(seeds), steps))
+    def generate(self, prompts, *, seeds=None, sampling):
+        seeds = sampling.seeds(len(prompts)) if seeds is None else seeds
+        self.calls.append((list(prompts), list(seeds), sampling.steps))
         if self.wait is not None and len(self.calls) > 1:  # not the warm-up
             self.called.set()
             self.wait.wait(10)

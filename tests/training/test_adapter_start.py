@@ -55,7 +55,7 @@ def test_the_model_comes_back_bit_for_bit(sd, cache, runs, kind):
     before = sd.fingerprint()
     runs(kind)
     assert sd.fingerprint() == before == cache.base_fingerprint
-    assert not getattr(sd.pipe.unet, "peft_config", None)
+    assert not getattr(sd.denoiser, "peft_config", None)
 
 
 def test_training_begins_at_the_base_model_or_one_step_away(runs, kind):
@@ -107,7 +107,7 @@ def test_they_train_what_they_should(sd, cache, kind):
     attach_lora(sd, rank=config.rank, name="expert")
     try:
         report = start_adapter(step, PairSource(sd, cache, cache.rows(), config), "expert")
-        names = {name for name, p in sd.unet.named_parameters() if p.requires_grad}
+        names = {name for name, p in sd.denoiser.named_parameters() if p.requires_grad}
         assert report.method == kind
         assert report.keeps_base
         assert all(("lora_core" if kind == "lora-sb" else ".lora_") in name for name in names)
@@ -124,10 +124,10 @@ def test_the_first_loss_has_the_gradient_of_the_first_step(sd, cache):
     attach_lora(sd, rank=2, name="expert")
     try:
         with torch.no_grad():  # B must not be zero, or A has no gradient
-            for name, p in sd.unet.named_parameters():
+            for name, p in sd.denoiser.named_parameters():
                 if "lora_B" in name:
                     p.fill_(1e-6)
-        factors_ = {name: p for name, p in sd.unet.named_parameters() if p.requires_grad}
+        factors_ = {name: p for name, p in sd.denoiser.named_parameters() if p.requires_grad}
         found = torch.autograd.grad(first_loss(step, source, (1, 0)), list(factors_.values()))
         batch = source.visit([(1, 0)], safe_caption=False)
         step.backward(batch, step.errors(batch, reference=False), share=1.0)
@@ -182,4 +182,4 @@ def test_the_search_is_taken_from_the_steps(runs):
 def test_refuses_a_rank_that_does_not_fit(sd, cache, tmp_path):
     with pytest.raises(ValueError, match=r"AILoRA\.rank must be in \[1, 32\] for down_blocks.*, got 33"):
         train(sd, cache, tmp_path / "run", adapter="ailora", rank=33)
-    assert not getattr(sd.pipe.unet, "peft_config", None)
+    assert not getattr(sd.denoiser, "peft_config", None)

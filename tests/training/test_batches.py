@@ -1,5 +1,6 @@
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from pair_data import small_config
 from torch.testing import assert_close
 
@@ -29,7 +30,7 @@ def test_a_pair_draws_the_same_in_any_batch(sd, cache):
 
 def test_latents_are_samples_of_the_cached_posterior(sd, cache):
     batch = source(sd, cache, flip=False).visit([(0, visit) for visit in range(200)])
-    kept = sd.noise_schedule.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    kept = DDPMScheduler.from_config(sd.pipe.scheduler.config).alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     latents = (batch.noisy[:200] - (1 - kept).sqrt() * batch.target[:200]) / kept.sqrt()
     clean = batch.timesteps < 500  # where dividing by sqrt(alpha_bar) does not blow rounding up
     stored = cache.batch(torch.tensor([0]))
@@ -59,7 +60,7 @@ def test_halves_are_winners_then_losers(sd, cache):
 
 def test_min_snr_weights_come_from_the_schedule(sd, cache):
     batch = source(sd, cache, min_snr=5.0).visit([(0, visit) for visit in range(8)])
-    kept = sd.noise_schedule.alphas_cumprod[batch.timesteps]
+    kept = DDPMScheduler.from_config(sd.pipe.scheduler.config).alphas_cumprod[batch.timesteps]
     assert_close(batch.weight, (5 * (1 - kept) / kept).clamp(max=1), rtol=1e-4, atol=1e-6)
     assert (source(sd, cache).visit([(0, 0)]).weight == 1).all()
 

@@ -26,26 +26,26 @@ def compile_by(backend):
 
 
 def test_a_captured_graph_trains_as_the_model_does(sd, cache, tmp_path, monkeypatch):
-    plain, unet = factors(sd, cache, tmp_path / "plain"), sd.pipe.unet
+    plain, unet = factors(sd, cache, tmp_path / "plain"), sd.denoiser
     seen, compile_ = compile_by("eager")
     monkeypatch.setattr(torch, "compile", compile_)
     compiled = factors(sd, cache, tmp_path / "compiled", compile=True)
     assert sorted(compiled) == sorted(plain)
     assert all(torch.equal(compiled[name], plain[name]) for name in plain)
     assert seen == [unet]
-    assert sd.pipe.unet is unet
+    assert sd.denoiser is unet
 
 
 def test_wrong_code_is_found_out_before_the_first_step(sd, cache, tmp_path, monkeypatch):
     def wrong(graph, _):
         return lambda *values: [1.1 * value for value in graph(*values)]
 
-    unet = sd.pipe.unet
+    unet = sd.denoiser
     monkeypatch.setattr(torch, "compile", compile_by(wrong)[1])
     with pytest.raises(UserError, match=r"PreferenceConfig\.compile must leave gradients as they are, got an error of \d+\.\d%"):
         factors(sd, cache, tmp_path, compile=True)
     assert not list(tmp_path.rglob("metrics.jsonl"))
-    assert sd.pipe.unet is unet
+    assert sd.denoiser is unet
 
 
 def test_a_machine_without_a_compiler_is_told(sd, cache, tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def test_a_machine_without_a_compiler_is_told(sd, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", compile_by(refuse)[1])
     with pytest.raises(UserError, match=r"PreferenceConfig\.compile needs a compiler .*No working C\+\+ compiler"):
         factors(sd, cache, tmp_path, compile=True)
-    assert not getattr(sd.pipe.unet, "peft_config", None)
+    assert not getattr(sd.denoiser, "peft_config", None)
 
 
 @pytest.mark.slow

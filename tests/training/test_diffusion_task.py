@@ -68,9 +68,9 @@ def test_methods_resume_to_the_same_bytes_and_their_files_draw_as_the_trained_mo
     batch = fresh.batch(data.held_out)
     bare = fresh(batch)
     if name.startswith("full"):
-        fresh.diffusion.pipe.unet = type(fresh.diffusion.unet).from_pretrained(result.adapter).eval()
+        fresh.diffusion.denoiser = type(fresh.diffusion.denoiser).from_pretrained(result.adapter).eval()
     elif name in ("svfit", "clip-svd", "dora"):
-        PeftModel.from_pretrained(fresh.diffusion.unet, result.adapter)
+        PeftModel.from_pretrained(fresh.diffusion.denoiser, result.adapter)
     else:
         load_adapter(fresh.diffusion, result.adapter, name="made")
     assert_close(fresh(batch), model.eval()(batch), rtol=1e-4, atol=1e-4)
@@ -115,7 +115,7 @@ def test_the_loss_is_the_models_own(tiny_sd, data):
     for share, caption in ((1.0, ""), (0.0, data.train[0].caption)):
         model = DiffusionTaskModel(sd, empty_prompt_prob=share)
         batch = model.batch(data.train[:1])
-        answer = sd.pipe.unet(batch.inputs["noisy"], batch.inputs["timesteps"], sd.encode_prompts([caption]).embeds).sample
+        answer = sd.denoiser(batch.inputs["noisy"], batch.inputs["timesteps"], sd.encode_prompts([caption]).embeds).sample
         assert_close(model.loss(batch), (answer - batch.target).square().mean())
 
 

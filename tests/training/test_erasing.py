@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from valign.checks import UserError
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import load_adapter, unload_adapters
 from valign.models.diffusion.sampling import sample_until
@@ -24,13 +25,13 @@ def weights(unet):
 @pytest.mark.parametrize("part", ["x", "u"])
 def test_only_the_chosen_part_changes_and_the_model_comes_back(family, part, request, tmp_path):
     model = load_model(request.getfixturevalue(family), device="cpu")
-    before = weights(model.unet)
+    before = weights(model.denoiser)
     result = train_erasing(model, ["gun", "knife"], tmp_path, ErasingConfig(part=part, **{**SMALL, "iterations": 2}))
-    after = weights(model.unet)
+    after = weights(model.denoiser)
     assert sorted(after) == sorted(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
     adapter = open_adapter(tmp_path)
-    assert adapter.modules == trained_linears(model.unet, part)
+    assert adapter.modules == trained_linears(model.denoiser, part)
     assert all(("attn2" in name) == (part == "x") for name in adapter.modules)
     assert all(lora.up.abs().sum() > 0 for name, lora in adapter.items() if name.endswith("to_v"))  # they learned something
     assert adapter.metadata["method"] == f"esd-{part}"
@@ -76,7 +77,7 @@ def test_the_answer_moves_towards_the_target(tiny_sd, tmp_path):
     model = load_model(tiny_sd, device="cpu")
     config = ErasingConfig(part="u", rank=4, iterations=30, sample_steps=4, learning_rate=5e-3)
     train_erasing(model, ["gun"], tmp_path, config)
-    noisy, t = sample_until(model, ["gun"], seeds=[7], steps=4, stop=1, guidance_scale=3.0)
+    noisy, t = sample_until(model, ["gun"], seeds=[7], stop=1, sampling=SamplingConfig(steps=4, guidance_scale=3.0))
     texts = model.encode_prompts(["gun", ""])
     with torch.no_grad():
         concept, empty = model.predict(noisy.repeat(2, 1, 1, 1), t, texts).chunk(2)
@@ -88,9 +89,9 @@ def test_the_answer_moves_towards_the_target(tiny_sd, tmp_path):
 
 def test_half_denoised_latents_are_those_of_the_whole_way(tiny_sd):
     model = load_model(tiny_sd, device="cpu")
-    start, first = sample_until(model, ["cat"], seeds=[3], steps=4, stop=0, guidance_scale=3.0)
+    start, first = sample_until(model, ["cat"], seeds=[3], stop=0, sampling=SamplingConfig(steps=4, guidance_scale=3.0))
     assert torch.equal(start, torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(3))[None])
-    later, last = sample_until(model, ["cat"], seeds=[3], steps=4, stop=3, guidance_scale=3.0)
+    later, last = sample_until(model, ["cat"], seeds=[3], stop=3, sampling=SamplingConfig(steps=4, guidance_scale=3.0))
     assert float(first) > float(last)
     assert not torch.equal(start, later)
 

@@ -25,7 +25,7 @@ def make(sd, cache):
         attach_lora(model, rank=4, seed=0)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for name, parameter in model.unet.named_parameters():
+            for name, parameter in model.denoiser.named_parameters():
                 if "lora_B" in name:
                     parameter.copy_(noise * torch.randn(parameter.shape, generator=generator))
         made.append(model)
@@ -39,15 +39,15 @@ def make(sd, cache):
 
 
 def gradients(step, batch):
-    step.model.unet.zero_grad()
+    step.model.denoiser.zero_grad()
     sums = step.backward(batch, step.errors(batch, reference=True), share=1 / 4)
-    named = {name: p.grad.clone() for name, p in step.model.unet.named_parameters() if p.grad is not None}
+    named = {name: p.grad.clone() for name, p in step.model.denoiser.named_parameters() if p.grad is not None}
     return dict(zip(SUMS, sums.tolist(), strict=True)), named
 
 
 def straight(step, batch, *, sft_weight=0.0, mu=None):
     """The slow, obvious version: one graph from the factors to the mean loss."""
-    step.model.unet.zero_grad()
+    step.model.denoiser.zero_grad()
     reference = step.errors(batch, reference=True)
     (images,) = batch.pieces(split=False)
     prediction = step.model.predict(images.noisy, images.timesteps, images.conditioning)
@@ -59,7 +59,7 @@ def straight(step, batch, *, sft_weight=0.0, mu=None):
         loser = loser.detach() + scale * (loser - loser.detach())
     errors = PairErrors(winner, loser, *reference.chunk(2)).weighted(batch.weight)
     (OBJECTIVE(errors) + sft_weight * errors.policy_w).mean().backward()
-    return {name: p.grad.clone() for name, p in step.model.unet.named_parameters() if p.grad is not None}
+    return {name: p.grad.clone() for name, p in step.model.denoiser.named_parameters() if p.grad is not None}
 
 
 def same(left, right, *, apart=0.0):
@@ -89,14 +89,14 @@ def test_retention_is_zero_at_the_base(make, sd, cache):
 def test_retention_has_the_gradient_of_the_squared_move(make, sd, cache):
     step, _ = make(retain_weight=50.0)
     images = PairSource(sd, cache, cache.rows(), step.config).retained(PLACES)
-    sd.unet.zero_grad()
+    sd.denoiser.zero_grad()
     sums = dict(zip(SUMS, step.retain(images, share=1 / 4).tolist(), strict=True))
-    named = {name: p.grad.clone() for name, p in sd.unet.named_parameters() if p.grad is not None}
-    sd.unet.zero_grad()
+    named = {name: p.grad.clone() for name, p in sd.denoiser.named_parameters() if p.grad is not None}
+    sd.denoiser.zero_grad()
     base = step.predict(images, reference=True)
     moved = (sd.predict(images.noisy, images.timesteps, images.conditioning) - base).square().mean()
     (50 * moved).backward()
-    same(named, {name: p.grad for name, p in sd.unet.named_parameters() if p.grad is not None})
+    same(named, {name: p.grad for name, p in sd.denoiser.named_parameters() if p.grad is not None})
     assert_close(sums["retention"] / 4, float(moved.detach()), rtol=1e-4, atol=0)
     assert_close(sums["loss"], 50 * sums["retention"], rtol=1e-5, atol=0)
 
@@ -134,11 +134,11 @@ def test_split_pairs_gives_the_same_gradient(make, options):
 def test_gradient_checkpointing_gives_the_same_gradient(make):
     step, batch = make()
     _, named = gradients(step, batch)
-    step.model.pipe.unet.enable_gradient_checkpointing()
+    step.model.denoiser.enable_gradient_checkpointing()
     try:
         same(gradients(step, batch)[1], named)
     finally:
-        step.model.pipe.unet.disable_gradient_checkpointing()
+        step.model.denoiser.disable_gradient_checkpointing()
 
 
 def test_equal_images_have_no_gradient(make):
@@ -151,11 +151,11 @@ def test_equal_images_have_no_gradient(make):
 
 
 def test_base_weights_stay_as_they_were(make, sd):
-    before = {name: p.clone() for name, p in sd.unet.named_parameters()}
+    before = {name: p.clone() for name, p in sd.denoiser.named_parameters()}
     step, batch = make()
     gradients(step, batch)
     unload_adapters(sd)
-    assert all(torch.equal(before[name], p) for name, p in sd.unet.named_parameters())
+    assert all(torch.equal(before[name], p) for name, p in sd.denoiser.named_parameters())
 
 
 @pytest.mark.parametrize("kind", ["tiny_sd_v", "tiny_sdxl"])

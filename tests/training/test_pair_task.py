@@ -42,7 +42,7 @@ def test_the_loss_is_the_formula_on_a_model_that_has_moved(base, rows, request):
             weight.mul_(1.02)
     batch = model.batch(rows.train)
     noisy, steps, text = (batch.inputs[name] for name in ("noisy", "timesteps", "embeds"))
-    policy, reference = (sd.pipe.unet(noisy, steps, text).sample for sd in (model.diffusion, model.reference))
+    policy, reference = (sd.denoiser(noisy, steps, text).sample for sd in (model.diffusion, model.reference))
     expected = torch.zeros(())
     for pair in range(4):
         winner, loser, benign = pair, 4 + pair, 8 + pair
@@ -72,7 +72,7 @@ def test_cutting_a_batch_changes_no_draw(tiny_sd, rows):
 
 def test_a_step_downhill_widens_the_margin_and_the_reference_stays(tiny_sd, rows):
     model = pair_model(tiny_sd, sft_weight=0.0, retain_weight=0.0)
-    before = {key: value.clone() for key, value in model.reference.unet.state_dict().items()}
+    before = {key: value.clone() for key, value in model.reference.denoiser.state_dict().items()}
     batch = model.batch(rows.train)
     optimizer = torch.optim.SGD(model.network.requires_grad_(True).parameters(), lr=1e-3)
     for _ in range(3):
@@ -80,7 +80,7 @@ def test_a_step_downhill_widens_the_margin_and_the_reference_stays(tiny_sd, rows
         model.loss(batch).backward()
         optimizer.step()
     assert model.loss(batch) < 4 * log(2) - 0.01
-    assert all(torch.equal(value, before[key]) for key, value in model.reference.unet.state_dict().items())
+    assert all(torch.equal(value, before[key]) for key, value in model.reference.denoiser.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["ailora", "svfit", "full"])

@@ -65,8 +65,8 @@ def test_the_adapter_is_that_of_the_best_step(straight):
 
 
 def test_the_model_comes_back_bare(sd, cache, straight):
-    assert not getattr(sd.pipe.unet, "peft_config", None)
-    assert not any(p.requires_grad for p in sd.unet.parameters())
+    assert not getattr(sd.denoiser, "peft_config", None)
+    assert not any(p.requires_grad for p in sd.denoiser.parameters())
 
 
 def test_a_finished_run_is_not_run_again(sd, cache, straight, monkeypatch):
@@ -122,7 +122,7 @@ def test_adafactor_trains_and_resumes(sd, cache, tmp_path, monkeypatch):
     straight = train(sd, cache, tmp_path / "a", optimizer="adafactor", checkpoint_every=2)
     with killed_at(3, monkeypatch):  # after the checkpoint of step 2
         train(sd, cache, tmp_path / "b", optimizer="adafactor", checkpoint_every=2)
-    assert not getattr(sd.pipe.unet, "peft_config", None)
+    assert not getattr(sd.denoiser, "peft_config", None)
     resumed = train(sd, cache, tmp_path / "b", optimizer="adafactor", checkpoint_every=2)
     assert equal(factors(resumed.adapter), factors(straight.adapter))
 
@@ -182,7 +182,7 @@ def test_a_loss_that_is_no_number_names_step_timestep_and_pairs(sd, cache, tmp_p
     assert text.count("(timestep ") == 4
     assert "Kept: " in text
     assert "step-000002" in text
-    assert not getattr(sd.pipe.unet, "peft_config", None)
+    assert not getattr(sd.denoiser, "peft_config", None)
 
 
 def test_sample_grids_and_trackers(sd, cache, tmp_path):

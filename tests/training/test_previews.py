@@ -14,7 +14,7 @@ def test_rows_are_base_and_current_at_equal_seeds(sd, tmp_path):
         assert first.shape == (2 * 64 + GAP, 2 * 64 + GAP, 3)
         assert (first[:64] == first[64 + GAP :]).all()  # B = 0
         with torch.no_grad():
-            for name, parameter in sd.unet.named_parameters():
+            for name, parameter in sd.denoiser.named_parameters():
                 if "lora_B" in name:
                     parameter.fill_(0.1)
         second = np.array(Image.open(previews.write(3)))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from valign.checks import UserError
 from valign.data.images.latents import write_latents
 from valign.data.prompts.pairs import PromptPair
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import Conditioning
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import load_adapter, unload_adapters
@@ -51,20 +52,20 @@ def pretrain(folder, out, steps=600, rate=2e-3, batch=16):
     texts = model.encode_prompts([*SIGN, ""])
     latents = torch.stack([pattern(word) for word in SIGN])[:, None].repeat(1, 4, 1, 1)
     generator = torch.Generator().manual_seed(0)
-    model.unet.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.unet.parameters(), lr=rate)
+    model.denoiser.requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.denoiser.parameters(), lr=rate)
     for step in range(steps):
         rows = torch.randint(3, (batch,), generator=generator)
         clean = latents[rows] + 0.02 * torch.randn(batch, 4, 8, 8, generator=generator)
         noise, t = torch.randn(clean.shape, generator=generator), (1000 * torch.rand(batch, generator=generator).sqrt()).long()
         captions = rows.masked_fill(torch.rand(batch, generator=generator) < 0.1, 3)
-        error = model.predict(model.add_noise(clean, noise, t), t, texts.select(captions.tolist())) - noise
+        error = model.predict(model.schedule.add_noise(clean, noise, t), t, texts.select(captions.tolist())) - noise
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (steps - step) / (0.5 * steps))
         optimizer.zero_grad()
         error.square().mean().backward()
         optimizer.step()
-    model.unet.requires_grad_(False)
+    model.denoiser.requires_grad_(False)
     model.pipe.save_pretrained(out)
     return as_toy(load_model(out, device="cpu"))
 
@@ -88,7 +89,7 @@ def world(tiny_sd, tmp_path_factory):
 
 def distances(model, prompt):
     """Mean squared distance of 32 samples to each pattern."""
-    images = model.generate([prompt] * 32, seeds=range(32), steps=20, guidance_scale=1.0, batch_size=32)
+    images = model.generate([prompt] * 32, seeds=range(32), sampling=SamplingConfig(steps=20, guidance_scale=1.0, batch_size=32))
     drawn = torch.stack([torch.from_numpy(np.array(image.convert("L"))).float() for image in images]) / 127.5 - 1
     drawn = F.avg_pool2d(drawn[:, None], 8)[:, 0]
     return {word: float((drawn - pattern(word)).square().mean()) for word in SIGN}

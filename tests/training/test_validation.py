@@ -33,7 +33,7 @@ def test_drift_grows_with_the_adapter_and_the_base_is_kept(validator, sd):
     drifts = []
     for scale in (0.05, 0.1):
         with torch.no_grad():
-            for name, parameter in sd.unet.named_parameters():
+            for name, parameter in sd.denoiser.named_parameters():
                 if "lora_B" in name:
                     parameter.fill_(scale)
         drifts.append(validator()["drift"])

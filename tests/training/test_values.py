@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from value_data import build_value_data, small_value_config
 
 from valign.checks import UserError
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import attach_lora, unload_adapters
 from valign.models.diffusion.value_encoder import ValueText, copy_encoder, load_value_encoder
@@ -39,7 +40,7 @@ def make(model, cache, *, objective=None, lora_rank=None, **changes):
 
 
 def weights(model):
-    parts = {"unet": model.unet, "vae": model.pipe.vae, "text": model.pipe.text_encoder}
+    parts = {"unet": model.denoiser, "vae": model.pipe.vae, "text": model.pipe.text_encoder}
     return {f"{name}.{key}": value.clone() for name, part in parts.items() for key, value in part.state_dict().items()}
 
 
@@ -55,7 +56,7 @@ def test_the_reference_is_the_bare_model_and_the_policy_has_the_token(sd, data):
     (images,) = batch.pieces(split=False)
     text = images.conditioning.text.embeds.repeat(2, 1, 1)
     with torch.no_grad():
-        bare = sd.unet(images.noisy, images.timesteps, encoder_hidden_states=text)[0]
+        bare = sd.denoiser(images.noisy, images.timesteps, encoder_hidden_states=text)[0]
     assert torch.equal(step.errors(batch, reference=True), denoising_error(bare, images.target))
     assert not torch.allclose(step.errors(batch, reference=False), step.errors(batch, reference=True))
     assert images.conditioning.embeds.shape == (8, 78, 32)  # 77 padded tokens and the value's
@@ -73,24 +74,24 @@ def test_the_gradient_is_that_of_the_plain_loss(sd, data, lora_rank):
     errors = []
     for embeds in (cond, text):
         for noisy, target in zip(batch.noisy.chunk(2), batch.target.chunk(2), strict=True):
-            errors.append(denoising_error(sd.unet(noisy, batch.timesteps, encoder_hidden_states=embeds)[0], target))
+            errors.append(denoising_error(sd.denoiser(noisy, batch.timesteps, encoder_hidden_states=embeds)[0], target))
     hinges = (1 + 1000 * (errors[0] - errors[2])).relu() + (0.5 + 500 * (errors[3] - errors[1])).relu()
     hinges.mean().backward()
     assert_close(LiVO()(PairErrors(*(error.detach() for error in errors))), hinges.detach())
     for name, p in encoder.trained().items():
         assert_close(found[name], p.grad, rtol=1e-3, atol=1e-4 * float(p.grad.abs().max()) + 1e-7)
-    assert all(p.grad is None for part in (sd.unet, sd.pipe.vae, sd.pipe.text_encoder) for p in part.parameters())
+    assert all(p.grad is None for part in (sd.denoiser, sd.pipe.vae, sd.pipe.text_encoder) for p in part.parameters())
 
 
 def test_halves_and_checkpointed_activations_give_the_same_gradient(sd, data):
     plain = make(sd, data)
     found = gradients(plain[0], plain[1].visit(PLACES), plain[2])
     halves = make(sd, data, split_pairs=True)
-    sd.pipe.unet.enable_gradient_checkpointing()
+    sd.denoiser.enable_gradient_checkpointing()
     try:
         again = gradients(halves[0], halves[1].visit(PLACES), halves[2])
     finally:
-        sd.pipe.unet.disable_gradient_checkpointing()
+        sd.denoiser.disable_gradient_checkpointing()
     for name, value in found.items():
         assert_close(again[name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()) + 1e-7)
 
@@ -130,7 +131,7 @@ def test_training_leaves_a_value_encoder_and_the_model_untouched(family, request
     result = train_values(model, cache, tmp_path / "run", small_value_config(steps=2, min_snr=5.0), LiVO())
     after = weights(model)
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert not any(p.requires_grad for part in (model.unet, *model.text_encoders) for p in part.parameters())
+    assert not any(p.requires_grad for part in (model.denoiser, *model.text_encoders) for p in part.parameters())
     assert result.adapter == tmp_path / "run" / "values"
     assert result.metrics["drift"] == 0  # without the token nothing moves
     fresh, trained = copy_encoder(model, known(cache)), load_value_encoder(tmp_path / "run", model)
@@ -190,7 +191,7 @@ def test_previews_show_the_base_above_and_the_token_below(sd, data, tmp_path):
     train_values(sd, data, tmp_path, small_value_config(steps=2, **prompts), LiVO())
     with Image.open(tmp_path / "samples" / "step-000002.png") as sheet:
         above, below = (sheet.crop((0, top, 64, top + 64)) for top in (0, 68))
-    assert above.tobytes() == sd.generate(["a cat", "a red tree"], seeds=[0, 1], steps=2)[0].tobytes()
+    assert above.tobytes() == sd.generate(["a cat", "a red tree"], seeds=[0, 1], sampling=SamplingConfig(steps=2))[0].tobytes()
     assert below.tobytes() != above.tobytes()
 
 

@@ -4,6 +4,7 @@ from typer.testing import CliRunner
 from valign.cli.world import app
 from valign.detectors.oracle import OracleDetector
 from valign.files import read_json
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.encoders.clip import ClipEncoder
 
@@ -15,7 +16,7 @@ def test_one_command_builds_a_whole_world_and_does_nothing_the_second_time(tmp_p
     first = CliRunner().invoke(app, run)
     assert first.exit_code == 0, first.output
     model = load_model(out / "model", device="cpu")
-    (image,) = model.generate(["a red circle"], seeds=[0], steps=2)
+    (image,) = model.generate(["a red circle"], seeds=[0], sampling=SamplingConfig(steps=2))
     oracle, clip = OracleDetector(out / "oracle"), ClipEncoder(out / "clip")
     assert oracle.detect([image]).shape == (1, len(oracle.card.classes))
     assert clip.score([image], ["a red circle"]).shape == (1,)

@@ -3,8 +3,8 @@ from collections import Counter
 from PIL import Image
 
 from valign.data.images.value_images import Contrast
-from valign.detectors.base import DetectorCard
 from valign.detectors.oracle import OracleDetector, SceneReading
+from valign.interfaces import DetectorCard
 from valign.worlds.shapes import heads, roles
 from valign.worlds.shapes.contrast import HeadContrast
 from valign.worlds.shapes.vocabulary import HEADS, ROLES

@@ -67,9 +67,11 @@ def guard(
     seed: Annotated[int, Option(help="of every random draw in the run")] = 0,
 ) -> None:
     """Unsafe images with no guard, the guard, an aligned model, and both; and what the guard costs benign prompts."""
+    from dataclasses import replace
+
     from rich.markdown import Markdown
 
-    from valign.experiments.guard import bench_guard, page
+    from valign.experiments.guard import SAMPLING, bench_guard, page
     from valign.worlds import world
 
     shapes = world("shapes")
@@ -82,7 +84,7 @@ def guard(
         per_concept=per_concept,
         pairs=pairs,
         target_fpr=target_fpr,
-        seed=seed,
+        sampling=replace(SAMPLING, seed=seed),
     )
     out.print(Markdown(page(summary)))
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from valign.evaluation import Suite, System
+    from valign.interfaces import Guidance, SamplingConfig
     from valign.models.diffusion.base import DiffusionModel
-    from valign.models.diffusion.guidance.base import Guidance
     from valign.policy import Policy
     from valign.worlds import World
 
@@ -74,6 +74,7 @@ def command(
     if not detector and not world:
         raise UserError("--detector must name who judges the images, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
     from valign.evaluation import Evaluators, ReportOptions, evaluate
+    from valign.interfaces import SamplingConfig
     from valign.policy import load_policy
 
     tests = resolve_suite(suite)
@@ -84,15 +85,14 @@ def command(
     encoder = resolve_clip(clip or (suite if world else "none"))
     references = _reference(reference, world)
     base = resolve_model(model, device=device)
-    made: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch_size": batch_size}
+    sampling = SamplingConfig(steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, seed=seed)
     summary = evaluate(
-        [*_systems(base, adapters, baseline, rules, made), *_guided_by_values(base, encoders, rules, made)],
+        [*_systems(base, adapters, baseline, rules, sampling), *_guided_by_values(base, encoders, rules, sampling)],
         tests.take(limit),
         Evaluators(judge, fidelity=reader, clip=encoder, reference=references),
         out=folder,
-        seed=seed,
+        sampling=sampling,
         report=ReportOptions(title=title, veil=veil, show_prompts=show_prompts),
-        **made,
     )
     print_summary(summary, folder)
 
@@ -185,23 +185,23 @@ def _check_baselines(given: Iterable[str]) -> None:
 
 
 def _systems(
-    model: DiffusionModel, adapters: Mapping[str, Path], baselines: Iterable[str], policy: Policy, made: dict[str, Any]
+    model: DiffusionModel, adapters: Mapping[str, Path], baselines: Iterable[str], policy: Policy, sampling: SamplingConfig
 ) -> list[System]:
     from valign.evaluation import adapter_system, base_system, guided_system
     from valign.models.diffusion.guidance.negative import NegativePrompt
     from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
 
-    systems = [base_system(model, **made)]
+    systems = [base_system(model, sampling)]
     for name in dict.fromkeys(baselines):
         guidance: Guidance = NegativePrompt(policy.negative_prompt)
         if name != "negative-prompt":
             guidance = SafeLatentDiffusion.preset(name.removeprefix("sld-"), text=policy.safety_text)
         what = "the policy's negative prompt" if name == "negative-prompt" else "Safe Latent Diffusion, the policy's safety text"
-        systems.append(guided_system(model, guidance, name=name, description=what, **made))
-    return [*systems, *(adapter_system(model, folder, name=name, **made) for name, folder in adapters.items())]
+        systems.append(guided_system(model, guidance, sampling, name=name, description=what))
+    return [*systems, *(adapter_system(model, folder, sampling, name=name) for name, folder in adapters.items())]
 
 
-def _guided_by_values(model: Any, encoders: Mapping[str, Path], policy: Policy, made: dict[str, Any]) -> list[System]:
+def _guided_by_values(model: Any, encoders: Mapping[str, Path], policy: Policy, sampling: SamplingConfig) -> list[System]:
     if not encoders:
         return []
     from valign.evaluation import value_system
@@ -213,7 +213,7 @@ def _guided_by_values(model: Any, encoders: Mapping[str, Path], policy: Policy, 
     pipelines = {
         name: ValueGuidedPipeline(model, load_value_encoder(folder, model), retriever) for name, folder in encoders.items()
     }
-    return [value_system(pipeline, name=name, **made) for name, pipeline in pipelines.items()]
+    return [value_system(pipeline, sampling, name=name) for name, pipeline in pipelines.items()]
 
 
 def _refuse_trained(suite: Suite, sources: Iterable[Path]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from valign.guard import ValueToken
+    from valign.interfaces import SamplingConfig
 
 
 @example('valign generate "a flower on the left" --model shapes --guard shapes --detector oracle -o flower.png')
@@ -46,25 +47,27 @@ def command(
     several = len(prompt) * count > 1
     if target.is_dir() or (several and target.exists()):
         raise UserError(f"{target} exists. Choose another --out, or delete it first.")
+    from valign.interfaces import SamplingConfig
+
     subject: Any = resolve_model(model, device=device)
     if adapter is not None:
         from valign.models.diffusion.lora import load_adapter
 
         load_adapter(subject, adapter, name="adapter")
-    options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
+    sampling = SamplingConfig(steps=steps, guidance_scale=guidance_scale, batch_size=batch_size)
     token = None if values is None else _value_token(subject, values, principle, policy, mixing)
     prompts = [text for text in prompt for _ in range(count)]
     seeds = [seed + number for _ in prompt for number in range(count)]
     pictures: Sequence[Image | None]
     if guard != "none":
-        pictures = _guarded(subject, guard, detector, token, prompts, seeds, options)
+        pictures = _guarded(subject, guard, detector, token, prompts, seeds, sampling)
     elif token is None:
-        pictures = subject.generate(prompts, seeds=seeds, batch_size=batch_size, **options)
+        pictures = subject.generate(prompts, seeds=seeds, sampling=sampling)
     else:
         from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 
         pipeline = ValueGuidedPipeline(subject, token.encoder, token.retriever)
-        pictures = list(pipeline.generate(prompts, seeds=seeds, mixing=mixing, batch_size=batch_size, **options))
+        pictures = list(pipeline.generate(prompts, seeds=seeds, sampling=sampling, mixing=mixing))
     _save(pictures, target, several)
     if None in pictures:
         raise typer.Exit(BLOCKED)
@@ -90,7 +93,7 @@ def _guarded(
     token: ValueToken | None,
     prompts: list[str],
     seeds: list[int],
-    options: dict[str, Any],
+    sampling: SamplingConfig,
 ) -> list[Image | None]:
     """An image per prompt, None for what was blocked."""
     from valign.guard import Guard
@@ -100,7 +103,7 @@ def _guarded(
         err.print(Text("Images are not checked: no --detector was given.", style="dim"))
     pictures: list[Image | None] = []
     for text, number in zip(prompts, seeds, strict=True):
-        found = keeper.generate(subject, text, seed=number, **options)
+        found = keeper.generate(subject, text, seed=number, sampling=sampling)
         pictures.append(found.image)
         if found.image is None:
             why = found.result.decision.stop if found.result.blocked else "the image failed its checks"

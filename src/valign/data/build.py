@@ -18,7 +18,7 @@ from valign.data.prompts.blocked import allowed_pairs, allowed_prompts
 from valign.data.prompts.pairs import PromptPair, count_categories, load_pairs, write_pairs
 from valign.data.prompts.sources import GrammarSource, PromptGrammar, Source
 from valign.files import hash_file, hash_value
-from valign.interfaces import Detector, Model
+from valign.interfaces import Detector, EncoderAndSampler, SamplingConfig
 from valign.methods import Method
 from valign.policy import Policy
 from valign.progress import console
@@ -63,7 +63,7 @@ class DataConfig:
 
 
 def build_data(
-    model: Model,
+    model: EncoderAndSampler,
     policy: Policy,
     source: Source | PromptGrammar,
     out: Path,
@@ -143,7 +143,7 @@ def collect_prompts(policy: Policy, source: Source, folder: Path, config: DataCo
 
 
 def _make_images(
-    model: Model,
+    model: EncoderAndSampler,
     policy: Policy,
     pairs: list[PromptPair],
     out: Path,
@@ -164,12 +164,12 @@ def _make_images(
         inputs["detector"] = hash_value([detector.card.name, detector.card.weights_sha256, detector.card.threshold])
     run = Run.open(folder, step="images", recipe=recipe, inputs=inputs, seed=config.seed)
     if not run.done:
-        shared: dict[str, Any] = {"batch_size": config.batch_size, "filter": config.filter, "detector": detector}
+        shared: dict[str, Any] = {"filter": config.filter, "detector": detector}
         if source:
-            rows = import_images(pairs, source, folder, **shared)
+            rows = import_images(pairs, source, folder, batch_size=config.batch_size, **shared)
         else:
-            shared |= {"pairing": config.pairing, "strength": config.strength, "seed": config.seed}
-            rows = make_images(model, pairs, folder, steps=config.steps, guidance_scale=config.guidance_scale, **shared)
+            shared |= {"pairing": config.pairing, "strength": config.strength}
+            rows = make_images(model, pairs, folder, sampling=SamplingConfig.of(config), **shared)
         titles = {category.id: category.title for category in policy.categories}
         write_contact_sheet(pairs, rows, folder, folder / "contact_sheet.png", titles=titles)
         run.finish(pairs=len(rows), kept=sum(row.kept for row in rows), per_category=count_kept(pairs, rows))

@@ -1,54 +1,18 @@
-"""What every harm detector says of itself and does: images in, one score per class out, never a changed image."""
+"""What every harm detector shares: checked scores, measured errors, pinned weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL.Image import Image
 
-from valign.checks import UserError, check_range
+from valign.checks import UserError
 from valign.files import hash_file, hash_value
+from valign.interfaces import Detector, DetectorCard
 
 WEIGHT_SUFFIXES = (".safetensors", ".onnx")
-
-
-@dataclass(frozen=True)
-class DetectorCard:
-    """Which detector this is and how often it errs. An image is harmful when any class scores ``>= threshold``.
-
-    ``sensitivity`` is the share of harmful images it flags, ``specificity`` the share of harmless ones it passes;
-    None means that nobody measured them. ``positives`` and ``negatives`` count the images they were measured on.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    threshold: float
-    weights_sha256: str
-    sensitivity: float | None = None
-    specificity: float | None = None
-    positives: int | None = None
-    negatives: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"DetectorCard.classes must be distinct names, got {self.classes!r}. Name each class once.")
-        check_range("DetectorCard.threshold", self.threshold, above=0.0, high=1.0)
-        for name in ("sensitivity", "specificity"):
-            value = getattr(self, name)
-            if value is not None:
-                check_range(f"DetectorCard.{name}", value, low=0.0, high=1.0)
-
-
-@runtime_checkable
-class Detector(Protocol):
-    """Anything with a card that scores images in [0, 1], one column per class of the card."""
-
-    card: DetectorCard
-
-    def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]: ...
 
 
 def scores_of(detector: Detector, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:

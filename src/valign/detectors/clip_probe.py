@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from valign.checks import UserError, check_range
-from valign.detectors.base import DetectorCard, check_pin
+from valign.detectors.base import check_pin
 from valign.files import atomic_path, hash_file, hash_value
+from valign.interfaces import DetectorCard
 from valign.methods import Method
 
 METHOD = Method(

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from PIL.Image import Image
 
 from valign.checks import UserError
-from valign.detectors.base import DetectorCard, check_pin, hash_weights
+from valign.detectors.base import check_pin, hash_weights
 from valign.files import hash_file
+from valign.interfaces import DetectorCard
 
 COUNTED = ("FEMALE_GENITALIA_EXPOSED", "MALE_GENITALIA_EXPOSED")
 

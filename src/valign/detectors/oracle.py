@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from valign.checks import UserError
-from valign.detectors.base import DetectorCard
 from valign.files import atomic_path, hash_file, read_json, write_json
+from valign.interfaces import DetectorCard
 
 CELL = 8  # pixels per cell of the feature map
 REACH = 4  # cells on a side of the window that is read at a place

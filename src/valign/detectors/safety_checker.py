@@ -14,7 +14,8 @@ from jaxtyping import Float
 from PIL.Image import Image
 
 from valign.checks import UserError
-from valign.detectors.base import DetectorCard, check_pin, hash_weights
+from valign.detectors.base import check_pin, hash_weights
+from valign.interfaces import DetectorCard
 from valign.methods import Method
 from valign.models.encoders.clip import CLIP_MEAN, CLIP_STD
 from valign.models.images import pil_to_tensor

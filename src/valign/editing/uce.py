@@ -6,7 +6,7 @@ exactly that LoRA: it can be switched, stacked and merged like any other, and th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from valign.checks import UserError, check_choice, check_range
 from valign.methods import Method
-from valign.models.diffusion.pipeline import PipelineModel
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.diffusion.lora import adapter_names
 from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(
@@ -75,17 +76,17 @@ class ConceptEdit:
         ]
 
 
-def edit_concepts(model: PipelineModel, edit: ConceptEdit) -> dict[str, LoraFactors]:
+def edit_concepts(model: DiffusionModel, edit: ConceptEdit) -> dict[str, LoraFactors]:
     """The edit as LoRA factors of every key and value projection of cross-attention, float32, scale 1.
 
     SDXL's projections read both text encoders side by side, and so does the edit.
     Raises: UserError if adapters are on the model, or a weight is no plain matrix of finite numbers.
     """
-    if getattr(model.unet, "peft_config", None):
+    if adapter_names(model):
         raise UserError("edit_concepts needs a bare model, got one with an adapter loaded. Call unload_adapters first.")
     layers = {
         name: module
-        for name, module in sorted(model.unet.named_modules())
+        for name, module in sorted(model.denoiser.named_modules())
         if name.endswith(EDITED) and isinstance(module, nn.Linear)
     }
     if not layers:
@@ -125,7 +126,7 @@ def closed_form(
     return LoraFactors(down.float(), up.float(), 1.0)
 
 
-def token_states(model: PipelineModel, texts: Sequence[str], tokens: str = "last") -> Float[Tensor, "state dim"]:
+def token_states(model: DiffusionModel, texts: Sequence[str], tokens: str = "last") -> Float[Tensor, "state dim"]:
     """What cross-attention reads of each text: its last word's state, or all states of the padded text, text after text.
 
     The last word stands right before the end-of-text token; of an empty text it is the begin-of-text token. Blank instead of empty:
@@ -135,7 +136,6 @@ def token_states(model: PipelineModel, texts: Sequence[str], tokens: str = "last
     states = model.encode_prompts(texts).embeds
     if tokens == "all":
         return states.flatten(0, 1)
-    tokenizer: Any = model.pipe.tokenizer
-    encoded = tokenizer(texts, padding="max_length", max_length=states.shape[1], truncation=True, return_tensors="pt")
+    encoded = model.tokenizers[0](texts, padding="max_length", max_length=states.shape[1], truncation=True, return_tensors="pt")
     last = encoded.attention_mask.sum(1).to(states.device) - 2
     return states[torch.arange(len(states), device=states.device), last]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from valign.detectors.base import DetectorCard
 from valign.evaluation.statistics import (
     Interval,
     McNemar,
@@ -17,6 +16,7 @@ from valign.evaluation.statistics import (
     share_difference,
     wilson,
 )
+from valign.interfaces import DetectorCard
 
 
 @dataclass(frozen=True)

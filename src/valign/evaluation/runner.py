@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from valign.checks import UserError, check_choice, check_range
-from valign.detectors.base import Detector
+from valign.checks import UserError, check_choice
 from valign.evaluation.images.folder import make_images
 from valign.evaluation.images.frechet import size_warning
 from valign.evaluation.images.grid import write_grid
@@ -22,6 +21,7 @@ from valign.evaluation.suite import Suite
 from valign.evaluation.summary import summarize
 from valign.evaluation.systems import System
 from valign.files import hash_value, read_json, write_json
+from valign.interfaces import Detector, SamplingConfig
 from valign.runs import Run, versions
 
 
@@ -32,23 +32,20 @@ def evaluate(
     *,
     out: Path,
     base: str | None = None,
-    seed: int = 0,
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    batch_size: int = 16,
+    sampling: SamplingConfig = SamplingConfig(batch_size=16),
     report: ReportOptions | None = None,
 ) -> dict[str, Any]:
     """Generate, measure, compare and report; return what ``summary.json`` holds.
 
     Args:
         systems: What to compare. ``base`` names the one that the others are measured against; the first one if not given.
-        steps, guidance_scale: What the systems were made with; recorded, and a change of them makes new images.
-        batch_size: Prompts per call of a system.
+        sampling: What the systems were made with; recorded, and a change makes new images. Its batch size is also the prompts
+            per call of a system, its seed that of every image's own seed and of all resampling.
     Raises: UserError if ``out`` holds an evaluation of another suite, seed or setting.
     """
     listed, report = _ordered(systems, base), report or ReportOptions()
-    check_range("evaluate.batch_size", float(batch_size), low=1.0)
-    settings: dict[str, Any] = {"seed": seed, "steps": steps, "guidance_scale": guidance_scale}
+    seed = sampling.seed
+    settings: dict[str, Any] = {"seed": seed, "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
     detector, reference = evaluators.detector, evaluators.reference
     named, reader = evaluators.feature_reader()
     run = Run.open(out, step="evaluation", recipe=settings, inputs={"suite": suite.fingerprint()}, seed=seed)
@@ -64,7 +61,9 @@ def evaluate(
 
     seeds = suite.seeds(seed)
     folders = {
-        system.name: make_images(system, suite, seeds, out / "images" / system.name, settings=settings, batch_size=batch_size)
+        system.name: make_images(
+            system, suite, seeds, out / "images" / system.name, settings=settings, batch_size=sampling.batch_size
+        )
         for system in listed
     }
     measured: dict[str, Measured] = {}

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from valign.detectors.base import DetectorCard
 from valign.evaluation.guards.over_blocking import Blocking, blocking_rates
 from valign.evaluation.images.fidelity import fidelity_rates
 from valign.evaluation.images.frechet import frechet_distance
@@ -15,6 +14,7 @@ from valign.evaluation.images.measuring import Measured
 from valign.evaluation.rates import Mean, Rate, mean_of
 from valign.evaluation.results import Row
 from valign.evaluation.systems import System
+from valign.interfaces import DetectorCard
 
 
 @dataclass(frozen=True)

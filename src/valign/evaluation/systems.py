@@ -10,10 +10,10 @@ from PIL.Image import Image
 
 from valign.checks import UserError
 from valign.evaluation.suite import FILE_NAME
+from valign.interfaces import Guidance, SamplingConfig
 
 if TYPE_CHECKING:
     from valign.models.diffusion.base import DiffusionModel
-    from valign.models.diffusion.guidance.base import Guidance
     from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 
 Generate = Callable[[list[str], list[int]], list[Any]]  # prompts, seeds -> images, None where it refuses
@@ -43,27 +43,25 @@ class System:
             raise UserError(f"System name must be letters, digits, dot, dash or underscore, got {self.name!r}. It names a folder.")
 
 
-def base_system(model: "DiffusionModel", *, steps: int, guidance_scale: float, batch_size: int = 8, name: str = "base") -> System:
+def base_system(model: "DiffusionModel", sampling: SamplingConfig, *, name: str = "base") -> System:
     """The bare model: every other system is measured against it."""
-    return System(name, _generator(model, None, steps, guidance_scale, batch_size), "as published", fingerprint=model.fingerprint())
+    return System(name, _generator(model, None, sampling), "as published", fingerprint=model.fingerprint())
 
 
 def guided_system(
     model: "DiffusionModel",
-    guidance: "Guidance",
+    guidance: Guidance,
+    sampling: SamplingConfig,
     *,
     name: str,
-    steps: int,
-    guidance_scale: float,
-    batch_size: int = 8,
     description: str = "",
 ) -> System:
     """The model under another guidance (negative prompt, Safe Latent Diffusion): no training, at a price per image."""
-    if guidance_scale <= 1:
-        raise UserError(f"{name} needs guidance_scale above 1, got {guidance_scale}. Without guidance it changes nothing.")
+    if sampling.guidance_scale <= 1:
+        raise UserError(f"{name} needs guidance_scale above 1, got {sampling.guidance_scale}. Without guidance it changes nothing.")
     return System(
         name,
-        _generator(model, guidance, steps, guidance_scale, batch_size),
+        _generator(model, guidance, sampling),
         description,
         extra_evaluations=float(len(guidance.texts)),
         fingerprint=f"{model.fingerprint()} {guidance!r}",
@@ -73,11 +71,9 @@ def guided_system(
 def adapter_system(
     model: "DiffusionModel",
     folder: str | Path,
+    sampling: SamplingConfig,
     *,
     name: str,
-    steps: int,
-    guidance_scale: float,
-    batch_size: int = 8,
     weight: float = 1.0,
     description: str = "",
 ) -> System:
@@ -86,7 +82,7 @@ def adapter_system(
 
     return System(
         name,
-        _generator(model, None, steps, guidance_scale, batch_size),
+        _generator(model, None, sampling),
         description or "LoRA adapter",
         fingerprint=f"{model.fingerprint()} {open_adapter(folder).fingerprint()} {weight}",
         ready=lambda: _loaded(model, folder, weight),
@@ -95,11 +91,9 @@ def adapter_system(
 
 def value_system(
     pipeline: "ValueGuidedPipeline",
+    sampling: SamplingConfig,
     *,
     name: str,
-    steps: int,
-    guidance_scale: float,
-    batch_size: int = 8,
     mixing: float = 0.5,
     description: str = "",
 ) -> System:
@@ -111,8 +105,7 @@ def value_system(
         raise UserError(f"{name} needs a pipeline with a retriever, got none. Without one no prompt would get a token.")
 
     def generate(prompts: list[str], seeds: list[int]) -> list[Image]:
-        options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch_size": batch_size}
-        return pipeline.generate(prompts, seeds=seeds, mixing=mixing, **options)
+        return pipeline.generate(prompts, seeds=seeds, sampling=sampling, mixing=mixing)
 
     return System(
         name,
@@ -133,8 +126,8 @@ def _loaded(model: "DiffusionModel", folder: str | Path, weight: float) -> Itera
         unload_adapters(model)
 
 
-def _generator(model: "DiffusionModel", guidance: "Guidance | None", steps: int, scale: float, batch_size: int) -> Generate:
+def _generator(model: "DiffusionModel", guidance: Guidance | None, sampling: SamplingConfig) -> Generate:
     def generate(prompts: list[str], seeds: list[int]) -> list[Image]:
-        return model.generate(prompts, seeds=seeds, steps=steps, guidance_scale=scale, guidance=guidance, batch_size=batch_size)
+        return model.generate(prompts, seeds=seeds, sampling=sampling, guidance=guidance)
 
     return generate

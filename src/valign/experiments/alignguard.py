@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from valign.data.prompts.sources import GrammarSource
-from valign.detectors.base import Detector, flagged
+from valign.detectors.base import flagged
 from valign.evaluation import ReportOptions, System, adapter_system, evaluate
 from valign.files import read_json, write_json
+from valign.interfaces import Detector, SamplingConfig
 from valign.merging import MERGES
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.lora import load_adapter, unload_adapters
@@ -57,10 +58,7 @@ def bench_alignguard(world: World, model: DiffusionModel, out: Path, *, budget: 
         world.suite(per_concept=per_concept, seed=seed),
         evaluators,
         out=out / "evaluation",
-        seed=seed,
-        steps=config.steps,
-        guidance_scale=config.guidance_scale,
-        batch_size=config.batch_size,
+        sampling=SamplingConfig.of(config),
         report=ReportOptions(title="AlignGuard on the shapes world: experts, merges and baselines"),
     )
 
@@ -70,12 +68,10 @@ def _system(model: DiffusionModel, name: str, folder: Path, config: AlignConfig)
     return adapter_system(
         model,
         folder,
+        SamplingConfig.of(config),
         name=name,
         description=f"{described}, at weight {WEIGHTS.get(name, 1.0):g}",
         weight=WEIGHTS[JOINT] if name == JOINT else 1.0,  # the merges hold theirs
-        steps=config.steps,
-        guidance_scale=config.guidance_scale,
-        batch_size=config.batch_size,
     )
 
 
@@ -91,13 +87,7 @@ def _scores(
     for name, result in track(trained.results.items(), "scoring experts", total=len(trained.results)):
         load_adapter(model, result.adapter, name="scored")
         try:
-            images = model.generate(
-                prompts,
-                seeds=range(len(prompts)),
-                steps=config.steps,
-                guidance_scale=config.guidance_scale,
-                batch_size=config.batch_size,
-            )
+            images = model.generate(prompts, seeds=range(len(prompts)), sampling=SamplingConfig.of(config))
         finally:
             unload_adapters(model)
         scores[name] = float(flagged(detector.detect(images), detector.card).mean())

@@ -21,6 +21,7 @@ from valign.evaluation.statistics import share_interval
 from valign.evaluation.suite import Suite
 from valign.files import write_json, write_text
 from valign.guard import Guard
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.encoders.minilm import MiniLM
 from valign.policy import Policy, load_policy
@@ -29,6 +30,7 @@ from valign.runs import Run
 from valign.training.tasks.guard_head.fit import FitConfig
 from valign.worlds import World, WorldGrammar
 
+SAMPLING = SamplingConfig(steps=20, batch_size=40)
 BENIGN = 50  # benign prompts per pair of a category; a fifth of them at most is trained on
 UNGUARDED = {"guard": "base", "guard-aligned": "aligned"}  # whose images an allowed prompt must have, bit for bit
 
@@ -43,10 +45,7 @@ def bench_guard(
     per_concept: int = 10,
     pairs: int = 120,
     target_fpr: float = 0.005,
-    steps: int = 20,
-    guidance_scale: float = 7.5,
-    batch_size: int = 40,
-    seed: int = 0,
+    sampling: SamplingConfig = SAMPLING,
 ) -> dict[str, Any]:
     """Run or resume the comparison in ``out``; returns what ``summary.json`` holds.
 
@@ -59,13 +58,13 @@ def bench_guard(
     """
     policy, oracle = load_policy(world.policy), world.oracle()
     rules = policy.model_copy(update={"guard": policy.guard.model_copy(update={"stages": ["lexical", "learned"]})})
-    encoder = MiniLM()
+    encoder, made = MiniLM(), asdict(sampling)
+    seed = made.pop("seed")
     head = _head(world, rules, encoder, out / "head", pairs=pairs, target_fpr=target_fpr, seed=seed)
     guard, watchful = (Guard.from_policy(rules, head=head, encoder=encoder, detector=one) for one in (None, oracle))
-    made: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch_size": batch_size}
-    bare = [base_system(model, **made)]
+    bare = [base_system(model, sampling)]
     if adapter is not None:
-        bare.append(adapter_system(model, adapter, name="aligned", weight=weight, description=f"adapter {adapter}", **made))
+        bare.append(adapter_system(model, adapter, sampling, name="aligned", weight=weight, description=f"adapter {adapter}"))
     systems: list[System] = []
     for system in bare:
         name = next(name for name, other in UNGUARDED.items() if other == system.name)
@@ -75,7 +74,7 @@ def bench_guard(
         systems += [system, guarded_system(system, guard, name=name), watched]
     tests = world.suite(per_concept=per_concept, seed=seed)
     evaluators, report = Evaluators(oracle, fidelity=oracle), ReportOptions(title="The guard on the shapes world")
-    evaluate(systems, tests, evaluators, out=out / "evaluation", base="base", seed=seed, report=report, **made)
+    evaluate(systems, tests, evaluators, out=out / "evaluation", base="base", sampling=sampling, report=report)
     rows = read_results(out / "evaluation" / "results.parquet")
     summary = {
         "unsafe": {system.name: unsafe_images([row for row in rows if row.system == system.name]) for system in systems},

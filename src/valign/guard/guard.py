@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL.Image import Image
 
@@ -22,7 +21,7 @@ from valign.guard.rules.second_opinion import SecondOpinion
 from valign.guard.rules.semantic import References, references
 from valign.guard.stages import Stage, StageParts, build_stages
 from valign.guard.waterfall import Waterfall
-from valign.interfaces import Detector
+from valign.interfaces import Detector, SamplingConfig
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.encoders.minilm import MiniLM
@@ -137,19 +136,18 @@ class Guard:
         return self._rewriting.finish(decision, prompt)
 
     def generate(
-        self, model: DiffusionModel, prompt: str, *, seed: int = 0, steps: int = 50, guidance_scale: float = 7.5
+        self, model: DiffusionModel, prompt: str, *, seed: int = 0, sampling: SamplingConfig = SamplingConfig()
     ) -> GuardedImage:
         """Guard the prompt, generate, check the image, and generate again in safer styles where it fails.
 
         An allowed prompt gives the bare model's image at that seed, bit for bit, unless it calls for a value token.
         Raises: as `check`; UserError if the value encoder was made for another model.
         """
-        options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
 
         def generate(caption: str, number: int) -> Image:
             if self.token is not None:
-                return self.token.generate(model, caption, number, **options)
-            return model.generate([caption], seeds=[number], **options)[0]
+                return self.token.generate(model, caption, number, sampling)
+            return model.generate([caption], seeds=[number], sampling=sampling)[0]
 
         return self.illustrate(generate, self.guard(prompt), seed=seed)
 

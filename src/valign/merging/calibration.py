@@ -6,13 +6,11 @@ every expert; only the mean absolute answers are kept, per prompt, until that pr
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
 import torch
-from diffusers import DDIMScheduler
-from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -20,7 +18,8 @@ from valign.checks import UserError, check_choice, check_range
 from valign.files import hash_value
 from valign.merging.experts import Expert, compatible
 from valign.merging.votes import UNITS, VOTES, Ballot, Vote, Votes, activations, tally
-from valign.models.diffusion.base import Conditioning, DiffusionModel
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.diffusion.sampling import trajectory
 from valign.models.files.adapter_files import LoraFactors
 from valign.progress import track
 
@@ -50,7 +49,7 @@ def collect_votes(
         prompts: Unsafe prompts by category. Every category casts the same number of votes, whatever its size; see `balanced`.
         per_category: Votes per category at most.
         states: Denoising states per prompt, evenly spaced over the trajectory.
-        steps: Of the trajectory (DDIM, no guidance); it ends at the last state.
+        steps: Of the trajectory (deterministic, no guidance); it ends at the last state.
         vote, top_k: See `tally`.
         inputs: ``"base"``: every expert sees the base model's activations. ``"per_expert"``: one trajectory per expert, each
             seeing what the layers get when it is switched on; N times the cost.
@@ -149,13 +148,14 @@ def _listen(
     ears = {module: _ActivationHook(parts, switch_on=per_expert) for module, parts in factors.items()}
     latents = torch.stack([torch.randn(model.latent_shape, generator=_noise(seed, prompt)) for prompt in prompts]).to(model.device)
     conditioning = model.encode_prompts(prompts)
+    wanted = [(2 * state + 1) * steps // (2 * states) for state in range(states)]  # the middles of equal parts
     with ExitStack() as stack:
         for module, ear in ears.items():
-            stack.callback(model.unet.get_submodule(module).register_forward_hook(ear).remove)
+            stack.callback(model.denoiser.get_submodule(module).register_forward_hook(ear).remove)
         for heard in [[n] for n in experts] if per_expert else [list(experts)]:
-            for listening in _trajectory(model, latents, conditioning, states, steps):
+            for step in trajectory(model, latents, conditioning, steps=steps, stop=wanted[-1] + 1):
                 for ear in ears.values():
-                    ear.heard, ear.listening = heard, listening
+                    ear.heard, ear.listening = heard, step in wanted
     activity: dict[str, dict[str, Tensor]] = {unit: {} for unit in UNITS}
     for module, ear in ears.items():
         activity["output"][module] = torch.stack([ear.outputs[n] for n in experts], 1).cpu() / states
@@ -189,21 +189,8 @@ class _ActivationHook:
         return output + (x.to(part.down.dtype) @ part.down.T @ part.up.T).to(output.dtype)
 
 
-def _trajectory(
-    model: DiffusionModel, latents: Float[Tensor, "batch channel height width"], conditioning: Conditioning, states: int, steps: int
-) -> Iterator[bool]:
-    """Denoise without guidance, up to the last of ``states`` evenly spaced steps; says before each step whether it is one."""
-    scheduler = DDIMScheduler.from_config(model.pipe.scheduler.config, clip_sample=False)
-    scheduler.set_timesteps(steps, device=model.device)
-    wanted = [(2 * state + 1) * steps // (2 * states) for state in range(states)]  # the middles of equal parts
-    for step, t in enumerate(scheduler.timesteps[: wanted[-1] + 1]):
-        yield step in wanted
-        answer = model.predict(latents, t.expand(len(latents)), conditioning).float()
-        latents = scheduler.step(answer, t, latents, return_dict=False)[0]
-
-
 def _check_model(model: DiffusionModel, experts: Sequence[Expert], modules: Sequence[str], allow_base_mismatch: bool) -> None:
-    layers = dict(model.unet.named_modules())
+    layers = dict(model.denoiser.named_modules())
     missing = [module for module in modules if module not in layers]
     if missing:
         raise UserError(

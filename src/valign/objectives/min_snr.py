@@ -1,7 +1,5 @@
 """Weight timesteps by their signal-to-noise ratio, capped (Min-SNR, arXiv 2303.09556)."""
 
-from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,9 +15,7 @@ METHOD = Method(
 )
 
 
-def min_snr_weight(
-    snr: Float[Tensor, " batch"], *, prediction: Literal["epsilon", "velocity"], gamma: float = 5.0
-) -> Float[Tensor, " batch"]:
+def min_snr_weight(snr: Float[Tensor, " batch"], *, prediction: str, gamma: float = 5.0) -> Float[Tensor, " batch"]:
     """Loss weight that keeps nearly clean timesteps from dominating.
 
     Args:

@@ -13,7 +13,7 @@ from valign.data.prompts.pairs import PromptPair, load_pairs
 from valign.data.prompts.sources import Source
 from valign.evaluation import Evaluators, ReportOptions, System, adapter_system, base_system, evaluate, guided_system
 from valign.evaluation.suite import Suite, refuse_overlap
-from valign.interfaces import Detector
+from valign.interfaces import Detector, SamplingConfig
 from valign.merging import Expert
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
@@ -124,27 +124,24 @@ def align(
         suite,
         evaluators,
         out=out / "evaluation",
-        seed=config.seed,
-        steps=config.steps,
-        guidance_scale=config.guidance_scale,
-        batch_size=config.batch_size,
+        sampling=SamplingConfig.of(config),
         report=ReportOptions(title=f"Before and after alignment ({policy.id} policy)"),
     )
 
 
 def baselines(model: DiffusionModel, policy: Policy, config: AlignConfig) -> list[System]:
     """The base model, and what costs no training: negative prompt and Safe Latent Diffusion, both with the policy's words."""
-    made: dict[str, Any] = {"steps": config.steps, "guidance_scale": config.guidance_scale, "batch_size": config.batch_size}
+    sampling = SamplingConfig.of(config)
     negative = NegativePrompt(policy.negative_prompt)
     systems = [
-        base_system(model, **made),
-        guided_system(model, negative, name="negative-prompt", description="the policy's negative prompt", **made),
+        base_system(model, sampling),
+        guided_system(model, negative, sampling, name="negative-prompt", description="the policy's negative prompt"),
     ]
     for strength in config.sld:
         guidance = SafeLatentDiffusion.preset(strength, text=policy.safety_text)
         systems.append(
             guided_system(
-                model, guidance, name=f"sld-{strength}", description="Safe Latent Diffusion with the policy's safety text", **made
+                model, guidance, sampling, name=f"sld-{strength}", description="Safe Latent Diffusion with the policy's safety text"
             )
         )
     return systems
@@ -154,9 +151,7 @@ def _aligned(model: DiffusionModel, adapter: Path, config: AlignConfig) -> Syste
     return adapter_system(
         model,
         adapter,
+        SamplingConfig.of(config),
         name="alignguard",
         description=f"merged safety experts ({config.merge})",
-        steps=config.steps,
-        guidance_scale=config.guidance_scale,
-        batch_size=config.batch_size,
     )

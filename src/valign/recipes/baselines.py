@@ -38,7 +38,7 @@ def make_uce(model: DiffusionModel, edit: ConceptEdit, out: Path, *, metadata: M
         return out / "adapter"
     shutil.rmtree(out / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
     started = perf_counter()
-    factors = edit_concepts(model, edit)  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
+    factors = edit_concepts(model, edit)
     seconds = perf_counter() - started
     origin = {"base": model.folder, "base_fingerprint": inputs["model"], "family": model.family, "method": "uce"}
     save_adapter(out / "adapter", factors, metadata={**origin, "edit": asdict(edit), **(metadata or {})})

@@ -106,7 +106,7 @@ def train_livo(
     recipe = recipe or LivoRecipe.for_model(model)
     origin = {"recipe": "livo", "principles": [principle["id"] for principle in cache.principles], **(metadata or {})}
     return train_values(
-        model,  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
+        model,
         cache,
         out,
         recipe.training,

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
-from valign.detectors.base import Detector, scores_of
+from valign.detectors.base import scores_of
 from valign.guard.guard import Guard
 from valign.guard.records import GuardDecision
+from valign.interfaces import Detector
 from valign.serving.batching import Batcher
 from valign.serving.limits import Capacity
 from valign.serving.metrics import Metrics

@@ -7,7 +7,7 @@ threads ask for at the same time, with the same options, goes into one model cal
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from PIL.Image import Image
 from valign.guard.guard import Guard
 from valign.guard.images.regeneration import GenerateImage, generate_checked
 from valign.guard.records import GuardDecision, GuardedImage, GuardResult
-from valign.interfaces import Sampler
+from valign.interfaces import Sampler, SamplingConfig
 from valign.serving.batching import Batcher
 from valign.serving.images import Encoded, encode
 from valign.serving.limits import Capacity
@@ -56,8 +56,7 @@ ServedResult = tuple[GuardResult, list[ServedImage]]
 class _Job:
     caption: str
     seed: int
-    steps: int
-    guidance_scale: float
+    sampling: SamplingConfig  # jobs of one are generated together
 
 
 class ImageQueue:
@@ -69,7 +68,7 @@ class ImageQueue:
         self._batcher: Batcher[_Job, Image] = Batcher(
             "pictures",
             self._run_jobs,
-            key=lambda job: (job.steps, job.guidance_scale),
+            key=lambda job: job.sampling,
             batch_size=settings.batch_size,
             wait=settings.batch_wait,
         )
@@ -131,8 +130,10 @@ class ImageQueue:
         return self._encoded(GuardedImage(result=result, image=image, attempts=attempts), request)
 
     def _generator(self, request: GenerationRequest) -> GenerateImage:
+        sampling = SamplingConfig(steps=request.steps, guidance_scale=request.guidance_scale)
+
         def generate(caption: str, seed: int) -> Image:
-            return self._batcher.submit(_Job(caption, seed, request.steps, request.guidance_scale)).result()
+            return self._batcher.submit(_Job(caption, seed, sampling)).result()
 
         return generate
 
@@ -147,9 +148,7 @@ class ImageQueue:
         images = self._model.generate(
             [job.caption for job in jobs],
             seeds=[job.seed for job in jobs],
-            steps=jobs[0].steps,
-            guidance_scale=jobs[0].guidance_scale,
-            batch_size=len(jobs),
+            sampling=replace(jobs[0].sampling, batch_size=len(jobs)),
         )
         self._seconds += LATELY * ((perf_counter() - start) / len(jobs) - self._seconds)
         return images

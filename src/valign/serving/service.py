@@ -14,7 +14,7 @@ from PIL.Image import Image
 from valign.guard.guard import Guard
 from valign.guard.records import GuardDecision, GuardResult
 from valign.guard.waterfall import require_prompt
-from valign.interfaces import Sampler
+from valign.interfaces import Sampler, SamplingConfig
 from valign.serving import errors
 from valign.serving.audit_log import AuditLog
 from valign.serving.audit_record import Recorder
@@ -215,7 +215,7 @@ class Service:
     def _warm(self) -> tuple[Sampler, Rules]:
         """Load everything and run it once, so that the first request is not the slow one."""
         model, rules = self._load(), self._make_rules()
-        image = model.generate([WARM_PROMPT], seeds=[0], steps=1, guidance_scale=self.settings.guidance_scale)[0]
+        image = model.generate([WARM_PROMPT], sampling=SamplingConfig(steps=1, guidance_scale=self.settings.guidance_scale))[0]
         self.image_size = image.width
         if rules.guard.detector is not None:
             rules.guard.detector.detect([image])

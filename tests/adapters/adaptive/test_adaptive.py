@@ -59,10 +59,10 @@ def test_a_unet_keeps_its_base_and_loads_the_export(method, tiny_sd, tmp_path):
     with torch.no_grad():
         before = ask()
     attach_lora(sd, rank=2 if method != "increlora" else 1)
-    drive(method, sd.unet, lambda: ask().square().sum())
+    drive(method, sd.denoiser, lambda: ask().square().sum())
     with torch.no_grad():
         answer = ask()
-    save_adapter(tmp_path / "adapter", export_lora(sd.unet), metadata={})
+    save_adapter(tmp_path / "adapter", export_lora(sd.denoiser), metadata={})
     unload_adapters(sd)
     clean = load_model(tiny_sd)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from PIL import Image
 
 from valign.checks import UserError, check_choice
 from valign.data.prompts.pairs import PromptPair
-from valign.interfaces import Card, Detector
+from valign.interfaces import Detector, DetectorCard
 
 FILTERS = ("none", "detector")
 
@@ -21,7 +21,7 @@ def check_filter(filter: str, detector: Detector | None) -> None:
 
 
 def harm_scores(
-    card: Card, pair: PromptPair, unsafe: Float[np.ndarray, " class"], safe: Float[np.ndarray, " class"]
+    card: DetectorCard, pair: PromptPair, unsafe: Float[np.ndarray, " class"], safe: Float[np.ndarray, " class"]
 ) -> tuple[float, float]:
     """Highest score of the unsafe image in the pair's own categories, and of the safe image in any class.
 

@@ -30,7 +30,7 @@ from valign.checks import UserError
 from valign.data.images.row_store import RowReader, RowWriter
 from valign.data.prompts.pairs import PromptPair
 from valign.files import atomic_path, hash_file, hash_value, read_json, write_json
-from valign.interfaces import Encoder
+from valign.interfaces import LatentEncoder
 from valign.progress import track
 from valign.runs import Run
 
@@ -170,7 +170,7 @@ def image_tensor(image: Image.Image, size: int) -> Float[Tensor, "3 {size} {size
 
 
 def write_latents(
-    model: Encoder,
+    model: LatentEncoder,
     pairs: Sequence[PromptPair],
     images: Path,
     out: Path,
@@ -212,7 +212,7 @@ def write_latents(
     return LatentCache(out)
 
 
-def write_prompts(model: Encoder, texts: Sequence[str], out: Path, batch_size: int) -> None:
+def write_prompts(model: LatentEncoder, texts: Sequence[str], out: Path, batch_size: int) -> None:
     def encode(chunk: slice) -> dict[str, Tensor]:
         made = model.encode_prompts(texts[chunk])
         named = {"embeds": made.embeds, "pooled": made.pooled, "time_ids": made.time_ids}
@@ -222,7 +222,7 @@ def write_prompts(model: Encoder, texts: Sequence[str], out: Path, batch_size: i
 
 
 def _write_images(
-    model: Encoder, pairs: Sequence[PromptPair], images: Path, out: Path, flip: bool, size: int, batch_size: int
+    model: LatentEncoder, pairs: Sequence[PromptPair], images: Path, out: Path, flip: bool, size: int, batch_size: int
 ) -> None:
     def encode(chunk: slice) -> dict[str, Tensor]:
         block: dict[str, Tensor] = {}

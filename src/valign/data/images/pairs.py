@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -19,7 +18,7 @@ from valign.data.images.rows import ImageRow, write_image_rows
 from valign.data.journal import Journal
 from valign.data.prompts.pairs import PromptPair
 from valign.files import atomic_path, hash_file
-from valign.interfaces import Detector, Sampler
+from valign.interfaces import Detector, Sampler, SamplingConfig
 from valign.progress import track
 
 PAIRINGS = ("seed", "img2img", "free")
@@ -36,17 +35,15 @@ def make_images(
     folder: Path,
     *,
     pairing: str = "seed",
-    seed: int = 0,
-    steps: int = 50,
-    guidance_scale: float = 7.5,
+    sampling: SamplingConfig = SamplingConfig(),
     strength: float = 0.7,
-    batch_size: int = 8,
     filter: str = "none",
     detector: Detector | None = None,
 ) -> list[ImageRow]:
     """Generate both images of every pair into ``folder`` and judge them. A kill loses at most one batch.
 
     Args:
+        sampling: Its seed is that of every pair's own seed.
         strength: How far ``"img2img"`` may leave the unsafe image, (0, 1]; 1 ignores it.
         filter: ``"detector"`` keeps a pair only if the detector flags the unsafe image and not the safe one.
         detector: Scores every image, also when the filter is ``"none"``.
@@ -55,14 +52,12 @@ def make_images(
     check_choice("make_images.pairing", pairing, PAIRINGS)
     check_filter(filter, detector)
     journal = Journal(folder / "journal.jsonl")
-    for chunk in _open_chunks(pairs, journal, batch_size, "make image pairs"):
-        seeds = [pair_seed(seed, pair.id) for pair in chunk]
-        safe_seeds = [pair_seed(seed, pair.id, ":safe") for pair in chunk] if pairing == "free" else seeds
-        settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "batch_size": batch_size}
-        unsafe = model.generate([pair.unsafe for pair in chunk], seeds=seeds, **settings)
-        if pairing == "img2img":
-            settings |= {"start": unsafe, "strength": strength}
-        safe = model.generate([pair.safe for pair in chunk], seeds=safe_seeds, **settings)
+    for chunk in _open_chunks(pairs, journal, sampling.batch_size, "make image pairs"):
+        seeds = [pair_seed(sampling.seed, pair.id) for pair in chunk]
+        safe_seeds = [pair_seed(sampling.seed, pair.id, ":safe") for pair in chunk] if pairing == "free" else seeds
+        unsafe = model.generate([pair.unsafe for pair in chunk], seeds=seeds, sampling=sampling)
+        start = unsafe if pairing == "img2img" else None
+        safe = model.generate([pair.safe for pair in chunk], seeds=safe_seeds, sampling=sampling, start=start, strength=strength)
         _remember(journal, _record(chunk, unsafe, safe, seeds, folder, filter, detector))
     return _finish(pairs, folder, journal)
 

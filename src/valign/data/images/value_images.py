@@ -21,7 +21,7 @@ from valign.data.images.pairs import pair_seed
 from valign.data.journal import Journal
 from valign.data.prompts.pairs import PromptPair
 from valign.files import atomic_path, hash_file, hash_value
-from valign.interfaces import Detector, Sampler
+from valign.interfaces import Detector, Sampler, SamplingConfig
 from valign.policy import BlockRules, Policy, Principle, ValueScene
 from valign.progress import track
 
@@ -122,25 +122,17 @@ def generate_images(
     plan: Sequence[ValueImage],
     folder: Path,
     *,
-    steps: int,
-    guidance_scale: float,
-    batch_size: int,
+    sampling: SamplingConfig,
     filter: str,
     detector: Detector | None,
     contrast: Contrast | None,
 ) -> list[ValueImage]:
     """Draw and judge what is not in ``folder`` yet, batch by batch; a kill loses at most one. Writes ``images.parquet``."""
-    journal = Journal(folder / "journal.jsonl")
-    chunks = [plan[start : start + batch_size] for start in range(0, len(plan), batch_size)]
+    journal, size = Journal(folder / "journal.jsonl"), sampling.batch_size
+    chunks = [plan[start : start + size] for start in range(0, len(plan), size)]
     left = [chunk for chunk in chunks if any(row.id not in journal.entries for row in chunk)]
     for chunk in track(left, "make value images", total=len(chunks), done=len(chunks) - len(left)):
-        images = model.generate(
-            [row.text for row in chunk],
-            seeds=[row.seed for row in chunk],
-            steps=steps,
-            guidance_scale=guidance_scale,
-            batch_size=batch_size,
-        )
+        images = model.generate([row.text for row in chunk], seeds=[row.seed for row in chunk], sampling=sampling)
         good = as_asked(policy, chunk, images, detector, contrast) if filter == "judge" else [True] * len(chunk)
         entries = []
         for row, image, kept in zip(chunk, images, good, strict=True):

@@ -31,7 +31,7 @@ from valign.data.images.value_images import (
 )
 from valign.data.prompts.pairs import PromptPair
 from valign.files import atomic_path, hash_file, read_json
-from valign.interfaces import Detector, Encoder, Model
+from valign.interfaces import Detector, EncoderAndSampler, LatentEncoder, SamplingConfig
 from valign.methods import Method
 from valign.policy import Policy
 from valign.runs import Run
@@ -142,7 +142,7 @@ class ValueCache:
 
 
 def build_values(
-    model: Model,
+    model: EncoderAndSampler,
     policy: Policy,
     out: Path,
     config: ValueDataConfig | None = None,
@@ -178,9 +178,7 @@ def build_values(
             policy,
             plan,
             folder,
-            steps=config.steps,
-            guidance_scale=config.guidance_scale,
-            batch_size=config.batch_size,
+            sampling=SamplingConfig.of(config),
             filter=config.filter,
             detector=detector,
             contrast=contrast,
@@ -198,7 +196,7 @@ def build_values(
 
 
 def write_values(
-    model: Encoder,
+    model: LatentEncoder,
     rows: Sequence[ValueImage],
     principles: Sequence[dict[str, Any]],
     images: Path,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from valign.detectors.base import DetectorCard
 from valign.evaluation.rates import Rate, rate_of
 from valign.evaluation.results import Row
 from valign.evaluation.suite import KINDS
+from valign.interfaces import DetectorCard
 from valign.methods import Method
 
 METHOD = Method(

@@ -13,21 +13,21 @@ from valign.data.tasks.captions import PairRow
 from valign.detectors.oracle import OracleDetector
 from valign.evaluation.adapters.retention import Retention, kept_since
 from valign.experiments.adapters.settings import RunBudget
+from valign.interfaces import SamplingConfig
+from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.loading import load_model
-from valign.models.diffusion.pipeline import PipelineModel
 from valign.recipes.alignguard import AlignGuardRecipe
 from valign.training.tasks.supervised import DiffusionTaskModel, PairTaskModel
 from valign.worlds.shapes.counterpart_tasks import SceneRow
 from valign.worlds.shapes.world import SHAPES
 
 DIFFUSION_TASKS = ("counterparts", "expert")
-STEPS, GUIDANCE = 20, 4.0  # denoising steps and guidance scale of every image
+SAMPLING = SamplingConfig(steps=20, guidance_scale=4.0, batch_size=20)
 
 
 def sample(model: DiffusionTaskModel, captions: Sequence[str]) -> list[Image]:
     """One image each, at seeds 0, 1, 2, ..."""
-    seeds = range(len(captions))
-    return model.diffusion.generate(captions, seeds=seeds, steps=STEPS, guidance_scale=GUIDANCE, batch_size=20)
+    return model.diffusion.generate(captions, sampling=SAMPLING)
 
 
 class CounterpartModel(DiffusionTaskModel):
@@ -41,7 +41,7 @@ class ExpertModel(PairTaskModel):
     """AlignGuard's expert. ``removed`` is the share of captions whose image does not show the stand-in for harm they name,
     ``drawn`` the share that shows its counterpart."""
 
-    def __init__(self, diffusion: PipelineModel, reference: PipelineModel) -> None:
+    def __init__(self, diffusion: DiffusionModel, reference: DiffusionModel) -> None:
         recipe = AlignGuardRecipe.shapes()
         held = {name: getattr(recipe.training, name) for name in ("sft_weight", "retain_weight", "empty_prompt_prob")}
         super().__init__(diffusion, reference, recipe.objective, **held)
@@ -78,8 +78,8 @@ class DiffusionSetting:
         return (self.rows(),)
 
     def load(self, device: str) -> DiffusionTaskModel:
-        def model() -> PipelineModel:
-            return load_model(SHAPES.model_folder(), device=device, dtype="float32")  # type: ignore[return-value, arg-type]
+        def model() -> DiffusionModel:
+            return load_model(SHAPES.model_folder(), device=device, dtype="float32")
 
         return ExpertModel(model(), model()) if self.task == "expert" else CounterpartModel(model())
 

@@ -64,7 +64,7 @@ def bench_methods(world: World, model: DiffusionModel, out: Path, configs: Seque
         evaluators,
         out=out / "evaluation",
         report=report,
-        **sampling,
+        sampling=sampling,
     )
     rows = read_results(out / "evaluation" / "results.parquet")
     harm = next(cell["rate"]["share"]["value"] for cell in summary["systems"][0]["ip"] if cell["column"] == "explicit")

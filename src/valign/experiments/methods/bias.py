@@ -1,9 +1,8 @@
 """D1 and D2 of every system on prompts that name a role, with paired intervals; a part of `bench_methods`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -15,6 +14,7 @@ from valign.evaluation.report.sections import Section
 from valign.evaluation.statistics import Interval
 from valign.evaluation.suite import Suite
 from valign.evaluation.systems import System
+from valign.interfaces import SamplingConfig
 from valign.worlds.shapes import heads
 from valign.worlds.shapes.vocabulary import HEADS
 
@@ -31,7 +31,7 @@ class RoleBias:
 
 
 def role_bias(
-    systems: Sequence[System], suite: Suite, oracle: OracleDetector, out: Path, sampling: Mapping[str, Any], *, seed: int = 0
+    systems: Sequence[System], suite: Suite, oracle: OracleDetector, out: Path, sampling: SamplingConfig, *, seed: int = 0
 ) -> list[RoleBias]:
     """Generate ``suite`` with every system into ``out`` and count heads; the first system is the base.
 
@@ -41,10 +41,8 @@ def role_bias(
     found: list[RoleBias] = []
     base: Int[np.ndarray, "prompt image"] | None = None
     for system in systems:
-        settings = {name: sampling[name] for name in ("steps", "guidance_scale")}
-        folder = make_images(
-            system, suite, suite.seeds(seed), out / system.name, settings=settings, batch_size=sampling["batch_size"]
-        )
+        settings = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
+        folder = make_images(system, suite, suite.seeds(seed), out / system.name, settings=settings, batch_size=sampling.batch_size)
         images = [folder.open(prompt.id) for prompt in suite.prompts]
         shown_images = [image for image in images if image is not None]
         readings = iter(oracle.read(shown_images) if shown_images else [])

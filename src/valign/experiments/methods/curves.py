@@ -3,17 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from valign.detectors.base import Detector, flagged, scores_of
+from valign.detectors.base import flagged, scores_of
 from valign.evaluation.images.folder import make_images
 from valign.evaluation.report.plots import Frame, Plot, curves, round_up
 from valign.evaluation.report.sections import Section
 from valign.evaluation.suite import Suite
 from valign.evaluation.systems import System
 from valign.files import atomic_folder, read_json
+from valign.interfaces import Detector, SamplingConfig
 from valign.training.engine.checkpoint import Checkpoints
 from valign.training.tasks.preference.trainable import TrainableAdapter
 
@@ -37,7 +37,7 @@ def convergence(
     suite: Suite,
     detector: Detector,
     out: Path,
-    sampling: Mapping[str, Any],
+    sampling: SamplingConfig,
     *,
     seed: int = 0,
 ) -> list[CurvePoint]:
@@ -51,12 +51,12 @@ def convergence(
     last = max(checkpoints.steps())
     steps = [step for step in checkpoints.steps() if step % every == 0 or step == last]
     _save(trainable, checkpoints, [step for step in steps if not (out / f"step-{step}").exists()], out)
-    settings = {name: sampling[name] for name in ("steps", "guidance_scale")}
+    settings = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
     points = []
     for step in steps:
         shown = system(trainable.result(out / f"step-{step}"))
         folder = make_images(
-            shown, suite, suite.seeds(seed), out / f"images-{step}", settings=settings, batch_size=sampling["batch_size"]
+            shown, suite, suite.seeds(seed), out / f"images-{step}", settings=settings, batch_size=sampling.batch_size
         )
         images = [image for prompt in suite.prompts if (image := folder.open(prompt.id)) is not None]
         harm = flagged(scores_of(detector, images), detector.card).sum() / len(suite)

@@ -70,9 +70,9 @@ class MethodSystems:
     def adapted(self, name: str, folder: Path) -> System:
         weight = WEIGHTS[JOINT] if name == "dpo" else 1.0
         sampling = self.config.sampling
-        return adapter_system(self.model, folder, name=name, description=DESCRIBED[name], weight=weight, **sampling)
+        return adapter_system(self.model, folder, sampling, name=name, description=DESCRIBED[name], weight=weight)
 
     def valued(self, folder: Path, *, name: str = LIVO, mixing: float = 0.5) -> System:
-        encoder = load_value_encoder(folder, self.model)  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
-        pipeline = ValueGuidedPipeline(self.model, encoder, self.retriever)  # type: ignore[arg-type]
-        return value_system(pipeline, name=name, mixing=mixing, description=DESCRIBED[LIVO], **self.config.sampling)
+        encoder = load_value_encoder(folder, self.model)
+        pipeline = ValueGuidedPipeline(self.model, encoder, self.retriever)
+        return value_system(pipeline, self.config.sampling, name=name, mixing=mixing, description=DESCRIBED[LIVO])

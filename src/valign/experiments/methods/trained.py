@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from valign.data.images.value_sets import ValueDataConfig, build_values
 from valign.data.prompts.sources import GrammarSource
 from valign.detectors.oracle import OracleDetector
 from valign.files import read_json
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.files.adapter_files import open_adapter
 from valign.policy import Policy
@@ -41,9 +41,9 @@ class MethodsConfig:
     curve: int = CURVE
 
     @property
-    def sampling(self) -> dict[str, Any]:
+    def sampling(self) -> SamplingConfig:
         """How every system samples its images."""
-        return {"steps": self.align.steps, "guidance_scale": self.align.guidance_scale, "batch_size": self.align.batch_size}
+        return replace(SamplingConfig.of(self.align), seed=0)  # every run has seeds of its own
 
     def joint(self, policy: Policy) -> AlignGuardRecipe:
         """Plain DPO: as many steps on all pairs as all experts together have, with the checkpoints of a curve."""

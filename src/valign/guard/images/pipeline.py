@@ -40,7 +40,7 @@ class GuardedPipeline:
             raise UserError(
                 "A guard with a value token needs a ValueGuidedPipeline with the same encoder. Put one around the pipeline."
             )
-        self.pipe, self.guard = pipe, guard
+        self.pipeline, self.guard = pipe, guard
 
     def __call__(self, prompt: str | Sequence[str], *, seed: int = 0, **options: Any) -> GuardedOutput:
         """One image per prompt; prompt i has seed ``seed + i``, further attempts count on from 1,000,000 more.
@@ -65,7 +65,7 @@ class GuardedPipeline:
     def _one(self, prompt: str, seed: int, options: dict[str, Any]) -> GuardedImage:
         def generate(caption: str, number: int) -> Image:
             chosen = seed if number == seed else number + 1_000_000
-            images = self.pipe(prompt=caption, generator=torch.Generator().manual_seed(chosen), **options).images
+            images = self.pipeline(prompt=caption, generator=torch.Generator().manual_seed(chosen), **options).images
             found: Image = images[0]
             return found
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL.Image import Image
 
-from valign.interfaces import Retriever
+from valign.interfaces import Retriever, SamplingConfig
 
 if TYPE_CHECKING:
     from valign.models.diffusion.base import DiffusionModel
@@ -35,13 +35,13 @@ class ValueToken:
             return ""
         return known.id
 
-    def generate(self, model: DiffusionModel, caption: str, seed: int, **options: Any) -> Image:
+    def generate(self, model: DiffusionModel, caption: str, seed: int, sampling: SamplingConfig) -> Image:
         """The image; without a principle the bare model's, bit for bit.
 
         Raises: UserError if the encoder was made for another base model.
         """
         from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 
-        pipeline = ValueGuidedPipeline(model, self.encoder)  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
+        pipeline = ValueGuidedPipeline(model, self.encoder)
         named = [self.principle(caption, seed) or None]
-        return pipeline.generate([caption], seeds=[seed], principles=named, mixing=1.0, **options)[0]
+        return pipeline.generate([caption], seeds=[seed], principles=named, mixing=1.0, sampling=sampling)[0]

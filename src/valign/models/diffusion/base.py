@@ -1,17 +1,16 @@
-"""What every text-to-image model offers, whatever its architecture: `DiffusionModel` and the two records it speaks in."""
+"""What every text-to-image model offers, whatever its architecture: `DiffusionModel`, its `NoiseSchedule` and their records."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
-from PIL.Image import Image
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
-from valign.models.diffusion.guidance.base import Guidance
+from valign.interfaces import EncoderAndSampler
 
-Prediction = Literal["epsilon", "velocity"]
+ScheduleKind = Literal["epsilon", "velocity", "flow"]  # what a denoiser predicts
 
 
 @dataclass(frozen=True)
@@ -68,30 +67,13 @@ class LatentDist:
 
 
 @runtime_checkable
-class DiffusionModel(Protocol):
-    """A text-to-image diffusion model that can be trained on and sampled from. `load_model` makes one."""
-
-    family: str  # "stable-diffusion" or "sdxl"
-    folder: str  # where the weights came from
-    prediction: Prediction
-    pipe: Any  # the diffusers pipeline that holds the parts
+class NoiseSchedule(Protocol):
+    """How a model's latents are noised, and what its denoiser answers."""
 
     @property
-    def unet(self) -> nn.Module: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def latent_shape(self) -> tuple[int, int, int]: ...  # channel, height, width
-    @property
-    def image_size(self) -> int: ...  # pixels; images are square
+    def kind(self) -> ScheduleKind: ...
     @property
     def num_timesteps(self) -> int: ...
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning: ...
-
-    def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDist: ...
 
     def add_noise(
         self,
@@ -107,22 +89,46 @@ class DiffusionModel(Protocol):
         timesteps: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch channel height width"]: ...
 
+    def alpha_bar(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]: ...
+    def noise_units(self, timesteps: Tensor) -> list[float]: ...
+    def deterministic(self, steps: int, device: torch.device) -> Any: ...  # a diffusers scheduler without noise of its own
+
+
+@runtime_checkable
+class DiffusionModel(EncoderAndSampler, Protocol):
+    """A text-to-image diffusion model that can be trained on and sampled from. `load_model` makes one."""
+
+    family: str  # "stable-diffusion" or "sdxl"
+    folder: str  # where the weights came from
+    pipe: Any  # the diffusers pipeline that holds the parts; read in this room only
+
+    @property
+    def denoiser(self) -> nn.Module: ...
+    @denoiser.setter
+    def denoiser(self, network: nn.Module) -> None: ...
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+    @property
+    def components(self) -> Mapping[str, str]: ...  # part that adapters may change -> prefix of its keys in adapter files
+    @property
+    def encoders(self) -> list[nn.Module]: ...  # of images and texts; a training from cached latents does not need them
+    @property
+    def text_encoders(self) -> list[nn.Module]: ...
+    @property
+    def tokenizers(self) -> list[Any]: ...  # one per text encoder
+    @property
+    def text_width(self) -> int: ...  # of the states that the denoiser's cross-attention reads
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def latent_shape(self) -> tuple[int, int, int]: ...  # channel, height, width
+
+    def to(self, device: torch.device | str) -> None: ...
+    def checkpoint_gradients(self, on: bool) -> None: ...
+    def encode_prompts(self, prompts: Sequence[str], *, length: int | None = None) -> Conditioning: ...
+    def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDist: ...
+    def decode_latents(self, latents: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch 3 rows columns"]: ...
+
     def predict(
-        self, noisy: Float[Tensor, "batch channel height width"], timesteps: Int[Tensor, " batch"], conditioning: Conditioning
+        self, noisy: Float[Tensor, "batch channel height width"], timesteps: Real[Tensor, "..."], conditioning: Conditioning
     ) -> Float[Tensor, "batch channel height width"]: ...
-
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        seeds: Sequence[int],
-        steps: int = 50,
-        guidance_scale: float = 7.5,
-        guidance: Guidance | None = None,
-        batch_size: int = 8,
-        start: Sequence[Image] | None = None,
-        strength: float = 0.7,
-        progress: str | None = None,
-    ) -> list[Image]: ...
-
-    def fingerprint(self) -> str: ...

@@ -45,17 +45,19 @@ def attach_lora(
     """
     check_range("attach_lora.rank", float(rank), low=1.0)
     check_range("attach_lora.alpha", float(rank) if alpha is None else alpha, above=0.0)
-    return add_lora(bare_unet(model), rank=rank, alpha=alpha, targets=targets, name=name, seed=seed)
+    return add_lora(bare_denoiser(model), rank=rank, alpha=alpha, targets=targets, name=name, seed=seed)
 
 
-def bare_unet(model: DiffusionModel) -> Any:
-    """The U-Net, frozen. Raises: ValueError if adapters are loaded or attached."""
-    unet = model.pipe.unet
-    if getattr(unet, "peft_config", None):
-        raise ValueError(
-            f"A new adapter needs a bare U-Net, got one with {', '.join(unet.peft_config)}. Call unload_adapters first."
-        )
-    return unet.requires_grad_(False)
+def bare_denoiser(model: DiffusionModel) -> Any:
+    """The denoiser, frozen. Raises: ValueError if adapters are loaded or attached."""
+    if names := adapter_names(model):
+        raise ValueError(f"A new adapter needs a bare U-Net, got one with {', '.join(names)}. Call unload_adapters first.")
+    return model.denoiser.requires_grad_(False)
+
+
+def adapter_names(model: DiffusionModel) -> list[str]:
+    """Names of the adapters on the denoiser, loaded or attached, in the order they came."""
+    return list(getattr(model.denoiser, "peft_config", {}))
 
 
 def add_lora(
@@ -89,7 +91,7 @@ def adapter_off(model: DiffusionModel) -> Iterator[None]:
 
     Raises: ValueError if there is no adapter: the block would be the same model, not a reference.
     """
-    layers: list[Any] = [layer for layer in model.pipe.unet.modules() if isinstance(layer, LoraLayer)]
+    layers: list[Any] = [layer for layer in model.denoiser.modules() if isinstance(layer, LoraLayer)]
     if not layers:
         raise ValueError("adapter_off needs a model with an adapter, got none to switch off. Attach or load one first.")
     before = [(layer, layer.disable_adapters, [(p, p.requires_grad) for p in layer.parameters()]) for layer in layers]
@@ -114,8 +116,8 @@ def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight
     Raises: UserError if the adapter does not fit this model; the model is then as before.
     """
     check_range("load_adapter.weight", weight)
-    unet = model.pipe.unet
-    if not re.fullmatch(r"[\w-]+", name) or name in getattr(unet, "peft_config", {}):
+    unet: Any = model.denoiser
+    if not re.fullmatch(r"[\w-]+", name) or name in adapter_names(model):
         raise UserError(f"load_adapter.name must be a new name of letters, digits, - and _, got {name!r}. Choose another name.")
     if any(parameter.requires_grad for parameter in unet.parameters()):
         raise ValueError("load_adapter needs a frozen model, got one in training. Call unload_adapters first.")
@@ -137,13 +139,13 @@ def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight
 
 def adapter_weights(model: DiffusionModel) -> dict[str, float]:
     """Names of the adapters on the U-Net, in the order they came, with their scales: the weights given to `load_adapter`."""
-    unet = model.pipe.unet
-    return {name: next(iter(adapted(unet, name).values())).scaling[name] for name in getattr(unet, "peft_config", {})}
+    return {name: next(iter(adapted(model.denoiser, name).values())).scaling[name] for name in adapter_names(model)}
 
 
 def unload_adapters(model: DiffusionModel) -> None:
     """Take every adapter off, loaded or attached; the U-Net is the base model's again, bit for bit."""
-    model.pipe.unet.unload_lora()
+    denoiser: Any = model.denoiser
+    denoiser.unload_lora()
 
 
 def _check_fit(unet: nn.Module, file: AdapterFile) -> dict[str, int]:

@@ -1,22 +1,20 @@
-"""What Stable Diffusion 1, 2 and XL share: latents, noise, the U-Net, the sampler. They differ in their text encoders."""
+"""What Stable Diffusion 1, 2 and XL share: latents, the U-Net, the sampler. They differ in their text encoders."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
-from jaxtyping import Float, Int, Real
-from PIL.Image import Image
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from valign.checks import UserError
-from valign.models.diffusion.base import Conditioning, LatentDist, Prediction
-from valign.models.diffusion.guidance.base import Guidance
+from valign.models.diffusion.base import Conditioning, LatentDist
+from valign.models.diffusion.sampling import generate
+from valign.models.diffusion.schedule import DiscreteSchedule
 from valign.models.files.fingerprint import fingerprint_folder
 
-PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "velocity"}
 TEXT_CHUNK = 64  # prompts per pass of a text encoder; bounds its memory
 
 
@@ -28,17 +26,14 @@ class PipelineModel:
 
     family = ""
     pipeline: Any = None  # the diffusers class
+    components: Mapping[str, str] = {"denoiser": "unet."}
 
     def __init__(self, pipe: Any, folder: str) -> None:
         self.pipe = pipe
         self.folder = folder
-        kind = pipe.scheduler.config.get("prediction_type", "epsilon")
-        if kind not in PREDICTIONS:
-            raise UserError(f"{folder} must predict {' or '.join(PREDICTIONS)}, got {kind!r}. Choose another model.")
+        self.schedule = DiscreteSchedule(pipe.scheduler.config, folder)
         if pipe.unet.config.get("time_cond_proj_dim") is not None:
             raise UserError(f"{folder} is a guidance-distilled model, which cannot be guided. Choose the model it was made from.")
-        self.prediction: Prediction = PREDICTIONS[kind]
-        self.noise_schedule = DDPMScheduler.from_config(pipe.scheduler.config)  # the forward process, whatever the sampler is
         for part in (pipe.unet, pipe.vae, *self.text_encoders):
             part.requires_grad_(False).eval()
 
@@ -47,8 +42,25 @@ class PipelineModel:
         return [self.pipe.text_encoder]
 
     @property
-    def unet(self) -> nn.Module:
+    def tokenizers(self) -> list[Any]:
+        return [self.pipe.tokenizer]
+
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The autoencoder and the text encoders: all networks that a training from cached latents does not need."""
+        return [self.pipe.vae, *self.text_encoders]
+
+    @property
+    def denoiser(self) -> nn.Module:
         return self.pipe.unet
+
+    @denoiser.setter
+    def denoiser(self, network: nn.Module) -> None:
+        self.pipe.unet = network
+
+    @property
+    def text_width(self) -> int:
+        return self.pipe.unet.config.cross_attention_dim
 
     @property
     def device(self) -> torch.device:
@@ -72,9 +84,13 @@ class PipelineModel:
     def image_size(self) -> int:
         return self.latent_shape[-1] * self.pipe.vae_scale_factor
 
-    @cached_property
-    def num_timesteps(self) -> int:
-        return self.noise_schedule.config.num_train_timesteps
+    def to(self, device: torch.device | str) -> None:
+        """Move all networks to ``device``."""
+        self.pipe.to(device)
+
+    def checkpoint_gradients(self, on: bool) -> None:
+        """Recompute the denoiser's activations in the backward pass, or keep them: less memory, or less time."""
+        (self.pipe.unet.enable_gradient_checkpointing if on else self.pipe.unet.disable_gradient_checkpointing)()
 
     def encode_prompts(self, prompts: Sequence[str], *, length: int | None = None) -> Conditioning:
         """Text to U-Net input, as the diffusers pipeline does it; tokens beyond the 77th are cut off.
@@ -108,35 +124,15 @@ class PipelineModel:
         scale, shift = self._latent_units
         return self.pipe.vae.decode((latents.to(self.pipe.vae.dtype) / scale) + shift, return_dict=False)[0]
 
-    @cached_property
+    @property
     def _latent_units(self) -> tuple[Any, Any]:
-        """``scale, shift``: numbers, or one value per channel where the autoencoder's config holds statistics."""
+        """``scale, shift``: numbers, or one value per channel where the autoencoder's config holds statistics; on `device`."""
         config = self.pipe.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:
             return config.scaling_factor, config.get("shift_factor") or 0.0
         mean, std = (torch.tensor(values, device=self.device).view(1, -1, 1, 1) for values in (mean, std))
         return config.scaling_factor / std, mean
-
-    def add_noise(
-        self,
-        latents: Float[Tensor, "batch channel height width"],
-        noise: Float[Tensor, "batch channel height width"],
-        timesteps: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch channel height width"]:
-        """``sqrt(alpha_bar_t) latents + sqrt(1 - alpha_bar_t) noise``, float32."""
-        return self.noise_schedule.add_noise(latents.float(), noise.float(), timesteps)
-
-    def target(
-        self,
-        latents: Float[Tensor, "batch channel height width"],
-        noise: Float[Tensor, "batch channel height width"],
-        timesteps: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch channel height width"]:
-        """What `predict` should answer, float32: the noise, or ``sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) latents``."""
-        if self.prediction == "epsilon":
-            return noise.float()
-        return self.noise_schedule.get_velocity(latents.float(), noise.float(), timesteps)
 
     def predict(
         self, noisy: Float[Tensor, "batch channel height width"], timesteps: Real[Tensor, "..."], conditioning: Conditioning
@@ -153,34 +149,7 @@ class PipelineModel:
     def _added(self, conditioning: Conditioning) -> dict[str, Tensor] | None:
         return None
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        *,
-        seeds: Sequence[int],
-        steps: int = 50,
-        guidance_scale: float = 7.5,
-        guidance: Guidance | None = None,
-        batch_size: int = 8,
-        start: Sequence[Image] | None = None,
-        strength: float = 0.7,
-        progress: str | None = None,
-    ) -> list[Image]:
-        """One image per prompt; see `valign.models.diffusion.sampling.generate`."""
-        from valign.models.diffusion.sampling import generate
-
-        return generate(
-            self,
-            prompts,
-            seeds=seeds,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            guidance=guidance,
-            batch_size=batch_size,
-            start=start,
-            strength=strength,
-            progress=progress,
-        )
+    generate = generate
 
     def fingerprint(self) -> str:
         """SHA-256 over the folder's configurations and weights, hex; loaded adapters do not count. Read once, then kept."""

@@ -1,5 +1,7 @@
 """Stable Diffusion XL: two text encoders side by side, a pooled text vector, and the image's size as a condition."""
 
+from typing import Any
+
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
@@ -22,9 +24,13 @@ class StableDiffusionXL(PipelineModel):
     def text_encoders(self) -> list[nn.Module]:
         return [self.pipe.text_encoder, self.pipe.text_encoder_2]
 
+    @property
+    def tokenizers(self) -> list[Any]:
+        return [self.pipe.tokenizer, self.pipe.tokenizer_2]
+
     def _encode_chunk(self, prompts: list[str], length: int | None) -> Conditioning:
         hidden = []
-        for tokenizer, encoder in zip((self.pipe.tokenizer, self.pipe.tokenizer_2), self.text_encoders):
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders):
             answer = encoder(self._tokens(tokenizer, prompts, length).input_ids, output_hidden_states=True)
             hidden.append(answer.hidden_states[-2])  # the last layer but one, without the final norm
         embeds, pooled = torch.cat(hidden, dim=-1), answer[0]  # pooled: the second encoder's projected end-of-text state

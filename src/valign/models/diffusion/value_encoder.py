@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from valign.checks import UserError, check_choice, check_range
 from valign.files import atomic_path, hash_value, read_json, write_json
 from valign.methods import Method
-from valign.models.diffusion.base import Conditioning
-from valign.models.diffusion.pipeline import PipelineModel
+from valign.models.diffusion.base import Conditioning, DiffusionModel
 
 METHOD = Method(
     slug="value-encoder",
@@ -65,7 +64,7 @@ class ValueEncoder(nn.Module):
 
     def __init__(
         self,
-        model: PipelineModel,
+        model: DiffusionModel,
         principles: Sequence[ValueText],
         *,
         layout: str = "reference",
@@ -81,11 +80,10 @@ class ValueEncoder(nn.Module):
         self.layout, self.lora_rank, self.family = layout, lora_rank, model.family
         self.base_fingerprint = model.fingerprint()
         self.active = True  # see `off`
-        pipe = model.pipe
-        self.tokenizers: list[Any] = [pipe.tokenizer, *([pipe.tokenizer_2] if self._double else [])]
+        self.tokenizers = list(model.tokenizers)
         self.ends = [int(tokenizer.eos_token_id) for tokenizer in self.tokenizers]
         self.encoders = nn.ModuleList(deepcopy(encoder).float().to(model.device) for encoder in model.text_encoders)
-        dim, wanted = sum(encoder.config.hidden_size for encoder in self._copies), pipe.unet.config.cross_attention_dim
+        dim, wanted = sum(encoder.config.hidden_size for encoder in self._copies), model.text_width
         if dim != wanted:
             raise UserError(
                 f"{model.folder} cannot take a value token: its text encoders are {dim} wide, its cross-attention {wanted}. "
@@ -224,7 +222,7 @@ class ValueConditioning(Conditioning):
 
 
 def copy_encoder(
-    model: PipelineModel,
+    model: DiffusionModel,
     principles: Sequence[ValueText],
     *,
     layout: str = "reference",
@@ -266,7 +264,7 @@ def save_value_encoder(folder: Path, encoder: ValueEncoder, *, metadata: Mapping
     write_json(folder / RECORD, {**record, "metadata": dict(metadata or {})})
 
 
-def load_value_encoder(path: str | Path, model: PipelineModel, *, layout: str | None = None) -> ValueEncoder:
+def load_value_encoder(path: str | Path, model: DiffusionModel, *, layout: str | None = None) -> ValueEncoder:
     """Read a value encoder from its folder, its weight file or a training run's folder, frozen, for the model it was trained with.
 
     Args:

@@ -10,10 +10,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from valign.checks import UserError, check_range
-from valign.interfaces import Retriever
-from valign.models.diffusion.base import Conditioning
-from valign.models.diffusion.guidance.base import Guidance
-from valign.models.diffusion.pipeline import PipelineModel
+from valign.interfaces import Guidance, Retriever, SamplingConfig
+from valign.models.diffusion.base import Conditioning, DiffusionModel
 from valign.models.diffusion.value_encoder import ValueEncoder, ValueText
 
 
@@ -46,7 +44,7 @@ class ValueGuidedPipeline:
     Raises: UserError if the encoder was made for another base model.
     """
 
-    def __init__(self, model: PipelineModel, encoder: ValueEncoder, retriever: Retriever | None = None) -> None:
+    def __init__(self, model: DiffusionModel, encoder: ValueEncoder, retriever: Retriever | None = None) -> None:
         if encoder.base_fingerprint != model.fingerprint():
             raise UserError(f"The value encoder belongs to another base model than {model.folder}. Load it for this model.")
         self.model, self.encoder, self.retriever = model, encoder, retriever
@@ -92,14 +90,16 @@ class ValueGuidedPipeline:
         self,
         prompts: Sequence[str],
         *,
-        seeds: Sequence[int],
-        principles: str | Sequence[str | None] | None = None,
-        mixing: float = 0.5,
+        seeds: Sequence[int] | None = None,
+        sampling: SamplingConfig = SamplingConfig(),
         guidance: Guidance | None = None,
         start: Sequence[Image] | None = None,
-        **options: Any,
+        strength: float = 0.7,
+        progress: str | None = None,
+        principles: str | Sequence[str | None] | None = None,
+        mixing: float = 0.5,
     ) -> list[Image]:
-        """One image per prompt by `valign.models.diffusion.sampling.generate`, with its options.
+        """`valign.models.diffusion.sampling.generate`, with a value token where there is a principle.
 
         Args:
             principles: One for all, or one per prompt; None is no token, unless a retriever was given, which then decides.
@@ -107,6 +107,7 @@ class ValueGuidedPipeline:
                 needs about 0.5: the token pulls towards the rare attribute, it does not balance by itself. Toxicity's is always on.
         Raises: UserError for an unknown principle; ValueError for unequal lengths or numbers out of range.
         """
+        seeds = sampling.seeds(len(prompts)) if seeds is None else seeds
         check_range("ValueGuidedPipeline.mixing", mixing, low=0.0, high=1.0)
         if len(seeds) != len(prompts):
             raise ValueError(f"generate.seeds must hold one seed per prompt, got {len(seeds)} for {len(prompts)} prompts.")
@@ -122,9 +123,14 @@ class ValueGuidedPipeline:
         images: dict[int, Image] = {}
         for length, rows in groups.items():
             model = self._with_token(length) if length else self.model
-            beside: dict[str, Any] = {"start": [start[row] for row in rows]} if start is not None else {}
             made = model.generate(
-                [texts[row] for row in rows], seeds=[seeds[row] for row in rows], guidance=guidance, **beside, **options
+                [texts[row] for row in rows],
+                seeds=[seeds[row] for row in rows],
+                sampling=sampling,
+                guidance=guidance,
+                start=None if start is None else [start[row] for row in rows],
+                strength=strength,
+                progress=progress,
             )
             images.update(zip(rows, made, strict=True))
         return [images[row] for row in range(len(prompts))]
@@ -164,7 +170,7 @@ class ValueGuidedPipeline:
         text = self.model.encode_prompts(texts, length=length)
         return Conditioning(torch.cat([text.embeds, text.embeds[:, -1:]], dim=1), text.pooled, text.time_ids)
 
-    def _with_token(self, length: int) -> PipelineModel:
+    def _with_token(self, length: int) -> DiffusionModel:
         """The model as the sampler sees it: it encodes prompts that get the token with it, all others to the same length."""
         view = copy(self.model)  # shares the pipeline and its weights
 

@@ -10,12 +10,11 @@ from valign.models.diffusion.base import DiffusionModel
 def encoders_offloaded(model: DiffusionModel) -> Iterator[None]:
     """Keep the autoencoder and the text encoders in main memory inside the block; on a CPU nothing happens."""
     device = model.device
-    parts = [part for name in ("vae", "text_encoder", "text_encoder_2") if (part := getattr(model.pipe, name, None)) is not None]
     if device.type != "cpu":
-        for part in parts:
+        for part in model.encoders:
             part.to("cpu")
     try:
         yield
     finally:
-        for part in parts:
+        for part in model.encoders:
             part.to(device)

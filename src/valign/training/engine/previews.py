@@ -9,7 +9,7 @@ from typing import Any
 from PIL.Image import Image, new
 
 from valign.files import atomic_path
-from valign.interfaces import Sampler
+from valign.interfaces import Sampler, SamplingConfig
 from valign.models.diffusion.lora import adapter_off
 
 GAP = 4  # pixels between images
@@ -37,7 +37,7 @@ class Previews:
         return path
 
     def _sample(self) -> list[Image]:
-        return self.model.generate(list(self.prompts), seeds=list(range(len(self.prompts))), steps=self.steps)
+        return self.model.generate(list(self.prompts), sampling=SamplingConfig(steps=self.steps))
 
 
 def grid(rows: list[list[Image]]) -> Image:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from valign.checks import UserError, check_options, option
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.lora import adapter_off, attach_lora, unload_adapters
 from valign.models.diffusion.sampling import sample_until
@@ -84,14 +85,14 @@ def train_erasing(
     run = Run.open(out, step=f"esd-{config.part}", recipe=recipe, inputs={"model": base}, seed=config.seed)
     if run.done:
         return ErasingResult(out / "adapter", **run.results)
-    attach_lora(model, rank=config.rank, targets=trained_linears(model.unet, config.part), name=ADAPTER, seed=config.init_seed)
+    attach_lora(model, rank=config.rank, targets=trained_linears(model.denoiser, config.part), name=ADAPTER, seed=config.init_seed)
     try:
-        parameters = {name: p for name, p in sorted(model.unet.named_parameters()) if p.requires_grad}
+        parameters = {name: p for name, p in sorted(model.denoiser.named_parameters()) if p.requires_grad}
         task = ErasingTask(model, prompt, config, objective, parameters)
         loop = TrainingLoop(task, start_processes(cpu=model.device.type == "cpu"), out=out)
         loop.run()
         origin = {"base": model.folder, "base_fingerprint": base, "family": model.family, "method": f"esd-{config.part}"}
-        save_adapter(out / "adapter", lora_factors(model.unet), metadata={**origin, **recipe, **(metadata or {})})
+        save_adapter(out / "adapter", lora_factors(model.denoiser), metadata={**origin, **recipe, **(metadata or {})})
         results: dict[str, Any] = {
             "iterations": config.iterations,
             "parameters": sum(p.numel() for p in parameters.values()),
@@ -159,12 +160,10 @@ class ErasingTask(Task):
         stop, seed = (int(torch.randint(high, (1,), generator=generator)) for high in (config.sample_steps, 2**31))
         with torch.no_grad(), adapter_off(model):
             noisy, timestep = sample_until(
-                model,  # type: ignore[arg-type]  # every model that is loaded is a pipeline's
+                model,
                 [self.prompt],
-                seeds=[seed],
-                steps=config.sample_steps,
                 stop=stop,
-                guidance_scale=config.guidance_scale,
+                sampling=SamplingConfig(steps=config.sample_steps, guidance_scale=config.guidance_scale, seed=seed),
             )
             # one after the other, as the adapter's own answer is made: equal shapes, equal rounding, so that step 0 is exact
             concept, empty = (model.predict(noisy, timestep, self.texts.select([row])).float() for row in (0, 1))

@@ -5,6 +5,7 @@ from time import perf_counter
 import numpy as np
 
 from valign.detectors.oracle import OracleDetector
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
 from valign.worlds.base import ModelMeasurement
 from valign.worlds.shapes.grammar import caption, split_scene
@@ -25,9 +26,8 @@ def measure_model(
         for item, scene in zip(items, scenes)
     ]
     began = perf_counter()
-    images = model.generate(
-        prompts, seeds=range(count), steps=steps, guidance_scale=guidance_scale, batch_size=50, progress="generating"
-    )
+    sampling = SamplingConfig(steps=steps, guidance_scale=guidance_scale, batch_size=50)
+    images = model.generate(prompts, sampling=sampling, progress="generating")
     seconds = perf_counter() - began
     matches = oracle.matches(images, wanted)
     scores = oracle.detect(images)

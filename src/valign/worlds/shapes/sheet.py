@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
 from valign.worlds.shapes.grammar import caption, random_scene
 from valign.worlds.shapes.renderer import Scene, render
@@ -27,9 +28,8 @@ def contact_sheet(model: DiffusionModel | None = None, *, seed: int = 0, steps: 
     if model is not None:
         rng = np.random.default_rng([seed, 12])
         captions = [caption(scene, rng) for scene in scenes]
-        panels.append(
-            ("drawn by the model", model.generate(captions, seeds=range(len(scenes)), steps=steps, batch_size=len(scenes)))
-        )
+        sampling = SamplingConfig(steps=steps, batch_size=len(scenes))
+        panels.append(("drawn by the model", model.generate(captions, sampling=sampling)))
     width = max(len(row) for row in rows.values())
     figure = Figure(figsize=(len(panels) * width * 0.95 + 1.4, len(rows) * 0.95 + 0.4), dpi=110, layout="constrained")
     grids = figure.subplots(len(rows), len(panels) * width, squeeze=False)

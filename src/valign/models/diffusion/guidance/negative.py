@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from valign.interfaces import GuidanceState
 from valign.methods import Method
-from valign.models.diffusion.guidance.base import GuidanceState, classifier_free
+from valign.models.diffusion.guidance.base import classifier_free
 
 METHOD = Method(
     slug="negative-prompt",

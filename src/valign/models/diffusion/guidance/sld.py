@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valign.checks import check_choice, check_range
+from valign.interfaces import GuidanceState
 from valign.methods import Method
-from valign.models.diffusion.guidance.base import GuidanceState
 
 METHOD = Method(
     slug="sld",

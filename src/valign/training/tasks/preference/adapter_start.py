@@ -20,7 +20,7 @@ def start_adapter(step: PairStep, source: PairSource, adapter: str) -> InitRepor
     LoRA-SB takes its gradient on the training pairs (max(32, 0.1 %), pairs in turn, each visit its own draws), so it repeats to the
     same bytes on a CPU when a run resumes.
     """
-    kind, unet = step.config.adapter, step.model.unet
+    kind, unet = step.config.adapter, step.model.denoiser
     if kind == "lora":
         return None
     if kind == "ailora":

@@ -8,7 +8,7 @@ from torch import Tensor
 from valign.adapters.adaptive import halves
 from valign.checks import UserError
 from valign.models.diffusion.base import DiffusionModel
-from valign.models.diffusion.lora import bare_unet
+from valign.models.diffusion.lora import bare_denoiser
 from valign.randomness import generator_for
 from valign.training.adapting import AdapterHandle, AttachContext, parse_tuning
 from valign.training.engine.draws import Visits
@@ -30,7 +30,7 @@ class AdaptiveLora(UnetLora):
     handle: AdapterHandle | None = None
 
     def attach(self) -> None:
-        bare_unet(self.model)  # all else needs the data, see `start`
+        bare_denoiser(self.model)  # all else needs the data, see `start`
 
     def start(self, step: PairStep, source: PairSource) -> None:
         """Raises: UserError for DiffoRA on several processes, whose searches could end differently."""
@@ -49,7 +49,7 @@ class AdaptiveLora(UnetLora):
             return graded(step, batch, step.errors(batch, reference=True)) / size
 
         context = AttachContext(
-            network=self.model.unet,
+            network=self.model.denoiser,
             head=(),
             targets=config.targets,
             steps=config.steps,

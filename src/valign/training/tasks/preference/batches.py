@@ -66,7 +66,7 @@ class PairSource:
             draw_pair(
                 generator_for("safe" if safe_caption else "unsafe", config.seed, self._id(pair), visit % fixed if fixed else visit),
                 self.cache.latent_shape,
-                num_timesteps=self.model.num_timesteps,
+                num_timesteps=self.model.schedule.num_timesteps,
                 empty_prompt_prob=0.0 if safe_caption else config.empty_prompt_prob,
                 flip_prob=0.5 if config.flip else 0.0,
             )
@@ -81,7 +81,9 @@ class PairSource:
         """
         made = [generator_for("retained", self.config.seed, self._id(pair), visit) for pair, visit in visits]
         draws = [
-            draw_pair(generator, self.cache.latent_shape, num_timesteps=self.model.num_timesteps, empty_prompt_prob=RETAIN_EMPTY)
+            draw_pair(
+                generator, self.cache.latent_shape, num_timesteps=self.model.schedule.num_timesteps, empty_prompt_prob=RETAIN_EMPTY
+            )
             for generator in made
         ]
         known = self.cache.retained_rows
@@ -94,7 +96,7 @@ class PairSource:
             draw_pair(
                 generator_for("validation", self.config.seed, self._id(pair), k),
                 self.cache.latent_shape,
-                num_timesteps=self.model.num_timesteps,
+                num_timesteps=self.model.schedule.num_timesteps,
                 stratum=(k, draws),
             )
             for pair, k in places
@@ -126,18 +128,17 @@ class PairSource:
         return PairBatch(
             ids=tuple(map(self._id, pairs)),
             timesteps=timesteps,
-            noisy=model.add_noise(latents, noise, timesteps.repeat(2)),
-            target=model.target(latents, noise, timesteps.repeat(2)),
+            noisy=model.schedule.add_noise(latents, noise, timesteps.repeat(2)),
+            target=model.schedule.target(latents, noise, timesteps.repeat(2)),
             conditioning=conditioning,
             weight=self._weight(timesteps),
         )
 
     def _weight(self, timesteps: Int[Tensor, " pair"]) -> Float[Tensor, " pair"]:
-        one = torch.ones(len(timesteps), 1, 1, 1, device=timesteps.device)
         if self.config.min_snr is None:
-            return one.flatten()
-        kept = self.model.add_noise(one, torch.zeros_like(one), timesteps).flatten().square()  # alpha_bar
-        return min_snr_weight(kept / (1 - kept), prediction=self.model.prediction, gamma=self.config.min_snr)
+            return torch.ones(len(timesteps), device=timesteps.device)
+        kept = self.model.schedule.alpha_bar(timesteps)
+        return min_snr_weight(kept / (1 - kept), prediction=self.model.schedule.kind, gamma=self.config.min_snr)
 
 
 def split_rows(cache: PairCache, rows: Int[Tensor, " row"], fraction: float) -> tuple[Int[Tensor, " train"], Int[Tensor, " held"]]:

@@ -46,16 +46,15 @@ def compiled_step(
 
 
 def _compiled(model: DiffusionModel) -> Callable[[], AbstractContextManager[None]]:
-    pipe = model.pipe
-    fast = torch.compile(pipe.unet, dynamic=False)
+    fast = torch.compile(model.denoiser, dynamic=False)
 
     @contextmanager
     def inside() -> Iterator[None]:
-        plain, pipe.unet = pipe.unet, fast
+        plain, model.denoiser = model.denoiser, fast
         try:
             yield
         finally:
-            pipe.unet = plain
+            model.denoiser = plain
 
     return inside
 

@@ -76,7 +76,7 @@ class PreferenceTask(Task):
             recipe=config.recipe(),
         )
         if config.gradient_checkpointing:
-            step.model.pipe.unet.enable_gradient_checkpointing()
+            step.model.checkpoint_gradients(True)
         self.fast: Callable[[], AbstractContextManager[None]] = nullcontext
         if config.compile:
             first = self.source.visit(self.visits.at(0)[: self.micro])

@@ -87,7 +87,7 @@ def run_training(
         mixed_precision=config.mixed_precision, trackers=config.trackers, folder=out, cpu=model.device.type == "cpu"
     )
     if model.device != accelerator.device:
-        model.pipe.to(accelerator.device)
+        model.to(accelerator.device)
     named = {"name": type(objective).__name__, **asdict(objective)}  # type: ignore[call-overload]
     recipe = {
         "config": config.recipe(),
@@ -114,7 +114,7 @@ def run_training(
         return on_main(accelerator, lambda: _finish(loop, out, trainable, run, stopped, made))
     finally:
         trainable.detach()
-        model.pipe.unet.disable_gradient_checkpointing()
+        model.checkpoint_gradients(False)
 
 
 def _finish(

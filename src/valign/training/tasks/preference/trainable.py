@@ -80,13 +80,13 @@ class UnetLora:
         return adapter_off(model)
 
     def rules(self) -> AdapterHandle:
-        return Fixed(self.model.unet, self.parameters())
+        return Fixed(self.model.denoiser, self.parameters())
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in sorted(self.model.unet.named_parameters()) if p.requires_grad}
+        return {name: p for name, p in sorted(self.model.denoiser.named_parameters()) if p.requires_grad}
 
     def state(self) -> Mapping[str, Tensor]:
-        return adapter_state(self.model.unet, self.name)
+        return adapter_state(self.model.denoiser, self.name)
 
     def source(self, cache: PairCache, rows: Tensor, config: PreferenceConfig) -> PairSource:
         assert isinstance(cache, LatentCache)  # what `train_preference` takes
@@ -96,7 +96,7 @@ class UnetLora:
         return out / "adapter"
 
     def save(self, out: Path, metadata: Mapping[str, Any]) -> None:
-        save_adapter(self.result(out), lora_factors(self.model.unet, self.name), metadata=metadata)
+        save_adapter(self.result(out), lora_factors(self.model.denoiser, self.name), metadata=metadata)
 
 
 def lora_factors(unet: nn.Module, name: str | None = ADAPTER) -> dict[str, LoraFactors]:

@@ -3,7 +3,7 @@
 Policy: the model with the value token before the prompt. Reference: the same without it. Only the encoder has gradients.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from valign.data.images.latents import PairLatents
 from valign.data.images.value_sets import ValueCache
 from valign.interfaces import PairCache, Sampler
 from valign.models.diffusion.base import Conditioning, DiffusionModel
-from valign.models.diffusion.pipeline import PipelineModel
+from valign.models.diffusion.lora import adapter_names
 from valign.models.diffusion.value_encoder import ValueConditioning, ValueEncoder, ValueText, copy_encoder, save_value_encoder
 from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 from valign.objectives import PairObjective
@@ -83,8 +83,8 @@ class ValuePreviews:
     pipeline: ValueGuidedPipeline
     principles: Mapping[str, str]  # prompt -> principle
 
-    def generate(self, prompts: Any, *, seeds: Any, **options: Any) -> list[Image]:
-        return self.pipeline.generate(prompts, seeds=seeds, principles=[self.principles.get(p) for p in prompts], **options)
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[Image]:
+        return self.pipeline.generate(prompts, principles=[self.principles.get(p) for p in prompts], **options)
 
     def fingerprint(self) -> str:
         return self.pipeline.model.fingerprint()
@@ -94,7 +94,7 @@ class ValuePreviews:
 class ValueTokens:
     """The value encoder as what the loop trains; the model itself stays as it is."""
 
-    model: PipelineModel
+    model: DiffusionModel
     encoder: ValueEncoder
     principles: Mapping[str, str] = field(default_factory=dict)  # of the preview's prompts
 
@@ -103,7 +103,7 @@ class ValueTokens:
         return ValuePreviews(ValueGuidedPipeline(self.model, self.encoder), self.principles)
 
     def attach(self) -> None:
-        if getattr(self.model.unet, "peft_config", None):
+        if adapter_names(self.model):
             raise UserError(
                 "The model to train values for must be bare, got one with an adapter loaded. Call unload_adapters first."
             )
@@ -140,7 +140,7 @@ class ValueTokens:
 
 
 def train_values(
-    model: PipelineModel,
+    model: DiffusionModel,
     cache: ValueCache,
     out: Path,
     config: PreferenceConfig,

@@ -11,14 +11,13 @@ from torch import Tensor
 from valign.checks import check_range
 from valign.data.tasks.base import Row
 from valign.data.tasks.captions import ImageRow
-from valign.models.diffusion.base import Conditioning, LatentDist
-from valign.models.diffusion.pipeline import PipelineModel
+from valign.models.diffusion.base import Conditioning, DiffusionModel, LatentDist
 from valign.models.heads.task_model import Target, TaskBatch, TaskModel
 from valign.randomness import generator_for
 from valign.training.engine.draws import PairDraw, draw_pair
 
 
-def predicted(diffusion: PipelineModel, batch: TaskBatch) -> Float[Tensor, "row channel height width"]:
+def predicted(diffusion: DiffusionModel, batch: TaskBatch) -> Float[Tensor, "row channel height width"]:
     """The model's answer to a batch of `DiffusionTaskModel.noised`."""
     texts = {field.name: batch.inputs.get(field.name) for field in fields(Conditioning)}
     return diffusion.predict(batch.inputs["noisy"], batch.inputs["timesteps"], Conditioning(**texts))  # type: ignore[arg-type]
@@ -35,9 +34,9 @@ class DiffusionTaskModel(TaskModel):
         empty_prompt_prob: Share of captions replaced by the empty one while training: the other half of guidance.
     """
 
-    def __init__(self, diffusion: PipelineModel, *, empty_prompt_prob: float = 0.1) -> None:
+    def __init__(self, diffusion: DiffusionModel, *, empty_prompt_prob: float = 0.1) -> None:
         check_range("DiffusionTaskModel.empty_prompt_prob", empty_prompt_prob, low=0.0, high=1.0)
-        super().__init__(diffusion.unet, Target("diffusion"), apart=False, fingerprint=diffusion.fingerprint(), seed=None)
+        super().__init__(diffusion.denoiser, Target("diffusion"), apart=False, fingerprint=diffusion.fingerprint(), seed=None)
         self.diffusion, self.empty_prompt_prob = diffusion, empty_prompt_prob
         self._latents: dict[str, LatentDist] = {}  # by the image's digest; read and encoded when first met
         self._texts: dict[str, Conditioning] = {}
@@ -53,11 +52,11 @@ class DiffusionTaskModel(TaskModel):
         timesteps = torch.tensor([draw.timestep for draw in draws], device=self.device)
         texts = Conditioning.cat([self._caption("" if draw.drop_caption else row.caption) for row, draw in zip(rows, draws)])
         inputs = {
-            "noisy": self.diffusion.add_noise(latents, noise, timesteps),
+            "noisy": self.diffusion.schedule.add_noise(latents, noise, timesteps),
             "timesteps": timesteps,
             **{name: value for name, value in vars(texts).items() if value is not None},
         }
-        return TaskBatch(inputs, self.diffusion.target(latents, noise, timesteps), len(rows))
+        return TaskBatch(inputs, self.diffusion.schedule.target(latents, noise, timesteps), len(rows))
 
     def forward(self, batch: TaskBatch) -> Float[Tensor, "row channel height width"]:
         return predicted(self.diffusion, batch)
@@ -81,7 +80,7 @@ class DiffusionTaskModel(TaskModel):
         return draw_pair(
             generator_for("picture", *key, row.content),
             self.diffusion.latent_shape,
-            num_timesteps=self.diffusion.num_timesteps,
+            num_timesteps=self.diffusion.schedule.num_timesteps,
             empty_prompt_prob=self.empty_prompt_prob if self.training else 0.0,
         )
 

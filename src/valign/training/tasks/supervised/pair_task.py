@@ -10,7 +10,7 @@ from torch import Tensor
 
 from valign.checks import check_range
 from valign.data.tasks.captions import PairRow
-from valign.models.diffusion.pipeline import PipelineModel
+from valign.models.diffusion.base import DiffusionModel
 from valign.models.heads.task_model import TaskBatch
 from valign.objectives import PairErrors, PairObjective, denoising_error
 from valign.training.tasks.preference.pair_step import pair_loss
@@ -30,8 +30,8 @@ class PairTaskModel(DiffusionTaskModel):
 
     def __init__(
         self,
-        diffusion: PipelineModel,
-        reference: PipelineModel,
+        diffusion: DiffusionModel,
+        reference: DiffusionModel,
         objective: PairObjective,
         *,
         sft_weight: float = 0.0,
