@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from valign.models.devices import cpu_has
 from valign.models.encoders.int8 import exact_int8, has_int8, int8_linear, to_int8
-from valign.models.processor import able
 
 needs_int8 = pytest.mark.skipif(not exact_int8(), reason="this processor multiplies no 8-bit matrices exactly")
 
@@ -53,14 +53,14 @@ def test_a_processor_without_them_keeps_float32(monkeypatch):
     from valign.models.encoders import minilm
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
-    for function in (able, has_int8):
+    for function in (cpu_has, has_int8):
         function.cache_clear()
     try:
-        assert not able("avx512_vnni", "amx_int8")
-        assert able("avx512_vnni", "avx2")
+        assert not cpu_has("avx512_vnni", "amx_int8")
+        assert cpu_has("avx512_vnni", "avx2")
         assert not has_int8()
         weights = {"encoder.layer.0.output.dense.weight": torch.randn(4, 4)}
         assert minilm.quick_weights(weights) is weights
     finally:
-        for function in (able, has_int8):
+        for function in (cpu_has, has_int8):
             function.cache_clear()

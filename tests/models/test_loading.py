@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from valign.checks import UserError
+from valign.models.devices import choose_device, choose_dtype
 from valign.models.diffusion.base import DiffusionModel
-from valign.models.diffusion.loading import _variant, choose_device, choose_dtype, load_model
+from valign.models.diffusion.loading import _variant, load_model
 
 
 @pytest.fixture

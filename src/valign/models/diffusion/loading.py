@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from valign.checks import UserError, check_choice
 from valign.files import read_json
+from valign.models.devices import DTYPES, LOAD_ERRORS, choose_device, choose_dtype, first_line
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.pipeline import PipelineModel
 from valign.models.diffusion.sdxl import StableDiffusionXL
@@ -32,10 +32,8 @@ NETWORKS: dict[type[PipelineModel], tuple[str, ...]] = {
     StableDiffusion: ("unet", "vae", "text_encoder"),
     StableDiffusionXL: ("unet", "vae", "text_encoder", "text_encoder_2"),
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # judging images is the detectors' work
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 
 
 def load_model(name_or_folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> DiffusionModel:
@@ -77,26 +75,6 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{part} lacks {len(missing)} weights, such as {missing[0]}")
     return network
-
-
-def choose_device(device: str) -> torch.device:
-    """``"auto"`` is CUDA where there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device must be auto, cpu, cuda or another torch device, got {device!r}.") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device} was asked for, but this machine or this build of torch has no CUDA. Use device cpu.")
-    return chosen
-
-
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """float32 on the CPU; bfloat16, or float16 on older cards, on CUDA."""
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 def _resolve(name: str) -> Path:
@@ -149,8 +127,3 @@ def _variant(folder: Path) -> str | None:
     found = {match.group(1) for name in names if (match := re.search(r"\.([a-z]\w*)(?:-\d+-of-\d+)?\.safetensors$", name))}
     plain = any(re.fullmatch(r"[\w-]+\.safetensors", name) for name in names)
     return None if plain or not found else min(found)
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")

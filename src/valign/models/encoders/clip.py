@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from valign.checks import UserError
 from valign.files import hash_file, hash_value, read_json
-from valign.models.diffusion.loading import choose_device
+from valign.models.devices import choose_device
 from valign.models.images import pil_to_tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published models, for pixels in [0, 1]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from valign.models.processor import able
+from valign.models.devices import cpu_has
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def _rounded(rows: Float[Tensor, "row column"]) -> tuple[Int8[Tensor, "row colum
 @cache
 def has_int8() -> bool:
     """Whether this processor and build of torch multiply 8-bit matrices quickly, and exactly."""
-    return able("avx512_vnni", "amx_int8") and exact_int8()
+    return cpu_has("avx512_vnni", "amx_int8") and exact_int8()
 
 
 @cache

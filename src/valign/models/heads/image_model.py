@@ -14,7 +14,7 @@ from transformers.utils import logging
 from valign.checks import UserError
 from valign.data.tasks.images import SIDE, ImageRow
 from valign.files import hash_file
-from valign.models.diffusion.loading import LOAD_ERRORS, choose_device
+from valign.models.devices import LOAD_ERRORS, choose_device
 from valign.models.files.fingerprint import fingerprint_tensors
 from valign.models.heads.task_model import Target, TaskBatch, TaskModel
 

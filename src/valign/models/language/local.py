@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from valign.checks import UserError, check_choice, check_range
-from valign.models.diffusion.loading import DTYPES, LOAD_ERRORS, choose_device, choose_dtype, first_line
+from valign.models.devices import DTYPES, LOAD_ERRORS, choose_device, choose_dtype, first_line
 from valign.models.language.chat import ChatRefused, Message, Schema
 
 
@@ -17,7 +17,7 @@ class LocalChat:
     Args:
         folder: With ``config.json``, safetensors and a tokenizer that has a chat template.
         device: ``"auto"`` (CUDA where there is one, else CPU) or a torch device.
-        dtype: ``"auto"``, or a name in `valign.models.diffusion.loading.DTYPES`.
+        dtype: ``"auto"``, or a name in `valign.models.devices.DTYPES`.
         temperature: In [0, 2]; 0 takes the likeliest token every time.
         top_p: Share of the likeliest tokens that are drawn from, (0, 1].
         seed: Of every answer's draws: the same question has the same answer.

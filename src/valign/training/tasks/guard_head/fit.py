@@ -19,10 +19,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from valign.checks import UserError, check_options, check_range, option
 from valign.data.prompts.labelled import LabelledPrompt
+from valign.models.devices import cpu_has
 from valign.models.encoders.minilm import LAYERS, WIDTH, MiniLM, Tokens, run_layers
 from valign.models.heads.ngrams import ngram_ids
 from valign.models.heads.prompt_head import ATTEND, Head, HeadSettings, head_logits, sentence_vectors
-from valign.models.processor import able
 from valign.policy import Policy
 from valign.progress import track
 from valign.text import clean
@@ -240,7 +240,7 @@ class HeadTask(Task):
         own = {name.removeprefix("upper."): tensor for name, tensor in self.weights.items() if name.startswith("upper.")}
         # bfloat16 of the products only is twice as fast where the processor has it (twenty times slower where not); so is
         # attention without the fused kernel, whose backward pass takes longer on short texts than all else together.
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=able("amx_bf16", "avx512_bf16")), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cpu_has("amx_bf16", "avx512_bf16")), sdpa_kernel(SDPBackend.MATH):
             with torch.no_grad():
                 lower = self.encoder.lower(tokens, first)
             hidden = run_layers(lower, tokens.mask, own, range(first, LAYERS))

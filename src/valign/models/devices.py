@@ -1,0 +1,45 @@
+"""Where a network runs and in which precision, what the processor can do, and what may go wrong when weights are loaded."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from valign.checks import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+
+
+def choose_device(device: str) -> torch.device:
+    """``"auto"`` is CUDA where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device must be auto, cpu, cuda or another torch device, got {device!r}.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device} was asked for, but this machine or this build of torch has no CUDA. Use device cpu.")
+    return chosen
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """float32 on the CPU; bfloat16, or float16 on older cards, on CUDA."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+@cache
+def cpu_has(*features: str) -> bool:
+    """Whether the processor has one of ``features``, as torch names them (``avx512_vnni``); False where torch does not tell."""
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions lack it
+    return any(found.get(feature, False) for feature in features)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message without its full stop, or the name of its class."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
