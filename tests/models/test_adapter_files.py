@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -104,6 +105,15 @@ def test_round_trip_folds_scales_and_keeps_everything_else(tmp_path):
         assert torch.equal(lora.up, FEW[name].up * FEW[name].scale)
         assert opened.entries[name].shape == lora.shape == (6, 4)
         assert opened.entries[name].rank == lora.rank
+
+
+def test_every_key_has_the_prefix_of_the_adapted_component(tmp_path):
+    save_adapter(tmp_path / "a", FEW, metadata={})
+    assert open_adapter(tmp_path / "a").prefix == "unet."
+    save_adapter(tmp_path / "b", FEW, metadata={}, prefix="denoiser.")
+    with safe_open(tmp_path / "b" / WEIGHTS, framework="pt") as file:
+        assert all(key.startswith("denoiser.") for key in file.keys())  # noqa: SIM118
+        assert all(key.startswith("denoiser.") for key in json.loads(file.metadata()["lora_adapter_metadata"]))
 
 
 def test_saving_again_gives_the_same_bytes(tmp_path):

@@ -41,7 +41,8 @@ def make_uce(model: DiffusionModel, edit: ConceptEdit, out: Path, *, metadata: M
     factors = edit_concepts(model, edit)
     seconds = perf_counter() - started
     origin = {"base": model.folder, "base_fingerprint": inputs["model"], "family": model.family, "method": "uce"}
-    save_adapter(out / "adapter", factors, metadata={**origin, "edit": asdict(edit), **(metadata or {})})
+    record = {**origin, "edit": asdict(edit), **(metadata or {})}
+    save_adapter(out / "adapter", factors, metadata=record, prefix=model.components["denoiser"])
     run.finish(
         modules=len(factors),
         rank=max(lora.rank for lora in factors.values()),

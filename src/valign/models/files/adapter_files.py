@@ -18,7 +18,7 @@ from torch import Tensor
 
 from valign.checks import UserError
 from valign.files import hash_file, hash_value, read_json, write_json
-from valign.models.files.layouts import ModuleEntry, read_layout
+from valign.models.files.layouts import PREFIXES, ModuleEntry, prefix_of, read_layout
 from valign.models.files.tensor_stream import TensorIndex, stream_tensors
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -72,8 +72,13 @@ class AdapterFile:
     metadata: Mapping[str, Any]
 
     @property
+    def prefix(self) -> str:
+        """Of the denoiser's keys in a diffusers file: this file's own, or Stable Diffusion's where it has none (peft)."""
+        return prefix_of(self.tensors.places) or PREFIXES[0]
+
+    @property
     def modules(self) -> list[str]:
-        """Adapted modules without the ``unet.`` prefix, sorted."""
+        """Adapted modules without the file's prefix, sorted."""
         return sorted(self.entries)
 
     def factors(self, module: str) -> LoraFactors:
@@ -117,13 +122,15 @@ def save_adapter(
     factors: Mapping[str, LoraFactors] | Iterable[tuple[str, LoraFactors]],
     *,
     metadata: Mapping[str, Any],
+    prefix: str = PREFIXES[0],
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write an adapter into ``folder``, one module in memory at a time; one already there is replaced once this is complete.
 
     Args:
-        factors: By module name without ``unet.``; ranks may differ. A mapping is written in sorted order.
+        factors: By module name without ``prefix``; ranks may differ. A mapping is written in sorted order.
         metadata: JSON-able provenance: ``base``, ``base_fingerprint``, ``family``, ``category``, ``policy_hash``, ``sources``, ...
+        prefix: Of all keys: the adapted component's, see `DiffusionModel.components`, or that of an adapter file.
         dtype: Of the file; scales are folded in float32 before the cast.
     Raises: UserError if there is no module, or one holds NaN or infinity.
     """
@@ -137,13 +144,13 @@ def save_adapter(
             if not (folded.down.isfinite().all() and folded.up.isfinite().all()):
                 raise UserError(f"{folder}: the factors of {module} must be finite, got NaN or infinity. Look at what made them.")
             ranks[module] = folded.rank
-            yield f"unet.{module}.lora_A.weight", folded.down.to(dtype)
-            yield f"unet.{module}.lora_B.weight", folded.up.to(dtype)
+            yield f"{prefix}{module}.lora_A.weight", folded.down.to(dtype)
+            yield f"{prefix}{module}.lora_B.weight", folded.up.to(dtype)
         if not ranks:
             raise UserError(f"{folder}: an adapter must have at least one module, got 0. Check which modules were chosen.")
 
     def header() -> dict[str, str]:
-        config = {f"unet.{key}": value for key, value in lora_config(ranks).items()}
+        config = {f"{prefix}{key}": value for key, value in lora_config(ranks).items()}
         return {DIFFUSERS_HEADER: json.dumps(config, sort_keys=True), "valign": record}
 
     stream_tensors(folder / WEIGHTS, tensors(), header)
@@ -168,14 +175,15 @@ def open_adapter(folder: str | Path) -> AdapterFile:
 
 
 def _config(weights: Path, header: Mapping[str, str]) -> dict[str, Any]:
-    """peft's config beside the weights, or diffusers' in the header (there its keys begin with ``unet.``)."""
+    """peft's config beside the weights, or diffusers' in the header (there its keys begin with the denoiser's prefix)."""
     path = weights.parent / "adapter_config.json"
     if weights.name == PEFT_WEIGHTS and path.exists():
         return dict(read_json(path))
     if weights.name == PEFT_WEIGHTS:
         raise UserError(f"{path} does not exist, and without it the adapter's scale is unknown. Copy it beside the weights.")
     config: dict[str, Any] = json.loads(header.get(DIFFUSERS_HEADER, "{}"))
-    ours = {key.removeprefix("unet."): value for key, value in config.items() if key.startswith("unet.")}
+    prefix = prefix_of(config)
+    ours = {key.removeprefix(prefix): value for key, value in config.items() if prefix and key.startswith(prefix)}
     return ours or config
 
 

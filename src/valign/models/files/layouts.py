@@ -1,7 +1,7 @@
 """Which tensors of a LoRA file belong to which U-Net module, and with what scale: the diffusers and peft layouts, old and new."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -27,6 +27,7 @@ REFUSED_OPTIONS = {  # option of a peft config -> (values that are fine, what th
     "layer_replication": ((None, []), "replicated layers"),
 }
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these starts also rewrite the base weight
+PREFIXES = ("unet.",)  # of a denoiser's keys, as diffusers writes them; peft writes none. A model's `components` hold its own
 PLAIN = re.compile(r"(?P<module>.+)\.(?:lora_(?P<new>[AB])|lora\.(?P<old>down|up))\.weight")
 PROCESSOR = re.compile(r"(?P<attention>.+)\.processor\.(?P<name>to_[qkv]|to_out)_lora\.(?P<old>down|up)\.weight")
 ALPHA = re.compile(r"(?P<module>.+)\.alpha")
@@ -93,9 +94,15 @@ def read_layout(
     return entries
 
 
+def prefix_of(keys: Iterable[str]) -> str:
+    """The one of `PREFIXES` that keys of a file begin with, or ""."""
+    return next((prefix for key in keys for prefix in PREFIXES if key.startswith(prefix)), "")
+
+
 def _module_of(source: str, key: str) -> tuple[str, str]:
     """``unet.mid_block. ... .to_q.lora_A.weight`` -> (``mid_block. ... .to_q``, ``down``)."""
-    name = key.removeprefix("base_model.model.").removeprefix("unet.")
+    name = key.removeprefix("base_model.model.")
+    name = name.removeprefix(prefix_of([name]))
     if name.startswith(("text_encoder", "lora_te")):
         raise UserError(f"{source} must adapt the U-Net only, got {key}. Train or save it without its text-encoder part.")
     if name.startswith("lora_unet_"):

@@ -92,7 +92,12 @@ def train_erasing(
         loop = TrainingLoop(task, start_processes(cpu=model.device.type == "cpu"), out=out)
         loop.run()
         origin = {"base": model.folder, "base_fingerprint": base, "family": model.family, "method": f"esd-{config.part}"}
-        save_adapter(out / "adapter", lora_factors(model.denoiser), metadata={**origin, **recipe, **(metadata or {})})
+        save_adapter(
+            out / "adapter",
+            lora_factors(model.denoiser),
+            metadata={**origin, **recipe, **(metadata or {})},
+            prefix=model.components["denoiser"],
+        )
         results: dict[str, Any] = {
             "iterations": config.iterations,
             "parameters": sum(p.numel() for p in parameters.values()),

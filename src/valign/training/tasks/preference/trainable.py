@@ -96,7 +96,8 @@ class UnetLora:
         return out / "adapter"
 
     def save(self, out: Path, metadata: Mapping[str, Any]) -> None:
-        save_adapter(self.result(out), lora_factors(self.model.denoiser, self.name), metadata=metadata)
+        factors, prefix = lora_factors(self.model.denoiser, self.name), self.model.components["denoiser"]
+        save_adapter(self.result(out), factors, metadata=metadata, prefix=prefix)
 
 
 def lora_factors(unet: nn.Module, name: str | None = ADAPTER) -> dict[str, LoraFactors]:

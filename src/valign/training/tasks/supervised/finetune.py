@@ -102,7 +102,8 @@ def _save_adapter(folder: Path, model: TaskModel, handle: AdapterHandle) -> None
     """LoRA on a diffusion model's U-Net as the rest of the house writes it, which diffusers loads; all else as peft has it."""
     if not isinstance(model, DiffusionTaskModel) or not isinstance(handle, LoraHandle):
         return handle.save(folder)
-    save_adapter(folder, lora_factors(handle.network, None), metadata=model.provenance())
+    prefix = model.diffusion.components["denoiser"]
+    save_adapter(folder, lora_factors(handle.network, None), metadata=model.provenance(), prefix=prefix)
 
 
 def _save_head(out: Path, model: TaskModel) -> None:
