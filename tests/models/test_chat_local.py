@@ -105,7 +105,7 @@ def test_pickles_and_other_folders_are_refused(folder, tmp_path):
 def test_a_model_without_a_chat_template_is_refused(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match="has no chat template, so it is no chat model"):
+    with pytest.raises(UserError, match="has no chat template, so it is not a chat model"):
         LocalChat(copy)
 
 

@@ -91,7 +91,7 @@ def test_own_pixel_statistics_are_used(folder, images, clip, tmp_path):
 
 
 def test_refuses_what_is_no_clip(folder, tiny_sd, tmp_path):
-    with pytest.raises(UserError, match=r"has no config\.json, so it is no CLIP folder"):
+    with pytest.raises(UserError, match=r"has no config\.json, so it is not a CLIP folder"):
         ClipEncoder(tmp_path)
     with pytest.raises(UserError, match="must hold a CLIP model, got clip_text_model"):
         ClipEncoder(tiny_sd / "text_encoder")

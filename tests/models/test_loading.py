@@ -55,7 +55,7 @@ def test_a_pickle_beside_safetensors_is_not_opened(folder):
         ("nowhere", "nowhere does not exist"),
         (
             "nobody/nothing",
-            "nobody/nothing is no folder here and could not be fetched from the hub: .* Check the spelling",
+            "nobody/nothing is not a folder here and could not be fetched from the hub: .* Check the spelling",
         ),
     ],
 )
@@ -71,7 +71,7 @@ def test_refuses_a_single_file_checkpoint(tmp_path):
 
 
 def test_refuses_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(UserError, match=r"has no model_index\.json, so it is no diffusers model"):
+    with pytest.raises(UserError, match=r"has no model_index\.json, so it is not a diffusers model"):
         load_model(tmp_path)
 
 

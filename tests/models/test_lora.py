@@ -206,7 +206,7 @@ def test_refuses_what_does_not_fit_and_stays_as_it_was(tiny_sd, tiny_sdxl, tmp_p
             load_adapter(sd, good, name=bad)
     with pytest.raises(ValueError, match=r"load_adapter\.weight must be in"):
         load_adapter(sd, good, name="other", weight=float("nan"))
-    with pytest.raises(ValueError, match="A new adapter needs a bare U-Net, got one with good"):
+    with pytest.raises(ValueError, match="A new adapter needs a bare denoiser, got one with good"):
         attach_lora(sd, rank=1)
     unload_adapters(sd)
     attach_lora(sd, rank=1)
@@ -219,7 +219,7 @@ def test_refuses_what_does_not_fit_and_stays_as_it_was(tiny_sd, tiny_sdxl, tmp_p
     [
         ({"rank": 0}, r"attach_lora\.rank must be in \[1, inf\), got 0"),
         ({"rank": 2, "alpha": 0.0}, r"attach_lora\.alpha must be in \(0, inf\), got 0"),
-        ({"rank": 2, "targets": ("to_nowhere",)}, r"attach_lora\.targets must name U-Net modules, got to_nowhere"),
+        ({"rank": 2, "targets": ("to_nowhere",)}, r"attach_lora\.targets must name modules of the denoiser, got to_nowhere"),
     ],
 )
 def test_refuses_bad_options(tiny_sd, options, message):

@@ -37,10 +37,10 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptEdit:
-    """What to edit: ``concepts[i]`` shall be drawn as ``guides[i]``, and ``preserve`` as before."""
+    """What to edit: ``concepts[i]`` is to be generated as ``guides[i]``, and ``preserve`` as before."""
 
     concepts: tuple[str, ...]
-    guides: tuple[str, ...] = ("",)  # one for all, or one each; "" is no content, the state of the begin-of-text token
+    guides: tuple[str, ...] = ("",)  # one for all, or one each; "" is the absence of content, the state of the begin-of-text token
     preserve: tuple[str, ...] = ()
     lam: float = 0.5  # weight of the old weights, > 0; keeps the system solvable
     erase_scale: float = 1.0  # a, > 0: as it grows, W' e goes to W g
@@ -80,7 +80,7 @@ def edit_concepts(model: DiffusionModel, edit: ConceptEdit) -> dict[str, LoraFac
     """The edit as LoRA factors of every key and value projection of cross-attention, float32, scale 1.
 
     SDXL's projections read both text encoders side by side, and so does the edit.
-    Raises: UserError if adapters are on the model, or a weight is no plain matrix of finite numbers.
+    Raises: UserError if adapters are on the model, or a weight is not a plain matrix of finite numbers.
     """
     if adapter_names(model):
         raise UserError("edit_concepts needs a bare model, got one with an adapter loaded. Call unload_adapters first.")
@@ -93,7 +93,7 @@ def edit_concepts(model: DiffusionModel, edit: ConceptEdit) -> dict[str, LoraFac
         raise UserError(f"edit_concepts needs cross-attention called {' and '.join(EDITED)}, got none. Choose another model.")
     for name, module in layers.items():
         if not module.weight.is_floating_point() or not module.weight.isfinite().all():
-            raise UserError(f"edit_concepts needs finite, unquantised weights, got others in {name}. Load the model in full.")
+            raise UserError(f"edit_concepts needs finite, unquantized weights, got others in {name}. Load the model in full.")
     pairs = edit.pairs()
     edited, guide = (token_states(model, texts, edit.tokens) for texts in zip(*pairs, strict=True))
     kept = token_states(model, edit.preserve, edit.tokens) if edit.preserve else edited[:0]
@@ -130,7 +130,7 @@ def token_states(model: DiffusionModel, texts: Sequence[str], tokens: str = "las
     """What cross-attention reads of each text: its last word's state, or all states of the padded text, text after text.
 
     The last word stands right before the end-of-text token; of an empty text it is the begin-of-text token. Blank instead of empty:
-    SDXL replaces the empty prompt by zeros, which are no encoding of anything.
+    SDXL replaces the empty prompt by zeros, which encode nothing.
     """
     texts = [text if text.strip() else " " for text in texts]
     states = model.encode_prompts(texts).embeds

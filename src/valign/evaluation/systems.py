@@ -26,7 +26,7 @@ class System:
     Args:
         generate: Prompts and seeds in, one `PIL` image each out, or None for a prompt that it refuses.
         description: One line for the report.
-        extra_evaluations: U-Net evaluations per step on top of the base's, e.g. 1 where guidance looks at a third text.
+        extra_evaluations: evaluations of the denoiser per step on top of the base's, e.g. 1 where guidance looks at a third text.
         fingerprint: Changes whenever the images would; stored images of another fingerprint are not reused.
         ready: Entered around all generation, e.g. to load an adapter and to remove it again.
     """

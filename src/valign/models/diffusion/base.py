@@ -56,7 +56,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class LatentDist:
-    """Posterior of an image's latents, already in the units of the U-Net: ``(latent - shift) * scaling_factor``, float32."""
+    """Posterior of an image's latents, already in the units of the denoiser: ``(latent - shift) * scaling_factor``, float32."""
 
     mean: Float[Tensor, "batch channel height width"]
     std: Float[Tensor, "batch channel height width"]

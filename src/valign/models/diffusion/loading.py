@@ -92,7 +92,7 @@ def _resolve(name: str) -> Path:
         return Path(DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:
         raise UserError(
-            f"{name} is no folder here and could not be fetched from the hub: {first_line(error)}. "
+            f"{name} is not a folder here and could not be fetched from the hub: {first_line(error)}. "
             "Check the spelling, the network, and that the model is published as safetensors."
         ) from error
 
@@ -100,7 +100,7 @@ def _resolve(name: str) -> Path:
 def _check_folder(folder: Path) -> type[PipelineModel]:
     if not (folder / "model_index.json").exists():
         raise UserError(
-            f"{folder} has no model_index.json, so it is no diffusers model. Give the folder that save_pretrained made."
+            f"{folder} has no model_index.json, so it is not a diffusers model. Give the folder that save_pretrained made."
         )
     index: dict[str, Any] = read_json(folder / "model_index.json")
     kind = index.get("_class_name") if isinstance(index, dict) else None

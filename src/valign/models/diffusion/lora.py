@@ -1,4 +1,4 @@
-"""LoRA on a model's U-Net: attach a new one for training, switch it off for a reference pass, load finished ones with weights.
+"""LoRA on a model's denoiser: attach a new one for training, switch it off for a reference pass, load finished ones with weights.
 
 All through diffusers and peft, so the layers are peft's own. The autoencoder and the text encoders are never adapted.
 """
@@ -32,7 +32,7 @@ def attach_lora(
     name: str = "expert",
     seed: int = 0,
 ) -> list[str]:
-    """Add a new LoRA to the U-Net, the only thing that is trainable afterwards; return the adapted modules, sorted.
+    """Add a new LoRA to the denoiser, the only thing that is trainable afterwards; return the adapted modules, sorted.
 
     ``A ~ N(0, (1/rank)^2)``, ``B = 0``, both float32, so the model's function is unchanged. ``A`` depends on ``seed``, the module's
     name and its shape alone: experts attached with one seed share it.
@@ -51,7 +51,7 @@ def attach_lora(
 def bare_denoiser(model: DiffusionModel) -> Any:
     """The denoiser, frozen. Raises: ValueError if adapters are loaded or attached."""
     if names := adapter_names(model):
-        raise ValueError(f"A new adapter needs a bare U-Net, got one with {', '.join(names)}. Call unload_adapters first.")
+        raise ValueError(f"A new adapter needs a bare denoiser, got one with {', '.join(names)}. Call unload_adapters first.")
     return model.denoiser.requires_grad_(False)
 
 
@@ -61,14 +61,16 @@ def adapter_names(model: DiffusionModel) -> list[str]:
 
 
 def add_lora(
-    unet: Any, *, rank: int, alpha: float | None = None, targets: Sequence[str] = ATTENTION, name: str = "expert", seed: int = 0
+    denoiser: Any, *, rank: int, alpha: float | None = None, targets: Sequence[str] = ATTENTION, name: str = "expert", seed: int = 0
 ) -> list[str]:
-    """`attach_lora` on a bare diffusers U-Net; one on the meta device gets shapes without values."""
-    if not any(f".{module}".endswith(f".{target}") for module, _ in unet.named_modules() for target in targets):
-        raise ValueError(f"attach_lora.targets must name U-Net modules, got {', '.join(targets)}. Try {', '.join(ATTENTION)}.")
+    """`attach_lora` on a bare diffusers denoiser; one on the meta device gets shapes without values."""
+    if not any(f".{module}".endswith(f".{target}") for module, _ in denoiser.named_modules() for target in targets):
+        raise ValueError(
+            f"attach_lora.targets must name modules of the denoiser, got {', '.join(targets)}. Try {', '.join(ATTENTION)}."
+        )
     scale = {"r": rank, "lora_alpha": rank if alpha is None else alpha}
-    unet.add_adapter(LoraConfig(**scale, target_modules=list(targets), init_lora_weights=True), adapter_name=name)  # type: ignore[arg-type]
-    layers = adapted(unet, name)
+    denoiser.add_adapter(LoraConfig(**scale, target_modules=list(targets), init_lora_weights=True), adapter_name=name)  # type: ignore[arg-type]
+    layers = adapted(denoiser, name)
     for module, layer in layers.items():
         down, up = layer.lora_A[name], layer.lora_B[name]
         down.float(), up.float()
@@ -80,9 +82,9 @@ def add_lora(
     return sorted(layers)
 
 
-def adapted(unet: nn.Module, name: str) -> dict[str, Any]:
+def adapted(denoiser: nn.Module, name: str) -> dict[str, Any]:
     """Module name -> peft layer, for every module that has an adapter called ``name``."""
-    return {module: layer for module, layer in unet.named_modules() if isinstance(layer, LoraLayer) and name in layer.lora_A}
+    return {module: layer for module, layer in denoiser.named_modules() if isinstance(layer, LoraLayer) and name in layer.lora_A}
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def adapter_off(model: DiffusionModel) -> Iterator[None]:
 
 
 def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight: float = 1.0) -> None:
-    """Add a saved adapter to the model, frozen and in the U-Net's dtype, beside those loaded before; their changes add up.
+    """Add a saved adapter to the model, frozen and in the denoiser's dtype, beside those loaded before; their changes add up.
 
     Args:
         folder: A folder that `valign.models.files.adapter_files.open_adapter` reads.
@@ -116,42 +118,42 @@ def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight
     Raises: UserError if the adapter does not fit this model; the model is then as before.
     """
     check_range("load_adapter.weight", weight)
-    unet: Any = model.denoiser
+    denoiser: Any = model.denoiser
     if not re.fullmatch(r"[\w-]+", name) or name in adapter_names(model):
         raise UserError(f"load_adapter.name must be a new name of letters, digits, - and _, got {name!r}. Choose another name.")
-    if any(parameter.requires_grad for parameter in unet.parameters()):
+    if any(parameter.requires_grad for parameter in denoiser.parameters()):
         raise ValueError("load_adapter needs a frozen model, got one in training. Call unload_adapters first.")
     file = open_adapter(Path(folder))
-    ranks = _check_fit(unet, file)
+    ranks = _check_fit(denoiser, file)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what is wanted
-        unet.add_adapter(LoraConfig(**lora_config(ranks)), adapter_name=name)
-    for module, layer in adapted(unet, name).items():
+        denoiser.add_adapter(LoraConfig(**lora_config(ranks)), adapter_name=name)
+    for module, layer in adapted(denoiser, name).items():
         factors = file.factors(module).folded()
         for matrix, values in ((layer.lora_A[name], factors.down), (layer.lora_B[name], factors.up)):
             matrix.to(model.dtype)
             with torch.no_grad():
                 matrix.weight.copy_(values)
     weights = {**adapter_weights(model), name: weight}
-    unet.set_adapters(list(weights), weights=list(weights.values()))
-    unet.requires_grad_(False)
+    denoiser.set_adapters(list(weights), weights=list(weights.values()))
+    denoiser.requires_grad_(False)
 
 
 def adapter_weights(model: DiffusionModel) -> dict[str, float]:
-    """Names of the adapters on the U-Net, in the order they came, with their scales: the weights given to `load_adapter`."""
+    """Names of the adapters on the denoiser, in the order they came, with their scales: the weights given to `load_adapter`."""
     return {name: next(iter(adapted(model.denoiser, name).values())).scaling[name] for name in adapter_names(model)}
 
 
 def unload_adapters(model: DiffusionModel) -> None:
-    """Take every adapter off, loaded or attached; the U-Net is the base model's again, bit for bit."""
+    """Take every adapter off, loaded or attached; the denoiser is the base model's again, bit for bit."""
     denoiser: Any = model.denoiser
     denoiser.unload_lora()
 
 
-def _check_fit(unet: nn.Module, file: AdapterFile) -> dict[str, int]:
-    """Rank of each module of ``file``, after a look that the U-Net has them all, with these shapes."""
+def _check_fit(denoiser: nn.Module, file: AdapterFile) -> dict[str, int]:
+    """Rank of each module of ``file``, after a look that the denoiser has them all, with these shapes."""
     linears = {}
-    for module, layer in unet.named_modules():
+    for module, layer in denoiser.named_modules():
         base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
         if isinstance(base, nn.Linear):
             linears[module] = tuple(base.weight.shape)

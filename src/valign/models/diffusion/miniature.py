@@ -1,6 +1,6 @@
 """Miniature pipelines with random weights: the real classes and the real file layout, a few hundred kilobytes, made in a second.
 
-They draw noise, but they load, train, merge, save and sample as the published models do, on any English prompt.
+Their images are noise, but they load, train, merge, save and sample as the published models do, on any English prompt.
 """
 
 from itertools import pairwise

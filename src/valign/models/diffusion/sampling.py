@@ -1,7 +1,7 @@
 """The sampler: prompts and seeds to images, with any scheduler, any guidance, from noise or from an image.
 
 The same loop as diffusers' pipelines, with three differences: each image has its own seed, guidance is an object, and the
-latents stay in float32 whatever precision the U-Net runs in. In float32 plain guidance gives what ``pipe(...)`` gives.
+latents stay in float32 whatever precision the denoiser runs in. In float32 plain guidance gives what ``pipe(...)`` gives.
 """
 
 import inspect
@@ -128,7 +128,7 @@ def _denoise(
     branches: int,
     generators: list[torch.Generator],
 ) -> Float[Tensor, "batch channel height width"]:
-    """The reverse process; all branches of a step go through the U-Net as one batch, in the order uncond, cond, extra."""
+    """The reverse process; all branches of a step go through the denoiser as one batch, in the order uncond, cond, extra."""
     combine = guidance.start() if guidance is not None else classifier_free
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     noisy_steps = {"generator": generators} if takes_generator else {}

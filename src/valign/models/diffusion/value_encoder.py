@@ -233,8 +233,8 @@ def copy_encoder(
 
     Args:
         principles: One or more, of distinct ids.
-        layout: How images are drawn. ``"reference"``: the prompt cut to 76 tokens and unpadded, as the authors' inference;
-            ``"padded"``: 77 tokens and the token, as in training. Compare with a base model drawn in the same layout.
+        layout: How images are generated. ``"reference"``: the prompt cut to 76 tokens and unpadded, as the authors' inference;
+            ``"padded"``: 77 tokens and the token, as in training. Compare with the base model in the same layout.
         lora_rank: Train factors of this rank in the attention of the copies instead of all weights; ours, 1 or more.
         seed: Of the LoRA's down factors.
     Raises: UserError if the widths do not fit or the principles are none.

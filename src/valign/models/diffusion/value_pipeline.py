@@ -1,4 +1,4 @@
-"""Draw with a value token: around a diffusers pipeline, or by this library's sampler (LiVO, arXiv 2410.12700)."""
+"""Generate with a value token: around a diffusers pipeline, or by this library's sampler (LiVO, arXiv 2410.12700)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class ValueGuidedPipeline:
     padding state (cross-attention does not see the order).
 
     Args:
-        retriever: Finds each prompt's principle where a call names none. One that the encoder was not trained for is no token.
+        retriever: Finds each prompt's principle where a call names none. No token for one that the encoder was not trained for.
     Raises: UserError if the encoder was made for another base model.
     """
 
@@ -102,8 +102,8 @@ class ValueGuidedPipeline:
         """`valign.models.diffusion.sampling.generate`, with a value token where there is a principle.
 
         Args:
-            principles: One for all, or one per prompt; None is no token, unless a retriever was given, which then decides.
-            mixing: Share of images that get the token of a bias principle, [0, 1], drawn by each image's seed. Debiasing
+            principles: One for all, or one per prompt; None gives no token, unless there is a retriever, which then decides.
+            mixing: Share of images that get the token of a bias principle, [0, 1], chosen by each image's seed. Debiasing
                 needs about 0.5: the token pulls towards the rare attribute, it does not balance by itself. Toxicity's is always on.
         Raises: UserError for an unknown principle; ValueError for unequal lengths or numbers out of range.
         """

@@ -38,7 +38,7 @@ class ClipEncoder:
         self.device = choose_device(device)
         self.batch_size = batch_size
         if not (self.folder / "config.json").exists():
-            raise UserError(f"{folder} has no config.json, so it is no CLIP folder. Give the folder that save_pretrained made.")
+            raise UserError(f"{folder} has no config.json, so it is not a CLIP folder. Give the folder that save_pretrained made.")
         if (kind := read_json(self.folder / "config.json").get("model_type")) != "clip":
             raise UserError(f"{folder} must hold a CLIP model, got {kind}. Choose another folder.")
         if not list(self.folder.glob("*.safetensors")):

@@ -45,7 +45,7 @@ class SentenceEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Tokens:
-    """Windows of texts, padded to one length. A long text has several windows; ``owner`` says whose each is."""
+    """Windows of texts, padded to one length. A long text has several windows; ``owner`` is the text of each."""
 
     ids: Int[Tensor, "window token"]
     mask: Bool[Tensor, "window token"]
@@ -182,7 +182,7 @@ def run_layers(
 
 
 def pool(hidden: Float[Tensor, "window token dim"], mask: Bool[Tensor, "window token"]) -> Float[Tensor, "window dim"]:
-    """Mean over the tokens that are no padding, as a unit vector."""
+    """Mean over the tokens that are not padding, as a unit vector."""
     weight = mask[..., None].to(hidden.dtype)
     return normalize((hidden * weight).sum(1) / weight.sum(1), dim=1)
 

@@ -161,7 +161,7 @@ def open_adapter(folder: str | Path) -> AdapterFile:
     """Open an adapter: a folder of `save_adapter`, a plain diffusers LoRA folder or file, or a peft folder. Reads the index only.
 
     A training run's folder stands for the ``adapter`` folder in it.
-    Raises: UserError for pickles and for anything but LoRA on linear layers of the U-Net.
+    Raises: UserError for pickles and for anything but LoRA on linear layers of the denoiser.
     """
     folder = Path(folder)
     weights = _weights_file(folder)

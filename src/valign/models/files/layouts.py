@@ -1,4 +1,4 @@
-"""Which tensors of a LoRA file belong to which U-Net module, and with what scale: the diffusers and peft layouts, old and new."""
+"""Which tensors of a LoRA file belong to which module of the denoiser, and with what scale: the diffusers and peft layouts, old and new."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -54,7 +54,7 @@ def read_layout(
         shapes: Key -> shape of every tensor.
         config: peft's ``adapter_config.json``, or diffusers' header; empty when there is neither (then scale 1).
         alphas: Key -> value of the ``.alpha`` scalars; they go before ``config``.
-    Raises: UserError for anything but LoRA on linear layers of the U-Net; nothing is dropped silently.
+    Raises: UserError for anything but LoRA on linear layers of the denoiser; nothing is dropped silently.
     """
     _refuse(source, shapes, config)
     halves: dict[str, dict[str, str]] = {}

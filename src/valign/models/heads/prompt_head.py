@@ -131,7 +131,7 @@ def average(heads: Sequence[Head]) -> Head:
     Settings are the first one's, without thresholds; its notes say in ``averaged`` how the others were fitted otherwise.
 
     Raises: UserError unless the heads have the same encoder, columns and shapes, and were fitted from one seed: means of networks
-        that started elsewhere are no network.
+        that started elsewhere do not work.
     """
     first = heads[0]
     for other in heads[1:]:

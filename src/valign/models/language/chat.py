@@ -105,7 +105,7 @@ class OpenAIChat:
             raise self._down(f"sent no usable answer: {self._safe(str(error))}", NOT_OPENAI) from None
         text = _text(body)
         if text is None:
-            raise self._down("sent something that is no chat completion", NOT_OPENAI)
+            raise self._down("sent something that is not a chat completion", NOT_OPENAI)
         if not text.strip():
             raise self._error("sent an empty text", "Raise max_tokens, or choose another model")
         return text.strip()

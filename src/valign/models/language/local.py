@@ -19,8 +19,8 @@ class LocalChat:
         device: ``"auto"`` (CUDA where there is one, else CPU) or a torch device.
         dtype: ``"auto"``, or a name in `valign.models.devices.DTYPES`.
         temperature: In [0, 2]; 0 takes the likeliest token every time.
-        top_p: Share of the likeliest tokens that are drawn from, (0, 1].
-        seed: Of every answer's draws: the same question has the same answer.
+        top_p: Share of the likeliest tokens to sample from, (0, 1].
+        seed: Of every answer's random draws: the same question has the same answer.
         max_tokens: Length of an answer.
     Raises: UserError if the folder is missing, broken, without a chat template, or holds its weights as pickles only.
     """
@@ -102,5 +102,5 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     except LOAD_ERRORS as error:
         raise UserError(f"{folder} could not be loaded: {first_line(error)}. Download or save the model again.") from error
     if not tokenizer.chat_template:
-        raise UserError(f"{folder} has no chat template, so it is no chat model. Choose an instruction-tuned model.")
+        raise UserError(f"{folder} has no chat template, so it is not a chat model. Choose an instruction-tuned model.")
     return tokenizer, model

@@ -1,1 +1,1 @@
-"""Ways to combine the U-Net's answers to several texts into one: negative prompt, Safe Latent Diffusion."""
+"""Ways to combine the denoiser's answers to several texts into one: negative prompt, Safe Latent Diffusion."""

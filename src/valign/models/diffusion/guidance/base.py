@@ -10,5 +10,5 @@ def classifier_free(
     uncond: Float[Tensor, "batch channel height width"],
     cond: Float[Tensor, "batch channel height width"],
 ) -> Float[Tensor, "batch channel height width"]:
-    """``uncond + scale (cond - uncond)`` (Ho and Salimans, arXiv 2207.12598, in the convention where 1 is no guidance)."""
+    """``uncond + scale (cond - uncond)`` (Ho and Salimans, arXiv 2207.12598, in the convention where 1 means none)."""
     return uncond + scale * (cond - uncond)
