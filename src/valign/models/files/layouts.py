@@ -1,4 +1,4 @@
-"""Which tensors of a LoRA file belong to which module of the denoiser, and with what scale: the diffusers and peft layouts, old and new."""
+"""Which tensors of a LoRA file belong to which module, and with what scale: the diffusers and peft layouts, old and new."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

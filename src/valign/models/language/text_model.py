@@ -24,7 +24,7 @@ Pairs = Literal["together", "apart"]
 class TextModel(TaskModel):
     """An encoder, or a causal language model, with its tokenizer.
 
-    An encoder's text vector is the mean of its last hidden states over the tokens that are not padding. A pair of texts is one input
+    An encoder's text vector is the mean of its last hidden states over all tokens but padding. A pair of texts is one input
     (``pairs="together"``), or two vectors u, v whose head sees ``[u, v, |u - v|, u * v]`` (``"apart"``, Reimers and Gurevych,
     arXiv 1908.10084), which suits sentence encoders.
     """

@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SafeLatentDiffusion:
-    """Classifier-free guidance minus a term for the safety text; one more evaluation of the denoiser a step. Default: the medium strength.
+    """Classifier-free guidance minus a term for the safety text; one more evaluation a step. Default: medium strength.
 
     Per latent element, with noise estimates u (unconditional), c (prompt), k (safety text) and momentum m, which starts at 0::
 
