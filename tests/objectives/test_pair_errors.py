@@ -18,9 +18,14 @@ def test_refuses_half_precision():
         PairErrors(two, two.bfloat16(), two, two)
 
 
+def test_float32_and_float64_may_stand_together():
+    errors = PairErrors(two.double(), two, two.double(), two)
+    assert [error.dtype for error in errors] == [torch.float64, torch.float32] * 2
+
+
 def test_split_takes_winners_first():
-    errors = PairErrors.split(torch.arange(4.0), torch.arange(10.0, 14.0))
-    assert [error.tolist() for error in errors] == [[0, 1], [2, 3], [10, 11], [12, 13]]
+    errors = PairErrors.split(torch.arange(6.0), torch.arange(10.0, 16.0))
+    assert [error.tolist() for error in errors] == [[0, 1, 2], [3, 4, 5], [10, 11, 12], [13, 14, 15]]
 
 
 @pytest.mark.parametrize(("policy", "reference"), [(3, 3), (4, 2)])
@@ -39,6 +44,11 @@ def test_weighting_multiplies_all_four_and_refuses_another_count(as_in_use):
 def test_error_is_formed_in_float32():
     prediction, target = torch.full((1, 1, 2, 2), 256.0, dtype=torch.bfloat16), torch.full((1, 1, 2, 2), 255.5)
     assert denoising_error(prediction, target).item() == 0.25  # bfloat16 has no 255.5: the difference would be 0
+    assert denoising_error(target, prediction).item() == 0.25
+    both = denoising_error(prediction + 2, prediction)  # 258 is a bfloat16, too
+    assert (both.item(), both.dtype) == (4.0, torch.float32)
+    third = torch.full((1, 1, 2, 2), 1 / 3, dtype=torch.bfloat16)
+    assert_close(denoising_error(third, -third), (2 * third.float()[0, 0, 0, 0]).square()[None], rtol=1e-6, atol=0)
     assert denoising_error(target.double(), target.double()).dtype == torch.float64
 
 

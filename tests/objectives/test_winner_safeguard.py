@@ -17,6 +17,7 @@ def scale_of(winner, loser, mu=0.9):
 def test_values_by_hand():
     energy = torch.tensor(2.0)
     assert_close(loser_scale(energy, torch.tensor(4.0), mu=0.9), torch.tensor(0.05))  # 0.1 * 2 / 4
+    assert_close(loser_scale(energy, torch.tensor(4.0)), torch.tensor(0.05))  # 0.9 is the default
     assert loser_scale(energy, torch.tensor(0.1), mu=0.9) == 1  # 0.1 * 2 / 0.1 = 2, clamped
     assert loser_scale(energy, torch.tensor(0.0), mu=0.9) == 1
     assert loser_scale(energy, torch.tensor(-3.0), mu=0.9) == 1
