@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from valign.checks import UserError
-from valign.plugins import with_plugins
+from valign.plugins import PluginTable, with_plugins
 
 GROUP = "valign.test_rows"
 
@@ -41,9 +41,9 @@ def test_rows_of_packages_come_after_the_table_sorted(install):
         table["cat"]
 
 
-def test_a_plug_in_is_found_at_the_first_look_up_and_imported_when_its_row_is_read(install):
-    table = with_plugins(GROUP, {"own": 1})
+def test_a_plug_in_is_imported_when_its_row_is_read(install):
     install("plug_two", {"late": "plug_two_rows:LATE"}, plug_two_rows="LATE = 5")
+    table = with_plugins(GROUP, {"own": 1})
     assert "late" in table
     assert table["own"] == 1
     assert "plug_two_rows" not in sys.modules
@@ -56,14 +56,14 @@ def test_a_name_that_the_table_has_is_refused(install):
     with pytest.raises(
         UserError, match=r"valign\.test_rows: the plug-in plug_three_rows:OWN .*, got 'own', which valign itself has\. Rename"
     ):
-        with_plugins(GROUP, {"own": 1})["own"]
+        PluginTable(GROUP, {"own": 1})["own"]
 
 
 def test_a_name_of_two_packages_is_refused(install):
     install("plug_four", {"both": "plug_four_rows:A"}, plug_four_rows="A = 1")
     install("plug_five", {"both": "plug_five_rows:B"}, plug_five_rows="B = 1")
     with pytest.raises(UserError, match=r"the plug-in plug_four_rows:A .* got 'both', which plug_five_rows:B has"):
-        list(with_plugins(GROUP, {}))
+        list(PluginTable(GROUP, {}))
 
 
 def test_a_plug_in_that_does_not_load_is_named_and_stops_no_other_row(install):

@@ -21,10 +21,12 @@ def with_plugins(group: str, table: Mapping[str, T]) -> Mapping[str, T]:
         table: The rows of valign itself, in the order in which they are listed.
     Raises: UserError, at look-up, for a name that ``table`` or another package has already, or a plug-in that does not load.
     """
-    return _Extended(group, table)
+    return PluginTable(group, table)
 
 
-class _Extended(Mapping[str, T], Generic[T]):
+class PluginTable(Mapping[str, T], Generic[T]):
+    """What `with_plugins` returns."""
+
     def __init__(self, group: str, table: Mapping[str, T]) -> None:
         self.group, self.table = group, table
         self.loaded: dict[str, T] = {}
