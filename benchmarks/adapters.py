@@ -131,7 +131,7 @@ def factors_alone(model: Any, device: str) -> float:
     """Seconds that making the factors of all layers takes, with gradients; 0 where peft's own are used."""
     import torch
 
-    from valign.adapters.lora_factors import FactorVariant
+    from valign.adapters.factors import FactorVariant
 
     own = [
         (variant, layer, name)
@@ -156,8 +156,7 @@ def adapt(model: Any, slug: str, extra: dict[str, Any], ids: Any) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from valign.adapters import INITIALIZERS, initialize
-    from valign.adapters.tuners import TUNERS
+    from valign.adapters import INITIALIZERS, TUNERS, initialize
 
     if slug not in INITIALIZERS:
         return get_peft_model(model, {"lora": LoraConfig, **TUNERS}[slug](target_modules=TARGETS, **extra))

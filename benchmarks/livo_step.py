@@ -75,8 +75,8 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     from valign.models.diffusion.loading import load_model
     from valign.models.diffusion.value_encoder import ValueText, copy_encoder
     from valign.objectives import LiVO
+    from valign.optimizers import OPTIMIZERS
     from valign.training import PreferenceConfig
-    from valign.training.adapting import OPTIMIZERS
     from valign.training.engine.offload import encoders_offloaded
     from valign.training.engine.processes import start_processes
     from valign.training.tasks.preference.pair_step import PairStep

@@ -30,9 +30,9 @@ from valign.models.encoders.clip import ClipEncoder
 from valign.models.heads.clip_task import ClipTaskModel
 from valign.models.heads.task_model import Target
 from valign.progress import track
-from valign.training.adapting import parse_tuning
 from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
+from valign.training.engine.tuning import parse_tuning
 from valign.training.tasks.supervised import SupervisedConfig, SupervisedTask, judge
 from valign.worlds.shapes import clip_folder
 from valign.worlds.shapes.glyph_tasks import LEARNT, TEMPLATE

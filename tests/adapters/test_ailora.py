@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from valign.adapters import AILoRA, export_lora, initialize, save_peft_lora
 from valign.adapters.ailora import split_start
-from valign.adapters.lora_factors import lora_layers
+from valign.adapters.factors import lora_layers
 from valign.adapters.spectrum import exact_svd
 
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from valign.adapters import CompLoRA, export_lora, initialize, save_peft_lora
 from valign.adapters.comp_lora import energy_directions, outside, overlap, penalty, protected, reproject
-from valign.adapters.lora_factors import lora_layers, weight_of
+from valign.adapters.factors import lora_layers, weight_of
 from valign.adapters.spectrum import Spectrum
 
 

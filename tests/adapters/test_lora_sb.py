@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from valign.adapters import LoRASB, export_lora, initialize, save_peft_lora
-from valign.adapters.lora_factors import lora_layers
+from valign.adapters.factors import lora_layers
 from valign.adapters.lora_sb import core_start, first_step, install_core
 from valign.checks import UserError
 

@@ -3,7 +3,7 @@
 import pytest
 
 from valign.experiments.adapters.claims import CLAIMS, ResultTable, differs, full_rank, judge_claims, ratio, step_time
-from valign.training.adapting import parse_tuning
+from valign.training.engine.tuning import parse_tuning
 
 
 def runs(values, name="score", **more):

@@ -17,7 +17,7 @@ from valign.experiments.adapters import shapes_diffusion as adapter_drawings
 from valign.experiments.adapters.compare import METHODS, Comparison, compare_adapters
 from valign.experiments.adapters.runs import measure_overhead, peak_memory, stretches
 from valign.experiments.adapters.settings import BUDGETS, TextSetting
-from valign.training.adapting import parse_tuning
+from valign.training.engine.tuning import parse_tuning
 
 SETTINGS = {"lora": {"rank": 2}, "fourierft": {"n_frequency": 20}, "lora-sb": {"rank": 4}}
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from valign.checks import UserError
-from valign.training.adapting import OPTIMIZERS
+from valign.optimizers import OPTIMIZERS
 from valign.training.engine.checkpoint import Checkpoints
 
 

@@ -18,8 +18,8 @@ from valign.cli.root import build
 from valign.data.tasks.captions import CaptionTask, read_captions
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import load_adapter
-from valign.training.adapting import parse_tuning
 from valign.training.engine.metrics import MetricsLog
+from valign.training.engine.tuning import parse_tuning
 from valign.training.tasks.supervised import DiffusionTaskModel, SupervisedConfig, finetune, judge
 
 TASK = CaptionTask(name="diffusion", kind="diffusion")

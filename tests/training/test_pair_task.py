@@ -10,7 +10,7 @@ from valign.data.tasks.base import Task, TaskData
 from valign.data.tasks.captions import PairRow
 from valign.models.diffusion.loading import load_model
 from valign.objectives import DiffusionDPO
-from valign.training.adapting import parse_tuning
+from valign.training.engine.tuning import parse_tuning
 from valign.training.tasks.supervised import PairTaskModel, SupervisedConfig, finetune, judge
 from valign.worlds.shapes.counterpart_tasks import expert_data
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from valign.training.adapting import OPTIMIZERS
+from valign.optimizers import OPTIMIZERS
 from valign.training.engine.processes import flatten_gradients, spread_gradients
 from valign.training.engine.schedule import Schedule, keep_peaks, set_rates
 from valign.training.tasks.supervised import SupervisedConfig

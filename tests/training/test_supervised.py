@@ -13,15 +13,16 @@ from transformers import AutoModel, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from text_data import glue_folder, single, tiny_bert, tiny_gpt, write_jsonl
+from valign.adapters import ADAPTERS
 from valign.checks import UserError
 from valign.cli.root import build
 from valign.data.tasks.texts import TextTask, named_task, read_data
 from valign.models.heads.task_model import Target
 from valign.models.language.text_model import load_text_model
 from valign.runs import Run
-from valign.training.adapting import ADAPTERS, parse_tuning
 from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.metrics import MetricsLog
+from valign.training.engine.tuning import parse_tuning
 from valign.training.tasks.supervised import SupervisedConfig, finetune
 
 SMALL = {"rank": 2, "learning_rate": 0.02}

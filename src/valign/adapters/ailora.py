@@ -3,13 +3,14 @@
 import re
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from valign.adapters.lora_factors import (
+from valign.adapters.base import AdapterHandle, AttachContext, InitReport, LoraHandle, LowRankOptions
+from valign.adapters.factors import (
     START,
     FactorVariant,
     LoraFactors,
@@ -22,7 +23,6 @@ from valign.adapters.lora_factors import (
     write_factors,
     write_weight,
 )
-from valign.adapters.report import InitReport
 from valign.adapters.spectrum import Spectrum, exact_svd, randomized_svd
 from valign.checks import check_choice, check_range
 from valign.methods import Method
@@ -181,3 +181,15 @@ class AILoRA:
                     f"AILoRA.{name} must match a module, got {pattern!r} for modules called {', '.join(ends)}. "
                     "Target both, name yours, or set allow_one_sided."
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AILoRAOptions(LowRankOptions):
+    """`AILoRA` as an adapter; for an expert the base weights stay as they are."""
+
+    expert: ClassVar[bool] = True
+
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        network = self.new_lora(context)
+        AILoRA(preserve_base=context.expert)(network)
+        return LoraHandle(network)

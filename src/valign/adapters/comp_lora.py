@@ -1,13 +1,14 @@
 """Keep LoRA's change out of each weight's strongest directions (Comp-LoRA, arXiv 2501.15040; a reconstruction)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from valign.adapters.lora_factors import (
+from valign.adapters.base import AdapterHandle, AttachContext, InitReport, LoraHandle, LowRankOptions
+from valign.adapters.factors import (
     FactorVariant,
     LoraFactors,
     add_buffer,
@@ -17,7 +18,6 @@ from valign.adapters.lora_factors import (
     only_adapter,
     weight_of,
 )
-from valign.adapters.report import InitReport
 from valign.adapters.spectrum import exact_svd, randomized_svd
 from valign.checks import check_choice, check_range
 from valign.methods import Method
@@ -232,3 +232,18 @@ def _project_gradients(layer: Any, name: str) -> None:
     basis = protected(layer, name)
     layer.lora_A[name].weight.register_hook(lambda gradient: outside(gradient, basis.right))
     layer.lora_B[name].weight.register_hook(lambda gradient: outside(gradient.T, basis.left).T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompLoRAOptions(LowRankOptions):
+    """`CompLoRA` as an adapter."""
+
+    expert: ClassVar[bool] = True
+
+    side: Side = "both"
+    energy: float = 0.9  # of the squared norm that is protected, (0, 1)
+
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        network = self.new_lora(context)
+        CompLoRA(side=self.side, energy=self.energy)(network)
+        return LoraHandle(network)

@@ -6,14 +6,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from peft.tuners.lora.variants import _register_frozen_peft_weight
 from torch import Tensor, nn
 
-from valign.adapters.lora_factors import (
+from valign.adapters.base import AdapterHandle, AttachContext, InitReport, LoraHandle, LowRankOptions
+from valign.adapters.factors import (
     FactorVariant,
     LoraFactors,
     add_parameter,
@@ -23,7 +24,6 @@ from valign.adapters.lora_factors import (
     weight_of,
     write_factors,
 )
-from valign.adapters.report import InitReport
 from valign.adapters.spectrum import exact_svd, randomized_svd
 from valign.checks import UserError, check_range
 from valign.methods import Method
@@ -222,3 +222,25 @@ def _bare(model: nn.Module, layers: dict[str, Any], weights: dict[str, nn.Parame
             parameter.requires_grad_(was)
         for module, was in modes:
             module.training = was
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRASBOptions(LowRankOptions):
+    """`LoRASB` as an adapter, its start taken on the training rows."""
+
+    expert: ClassVar[bool] = True
+
+    rank: int = 24  # trains rank^2 numbers per module
+    samples: int = FLOOR  # rows for the gradient, at least
+
+    def attach(self, context: AttachContext) -> AdapterHandle:
+        network, losses = self.new_lora(context), context.first_losses(self.samples)
+        LoRASB(
+            samples=losses,
+            count=len(losses),
+            loss=lambda _, loss: loss(),
+            learning_rate=context.first_learning_rate(self.learning_rate),
+            allow_scale=True,
+            reduce=context.reduce,
+        )(network)
+        return LoraHandle(network)

@@ -64,7 +64,7 @@ def command(
     from valign.data.tasks.texts import GLUE, read_data
     from valign.models.heads.task_model import Target, TaskModel
     from valign.models.language.text_model import load_text_model
-    from valign.training.adapting import parse_tuning
+    from valign.training.engine.tuning import parse_tuning
     from valign.training.tasks.supervised import DiffusionTaskModel, SupervisedConfig, finetune
 
     check_choice("--task", task, (*GLUE, *SCORES))

@@ -1,16 +1,30 @@
 """What the optimizers here share: which parameters are matrices, adam for the rest, checks, and an exact state."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from math import sqrt
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from valign.checks import check_range
 from valign.optimizers.dct import Side
+
+Groups = list[dict[str, Any]]
+HEAD = {"max_dim": 1}  # no matrix is that small: a matrix optimizer uses plain Adam
+
+
+class OptimizerOptions:
+    """The options of an optimizer: a frozen dataclass that inherits from this, with defaults for all fields; see `OPTIMIZERS`."""
+
+    learning_rate: float | None  # None is the adapter's
+
+    def build(self, groups: Groups, head: Groups, lr: float) -> torch.optim.Optimizer:
+        """The optimizer of the adapter's parameter ``groups`` at ``lr``, and of the ``head``'s, which train by AdamW."""
+        raise NotImplementedError
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
@@ -125,3 +139,25 @@ def adam_update(state: dict[str, Any], gradient: Tensor, *, betas: tuple[float, 
 def move(parameter: Tensor, direction: Tensor, *, lr: float, decay: float) -> None:
     """``p <- p (1 - lr decay) - lr direction``, in the direction's precision."""
     parameter.copy_(parameter.to(direction.dtype) * (1 - lr * decay) - lr * direction.view_as(parameter))
+
+
+def by_rank(groups: Sequence[dict[str, Any]], rank: int) -> Groups:
+    """The groups cut so that each has matrices of one rank: ``rank``, or their smaller side where that is less."""
+    check_range("rank", rank, low=1)
+    cut: Groups = []
+    for group in groups:
+        parts: dict[int, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            fits = min(rank, *as_matrix(parameter).shape) if is_matrix(parameter, 2**62) else rank
+            parts.setdefault(fits, []).append(parameter)
+        cut += [{**group, "params": params, "rank": fits} for fits, params in sorted(parts.items(), reverse=True)]
+    return cut
+
+
+def build_by_rank(kind: Callable[..., MatrixOptimizer], options: Any, groups: Groups, head: Groups, lr: float) -> MatrixOptimizer:
+    """A matrix optimizer of the dataclass ``options`` (which has a ``rank``), without a warning about groups of vectors alone."""
+    numbers = {**asdict(options), "lr": lr}
+    del numbers["learning_rate"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*parameter group without a matrix")
+        return kind([*by_rank(groups, options.rank), *({**group, **HEAD} for group in head)], **numbers)

@@ -1,16 +1,21 @@
 """AdamW whose moments live in a few cosines chosen anew each step (DCT-AdamW, arXiv 2505.17967)."""
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from valign.checks import check_choice, check_range
 from valign.methods import Method
 from valign.optimizers.base import (
+    Groups,
     MatrixOptimizer,
+    OptimizerOptions,
     adam_update,
     as_matrix,
+    build_by_rank,
     check_numbers,
     check_parameters,
     goes_left,
@@ -127,3 +132,17 @@ def _low_rank(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) ->
     if group["feedback"] != "none":
         remember(state, full - small @ kept.T, group["feedback"])
     return turned(turned(adam_update(state, turned(small), betas=group["betas"], eps=group["eps"])) @ kept.T)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCTAdamWOptions(OptimizerOptions):
+    """`DCTAdamW`."""
+
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
+    rank: int = 32  # cosines per matrix; all of them where a matrix is smaller
+    update_every: int = 1
+    feedback: Feedback = "bf16"
+
+    def build(self, groups: Groups, head: Groups, lr: float) -> torch.optim.Optimizer:
+        return build_by_rank(DCTAdamW, self, groups, head, lr)

@@ -1,5 +1,6 @@
 """AdamW whose moments live in the gradient's top singular directions (GaLore, arXiv 2403.03507), the baseline of DCT-AdamW."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,9 +10,12 @@ from torch.optim.optimizer import ParamsT
 from valign.checks import check_choice, check_range
 from valign.methods import Method
 from valign.optimizers.base import (
+    Groups,
     MatrixOptimizer,
+    OptimizerOptions,
     adam_update,
     as_matrix,
+    build_by_rank,
     check_numbers,
     check_parameters,
     goes_left,
@@ -82,3 +86,17 @@ def _projected(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -
     kept = state["projection"]
     update = adam_update(state, full @ kept, betas=group["betas"], eps=group["eps"]) @ kept.T
     return update.T if left else update
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaLoreOptions(OptimizerOptions):
+    """`GaLore`."""
+
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
+    rank: int = 32
+    update_every: int = 200
+    scale: float = 1.0  # not the paper's 0.25, so that AdamW's learning rates fit
+
+    def build(self, groups: Groups, head: Groups, lr: float) -> torch.optim.Optimizer:
+        return build_by_rank(GaLore, self, groups, head, lr)

@@ -1,6 +1,7 @@
 """Noise on the weights while LoRA trains, shaped by weights and gradients (LoRA-GGPO, arXiv 2502.14538 v1)."""
 
 import warnings
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any, Literal
 
@@ -9,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from valign.adapters.lora_factors import weight_of
+from valign.adapters.factors import weight_of
 from valign.checks import check_choice, check_range
 from valign.methods import Method
-from valign.optimizers.perturbation import Perturbation, row_norms
+from valign.optimizers.perturbation import Perturbation, PerturbationOptions, row_norms
 
 METHOD = Method(
     slug="lora-ggpo",
@@ -150,3 +151,15 @@ class GGPO(Perturbation):
         if how == "estimate":
             weight = weight[torch.randperm(len(weight), generator=generator)[:SAMPLED_ROWS].to(weight.device)]
         return float(weight.norm(dim=1).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class GGPOOptions(PerturbationOptions):
+    """`GGPO`."""
+
+    sigma: float = 0.03
+    beta: float = 0.01
+    noise: Literal["weight", "output"] = "weight"
+
+    def start(self, network: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> Perturbation:
+        return GGPO(network, optimizer, generator=generator, sigma=self.sigma, beta=self.beta, noise=self.noise)

@@ -1,5 +1,6 @@
 """Look ahead along the momentum while LoRA trains (LoRA-MGPO, arXiv 2502.14538 v2), the authors' successor of GGPO."""
 
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch.nn.functional import linear
 
 from valign.checks import check_range
 from valign.methods import Method
-from valign.optimizers.perturbation import Perturbation, widened
+from valign.optimizers.perturbation import Perturbation, PerturbationOptions, widened
 
 METHOD = Method(
     slug="lora-mgpo",
@@ -126,3 +127,14 @@ def _momentum(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tens
             f"without one of {tuple(parameter.shape)}. Use AdamW, or SGD with momentum."
         )
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class MGPOOptions(PerturbationOptions):
+    """`MGPO`."""
+
+    rho: float = 0.05
+    decay: float = 0.9  # of the running mean, its beta
+
+    def start(self, network: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> Perturbation:
+        return MGPO(network, optimizer, rho=self.rho, beta=self.decay)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from valign.adapters.lora_factors import lora_layers, only_adapter
+from valign.adapters.factors import lora_layers, only_adapter
 from valign.checks import UserError
 
 
@@ -85,3 +85,12 @@ class Perturbation(ABC):
         if differing:
             owner = type(self).__name__
             raise UserError(f"{owner}: the state was saved for other modules: {', '.join(differing[:4])}. Use the same LoRA.")
+
+
+class PerturbationOptions:
+    """The options of a perturbation: a frozen dataclass that inherits from this, with defaults for all fields, and is a row of
+    `PERTURBATIONS`."""
+
+    def start(self, network: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> Perturbation:
+        """Hook it to the LoRA on ``network`` and to the optimizer that trains it."""
+        raise NotImplementedError

@@ -1,5 +1,6 @@
 """Orthogonalized momentum in a few cosines (Trion, arXiv 2505.17967)."""
 
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any, Literal
 
@@ -10,9 +11,12 @@ from torch.optim.optimizer import ParamsT
 from valign.checks import check_choice, check_range
 from valign.methods import Method
 from valign.optimizers.base import (
+    Groups,
     MatrixOptimizer,
+    OptimizerOptions,
     adam_update,
     as_matrix,
+    build_by_rank,
     check_numbers,
     check_parameters,
     goes_left,
@@ -118,3 +122,18 @@ def _orthogonal(gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) 
     momentum -= (1 - group["momentum"]) * (small @ kept.T)
     update = newton_schulz(small, steps=group["newton_schulz_steps"], dtype=PRECISIONS[group["precision"]]) @ kept.T
     return shape_scale(gradient.shape[0], gradient.shape[1], group["scale"]) * (update.T if left else update)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrionOptions(OptimizerOptions):
+    """`Trion`."""
+
+    learning_rate: float | None = 1e-3  # a step of 1 has singular values near 1, so AdamW's rates would hardly move a matrix
+    weight_decay: float = 0.0
+    rank: int = 32
+    momentum: float = 0.95
+    scale: Scale = "kj"
+
+    def build(self, groups: Groups, head: Groups, lr: float) -> torch.optim.Optimizer:
+        head = [{**group, "adam_lr": group["lr"], "adam_betas": (0.9, 0.999)} for group in head]
+        return build_by_rank(Trion, self, groups, head, lr)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from valign.adapters import ADAPTERS
 from valign.checks import UserError, check_range
 from valign.data.tasks.images import IMAGES
 from valign.data.tasks.texts import GLUE
@@ -21,7 +22,7 @@ from valign.experiments.adapters.shapes_glyphs import GLYPHS, GlyphSetting
 from valign.files import hash_value, read_json, write_json, write_text
 from valign.progress import console, track
 from valign.runs import versions
-from valign.training.adapting import ADAPTERS, Tuning, parse_tuning
+from valign.training.engine.tuning import Tuning, parse_tuning
 
 FORMAT = 1
 SHAPES = (*GLYPHS, *DIFFUSION_TASKS)  # of the shapes world: they need no data, and their models have no head to train alone

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from valign.adapters.adaptive import continual_scores
+from valign.adapters import adapter_bytes, continual_scores, default_targets
 from valign.data.tasks.base import TaskData
 from valign.evaluation.adapters.weight_change import linears, mean_rank, sharpness, weights_of
 from valign.experiments.adapters.settings import Setting
 from valign.files import hash_value
 from valign.models.heads.task_model import Target, TaskModel
-from valign.training.adapting import Tuning, adapter_bytes, default_targets, parse_tuning
 from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
+from valign.training.engine.tuning import Tuning, parse_tuning
 from valign.training.tasks.supervised import SupervisedTask, judge, mean_loss
 
 NOISE, DRAWS = 0.1, 4  # of the sharpness: share of a row's root mean square, and how often it is drawn

@@ -18,7 +18,7 @@ from valign.files import read_json
 from valign.models.heads.image_model import load_image_model, new_image_model
 from valign.models.heads.task_model import Target, TaskModel
 from valign.models.language.text_model import TextModel, load_text_model
-from valign.training.adapting import parse_tuning
+from valign.training.engine.tuning import parse_tuning
 from valign.training.tasks.supervised import SupervisedConfig, finetune
 
 PROBES = {"stsb": "mrpc"}  # task -> the task whose held-out pairs show what was kept; stsb for all others

@@ -31,7 +31,7 @@ from valign.models.diffusion.value_encoder import ValueText, copy_encoder
 from valign.policy import load_policy
 from valign.recipes.alignguard import JOINT
 from valign.recipes.quickstart import world_evaluators
-from valign.training.tasks.preference.trainable import UnetLora
+from valign.training.tasks.preference.denoiser_adapter import DenoiserAdapter
 from valign.training.tasks.preference.values import ValueTokens
 from valign.worlds import World
 
@@ -103,7 +103,7 @@ def _curves(
         shown = Suite(part.name, tuple(p for p in part.prompts if p.kind == "explicit" and not p.held_out), part.stand_in)
         seen: dict[str, Any] = {"suite": shown, "detector": oracle, "sampling": config.sampling, "seed": config.align.seed}
         joint = config.joint(systems.policy).training
-        expert, every, out = UnetLora(model, joint), joint.checkpoint_every, folder / "curves"
+        expert, every, out = DenoiserAdapter(model, joint), joint.checkpoint_every, folder / "curves"
         found["dpo"].append(
             convergence(expert, folder / JOINT, every, lambda made: systems.adapted("dpo", made), out=out / "dpo", **seen)
         )

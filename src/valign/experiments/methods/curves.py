@@ -69,6 +69,7 @@ def _save(trainable: TrainableAdapter, checkpoints: Checkpoints, steps: Sequence
     if not steps:
         return
     trainable.attach()
+    trainable.start(None, None)
     try:
         for step in steps:
             checkpoints.load(step, trainable.state())

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from valign.adapters import export_lora
 from valign.checks import UserError, check_options, option
 from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
@@ -25,7 +26,6 @@ from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
 from valign.training.engine.schedule import Schedule
 from valign.training.engine.task import LoopConfig, Task
-from valign.training.tasks.preference.trainable import ADAPTER, lora_factors
 
 CROSS_ATTENTION = "attn2"
 
@@ -85,7 +85,7 @@ def train_erasing(
     run = Run.open(out, step=f"esd-{config.part}", recipe=recipe, inputs={"model": base}, seed=config.seed)
     if run.done:
         return ErasingResult(out / "adapter", **run.results)
-    attach_lora(model, rank=config.rank, targets=trained_linears(model.denoiser, config.part), name=ADAPTER, seed=config.init_seed)
+    attach_lora(model, rank=config.rank, targets=trained_linears(model.denoiser, config.part), seed=config.init_seed)
     try:
         parameters = {name: p for name, p in sorted(model.denoiser.named_parameters()) if p.requires_grad}
         task = ErasingTask(model, prompt, config, objective, parameters)
@@ -94,7 +94,7 @@ def train_erasing(
         origin = {"base": model.folder, "base_fingerprint": base, "family": model.family, "method": f"esd-{config.part}"}
         save_adapter(
             out / "adapter",
-            lora_factors(model.denoiser),
+            export_lora(model.denoiser),
             metadata={**origin, **recipe, **(metadata or {})},
             prefix=model.components["denoiser"],
         )

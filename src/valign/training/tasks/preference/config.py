@@ -1,15 +1,11 @@
 """Every number of a preference training, with its unit and where the default comes from."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
+from valign.adapters.registry import ADAPTERS, EXPERTS
 from valign.checks import UserError, check_options, option
 from valign.training.engine.schedule import Schedule
-
-Adaptive = Literal["sora", "codyra", "increlora", "diffora"]  # ranks or modules are found while training
-Adapter = Literal["lora", "ailora", "comp-lora", "lora-sb", Adaptive]  # how the LoRA starts, and what of it trains
-ADAPTIVE: tuple[str, ...] = get_args(Adaptive)
-ADAPTERS: tuple[str, ...] = get_args(Adapter)
 
 # They change where, how fast or how visibly a training runs, not what it computes (beyond rounding): a run may resume with others.
 EXECUTION = (
@@ -31,7 +27,7 @@ class PreferenceConfig:
     """One LoRA trained on pairs (caption, winner, loser). Defaults: Stable Diffusion 1.5 as in AlignGuard (arXiv 2412.10493)."""
 
     # adapter
-    adapter: Adapter = option("lora", help="how the LoRA starts, and what of it trains")
+    adapter: str = option("lora", help="how the LoRA starts, and what of it trains", choices=EXPERTS)
     rank: int = option(4, help="LoRA rank", low=1)
     alpha: float | None = option(None, help="LoRA scale is alpha / rank; rank if left out, so scale 1", above=0)
     targets: tuple[str, ...] = option(
@@ -118,10 +114,11 @@ class PreferenceConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.adapter in ADAPTIVE and self.compile:
+        options = ADAPTERS[self.adapter]
+        if options.adaptive and self.compile:
             raise UserError(f"PreferenceConfig.compile must be off with {self.adapter}, got True: its layers change. Leave it out.")
-        if self.adapter == "increlora" and self.alpha is not None:
-            raise UserError(f"PreferenceConfig.alpha must be None with increlora, got {self.alpha}: its scale goes with its rank.")
+        if self.alpha is not None and "alpha" not in {field.name for field in fields(options)}:  # type: ignore[arg-type]
+            raise UserError(f"PreferenceConfig.alpha must be None with {self.adapter}, got {self.alpha}: it has none.")
 
     def recipe(self) -> dict[str, Any]:
         """The options that shape the result; a run resumes only if they are unchanged."""

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from valign.interfaces import PairCache
-from valign.training.adapting import OPTIMIZERS
+from valign.optimizers import OPTIMIZERS
 from valign.training.engine.displacement import DisplacementMonitor
 from valign.training.engine.draws import Visits, share
 from valign.training.engine.processes import flatten_gradients, on_main, reduce_sum, spread_gradients

@@ -21,8 +21,8 @@ from valign.training.engine.metrics import MetricsLog
 from valign.training.engine.offload import encoders_offloaded
 from valign.training.engine.previews import Previews
 from valign.training.engine.processes import on_main, start_processes
-from valign.training.tasks.preference.adaptive import unet_adapter
 from valign.training.tasks.preference.config import PreferenceConfig
+from valign.training.tasks.preference.denoiser_adapter import DenoiserAdapter
 from valign.training.tasks.preference.pair_step import PairStep
 from valign.training.tasks.preference.task import PreferenceTask
 from valign.training.tasks.preference.trainable import TrainableAdapter
@@ -65,7 +65,7 @@ def train_preference(
     Raises: UserError if the run is of another recipe, a batch cannot be shared out, pairs and model do not fit, or the loss is
         not finite (with step, timesteps and pair ids; checkpoints stay).
     """
-    trainable = unet_adapter(model, config)
+    trainable = DenoiserAdapter(model, config)
     return run_training(trainable, cache, rows, out, config, objective, metadata=metadata, validate=validate, label=label)
 
 

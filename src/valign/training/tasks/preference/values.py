@@ -14,6 +14,7 @@ from jaxtyping import Int
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from valign.adapters.base import AdapterHandle
 from valign.checks import UserError
 from valign.data.images.latents import PairLatents
 from valign.data.images.value_sets import ValueCache
@@ -24,7 +25,6 @@ from valign.models.diffusion.value_encoder import ValueConditioning, ValueEncode
 from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 from valign.objectives import PairObjective
 from valign.randomness import generator_for
-from valign.training.adapting.base import AdapterHandle
 from valign.training.engine.draws import PairDraw
 from valign.training.tasks.preference.batches import PairBatch, PairSource
 from valign.training.tasks.preference.config import PreferenceConfig
@@ -110,7 +110,7 @@ class ValueTokens:
         self.encoder.active = True
         self.encoder.to(self.model.device)
 
-    def start(self, step: PairStep, source: PairSource) -> None:
+    def start(self, step: PairStep | None, source: PairSource | None) -> None:
         """Nothing: the copy starts as the base's own encoder."""
 
     def detach(self) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from valign.adapters import AdapterHandle, LoraHandle, adapter_bytes, export_lora
 from valign.checks import UserError
 from valign.data.tasks.base import TaskData
 from valign.files import atomic_path, hash_file, write_json
 from valign.models.files.adapter_files import save_adapter
 from valign.models.heads.task_model import TaskModel
 from valign.runs import Run
-from valign.training.adapting import AdapterHandle, LoraHandle, Tuning, adapter_bytes
 from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
-from valign.training.tasks.preference.trainable import lora_factors
+from valign.training.engine.tuning import Tuning
 from valign.training.tasks.supervised.config import SupervisedConfig
 from valign.training.tasks.supervised.diffusion_task import DiffusionTaskModel
 from valign.training.tasks.supervised.judging import judge
@@ -103,7 +103,7 @@ def _save_adapter(folder: Path, model: TaskModel, handle: AdapterHandle) -> None
     if not isinstance(model, DiffusionTaskModel) or not isinstance(handle, LoraHandle):
         return handle.save(folder)
     prefix = model.diffusion.components["denoiser"]
-    save_adapter(folder, lora_factors(handle.network, None), metadata=model.provenance(), prefix=prefix)
+    save_adapter(folder, export_lora(handle.network), metadata=model.provenance(), prefix=prefix)
 
 
 def _save_head(out: Path, model: TaskModel) -> None:

@@ -9,15 +9,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from valign.adapters.adaptive import halves
+from valign.adapters import AttachContext, default_targets, halves
 from valign.data.tasks.base import Row, TaskData
 from valign.models.heads.task_model import TaskModel
 from valign.randomness import generator_for
-from valign.training.adapting import AttachContext, Tuning, default_targets
 from valign.training.engine.draws import Visits
 from valign.training.engine.schedule import keep_peaks
 from valign.training.engine.selection import Selection
 from valign.training.engine.task import LoopConfig, Task, Validation
+from valign.training.engine.tuning import Tuning
 from valign.training.tasks.supervised.config import SupervisedConfig
 from valign.training.tasks.supervised.judging import judge
 
