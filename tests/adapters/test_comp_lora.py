@@ -44,6 +44,13 @@ def test_the_fewest_directions_that_hold_the_energy(values, energy):
     assert count == 1 or share[count - 2] < energy + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("values", "energy", "count"), [([1.0, 1.0], 0.5, 1), ([2.0, 2.0, 2.0, 2.0], 0.75, 3), ([4.0, 2.0, 2.0, 0.0], 1.0, 3)]
+)
+def test_directions_that_hold_exactly_the_energy_are_enough(values, energy, count):
+    assert energy_directions(torch.tensor(values), energy) == count
+
+
 @given(st.integers(3, 8), st.integers(3, 8), st.sampled_from(["left", "right", "both"]), st.data())
 def test_the_change_is_the_formula_with_explicit_projectors(rows, columns, side, data):
     """``s P_U B A P_V`` in float64, as a change of weight and token by token, for any A and B; its rank is what they leave."""

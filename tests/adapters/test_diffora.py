@@ -157,6 +157,25 @@ def test_gradients_of_both_levels_may_be_reduced():
     assert all(torch.equal(x, y) for x, y in zip(before, (*found.weights(), *found.choices().values()), strict=True))
 
 
+@pytest.mark.parametrize("clip", [1.0, 0.25])
+def test_gradients_of_both_levels_are_clipped_to_the_norm(clip):
+    model, found = start(warmup=0.0, clip=clip)
+    norms = {"lower": [], "upper": []}
+    for name, seen in norms.items():
+        optimizer = getattr(found, name)
+
+        def note(optimizer, *_, seen=seen):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            seen.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm().item())
+
+        optimizer.register_step_pre_hook(note)
+    for size in (1e5, 1e-5):
+        found.step(lambda size=size: size * loss_on(model, 3)(), lambda size=size: size * loss_on(model, 6)())
+    for seen in norms.values():
+        assert seen[0] == pytest.approx(clip, rel=1e-4)
+        assert 0 < seen[1] < 1e-2 * clip
+
+
 def test_a_budget_pulls_the_choices_down():
     gates = []
     for budget in (0.0, 5.0):

@@ -9,9 +9,9 @@ from peft import PeftModel
 from torch import nn
 from torch.testing import assert_close
 
-from valign.adapters import IncreLoRA, adapter_state, export_lora, save_peft_lora
+from valign.adapters import AttachContext, IncreLoRA, adapter_state, export_lora, save_peft_lora
 from valign.adapters.factors import lora_layers
-from valign.adapters.increlora import importance, restart_rate
+from valign.adapters.increlora import IncreLoRAOptions, importance, restart_rate
 from valign.checks import UserError
 
 TARGET = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(4))
@@ -106,6 +106,44 @@ def test_the_last_round_takes_what_is_left_best_first():
     assert incre.growths[0]["grown"] == {"to_k": 2, "to_v": 2, "to_q": 1}
     gains = {n: layer.lora_blocks["default"].gain for n, layer in lora_layers(model, "default").items()}
     assert [g.item() for g in gains["to_q"]] == pytest.approx([1e-5, 0.0, 0.0])  # the leftover reserve is nothing
+
+
+def test_running_means_by_hand():
+    defaults = IncreLoRA(with_lora(rank=1), generator=generator())
+    assert (defaults.betas, defaults.init_warmup, defaults.interval) == ((0.85, 0.85), 1000, 1000)
+    for betas, expected in (
+        ((0.85, 0.85), [(0.3, 0.255), (0.405, 0.306)]),  # 0.15 x 2, 0.15 x 1.7; 0.85 x 0.3 + 0.15, 0.85 x 0.255 + 0.15 x 0.595
+        ((0.5, 0.75), [(1.0, 0.25), (1.0, 0.1875)]),  # 0.5 x 2, 0.25 x 1; 0.5 + 0.5, 0.75 x 0.25 + 0.25 x 0
+    ):
+        incre = IncreLoRA(with_lora(rank=1), generator=generator(), betas=betas)
+        for score, (mean, spread) in zip((2.0, 1.0), expected, strict=True):
+            incre.note("to_q", torch.tensor(score))
+            incre.before_step()
+            assert (incre.mean["to_q"], incre.spread["to_q"]) == pytest.approx((mean, spread))
+            assert incre.scores()["to_q"] == pytest.approx(mean * spread)
+
+
+@pytest.mark.parametrize(("warmup", "first"), [(2, 3), (3, 6), (4, 6)])
+def test_the_first_growth_comes_after_the_warm_up_never_at_its_last_step(warmup, first):
+    model, incre, optimizer = start(init_warmup=warmup, interval=3)
+    train(model, optimizer, 7)
+    assert incre.growths[0]["step"] == first
+
+
+def test_the_adapter_warms_up_for_a_tenth_of_the_steps_and_is_done_by_half():
+    context = AttachContext(
+        network=Attention(),
+        head=(),
+        targets=("to_q", "to_k", "to_v"),
+        steps=200,
+        batch_size=1,
+        first_rate=1.0,
+        seed=0,
+        loss=lambda number, half: torch.zeros(()),
+    )
+    incre = IncreLoRAOptions(rank=4).attach(context).increlora
+    assert (incre.betas, incre.target, incre.step_rank, incre.top) == ((0.85, 0.85), 12, 2, 2)
+    assert (incre.init_warmup, incre.interval) == (20, 26)  # 9 components in 3 rounds of 2 x 2 within steps 20 to 100
 
 
 def test_equals_of_the_last_of_the_best_grow_too_while_there_is_rank():

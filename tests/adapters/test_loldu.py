@@ -1,5 +1,7 @@
 """LoLDU: the factorization, every start, scale, orders of pivots, what the factors reach."""
 
+from statistics import fmean, stdev
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,7 +56,7 @@ def test_every_start_keeps_the_function_whatever_the_scale(init):
 
 def test_starts_are_what_their_names_say():
     pivots = random(4000).abs() + 0.5
-    mean, spread = pivots.mean(), pivots.std(correction=0)
+    mean, spread = pivots.mean(), pivots.std()
     draw = {init: start_diagonal(pivots, init, torch.Generator().manual_seed(0)) for init in STARTS}
     assert torch.equal(draw["lu"], pivots)
     assert_close(draw["constant"], mean.expand(4000))
@@ -68,6 +70,19 @@ def test_starts_are_what_their_names_say():
     assert_close(draw["unit_normal"].std(), torch.tensor(1.0, dtype=torch.float64), rtol=0.05, atol=0)
     again = start_diagonal(pivots, "normal", torch.Generator().manual_seed(0))
     assert torch.equal(again, draw["normal"])
+
+
+@pytest.mark.parametrize("pivots", [[1.0, 4.0], [2.0, -1.0, 0.5, 3.5]])
+def test_the_normal_start_has_the_unbiased_spread_of_the_pivots(pivots):
+    found = start_diagonal(torch.tensor(pivots, dtype=torch.float64), "normal", torch.Generator().manual_seed(0))
+    unit = torch.randn(len(pivots), generator=torch.Generator().manual_seed(0)).double()
+    expected = [fmean(pivots) + stdev(pivots) * float(number) for number in unit]  # the standard library's, with r - 1
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_normal_start_of_one_pivot_is_the_pivot():
+    found = start_diagonal(torch.tensor([3.0]), "normal", torch.Generator().manual_seed(0))
+    assert found.tolist() == [3.0]
 
 
 def test_full_rank_reproduces_and_removes_the_weight():
