@@ -168,8 +168,8 @@ def check_pivots(pivots: Float[Tensor, " count"], rank: int, module: str) -> Non
 def start_diagonal(pivots: Float[Tensor, " rank"], init: Start, generator: torch.Generator) -> Float[Tensor, " rank"]:
     """``z_0`` from ``D_r``; random ones are drawn on the CPU from ``generator``.
 
-    ``"normal"`` has the mean and the standard deviation of ``D_r`` (with ``r - 1`` degrees of freedom, as in the authors' code); for
-    ``r = 1`` there is no deviation.
+    ``"normal"`` has the mean and the standard deviation of ``D_r``, with ``r - 1`` degrees of freedom as in the authors' code; no
+    deviation where r is 1.
     """
     mean, spread = pivots.mean(), pivots.std(correction=min(1, len(pivots) - 1))
     if init in ("uniform", "unit_uniform"):
