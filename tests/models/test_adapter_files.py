@@ -286,7 +286,7 @@ def test_refuses_peft_configs_that_mean_more(change, message, tmp_path):
         open_adapter(tmp_path)
 
 
-def test_refuses_files_that_are_no_adapter(tmp_path):
+def test_refuses_files_that_are_not_adapters(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         open_adapter(tmp_path / "nothing")
     with pytest.raises(UserError, match="holds no adapter"):

@@ -90,7 +90,14 @@ def test_own_pixel_statistics_are_used(folder, images, clip, tmp_path):
     assert len(plain.weights_sha256) == 64
 
 
-def test_refuses_what_is_no_clip(folder, tiny_sd, tmp_path):
+def test_pixels_follow_the_model_to_another_device(folder, images):
+    clip = ClipEncoder(folder, device="cpu")
+    clip.prepare(images)
+    clip.model.to("meta")  # a device without values
+    assert clip.device.type == clip.prepare(images).device.type == "meta"
+
+
+def test_refuses_what_is_not_clip(folder, tiny_sd, tmp_path):
     with pytest.raises(UserError, match=r"has no config\.json, so it is not a CLIP folder"):
         ClipEncoder(tmp_path)
     with pytest.raises(UserError, match="must hold a CLIP model, got clip_text_model"):

@@ -41,7 +41,7 @@ def test_long_prompts_are_cut_without_telling_the_log(sd, caplog, capsys):
 
 
 @pytest.mark.parametrize("prompts", ["one text", []])
-def test_refuses_prompts_that_are_no_list(sd, prompts):
+def test_refuses_prompts_that_are_not_a_list(sd, prompts):
     with pytest.raises(ValueError, match=r"encode_prompts\.prompts must be a list of at least one text"):
         sd.encode_prompts(prompts)
 

@@ -1,4 +1,4 @@
-"""CLIP as a measuring instrument: features of images and texts, and how well they fit each other."""
+"""CLIP: unit vectors of images and texts, and the cosine between an image and its prompt."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -30,13 +30,13 @@ class ClipEncoder:
     Args:
         folder: As ``save_pretrained`` makes it; the pixel statistics come from ``preprocessor_config.json`` where there is one.
         batch_size: Images or texts per pass; bounds the memory.
-    Raises: UserError if the folder is missing, broken, or no CLIP.
+    Raises: UserError if the folder is missing, broken, or does not hold a CLIP model.
     """
 
     def __init__(self, folder: str | Path, *, device: str = "auto", batch_size: int = 32) -> None:
         self.folder = Path(folder)
-        self.device = choose_device(device)
         self.batch_size = batch_size
+        place = choose_device(device)
         if not (self.folder / "config.json").exists():
             raise UserError(f"{folder} has no config.json, so it is not a CLIP folder. Give the folder that save_pretrained made.")
         if (kind := read_json(self.folder / "config.json").get("model_type")) != "clip":
@@ -49,10 +49,14 @@ class ClipEncoder:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"{folder} could not be loaded as a CLIP model: {error}. Save or download it again.") from error
-        self.model = model.requires_grad_(False).eval().to(self.device)
+        self.model = model.requires_grad_(False).eval().to(place)
         config: Any = model.config
         self.image_size: int = config.vision_config.image_size
         self.dim: int = config.projection_dim
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -64,7 +68,7 @@ class ClipEncoder:
         file = self.folder / "preprocessor_config.json"
         settings = read_json(file) if file.exists() else {}
         values = (settings.get("image_mean", CLIP_MEAN), settings.get("image_std", CLIP_STD))
-        mean, std = (torch.tensor(value, device=self.device).view(1, 3, 1, 1) for value in values)
+        mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in values)
         return mean, std
 
     def prepare(self, images: Sequence[Image] | Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 size size"]:
@@ -80,7 +84,7 @@ class ClipEncoder:
             pixels = pixels[..., top : top + self.image_size, left : left + self.image_size].clamp(-1, 1)
         else:
             pixels = pil_to_tensor(images, self.image_size)
-        mean, std = self._statistics
+        mean, std = (values.to(self.device) for values in self._statistics)
         return (pixels.to(self.device) / 2 + 0.5 - mean) / std
 
     @torch.no_grad()

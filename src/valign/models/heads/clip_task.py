@@ -37,7 +37,7 @@ class ClipTaskModel(TaskModel):
         return {"pixel_values": self.encoder.prepare(pixel_values(rows))}
 
     def vectors(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "input width"]:
-        """Unit vectors of images, or of tokenised texts."""
+        """Unit vectors of images, or of tokenized texts."""
         encode = self.network.get_image_features if "pixel_values" in inputs else self.network.get_text_features
         return normalize(encode(**inputs).pooler_output, dim=1)  # type: ignore[operator]
 

@@ -1,4 +1,4 @@
-"""What fine-tuning trains: a transformers model with, on an encoder, a linear head of ours; its batches, answers and losses.
+"""What fine-tuning trains: a transformers model, with a linear head of ours on an encoder; its batches, answers and losses.
 
 Adapters sit on ``network``, the transformers model alone, so that peft loads them onto a plain ``AutoModel``.
 """
@@ -20,7 +20,7 @@ NOT_COUNTED = -100  # token that adds nothing to a causal loss
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """Some rows as tensors, and what is to be said of them."""
+    """Some rows as tensors, with their targets."""
 
     inputs: Mapping[str, Tensor]  # what the network takes; pairs that are read apart have the second parts below the first ones
     target: Tensor  # class [row], standardized number [row], or next tokens [row, token]
@@ -83,7 +83,7 @@ class TaskModel(nn.Module, ABC):
 
     @abstractmethod
     def vectors(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "input width"]:
-        """What an encoder makes of each input, before the head."""
+        """The encoder's vector of each input, before the head."""
 
     @abstractmethod
     def reading(self) -> dict[str, Any]:
