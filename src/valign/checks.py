@@ -35,6 +35,7 @@ class Declared:
 
     type: Any  # without None; see `optional`
     optional: bool  # None is allowed
+    default: Any  # MISSING where a function makes it
     help: str = ""
     low: float = -inf
     high: float = inf
@@ -43,15 +44,16 @@ class Declared:
     hint: str = ""
     flags: tuple[str, ...] = ()  # on the command line, where they are not the field's name
     none: object = None  # what stands for None on the command line
+    rare: bool = False  # on the command line only by ``--set`` and ``--config``
 
 
 def option(default: Any, **declared: Any) -> Any:
-    """A field of a dataclass with all that is to be said of it in one place; its own checks and the command line read this.
+    """A field of a dataclass whose range, help and default are declared here, once; `check_options` and the command line read them.
 
     Args:
         default: The value, or a function without arguments that makes it (``dict``).
-        declared: ``help``, the range (``low``, ``high``, ``above``), ``choices``, ``hint`` for a message, ``flags`` and ``none``,
-            as in `Declared`. A `Literal` type needs no choices.
+        declared: ``help``, the range (``low``, ``high``, ``above``), ``choices``, ``hint`` for a message, ``flags``, ``none`` and
+            ``rare``, as in `Declared`. A `Literal` type needs no choices.
     """
     metadata = {"option": declared}
     return field(default_factory=default, metadata=metadata) if callable(default) else field(default=default, metadata=metadata)
@@ -59,19 +61,19 @@ def option(default: Any, **declared: Any) -> Any:
 
 @cache
 def declared_options(kind: type[Any]) -> dict[str, Declared]:
-    """How each field of the dataclass ``kind`` was declared, by name and in order."""
+    """How each field of the dataclass ``kind`` that is an `option` was declared, by name and in order."""
     hints, found = get_type_hints(kind), {}
-    for item in fields(kind):
+    for item in (one for one in fields(kind) if "option" in one.metadata):
         inner = [part for part in get_args(hints[item.name]) if part is not type(None)]
         optional = len(inner) < len(get_args(hints[item.name]))
         plain = inner[0] if optional and len(inner) == 1 else hints[item.name]
         literal = {"choices": get_args(plain)} if get_origin(plain) is Literal else {}
-        found[item.name] = Declared(type=plain, optional=optional, **literal | item.metadata.get("option", {}))
+        found[item.name] = Declared(type=plain, optional=optional, default=item.default, **literal | item.metadata["option"])
     return found
 
 
 def check_options(options: object) -> None:
-    """Raise ValueError unless every field of a dataclass is in the range, or one of the choices, that it was declared with."""
+    """Raise ValueError unless every `option` of a dataclass is in the range, or one of the choices, that it was declared with."""
     for name in declared_options(type(options)):
         check_option(type(options), name, getattr(options, name))
 
@@ -102,12 +104,15 @@ def read_changes(kind: type[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Some fields of the dataclass ``kind`` in their types, each checked by its own declaration.
 
     What they may be together is not asked: the others' values are not known yet.
-    Raises: UserError for a value of the wrong type, ValueError for one out of range.
+    Raises: UserError for a value of the wrong type or out of range.
     """
     hints, found = get_type_hints(kind), {}
     for name, value in changes.items():
         found[name] = _read(hints[name], value, f"{kind.__name__}.{name}")
-        check_option(kind, name, found[name])
+        try:
+            check_option(kind, name, found[name])
+        except ValueError as error:
+            raise UserError(str(error)) from error
     return found
 
 

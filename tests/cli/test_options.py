@@ -28,6 +28,7 @@ class Oven:
     weights: Mapping[str, float] = option(dict, help="of what is in it")
     timer: int | None = option(30, help="minutes; 0 is off", low=1, none=0)
     recipe: Path | None = option(None, help="file")
+    self_cleaning: bool = option(False, help="now and then", rare=True)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -134,13 +135,25 @@ def test_bad_values_are_refused(tmp_path):
         kitchen("--weights", "a")
     with pytest.raises(FileNotFoundError):
         kitchen("--config", str(tmp_path / "nowhere.yaml"))
-    for typed in (["--heat", "20"], ["--mode", "left"], ["--door", "up"], ["--heat", "hot"]):
-        with pytest.raises(SystemExit, match="2"):
+    for typed, message in (
+        (["--heat", "20"], r"Oven.heat must be in \[50, 300\], got 20"),
+        (["--mode", "left"], "Oven.mode: Input should be 'top' or 'bottom', got 'left'"),
+        (["--door", "up"], "Fridge.door must be one of left, right; got 'up'"),
+    ):
+        with pytest.raises(ValueError, match=message):
             kitchen(*typed)
+    with pytest.raises(SystemExit, match="2"):
+        kitchen("--heat", "hot")
 
 
 def test_other_names_may_belong_to_something_else():
     assert kitchen("--set", "rank=4", "--set", "adamw.beta=1", rest="the method")["rest"] == {"rank": 4, "adamw.beta": 1}
+
+
+def test_a_rare_field_is_set_or_read():
+    assert kitchen("--set", "self_cleaning=true")["oven"].self_cleaning
+    with pytest.raises(SystemExit, match="2"):
+        kitchen("--self-cleaning")
 
 
 def test_only_some_fields_may_be_typed():

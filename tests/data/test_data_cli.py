@@ -71,7 +71,7 @@ def test_build_from_a_file_and_a_new_sheet(file, tiny_sd, tmp_path):
     [
         (["--source", "file"], "--source file needs --prompts FILE"),
         (["--source", "chat"], "--source chat needs --endpoint URL and --chat-model NAME"),
-        (["--source", "luck"], "source must be grammar, chat or file; got 'luck'"),
+        (["--source", "luck"], "source must be one of grammar, chat, file; got 'luck'"),
         (["--source", "grammar"], "has no grammar"),
         (["--prompts", "x.csv", "--column", "text"], "--column must be NAME=VALUE, got 'text'"),
         (["--prompts", "x.csv", "--column", "words=text"], "--column must name one of id, prompt"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Context, Option
 
 from valign.checks import UserError, check_choice
 from valign.cli.common import (
@@ -16,7 +16,8 @@ from valign.cli.common import (
     resolve_model,
     resolve_suite,
 )
-from valign.cli.data import Retain, pick_source, read_retained
+from valign.cli.data import Retain, SourceOptions, read_retained
+from valign.cli.options import configured, record
 
 Budget = Annotated[str, Option(help="small (a minute, proves nothing), quick (minutes) or full (7 experts: --category for each)")]
 
@@ -48,21 +49,18 @@ def quickstart(
     err.print(f"[dim]the adapter: {folder / 'merged' / 'adapter'}   its training pairs: {sheet}[/dim]")
 
 
-@example("valign align --model stable-diffusion-v1-5/stable-diffusion-v1-5 --prompts pairs.csv --detector nudenet -o runs/sd15")
+@example(
+    "valign align --model stable-diffusion-v1-5/stable-diffusion-v1-5 --prompts pairs.csv --detector nudenet -o runs/sd15",
+    cls=configured(source=SourceOptions),
+)
 def command(
+    ctx: Context,
     model: Annotated[str, Option("--model", "-m", help="the model to align: shapes, a pipeline folder or a hub id")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")],
     policy: Annotated[str, Option("--policy", "-p", help="a bundled policy (default, shapes) or a YAML file")] = "default",
     detector: Annotated[
         str, Option(help="who judges the images: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER; joined by +")
     ] = "",
-    prompts: Annotated[
-        Path | None, Option(help="file of prompt pairs, or of unsafe prompts whose twins a chat model writes")
-    ] = None,
-    endpoint: Annotated[str | None, Option(help="address of an OpenAI-compatible chat endpoint that writes the prompts")] = None,
-    chat_model: Annotated[str | None, Option(help="name of the chat model at the endpoint")] = None,
-    api_key_env: Annotated[str | None, Option(help="environment variable that holds the endpoint's key")] = None,
-    per_concept: Annotated[int | None, Option(min=1, help="pairs to ask the chat model for, per concept")] = None,
     suite: Annotated[str, Option(help="test prompts: shapes, or a JSON-lines file; from the policy's concepts if left out")] = "",
     limit: Annotated[int | None, Option(min=1, help="test prompts at most")] = None,
     fidelity: Annotated[str, Option(help="who tells whether benign images are right: oracle or none")] = "none",
@@ -100,9 +98,7 @@ def command(
         )
     check_choice("--merge", merge, ("co-merge", "sum", "mean", "ties", "dare-ties"))
     rules = load_policy(policy)
-    source = pick_source(
-        None, rules, prompts, {"fmt": None, "columns": {}, "fill": {}}, False, (endpoint, chat_model, api_key_env), per_concept
-    )
+    source = record(ctx, SourceOptions).open(rules)
     tested = resolve_suite(suite) if suite else policy_suite(rules)
     judge, reader, encoder = resolve_detector(detector), resolve_fidelity(fidelity), resolve_clip(clip)
     subject = resolve_model(model, device=device)

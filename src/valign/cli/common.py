@@ -25,11 +25,11 @@ out = Console(highlight=False)  # results, on stdout
 err = Console(stderr=True, highlight=False)  # progress and remarks, on stderr
 
 
-def example(text: str) -> Callable[[Function], Function]:
-    """Give a single command (a function, not a `Typer` group) the example shown under its help."""
+def example(text: str, *, cls: type[Any] | None = None) -> Callable[[Function], Function]:
+    """Give a single command (a function, not a `Typer` group) the example shown under its help, and its class, if it has one."""
 
     def mark(function: Function) -> Function:
-        function.example = f"example: {text}"  # type: ignore[attr-defined]
+        function.options = {"epilog": f"example: {text}", "cls": cls}  # type: ignore[attr-defined]
         return function
 
     return mark

@@ -1,13 +1,16 @@
 """``valign data``: build preference data, and look at prompt files and finished sets."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
-from typer import Argument, Option, Typer
+from typer import Argument, Context, Option, Typer
 
-from valign.checks import UserError
+from valign.checks import UserError, option
 from valign.cli.common import err, out, resolve_detector, resolve_grammar, resolve_model
+from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
     from valign.data.prompts.sources import Source
@@ -29,47 +32,62 @@ Retain = Annotated[Path | None, Option("--retain", help="file of benign prompts 
 PolicyName = Annotated[str, Option("--policy", "-p", help="a bundled policy (default, shapes) or a YAML file")]
 
 
-@app.command(epilog="example: valign data build --model shapes --policy shapes -o runs/data --pairs 40 --steps 20")
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Where prompt pairs come from."""
+
+    source: str | None = option(None, help="found out from the other options if left out", choices=("grammar", "chat", "file"))
+    prompts: Path | None = option(
+        None, help="file of prompt pairs, or of unsafe prompts whose safe counterparts the chat model writes"
+    )
+    format: str | None = option(None, help="layout of the prompt file: plain, coprov2 or i2p; found out by itself if left out")
+    column: tuple[str, ...] = option((), help="FIELD=NAME: the file's name of a field, e.g. prompt=text")
+    fill: tuple[str, ...] = option((), help="FIELD=VALUE: value of a field that the file lacks, e.g. category=hate")
+    drop_missing: bool = option(False, help="leave out pairs whose safe counterpart is missing instead of stopping")
+    endpoint: str | None = option(None, help="address of an OpenAI-compatible chat endpoint, e.g. http://localhost:8000/v1")
+    chat_model: str | None = option(None, help="name of the chat model at the endpoint")
+    api_key_env: str | None = option(None, help="environment variable that holds the endpoint's key, if it needs one")
+    per_concept: int | None = option(None, help="pairs to ask the chat model for, per concept", low=1)
+
+    def open(self, policy: "Policy") -> "Source":
+        """The source. Raises: UserError if an option is missing that its kind needs."""
+        from valign.data.prompts.formats import Columns
+        from valign.data.prompts.sources import ChatSource, FileSource, GrammarSource
+
+        reading: dict[str, Any] = {
+            "fmt": self.format,
+            "columns": Columns(**_columns(self.column)),
+            "fill": _fields(self.fill, "fill"),
+        }
+        kind = self.source or ("chat" if self.endpoint else "file" if self.prompts else "grammar")
+        if kind == "grammar":
+            return GrammarSource(resolve_grammar(policy))
+        if kind == "file":
+            if self.prompts is None:
+                raise UserError("--source file needs --prompts FILE. Name the file of prompt pairs.")
+            return FileSource(self.prompts, **reading, missing_twin="drop" if self.drop_missing else "refuse")
+        if not self.endpoint or not self.chat_model:
+            raise UserError("--source chat needs --endpoint URL and --chat-model NAME. Any OpenAI-compatible server will do.")
+        from valign.models.language.chat import OpenAIChat
+
+        client = OpenAIChat(base_url=self.endpoint, model=self.chat_model, api_key_env=self.api_key_env)
+        return ChatSource(client, self.chat_model, self.prompts, **reading, per_concept=self.per_concept)
+
+
+@app.command(
+    cls=configured(data="valign.data.build:DataConfig", source=SourceOptions),
+    epilog="example: valign data build --model shapes --policy shapes -o runs/data --pairs 40 --steps 20",
+)
 def build(
+    ctx: Context,
     model: Annotated[str, Option("--model", "-m", help="the model to align: shapes, a pipeline folder or a hub id")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the data set; an unfinished one is resumed")],
     policy: PolicyName = "default",
-    source: Annotated[str | None, Option(help="grammar, chat or file; found out from the other options if left out")] = None,
-    prompts: Annotated[
-        Path | None, Option(help="file of prompt pairs, or of unsafe prompts whose twins the chat model writes")
-    ] = None,
-    fmt: Format = None,
-    column: Column = [],  # noqa: B006
-    fill: Fill = [],  # noqa: B006
-    drop_missing: Annotated[
-        bool, Option("--drop-missing", help="leave out pairs whose twin is missing instead of stopping")
-    ] = False,
-    endpoint: Annotated[
-        str | None, Option(help="address of an OpenAI-compatible chat endpoint, e.g. http://localhost:8000/v1")
-    ] = None,
-    chat_model: Annotated[str | None, Option(help="name of the chat model at the endpoint")] = None,
-    api_key_env: Annotated[str | None, Option(help="environment variable that holds the endpoint's key, if it needs one")] = None,
-    per_concept: Annotated[int | None, Option(min=1, help="pairs to ask the chat model for, per concept")] = None,
-    category: Annotated[list[str], Option(help="only this category; may be repeated")] = [],  # noqa: B006
-    pairs: Annotated[int, Option(min=0, help="pairs per category; 0 takes all of a file or of the chat model")] = 100,
-    pairing: Annotated[str, Option(help="seed (same initial latent), img2img (from the unsafe image) or free")] = "seed",
-    strength: Annotated[float, Option(help="how far img2img may leave the unsafe image, 0 to 1")] = 0.7,
-    steps: Annotated[int, Option(min=1, help="sampling steps per image")] = 50,
-    guidance_scale: Annotated[float, Option(min=0, help="classifier-free guidance scale")] = 7.5,
-    image_size: Annotated[
-        int | None, Option(min=1, help="pixels a side at which images are encoded; the model's own if left out")
-    ] = None,
     retain: Retain = None,
-    filter: Annotated[
-        str, Option(help="none, or detector: keep a pair if the unsafe image is flagged and the safe one is not")
-    ] = "none",
     detector: Annotated[str | None, Option(help="oracle, safety-checker=FOLDER, clip-probe=FOLDER or nudenet")] = None,
     images: Annotated[
         Path | None, Option(help="folder of ready images of these pairs (CoProV2 names) instead of generating")
     ] = None,
-    flip: Annotated[bool, Option(help="cache mirrored images too")] = True,
-    seed: Annotated[int, Option(help="seed of the run; every pair's own seed is a hash of it and the pair's id")] = 0,
-    batch_size: Annotated[int, Option(min=1, help="images at a time")] = 8,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Build a data set: prompt pairs, their images, and the latents that training reads. Run it again to resume."""
@@ -78,29 +96,8 @@ def build(
     from valign.policy import load_policy
 
     rules = load_policy(policy)
-    config = DataConfig(
-        categories=tuple(category) or None,
-        pairs_per_category=pairs or None,
-        pairing=pairing,
-        strength=strength,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        image_size=image_size,
-        retain=read_retained(retain, rules),
-        filter=filter,
-        flip=flip,
-        seed=seed,
-        batch_size=batch_size,
-    )
-    origin = pick_source(
-        source,
-        rules,
-        prompts,
-        {"fmt": fmt, "columns": _columns(column), "fill": _fields(fill, "fill")},
-        drop_missing,
-        (endpoint, chat_model, api_key_env),
-        per_concept,
-    )
+    config = record(ctx, DataConfig, **({"retain": read_retained(retain, rules)} if retain else {}))
+    origin = record(ctx, SourceOptions).open(rules)
     judge = resolve_detector(detector) if detector else None
     cache = build_data(resolve_model(model, device=device), rules, origin, folder, config, detector=judge, images=images)
     made = read_json(folder / "images" / "run.json")["results"]["per_category"]
@@ -112,29 +109,20 @@ def build(
 
 @app.command(
     "build-values",
+    cls=configured(data="valign.data.images.value_sets:ValueDataConfig"),
     epilog="example: valign data build-values --model shapes --policy shapes -o runs/values --steps 20 --no-flip "
     "--filter judge --detector oracle --clip oracle",
 )
 def build_values_(
+    ctx: Context,
     model: Annotated[str, Option("--model", "-m", help="the model to guide: shapes, a pipeline folder or a hub id")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the data set; an unfinished one is resumed")],
     policy: PolicyName = "default",
-    principle: Annotated[list[str], Option(help="only this principle; may be repeated")] = [],  # noqa: B006
     pairs: Annotated[
         Path | None, Option(help="data set of `valign data build`: its prompt pairs are the scenes of their categories' principles")
     ] = None,
-    pictures: Annotated[int, Option(min=1, help="images per scene and side")] = 4,
-    steps: Annotated[int, Option(min=1, help="sampling steps per image")] = 50,
-    guidance_scale: Annotated[float, Option(min=0, help="classifier-free guidance scale")] = 7.5,
-    image_size: Annotated[
-        int | None, Option(min=1, help="pixels a side at which images are encoded; the model's own if left out")
-    ] = None,
-    filter: Annotated[str, Option(help="none, or judge: keep an image if it came out as asked")] = "none",
     detector: Annotated[str | None, Option(help="judges harm: oracle, safety-checker=FOLDER, clip-probe=FOLDER or nudenet")] = None,
     clip: Annotated[str | None, Option(help="judges the rest: a folder of a CLIP model, shapes or oracle")] = None,
-    flip: Annotated[bool, Option(help="cache mirrored images too")] = True,
-    seed: Annotated[int, Option(help="seed of the run; every image's own seed is a hash of it and the image's id")] = 0,
-    batch_size: Annotated[int, Option(min=1, help="images at a time")] = 8,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Draw images that keep and break the policy's principles, for `valign train livo`. Run it again to resume."""
@@ -145,17 +133,7 @@ def build_values_(
     from valign.policy import load_policy
 
     rules = load_policy(policy)
-    config = ValueDataConfig(
-        principles=tuple(principle) or None,
-        images=pictures,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        image_size=image_size,
-        filter=filter,
-        flip=flip,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    config = record(ctx, ValueDataConfig)
     judges: dict[str, Any] = {"detector": resolve_detector(detector) if detector else None, "contrast": resolve_contrast(clip)}
     scenes = load_pairs(pairs / "prompts" / "pairs.parquet") if pairs else []
     cache = build_values(resolve_model(model, device=device), rules, folder, config, pairs=scenes, **judges)
@@ -168,43 +146,6 @@ def build_values_(
         table.add_row(name, *(str(counts.get(column, 0)) for column in ("scenes", "aligned", "violating", *reasons)))
     out.print(table)
     out.print(f"{folder}: {len(cache)} images ready for training", soft_wrap=True)
-
-
-def pick_source(
-    kind: str | None,
-    policy: "Policy",
-    prompts: Path | None,
-    reading: dict[str, Any],
-    drop_missing: bool,
-    chat: tuple[str | None, str | None, str | None],
-    per_concept: int | None,
-) -> "Source":
-    """Where pairs come from, by the options given. ``reading``: ``fmt``, ``columns`` (field -> the file's name of it) and ``fill``.
-
-    ``chat`` is endpoint, model and the name of the variable that holds the key.
-    Raises: UserError if an option is missing that ``kind`` needs.
-    """
-    from valign.data.prompts.formats import Columns
-    from valign.data.prompts.sources import ChatSource, FileSource, GrammarSource
-
-    reading = {**reading, "columns": Columns(**reading["columns"])}
-    endpoint, name, key = chat
-    kind = kind or ("chat" if endpoint else "file" if prompts else "grammar")
-    if kind == "grammar":
-        return GrammarSource(resolve_grammar(policy))
-    if kind == "file":
-        if prompts is None:
-            raise UserError("--source file needs --prompts FILE. Name the file of prompt pairs.")
-        return FileSource(prompts, **reading, missing_twin="drop" if drop_missing else "refuse")
-    if kind == "chat":
-        if not endpoint or not name:
-            raise UserError("--source chat needs --endpoint URL and --chat-model NAME. Any OpenAI-compatible server will do.")
-        from valign.models.language.chat import OpenAIChat
-
-        return ChatSource(
-            OpenAIChat(base_url=endpoint, model=name, api_key_env=key), name, prompts, **reading, per_concept=per_concept
-        )
-    raise UserError(f"source must be grammar, chat or file; got {kind!r}.")
 
 
 @app.command(epilog="example: valign data read coprov2.csv --against i2p.csv")
@@ -337,16 +278,16 @@ def _print_counts(counts: dict[str, dict[str, int]]) -> None:
     out.print(table)
 
 
-def _fields(given: list[str], option: str) -> dict[str, str]:
+def _fields(given: Iterable[str], option: str) -> dict[str, str]:
     """``["label=1"]`` -> ``{"label": "1"}``."""
     pairs = [item.partition("=") for item in given]
-    bad = [item for item, (name, sign, _) in zip(given, pairs, strict=True) if not name or not sign]
+    bad = [item for item, (name, sign, _) in zip(given, pairs) if not name or not sign]
     if bad:
         raise UserError(f"--{option} must be NAME=VALUE, got {bad[0]!r}.")
     return {name: value for name, _, value in pairs}
 
 
-def _columns(given: list[str]) -> dict[str, str]:
+def _columns(given: Iterable[str]) -> dict[str, str]:
     from dataclasses import fields
 
     from valign.data.prompts.formats import Columns

@@ -7,7 +7,7 @@ the place of one as ``"module:Class"``, which is imported only when the command 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import replace
 from importlib import import_module
 from inspect import Parameter, Signature
 from math import inf
@@ -28,7 +28,7 @@ GIVEN = "valign.given"  # where a context keeps what `record` and `changes` read
 def configured(
     *, rest: str = "", preset: bool = False, typed: Mapping[str, tuple[str, ...]] | None = None, **parts: type[Any] | str
 ) -> type[Any]:
-    """A command class whose further options are the fields of ``parts``; pass it as ``cls`` to ``app.command``.
+    """A command class, for ``app.command(cls=...)``, whose further options are the fields of ``parts`` that `option` declares.
 
     A field has the first part's plain name, ``--steps``; a later part with a field of that name has ``--PART-steps``. An option
     that the command declares itself comes first. In files and ``--set`` a name may be written PART.NAME.
@@ -36,7 +36,8 @@ def configured(
     Args:
         rest: What other names belong to, such as "the method"; `rest_of` returns them. Empty: other names are refused.
         preset: The defaults are a preset's, not the dataclasses' own, so help does not show these.
-        typed: Fields that are options of their own, by part; the others are left to ``--set`` and ``--config``. All if left out.
+        typed: Fields that are options of their own, by part, instead of all that are not ``rare``. The others are left to
+            ``--set`` and ``--config``.
     """
     return type("Configured", (_Configured,), {"parts": parts, "rest": rest, "preset": preset, "typed": typed or {}})
 
@@ -121,22 +122,23 @@ class _Configured(TyperCommand):
         taken = {flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)}
         made: dict[str, tuple[Any, Any]] = {}
         untyped: list[str] = []
+        seen: set[str] = set()
         for part, kind in self.kinds().items():
-            defaults = {item.name: item.default for item in fields(kind)}
             for name, declared in declared_options(kind).items():
                 flags = _flags(name, declared)
-                if not taken.isdisjoint(flags):
-                    flags = _flags(f"{part}_{name}", Declared(type=declared.type, optional=True))
-                wanted = name in self.typed.get(part, (name,))
-                if not wanted or is_dataclass(declared.type) or not taken.isdisjoint(flags):
-                    untyped.append(name if wanted else f"{part}.{name}")
+                if not taken.isdisjoint("/".join(flags).split("/")):
+                    flags = _flags(f"{part}_{name}", replace(declared, flags=()))
+                wanted = name in self.typed.get(part, () if declared.rare else (name,))
+                if not wanted or not taken.isdisjoint("/".join(flags).split("/")):
+                    untyped.append(f"{part}.{name}" if name in seen else name)
                     continue
-                taken.update(flags)
+                taken.update("/".join(flags).split("/"))
                 self.sources[f"{part}__{name}"] = (part, name)
                 made[f"{part}__{name}"] = (
-                    _annotated(declared, flags, None if self.preset else defaults[name], kind.__name__),
+                    _annotated(declared, flags, None if self.preset else declared.default, kind.__name__),
                     None,
                 )
+            seen.update(declared_options(kind))
         more = f"; besides the options, {', '.join(untyped)}" if untyped else ""
         panel = "From a file"
         made["config_file"] = (
@@ -160,25 +162,26 @@ def _flags(name: str, declared: Declared) -> tuple[str, ...]:
     if declared.flags:
         return declared.flags
     plain = name.replace("_", "-")
-    return (f"--{plain}/--no-{plain}",) if declared.type is bool else (f"--{plain}",)
+    return (f"--{plain}/--no-{plain}",) if declared.type is bool and declared.default else (f"--{plain}",)
 
 
 def _annotated(declared: Declared, flags: tuple[str, ...], default: object, panel: str) -> Any:
     """The type and the option of a field as typer reads them."""
-    options: dict[str, Any] = {"help": declared.help, "rich_help_panel": panel}
-    kind: Any = declared.type
+    kind, options, notes = declared.type, {}, [declared.help]
     if get_origin(kind) is tuple:
-        kind, options["help"] = list[get_args(kind)[0]], f"{declared.help}; may be repeated"  # type: ignore[misc]
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]
     elif declared.choices:
-        kind = Literal[tuple(declared.choices)]  # type: ignore[misc]
+        kind = str
+        notes.append(f"one of {', '.join(map(str, declared.choices))}")
     elif get_origin(kind) is not None:
-        kind, options["metavar"], options["help"] = list[str], "NAME=NUMBER", f"{declared.help}; may be repeated"
-    elif kind in (int, float) and declared.none is None:
-        limits = {"min": max(declared.low, declared.above or -inf), "max": declared.high}
-        options |= {name: kind(limit) for name, limit in limits.items() if abs(limit) != inf}
+        kind, options["metavar"] = list[str], "NAME=NUMBER"
+    notes += ["may be repeated"] if get_origin(kind) is list else []
+    notes += [f"above {declared.above:g}"] if declared.above is not None else []
+    notes += [f"at least {declared.low:g}"] if declared.low != -inf else []
+    notes += [f"at most {declared.high:g}"] if declared.high != inf else []
     if isinstance(default, int | float | str | Path) and default != "":
-        options["help"] += f" (default {default})"
-    return Annotated[kind | None, typer.Option(*flags, **options)]
+        notes.append(f"default {default}")
+    return Annotated[kind | None, typer.Option(*flags, help="; ".join(notes), rich_help_panel=panel, **options)]
 
 
 def _parameters(made: Mapping[str, tuple[Any, Any]]) -> list[Any]:

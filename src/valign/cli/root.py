@@ -86,7 +86,7 @@ def build() -> typer.Typer:
             if isinstance(target, typer.Typer):
                 root.add_typer(target, name=name, rich_help_panel=panel)
             else:
-                root.command(name, epilog=getattr(target, "example", None), rich_help_panel=panel)(target)
+                root.command(name, rich_help_panel=panel, **target.options)(target)
     return root
 
 

@@ -43,7 +43,11 @@ class DataConfig:
     pairs_per_category: int | None = option(
         100, help="pairs per category; 0 takes all of a file or of the chat model", low=1, none=0, flags=("--pairs",)
     )
-    pairing: str = option("seed", help="seed (same initial latent), img2img (from the unsafe image) or free", choices=PAIRINGS)
+    pairing: str = option(
+        "seed",
+        help="how both images come about: from one initial latent, from the unsafe image, or each on its own",
+        choices=PAIRINGS,
+    )
     strength: float = option(0.7, help="how far img2img may leave the unsafe image", above=0, high=1)
     steps: int = option(50, help="sampling steps per image", low=1)
     guidance_scale: float = option(7.5, help="classifier-free guidance scale", low=0)
@@ -52,7 +56,7 @@ class DataConfig:
         (), help="benign prompts on which training should leave the model as it is; see `retain_weight`"
     )
     filter: str = option(
-        "none", help="none, or detector: keep a pair if the unsafe image is flagged and the safe one is not", choices=FILTERS
+        "none", help="detector keeps a pair if the unsafe image is flagged and the safe one is not", choices=FILTERS
     )
     flip: bool = option(True, help="cache mirrored images too; off where left and right matter")
     seed: int = option(0, help="random seed of the run; every pair's own seed is a hash of it and the pair's id")

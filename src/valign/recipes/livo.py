@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from valign.checks import check_choice, with_options
+from valign.checks import check_choice, option, with_options
 from valign.data.images.value_sets import ValueCache
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
@@ -45,8 +45,10 @@ class LivoRecipe:
             checkpoint_every=500,
         )
     )
-    layout: str = "reference"
-    lora_rank: int | None = None  # None trains the whole copy, as the authors do
+    layout: str = option("reference", help="reference: prompt cut to 76 tokens, unpadded; padded: 77 tokens and the value's")
+    lora_rank: int | None = option(
+        None, help="train factors of this rank; the whole encoder, as the authors do, if left out", low=1
+    )
 
     @classmethod
     def shapes(cls) -> LivoRecipe:

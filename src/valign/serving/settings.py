@@ -17,7 +17,7 @@ class Settings:
     max_steps: int = option(100, help="steps that a request may ask for", low=1)
     guidance_scale: float = option(7.5, help="classifier-free guidance scale", low=0)
     batch_size: int = option(8, help="images in one model call", low=1)
-    batch_wait: float = option(0.02, help="seconds that a model call waits for further images", low=0)
+    batch_wait: float = option(0.02, help="seconds that a model call waits for further images", low=0, rare=True)
     max_images: int = option(
         64,
         help="images waiting or being generated; beyond that a request gets 503",
@@ -25,14 +25,14 @@ class Settings:
         hint="One request may ask for so many.",
         flags=("--queue",),
     )
-    max_checks: int = option(1024, help="prompts being checked; beyond that a request gets 503", low=1)
-    check_batch: int = option(64, help="prompts in one pass of the guard", low=1)
-    check_workers: int = option(1, help="threads that check; more only where stages wait for a chat endpoint", low=1)
-    max_inputs: int = option(64, help="texts of one moderation request", low=1)
-    max_body: int = option(4 * 2**20, help="bytes of a request", low=1)
-    max_pixels: int = option(4096 * 4096, help="pixels of an image that is sent for moderation", low=1)
+    max_checks: int = option(1024, help="prompts being checked; beyond that a request gets 503", low=1, rare=True)
+    check_batch: int = option(64, help="prompts in one pass of the guard", low=1, rare=True)
+    check_workers: int = option(1, help="threads that check; more only where stages wait for a chat endpoint", low=1, rare=True)
+    max_inputs: int = option(64, help="texts of one moderation request", low=1, rare=True)
+    max_body: int = option(4 * 2**20, help="bytes of a request", low=1, rare=True)
+    max_pixels: int = option(4096 * 4096, help="pixels of an image that is sent for moderation", low=1, rare=True)
     timeout: float = option(300.0, help="seconds until a request is aborted", above=0)
-    body_timeout: float = option(30.0, help="seconds in which a request's body must have come", above=0)
+    body_timeout: float = option(30.0, help="seconds in which a request's body must have come", above=0, rare=True)
     per_minute: float = option(
         0.0, help="requests per minute and key, an image counts as one; 0 is without limit", low=0, flags=("--rate",)
     )

@@ -54,7 +54,7 @@ class ValueDataConfig:
     steps: int = option(50, help="sampling steps per image", low=1)
     guidance_scale: float = option(7.5, help="classifier-free guidance scale", low=0)
     image_size: int | None = option(None, help="pixels a side at which images are encoded; the model's own if left out", low=1)
-    filter: str = option("none", help="none, or judge: keep an image if it came out as asked", choices=FILTERS)
+    filter: str = option("none", help="judge keeps an image if it came out as asked", choices=FILTERS)
     flip: bool = option(True, help="cache mirrored images too; off where left and right matter")
     seed: int = option(0, help="random seed of the run; every image's own seed is a hash of it and the image's id")
     batch_size: int = option(8, help="images at a time", low=1)

@@ -37,8 +37,10 @@ class DiffusionDPO:
         help="strength of the preference, 1 / mean squared error; 5000 in the authors' launchers, other code's may lack the half",
         above=0,
     )
-    loss_type: LossType = option("sigmoid", help="hinge is max(0, 1 - s); ipo is (2 s / beta - 1 / beta)^2, in squared error units")
-    label_smoothing: float = option(0.0, help="assumed share of pairs whose label is wrong", low=0, high=0.5)
+    loss_type: LossType = option(
+        "sigmoid", help="hinge is max(0, 1 - s); ipo is (2 s / beta - 1 / beta)^2, in squared error units", rare=True
+    )
+    label_smoothing: float = option(0.0, help="assumed share of pairs whose label is wrong", low=0, high=0.5, rare=True)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -31,8 +31,8 @@ class LiVO:
 
     beta: float = option(1000.0, help="slope on the winner, 1 / mean squared error", above=0)
     alpha: float = option(500.0, help="slope on the loser, 1 / mean squared error", above=0)
-    gamma_win: float = option(1.0, help="margin of the winner times beta, dimensionless", low=0)
-    gamma_lose: float = option(0.5, help="margin of the loser times alpha, dimensionless", low=0)
+    gamma_win: float = option(1.0, help="margin of the winner times beta, dimensionless", low=0, rare=True)
+    gamma_lose: float = option(0.5, help="margin of the loser times alpha, dimensionless", low=0, rare=True)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -34,14 +34,14 @@ CROSS_ATTENTION = "attn2"
 class ErasingConfig:
     """ESD's numbers; the authors train whole weights at 5e-5, a LoRA that starts at zero needs more."""
 
-    part: Literal["x", "u"] = option("x", help="x: linears of cross-attention; u: all other linears of the denoiser")
+    part: Literal["x", "u"] = option("x", help="x: linears of cross-attention; u: all other linears of the denoiser", rare=True)
     rank: int = option(16, help="LoRA rank", low=1)
-    init_seed: int = option(0, help="random seed of the A factors")
+    init_seed: int = option(0, help="random seed of the A factors", rare=True)
     learning_rate: float = option(1e-3, help="learning rate of Adam; ours, for a LoRA", above=0)
     iterations: int = option(200, help="iterations, one noisy latent each", low=1)
     sample_steps: int = option(50, help="steps of the schedule that latents are taken from", low=2)
-    guidance_scale: float = option(3.0, help="classifier-free guidance scale while they are sampled", low=0)
-    checkpoint_every: int = option(50, help="iterations between checkpoints", low=1)
+    guidance_scale: float = option(3.0, help="classifier-free guidance scale while they are sampled", low=0, rare=True)
+    checkpoint_every: int = option(50, help="iterations between checkpoints", low=1, rare=True)
     seed: int = option(0, help="random seed of prompts, timesteps and noise")
 
     def __post_init__(self) -> None:

@@ -44,22 +44,22 @@ class FitConfig:
     epochs: int = option(6, help="passes over the data", low=1)
     batch_size: int = option(64, help="prompts per step; paired prompts stay together", low=1)
     lr: float = option(
-        3e-3, help="learning rate of the head and the n-grams; AdamW, linear warm-up over 5 % and decay to 0", above=0
+        3e-3, help="learning rate of the head and the n-grams; AdamW, linear warm-up over 5 % and decay to 0", above=0, rare=True
     )
-    encoder_lr: float = option(1e-4, help="learning rate of tuned encoder layers", above=0)
-    weight_decay: float = option(0.01, help="weight decay of AdamW")
+    encoder_lr: float = option(1e-4, help="learning rate of tuned encoder layers", above=0, rare=True)
+    weight_decay: float = option(0.01, help="weight decay of AdamW", rare=True)
     tuned_layers: int = option(
         0, help="upper encoder layers trained with the head; 0 is quick", low=0, high=LAYERS, flags=("--tune-layers",)
     )
-    buckets: int = option(16384, help="size of the n-gram hash")
-    bag_dim: int = option(48, help="width of the n-gram vectors", low=1)
-    hidden: int = option(256, help="hidden units", low=1)
+    buckets: int = option(16384, help="size of the n-gram hash", rare=True)
+    bag_dim: int = option(48, help="width of the n-gram vectors", low=1, rare=True)
+    hidden: int = option(256, help="hidden units", low=1, rare=True)
     queries: int = option(
-        2, help="means of tokens that the head weighs itself, beside the plain one; none on a frozen encoder", low=0
+        2, help="means of tokens that the head weighs itself, beside the plain one; none on a frozen encoder", low=0, rare=True
     )
-    dropout: float = option(0.3, help="of the hidden units", low=0, high=0.9)
-    margin: float = option(3.0, help="logits between paired prompts")
-    margin_weight: float = option(0.3, help="weight of that margin in the loss")
+    dropout: float = option(0.3, help="of the hidden units", low=0, high=0.9, rare=True)
+    margin: float = option(3.0, help="logits between paired prompts", rare=True)
+    margin_weight: float = option(0.3, help="weight of that margin in the loss", rare=True)
     weights: Mapping[str, float] = option(
         dict, help="on what a source's rows count, and on --limit, as for real traffic", flags=("--weigh",)
     )

@@ -29,24 +29,28 @@ class PreferenceConfig:
     # adapter
     adapter: str = option("lora", help="how the LoRA starts, and what of it trains", choices=EXPERTS)
     rank: int = option(4, help="LoRA rank", low=1)
-    alpha: float | None = option(None, help="LoRA scale is alpha / rank; rank if left out, so scale 1", above=0)
+    alpha: float | None = option(None, help="LoRA scale is alpha / rank; rank if left out, so scale 1", above=0, rare=True)
     targets: tuple[str, ...] = option(
         ("to_q", "to_k", "to_v", "to_out.0"),
         help="ending of the linear layers to adapt; by default those of every attention, self and cross",
-        flags=("--target",),
+        rare=True,
     )
-    init_seed: int = option(0, help="random seed of the A factors; experts that will be merged share it")
+    init_seed: int = option(0, help="random seed of the A factors; experts that will be merged share it", rare=True)
     # optimizer
     optimizer: Literal["adamw", "adafactor"] = option(
-        "adamw", help="adafactor has a fixed rate, no momentum and its own clipping; the authors' choice on SDXL"
+        "adamw", help="adafactor has a fixed rate, no momentum and its own clipping; the authors' choice on SDXL", rare=True
     )
     learning_rate: float = option(
         1.6e-4, help="learning rate per step; 1e-5 times 16 pairs, as `scale_lr` does on one GPU", above=0
     )
-    weight_decay: float = option(0.01, help="weight decay of the optimizer", low=0)
-    warmup_steps: int = option(200, help="steps in which the learning rate rises linearly from 0", low=0)
-    decay: Literal["none", "cosine"] = option("none", help="after the warm-up: constant, or half a cosine that ends at 0")
-    max_grad_norm: float = option(1.0, help="cap on the gradient's norm over all factors; 0 is off. Not used with adafactor", low=0)
+    weight_decay: float = option(0.01, help="weight decay of the optimizer", low=0, rare=True)
+    warmup_steps: int = option(200, help="steps in which the learning rate rises linearly from 0", low=0, rare=True)
+    decay: Literal["none", "cosine"] = option(
+        "none", help="after the warm-up: constant, or half a cosine that ends at 0", rare=True
+    )
+    max_grad_norm: float = option(
+        1.0, help="cap on the gradient's norm over all factors; 0 is off. Not used with adafactor", low=0, rare=True
+    )
     # amount
     steps: int = option(2000, help="optimizer steps at most; validation may stop earlier", low=1)
     pairs_per_step: int = option(16, help="pairs per step, over all processes and micro-batches", low=1)
@@ -58,6 +62,7 @@ class PreferenceConfig:
         help="probability of an empty caption, which trains guidance's unconditional branch too; 0.2 in the authors' runs",
         low=0,
         high=1,
+        rare=True,
     )
     flip: bool = option(True, help="mirror both images of a pair half of the time; off where left and right matter")
     sft_weight: float = option(0.0, help="weight of the winner's own mean squared error in the loss; holds it down", low=0)
@@ -65,49 +70,50 @@ class PreferenceConfig:
         None, help="scale the loser's gradient (Diffusion-SDPO); 0.9 in the authors' launcher", low=0, high=1
     )
     min_snr: float | None = option(None, help="cap of the signal-to-noise weight on all errors; 5 in the paper", above=0)
-    safe_prompt_term: bool = option(False, help="add the same loss under the safe prompt's caption, weight 1")
+    safe_prompt_term: bool = option(False, help="add the same loss under the safe prompt's caption, weight 1", rare=True)
     retain_weight: float = option(
         0.0, help="weight of the squared move away from the base model under benign captions; holds the model to itself", low=0
     )
     precompute_ref_draws: int = option(
-        0, help="fixed random draws per pair with reference errors computed once; pays off from as many epochs on. 0 is off", low=0
+        0,
+        help="fixed random draws per pair with reference errors computed once; pays off from as many epochs on. 0 is off",
+        low=0,
+        rare=True,
     )
     # memory and precision
     mixed_precision: Literal["no", "bf16", "fp16"] = option(
-        "no", help="autocast of the forward passes; errors and factors stay float32"
+        "no", help="autocast of the forward passes; errors and factors stay float32", rare=True
     )
     split_pairs: bool = option(
         False, help="winners and losers one after the other: half the memory, a third more time, the same result"
     )
     gradient_checkpointing: bool = option(False, help="less memory, more time")
     compile: bool = option(
-        False, help="compile the network with torch.compile: pays off in long trainings; needs a compiler (g++, Triton)"
+        False, help="compile the network with torch.compile: pays off in long trainings; needs a compiler (g++, Triton)", rare=True
     )
     # validation on held-out pairs
     val_fraction: float = option(
-        0.1, help="share of the pairs held out for validation, chosen by hash of their id; 0 is off", low=0, high=0.5
+        0.1, help="share of the pairs held out for validation, chosen by hash of their id; 0 is off", low=0, high=0.5, rare=True
     )
-    val_pairs: int = option(32, help="held-out pairs at most", low=1)
-    val_draws: int = option(4, help="fixed timesteps per held-out pair, one from each quarter of the schedule", low=1)
-    validate_every: int = option(50, help="steps between validations", low=1)
-    patience: int = option(4, help="validations without an improvement before the training stops", low=1)
+    val_pairs: int = option(32, help="held-out pairs at most", low=1, rare=True)
+    val_draws: int = option(4, help="fixed timesteps per held-out pair, one from each quarter of the schedule", low=1, rare=True)
+    validate_every: int = option(50, help="steps between validations", low=1, rare=True)
+    patience: int = option(4, help="validations without an improvement before the training stops", low=1, rare=True)
     max_drift: float = option(
-        0.1, help="change of the prediction on safe prompts at most, relative to the reference's error there", above=0
+        0.1, help="change of the prediction on safe prompts at most, relative to the reference's error there", above=0, rare=True
     )
     # stability: running mean of the winner's error above its reference, relative to the reference
     alarm_warn: float = option(
-        0.02, help="displacement of the winner's error, relative to the reference, that is warned of", above=0
+        0.02, help="displacement of the winner's error, relative to the reference, that is warned of", above=0, rare=True
     )
-    alarm_stop: float = option(0.2, help="displacement that stops the training", above=0)
-    alarm_window: int = option(50, help="steps that the displacement is averaged over", low=1)
+    alarm_stop: float = option(0.2, help="displacement that stops the training", above=0, rare=True)
+    alarm_window: int = option(50, help="steps that the displacement is averaged over", low=1, rare=True)
     # output
     checkpoint_every: int = option(100, help="steps between checkpoints", low=1)
-    keep_checkpoints: int = option(2, help="latest checkpoints kept, besides the best", low=1)
+    keep_checkpoints: int = option(2, help="latest checkpoints kept, besides the best", low=1, rare=True)
     sample_every: int = option(0, help="steps between image grids of four training prompts; 0 is off", low=0)
-    sample_prompts: tuple[str, ...] = option(
-        (), help="prompt of the image grids; four of the data if left out", flags=("--sample-prompt",)
-    )
-    sample_steps: int = option(20, help="denoising steps of a sample", low=1)
+    sample_prompts: tuple[str, ...] = option((), help="prompt of the image grids; four of the data if left out", rare=True)
+    sample_steps: int = option(20, help="denoising steps of a sample", low=1, rare=True)
     trackers: tuple[str, ...] = option(
         (), help="tensorboard, wandb, ... as accelerate names them; metrics.jsonl is always written", flags=("--tracker",)
     )
