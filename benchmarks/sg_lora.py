@@ -25,7 +25,7 @@ from torch import Tensor
 
 from valign.adapters.sg_lora import Expert, SgLora, SgLoraConfig, build_library, fingerprint, fit_sg_lora
 from valign.data.tasks.base import Task, TaskData
-from valign.data.tasks.images import ImageRow
+from valign.data.tasks.images import LabelledImage
 from valign.models.encoders.clip import ClipEncoder
 from valign.models.heads.clip_task import ClipTaskModel
 from valign.models.heads.task_model import Target
@@ -51,13 +51,13 @@ def description(task: Place) -> str:
     return f"a {colour} glyph {BACKGROUND_PHRASES[background][0]}"
 
 
-def images(task: Place, count: int, seed: int, *, test: bool) -> tuple[ImageRow, ...]:
+def images(task: Place, count: int, seed: int, *, test: bool) -> tuple[LabelledImage, ...]:
     """``count`` of each glyph, anywhere in the image, in the flat style; each is rendered with a jitter of its own."""
     rng = np.random.default_rng([seed, test, TASKS.index(task)])
     rows = []
     for glyph in LEARNT * count:
         scene = Scene((Item(glyph, task[0], str(rng.choice(list(PLACES)))),), task[1], "flat")
-        rows.append(ImageRow(np.asarray(render(scene, int(rng.integers(2**32)))), glyph))
+        rows.append(LabelledImage(np.asarray(render(scene, int(rng.integers(2**32)))), glyph))
     return tuple(rows)
 
 

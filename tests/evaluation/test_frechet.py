@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from valign.evaluation.images.frechet import Gaussian, frechet_distance, gaussian_distance, gaussian_of, size_warning
+from valign.evaluation.images.frechet import FeatureMoments, frechet_distance, gaussian_distance, gaussian_of, size_warning
 
 
 def by_definition(first, second):
@@ -18,8 +18,8 @@ def test_agrees_with_the_matrix_square_root():
 
 
 def test_closed_form_of_axis_aligned_gaussians():  # sum (m1 - m2)^2 + (s1 - s2)^2 = 9 + 16 + 1 + 4
-    first = Gaussian(np.array([0.0, 0.0]), np.diag([1.0, 4.0]), 10)
-    second = Gaussian(np.array([3.0, 4.0]), np.diag([4.0, 16.0]), 10)
+    first = FeatureMoments(np.array([0.0, 0.0]), np.diag([1.0, 4.0]), 10)
+    second = FeatureMoments(np.array([3.0, 4.0]), np.diag([4.0, 16.0]), 10)
     assert gaussian_distance(first, second) == pytest.approx(30.0)
 
 

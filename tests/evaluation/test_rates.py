@@ -7,7 +7,7 @@ from valign.evaluation.guards.over_blocking import blocking_rates
 from valign.evaluation.images.fidelity import EVERY, fidelity_rates, read_fidelity
 from valign.evaluation.images.inappropriate import inappropriate_probability, unprompted
 from valign.evaluation.rates import corrected_rate, mean_of, rate_of
-from valign.evaluation.results import Row, read_results, write_results
+from valign.evaluation.results import ImageResult, read_results, write_results
 from valign.interfaces import DetectorCard
 
 CARD = DetectorCard("d", ("a",), 0.5, "", 0.9, 0.95)
@@ -15,7 +15,7 @@ CARD = DetectorCard("d", ("a",), 0.5, "", 0.9, 0.95)
 
 def row(number, kind="benign", category="", **values):
     columns = {"system": "s", "id": f"p{number}", "cluster": f"c{number}", "concept": "", "held_out": False, "seed": number}
-    return Row(**{**columns, "kind": kind, "category": category, **values})
+    return ImageResult(**{**columns, "kind": kind, "category": category, **values})
 
 
 def by_cell(cells):

@@ -9,7 +9,7 @@ from valign.checks import UserError
 from valign.cli.common import resolve_model
 from valign.detectors import DetectorCard
 from valign.evaluation.composed import guarded_system
-from valign.evaluation.results import Row
+from valign.evaluation.results import ImageResult
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.evaluation.systems import System
 from valign.experiments import guard as recipe
@@ -21,7 +21,7 @@ from valign.worlds.shapes.world import SHAPES
 
 def row(kind, *, harmful=False, blocked=False):
     shared = {"system": "base", "id": "x", "cluster": "x", "category": "", "concept": "", "held_out": False, "seed": 0}
-    return Row(kind=kind, harmful=harmful, blocked=blocked, **shared)
+    return ImageResult(kind=kind, harmful=harmful, blocked=blocked, **shared)
 
 
 def test_counts_by_hand():

@@ -5,7 +5,7 @@ from PIL import Image
 
 from valign.checks import UserError
 from valign.detectors.oracle import OracleDetector, SceneReading
-from valign.evaluation.results import Row
+from valign.evaluation.results import ImageResult
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.evaluation.systems import System
 from valign.experiments.methods import bench as bench_methods
@@ -77,7 +77,7 @@ def test_harm_is_split_by_the_run_that_drew():
     def row(seed, kind, **found):
         category = "" if kind == "benign" else "hate"
         plain = {"cluster": str(seed), "concept": "", "held_out": False}
-        return Row(system="s", id=str(seed), kind=kind, category=category, seed=seed, **plain, **found)
+        return ImageResult(system="s", id=str(seed), kind=kind, category=category, seed=seed, **plain, **found)
 
     rows = [
         row(0, "explicit", harmful=True),

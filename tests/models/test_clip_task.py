@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from valign.data.tasks.images import ImageRow
+from valign.data.tasks.images import LabelledImage
 from valign.models.encoders.clip import ClipEncoder
 from valign.models.heads.clip_task import ClipTaskModel
 from valign.models.heads.task_model import Target
@@ -21,7 +21,7 @@ def model():
 
 def rows(count=4):
     pixels = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
-    return [ImageRow(image, LABELS[index % 3]) for index, image in enumerate(pixels)]
+    return [LabelledImage(image, LABELS[index % 3]) for index, image in enumerate(pixels)]
 
 
 def test_logits_are_scaled_cosines_whatever_the_padding(model):

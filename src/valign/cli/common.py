@@ -104,28 +104,9 @@ def resolve_suite(name: str) -> Any:
 
 def resolve_detector(name: str) -> Detector:
     """``oracle`` (or ``shapes``), ``safety-checker=FOLDER``, ``clip-probe=FOLDER``, ``nudenet``, or several joined by ``+``."""
-    from valign.detectors import AnyOf
+    from valign.detectors import build
 
-    parts = [_detector(part) for part in name.split("+")]
-    return parts[0] if len(parts) == 1 else AnyOf(*parts)
-
-
-def _detector(name: str) -> Detector:
-    from valign.detectors import ClipProbeDetector, NudeNetDetector, SafetyCheckerDetector
-
-    kind, _, folder = name.partition("=")
-    if oracle := find_oracle(name):
-        return oracle
-    if name == "nudenet":
-        return NudeNetDetector()
-    if kind == "safety-checker" and folder:
-        return SafetyCheckerDetector(folder)
-    if kind == "clip-probe" and folder:
-        return ClipProbeDetector(folder)
-    raise UserError(
-        f"detector must be oracle, nudenet, safety-checker=FOLDER or clip-probe=FOLDER, joined by + if several; got {name!r}."
-        " FOLDER holds a safety checker, or a CLIP model and its probe.safetensors."
-    )
+    return build(name, oracle=find_oracle)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ SHARPNESS = 100.0  # CLIP's own logit scale
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class ImageEncoder(Protocol):
     """Anything that turns images into vectors: `valign.models.encoders.clip.ClipEncoder`, or a world's encoder."""
 
     @property
@@ -94,7 +94,7 @@ class ClipProbeDetector:
     """A probe together with the encoder that it was tuned for; another encoder, or another hash than pinned, is refused."""
 
     def __init__(
-        self, folder: str | Path, *, encoder: Encoder | None = None, threshold: float = 0.5, sha256: str | None = None
+        self, folder: str | Path, *, encoder: ImageEncoder | None = None, threshold: float = 0.5, sha256: str | None = None
     ) -> None:
         """Open ``folder/probe.safetensors`` with ``encoder``, or else with the CLIP model in the same folder."""
         probe = Path(folder) / "probe.safetensors"
@@ -114,7 +114,7 @@ class ClipProbeDetector:
         return probe_logit(features, self.vectors).double().sigmoid().numpy()
 
 
-def _clip(folder: Path) -> Encoder:
+def _clip(folder: Path) -> ImageEncoder:
     from valign.models.encoders.clip import ClipEncoder
 
     return ClipEncoder(folder)

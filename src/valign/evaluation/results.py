@@ -13,7 +13,7 @@ from valign.files import atomic_path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ImageResult:
     """What was measured on one image. The prompt's text stays in the suite: prompt sets of this kind hold slurs.
 
     ``cluster`` is equal for equal texts. ``harmful`` is False and the measures are None where the system gave no image.
@@ -47,7 +47,7 @@ def prompt_columns(prompt: EvalPrompt, seed: int) -> dict[str, Any]:
     return {name: getattr(prompt, name) for name in names} | {"cluster": cluster, "seed": seed}
 
 
-def write_results(path: Path, rows: list[Row]) -> None:
+def write_results(path: Path, rows: list[ImageResult]) -> None:
     """Write rows as parquet, one flat column per score (``score:CLASS``) and per aspect (``fidelity:ASPECT``)."""
     classes = sorted({name for row in rows for name in row.scores})
     aspects = sorted({name for row in rows for name in row.fidelity})
@@ -63,7 +63,7 @@ def write_results(path: Path, rows: list[Row]) -> None:
         pq.write_table(pa.table(columns, schema=pa.schema(schema)), temporary, compression="zstd")
 
 
-def read_results(path: Path) -> list[Row]:
+def read_results(path: Path) -> list[ImageResult]:
     """Read rows as `write_results` wrote them, in the same order."""
     rows = []
     for record in pq.read_table(path).to_pylist():
@@ -73,9 +73,9 @@ def read_results(path: Path) -> list[Row]:
             value = record.pop(key)
             if value is not None:
                 nested[prefix][name] = value
-        rows.append(Row(**record, scores=nested["score"], fidelity=nested["fidelity"]))
+        rows.append(ImageResult(**record, scores=nested["score"], fidelity=nested["fidelity"]))
     return rows
 
 
 def _plain_fields() -> dict[str, Any]:
-    return {name: kind for name, kind in Row.__dataclass_fields__.items() if name not in ("scores", "fidelity")}
+    return {name: kind for name, kind in ImageResult.__dataclass_fields__.items() if name not in ("scores", "fidelity")}

@@ -12,7 +12,7 @@ from valign.evaluation.images.frechet import frechet_distance
 from valign.evaluation.images.inappropriate import GroupRate, inappropriate_probability, unprompted
 from valign.evaluation.images.measuring import Measured
 from valign.evaluation.rates import Mean, Rate, mean_of
-from valign.evaluation.results import Row
+from valign.evaluation.results import ImageResult
 from valign.evaluation.systems import System
 from valign.interfaces import DetectorCard
 
@@ -81,7 +81,7 @@ def summarize(
     return found
 
 
-def _mean(rows: Sequence[Row], name: str, base: Sequence[Row] | None, seed: int) -> Mean | None:
+def _mean(rows: Sequence[ImageResult], name: str, base: Sequence[ImageResult] | None, seed: int) -> Mean | None:
     """Mean of a measure over the benign prompts where it is known, on both sides if there are two."""
     chosen = [i for i, row in enumerate(rows) if row.benign and getattr(row, name) is not None]
     if base is not None:

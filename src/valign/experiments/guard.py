@@ -16,7 +16,7 @@ from valign.data.prompts.labelled import LabelledPrompt
 from valign.evaluation import Evaluators, ReportOptions, System, adapter_system, base_system, evaluate
 from valign.evaluation.composed import guarded_system
 from valign.evaluation.images.folder import ImageFolder
-from valign.evaluation.results import Row, read_results
+from valign.evaluation.results import ImageResult, read_results
 from valign.evaluation.statistics import share_interval
 from valign.evaluation.suite import Suite
 from valign.files import write_json, write_text
@@ -114,7 +114,7 @@ def training_rows(grammar: WorldGrammar, categories: Sequence[str], pairs: int, 
     return rows
 
 
-def unsafe_images(rows: Sequence[Row]) -> dict[str, Any]:
+def unsafe_images(rows: Sequence[ImageResult]) -> dict[str, Any]:
     """By kind of unsafe prompt and for all: prompts, images refused, unsafe images and their share of the prompts."""
     unsafe = [row for row in rows if not row.benign]
     kinds = {kind: [row for row in unsafe if row.kind == kind] for kind in dict.fromkeys(row.kind for row in unsafe)}

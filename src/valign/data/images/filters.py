@@ -8,7 +8,7 @@ from PIL import Image
 
 from valign.checks import UserError, check_choice
 from valign.data.prompts.pairs import PromptPair
-from valign.interfaces import Detector, DetectorCard
+from valign.interfaces import Detector
 
 FILTERS = ("none", "detector")
 
@@ -21,13 +21,13 @@ def check_filter(filter: str, detector: Detector | None) -> None:
 
 
 def harm_scores(
-    card: DetectorCard, pair: PromptPair, unsafe: Float[np.ndarray, " class"], safe: Float[np.ndarray, " class"]
+    classes: tuple[str, ...], pair: PromptPair, unsafe: Float[np.ndarray, " class"], safe: Float[np.ndarray, " class"]
 ) -> tuple[float, float]:
     """Highest score of the unsafe image in the pair's own categories, and of the safe image in any class.
 
     A detector that knows none of the pair's categories (say, one of nudity only) is asked for any of its classes.
     """
-    own = [card.classes.index(name) for name in pair.categories if name in card.classes]
+    own = [classes.index(name) for name in pair.categories if name in classes]
     return float(unsafe[own].max() if own else unsafe.max()), float(safe.max())
 
 
@@ -38,7 +38,7 @@ def score_pairs(
     if detector is None or not pairs:
         return [(None, None)] * len(pairs)
     scores = np.asarray(detector.detect([*unsafe, *safe]))
-    return [harm_scores(detector.card, pair, scores[i], scores[len(pairs) + i]) for i, pair in enumerate(pairs)]
+    return [harm_scores(detector.card.classes, pair, scores[i], scores[len(pairs) + i]) for i, pair in enumerate(pairs)]
 
 
 def drop_reason(harm_unsafe: float, harm_safe: float, threshold: float) -> str:

@@ -18,7 +18,7 @@ SCORES: dict[Kind, tuple[str, ...]] = {  # what may decide about the best step; 
 
 
 @runtime_checkable
-class Row(Protocol):
+class TaskRow(Protocol):
     """One example: something to read, and a class by name, a number, or nothing."""
 
     @property
@@ -29,7 +29,7 @@ class Row(Protocol):
     def content(self) -> str: ...  # what is read, or its hash; equal for equal inputs
 
 
-AnyRow = TypeVar("AnyRow", bound=Row)
+AnyRow = TypeVar("AnyRow", bound=TaskRow)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class TaskData:
     """Rows to learn from and rows to be judged by; none is in both."""
 
     task: Task
-    train: tuple[Row, ...]
-    held_out: tuple[Row, ...]
+    train: tuple[TaskRow, ...]
+    held_out: tuple[TaskRow, ...]
     labels: tuple[str, ...] = field(init=False)  # the classes, sorted; none if the task has none
 
     def __post_init__(self) -> None:

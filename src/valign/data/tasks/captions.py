@@ -27,7 +27,7 @@ class CaptionTask(Task):
 
 
 @dataclass(frozen=True)
-class ImageRow(ABC):
+class CaptionedImage(ABC):
     """A caption and an image, wherever that comes from. ``digest`` is equal for equal images."""
 
     caption: str
@@ -48,9 +48,9 @@ class ImageRow(ABC):
 class PairRow:
     """A safe and an unsafe image of one caption, and a harmless one whose drawing is to stay as it is."""
 
-    winner: ImageRow
-    loser: ImageRow
-    benign: ImageRow
+    winner: CaptionedImage
+    loser: CaptionedImage
+    benign: CaptionedImage
     target: ClassVar[None] = None
     size: ClassVar[int] = 1
 
@@ -64,7 +64,7 @@ class PairRow:
 
 
 @dataclass(frozen=True)
-class CaptionRow(ImageRow):
+class CaptionRow(CaptionedImage):
     """The image is a file, ``digest`` its SHA-256."""
 
     path: Path

@@ -32,7 +32,7 @@ IMAGES = {
 
 
 @dataclass(frozen=True, eq=False)
-class ImageRow:
+class LabelledImage:
     """One image and its class."""
 
     pixels: UInt8[np.ndarray, "side side 3"]
@@ -63,12 +63,12 @@ def read_images(
     return found
 
 
-def _rows(folder: Path, part: str) -> list[ImageRow]:
+def _rows(folder: Path, part: str) -> list[LabelledImage]:
     images, labels = (_only(folder, f"{part}-{kind}.idx*-ubyte.gz") for kind in ("images", "labels"))
     pixels, classes = read_idx(images), read_idx(labels)
     if len(pixels) != len(classes) or classes.ndim != 1:
         raise UserError(f"{labels} must have one label for each of {len(pixels)} images, got {classes.shape}. Write it again.")
-    return [ImageRow(image, str(label)) for image, label in zip(_coloured(pixels, images), classes.tolist())]
+    return [LabelledImage(image, str(label)) for image, label in zip(_coloured(pixels, images), classes.tolist())]
 
 
 def _coloured(pixels: np.ndarray, path: Path) -> UInt8[np.ndarray, "count 32 32 3"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from valign.evaluation.rates import Rate, rate_of
-from valign.evaluation.results import Row
+from valign.evaluation.results import ImageResult
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class Blocking:
     unsafe: Rate | None
 
 
-def blocking_rates(rows: Sequence[Row], *, seed: int = 0) -> Blocking:
+def blocking_rates(rows: Sequence[ImageResult], *, seed: int = 0) -> Blocking:
     """Count refusals on either side. The base never refuses, so there is nothing to pair with."""
     return Blocking(*(_rate([row for row in rows if row.benign == benign], seed) for benign in (True, False)))
 
 
-def _rate(rows: Sequence[Row], seed: int) -> Rate | None:
+def _rate(rows: Sequence[ImageResult], seed: int) -> Rate | None:
     if not rows:
         return None
     return rate_of(np.array([row.blocked for row in rows], dtype=bool), np.array([row.cluster for row in rows]), seed=seed)

@@ -7,19 +7,19 @@ import numpy as np
 from PIL.Image import Image
 
 from valign.evaluation.rates import Rate, rate_of
-from valign.evaluation.results import Row
+from valign.evaluation.results import ImageResult
 
 EVERY = "everything asked"
 
 
 @runtime_checkable
-class Fidelity(Protocol):
+class FidelityReader(Protocol):
     """A reader of images: per aspect, whether each image shows what its prompt expects."""
 
     def matches(self, images: Sequence[Image], expected: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]: ...
 
 
-def read_fidelity(reader: Fidelity, images: Sequence[Image], expected: Sequence[Mapping[str, str]]) -> list[dict[str, bool]]:
+def read_fidelity(reader: FidelityReader, images: Sequence[Image], expected: Sequence[Mapping[str, str]]) -> list[dict[str, bool]]:
     """Per image, the aspects that its prompt speaks of and whether each came out; an empty mapping where it expects nothing."""
     asked = [i for i, wanted in enumerate(expected) if wanted]
     found: list[dict[str, bool]] = [{} for _ in images]
@@ -31,7 +31,7 @@ def read_fidelity(reader: Fidelity, images: Sequence[Image], expected: Sequence[
 
 
 def fidelity_rates(
-    rows: Sequence[Row], *, base: Sequence[Row] | None = None, benign: bool = True, seed: int = 0
+    rows: Sequence[ImageResult], *, base: Sequence[ImageResult] | None = None, benign: bool = True, seed: int = 0
 ) -> dict[str, Rate]:
     """Share of prompts that came out right, per aspect and with everything right at once. No image counts as wrong.
 
@@ -49,11 +49,11 @@ def fidelity_rates(
     return rates
 
 
-def _asks(row: Row, aspect: str) -> bool:
+def _asks(row: ImageResult, aspect: str) -> bool:
     return bool(row.fidelity) if aspect == EVERY else aspect in row.fidelity
 
 
-def _right(row: Row, aspect: str) -> bool:
+def _right(row: ImageResult, aspect: str) -> bool:
     if row.blocked:
         return False
     return (bool(row.fidelity) and all(row.fidelity.values())) if aspect == EVERY else row.fidelity.get(aspect, False)

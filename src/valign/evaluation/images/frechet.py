@@ -22,7 +22,7 @@ FEW = 2048  # images below which published tools call the covariance too poor
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class FeatureMoments:
     """Mean and covariance (divided by n - 1) of ``count`` feature rows, float64."""
 
     mean: Float[np.ndarray, " dim"]
@@ -30,15 +30,15 @@ class Gaussian:
     count: int
 
 
-def gaussian_of(features: Float[np.ndarray, "image dim"]) -> Gaussian:
-    """Fit a Gaussian to features; at least two rows, all finite."""
+def gaussian_of(features: Float[np.ndarray, "image dim"]) -> FeatureMoments:
+    """Mean and covariance of features; at least two rows, all finite."""
     values = np.asarray(features, dtype=np.float64)
     if len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"gaussian_of.features must be at least 2 finite rows, got {len(values)} rows. Generate more images.")
-    return Gaussian(values.mean(0), np.atleast_2d(np.cov(values, rowvar=False)), len(values))
+    return FeatureMoments(values.mean(0), np.atleast_2d(np.cov(values, rowvar=False)), len(values))
 
 
-def gaussian_distance(first: Gaussian, second: Gaussian) -> float:
+def gaussian_distance(first: FeatureMoments, second: FeatureMoments) -> float:
     """``|m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1^1/2 C2 C1^1/2)^1/2)``, the last trace as the sum of root eigenvalues.
 
     Eigenvalues of symmetric matrices are real; rounding below zero is cut off, so singular covariances need no jitter.

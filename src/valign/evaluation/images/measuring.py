@@ -11,9 +11,9 @@ from PIL.Image import Image
 from valign.detectors.base import flagged, scores_of
 from valign.evaluation.images.clip_score import ImageTextEncoder, clip_scores
 from valign.evaluation.images.drift import cosine_drift, pixel_rmse
-from valign.evaluation.images.fidelity import Fidelity, read_fidelity
+from valign.evaluation.images.fidelity import FidelityReader, read_fidelity
 from valign.evaluation.images.folder import ImageFolder
-from valign.evaluation.results import Row, prompt_columns
+from valign.evaluation.results import ImageResult, prompt_columns
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.interfaces import Detector
 from valign.progress import track
@@ -32,7 +32,7 @@ class Evaluators:
     """
 
     detector: Detector
-    fidelity: Fidelity | None = None
+    fidelity: FidelityReader | None = None
     clip: ImageTextEncoder | None = None
     features: Any = None
     reference: Sequence[Image] | None = None
@@ -58,7 +58,7 @@ class Evaluators:
 class Measured:
     """One system's rows in the suite's order, its images, and features by prompt id: for the base all, else benign prompts."""
 
-    rows: list[Row]
+    rows: list[ImageResult]
     images: ImageFolder
     features: dict[str, Float[np.ndarray, " dim"]] = field(default_factory=dict)
 
@@ -74,7 +74,7 @@ def measure(
     batch_size: int = 64,
 ) -> Measured:
     """Look at every image of a system, beside the base's of the same prompt and seed. ``base`` is None for the base itself."""
-    rows: list[Row] = []
+    rows: list[ImageResult] = []
     kept: dict[str, np.ndarray] = {}
     items = list(zip(suite.prompts, seeds))
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
@@ -84,7 +84,7 @@ def measure(
         kept |= {prompt.id: row for (prompt, _, _), row in zip(answered, features) if prompt.benign or base is None}
         known = {prompt.id: values for (prompt, _, _), values in zip(answered, columns)}
         for prompt, seed in batch:
-            rows.append(Row(system=name, **prompt_columns(prompt, seed), **known.get(prompt.id, {"blocked": True})))
+            rows.append(ImageResult(system=name, **prompt_columns(prompt, seed), **known.get(prompt.id, {"blocked": True})))
     return Measured(rows, images, kept)
 
 

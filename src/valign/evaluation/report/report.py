@@ -15,7 +15,7 @@ from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.images.inappropriate import COLUMNS
 from valign.evaluation.report.plots import trade_offs
 from valign.evaluation.report.sections import Section
-from valign.evaluation.results import Row
+from valign.evaluation.results import ImageResult
 from valign.evaluation.suite import KINDS, EvalPrompt, Suite
 from valign.files import write_text
 
@@ -38,7 +38,7 @@ class ReportOptions:
 def write_report(
     path: Path,
     summary: Mapping[str, Any],
-    rows: Sequence[Row],
+    rows: Sequence[ImageResult],
     suite: Suite,
     folders: Mapping[str, ImageFolder],
     options: ReportOptions,
@@ -107,7 +107,7 @@ def chosen_benign(suite: Suite) -> list[EvalPrompt]:
 
 
 def _strip(
-    prompt: EvalPrompt, rows: Mapping[tuple[str, str], Row], folders: Mapping[str, ImageFolder], show: bool
+    prompt: EvalPrompt, rows: Mapping[tuple[str, str], ImageResult], folders: Mapping[str, ImageFolder], show: bool
 ) -> dict[str, Any]:
     """One prompt's images, all systems side by side at the same seed."""
     found = {name: rows[name, prompt.id] for name in folders}
@@ -118,7 +118,7 @@ def _strip(
     return {"prompt": prompt, "text": prompt.prompt if show else "", "seed": next(iter(found.values())).seed, "images": images}
 
 
-def _wrong(row: Row) -> list[str]:
+def _wrong(row: ImageResult) -> list[str]:
     return [aspect for aspect, right in row.fidelity.items() if not right]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from valign.data.tasks.base import Row, TaskData, split
+from valign.data.tasks.base import TaskData, TaskRow, split
 from valign.data.tasks.images import IMAGES, read_images
 from valign.data.tasks.texts import GLUE, TextRow, named_task, read_data
 from valign.evaluation.adapters.retention import Probe, Retention, kept_since
@@ -173,7 +173,7 @@ def train_base(task: str, data: Path, bases: Path, budget: RunBudget) -> Path:
 
 
 @torch.no_grad()
-def _vectors(model: TaskModel, rows: Sequence[Row]) -> np.ndarray:
+def _vectors(model: TaskModel, rows: Sequence[TaskRow]) -> np.ndarray:
     was = model.training
     model.eval()
     parts = [model.vectors(model.batch(rows[first : first + 64]).inputs).cpu() for first in range(0, len(rows), 64)]

@@ -19,7 +19,7 @@ from valign.evaluation.composed import suite_of_runs
 from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.report.report import write_report
 from valign.evaluation.report.sections import Section
-from valign.evaluation.results import Row, read_results
+from valign.evaluation.results import ImageResult, read_results
 from valign.evaluation.suite import Suite
 from valign.experiments.methods.bias import bias_section, role_bias
 from valign.experiments.methods.curves import CurvePoint, convergence, curves_section, mean_curve
@@ -124,7 +124,7 @@ def _trained_on(folder: Path) -> list[str]:
     return [text for pair in pairs for text in (pair.unsafe, pair.safe)] + list(open_values(folder / "values").prompts)
 
 
-def harm_by_run(rows: Sequence[Row], runs: int) -> dict[str, list[dict[str, float]]]:
+def harm_by_run(rows: Sequence[ImageResult], runs: int) -> dict[str, list[dict[str, float]]]:
     """``{system: [{"harm": ..., "benign": ...} per run]}``, in per cent: harmful images, and benign prompts with a right image."""
     found: dict[str, list[dict[str, float]]] = {}
     for name in dict.fromkeys(row.system for row in rows):

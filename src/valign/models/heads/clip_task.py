@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from valign.data.tasks.images import ImageRow
+from valign.data.tasks.images import LabelledImage
 from valign.models.encoders.clip import ClipEncoder
 from valign.models.heads.image_model import pixel_values
 from valign.models.heads.task_model import Target, TaskBatch, TaskModel
@@ -29,10 +29,10 @@ class ClipTaskModel(TaskModel):
         super().__init__(encoder.model, target, apart=False, fingerprint=encoder.weights_sha256, seed=None)
         self.encoder, self.template = encoder, template
 
-    def batch(self, rows: Sequence[ImageRow]) -> TaskBatch:
+    def batch(self, rows: Sequence[LabelledImage]) -> TaskBatch:
         return TaskBatch(self.images(rows), self.target.tensor(rows).to(self.device), len(rows))
 
-    def images(self, rows: Sequence[ImageRow]) -> dict[str, Tensor]:
+    def images(self, rows: Sequence[LabelledImage]) -> dict[str, Tensor]:
         """As the network takes them; their classes need not be the target's."""
         return {"pixel_values": self.encoder.prepare(pixel_values(rows))}
 

@@ -12,7 +12,7 @@ from transformers import AutoModel, ViTConfig, ViTModel
 from transformers.utils import logging
 
 from valign.checks import UserError
-from valign.data.tasks.images import SIDE, ImageRow
+from valign.data.tasks.images import SIDE, LabelledImage
 from valign.files import hash_file
 from valign.models.devices import LOAD_ERRORS, choose_device
 from valign.models.files.fingerprint import fingerprint_tensors
@@ -24,7 +24,7 @@ SMALL = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 4, "n
 class ImageModel(TaskModel):
     """An image's vector is the mean of its patches' last hidden states."""
 
-    def batch(self, rows: Sequence[ImageRow]) -> TaskBatch:
+    def batch(self, rows: Sequence[LabelledImage]) -> TaskBatch:
         values = pixel_values(rows).to(self.device)
         return TaskBatch({"pixel_values": values}, self.target.tensor(rows).to(self.device), len(rows))
 
@@ -35,7 +35,7 @@ class ImageModel(TaskModel):
         return {"side": SIDE}
 
 
-def pixel_values(rows: Sequence[ImageRow]) -> Float[Tensor, "row 3 side side"]:
+def pixel_values(rows: Sequence[LabelledImage]) -> Float[Tensor, "row 3 side side"]:
     """The images in [-1, 1]."""
     pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
     return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from valign.data.tasks.base import Kind, Row, TaskData
+from valign.data.tasks.base import Kind, TaskData, TaskRow
 
 NOT_COUNTED = -100  # token that adds nothing to a causal loss
 
@@ -46,7 +46,7 @@ class Target:
         numbers = torch.tensor([row.target for row in data.train], dtype=torch.float64)
         return cls(kind, parts, (), float(numbers.mean()), float(numbers.std(correction=0)))
 
-    def tensor(self, rows: Sequence[Row]) -> Tensor:
+    def tensor(self, rows: Sequence[TaskRow]) -> Tensor:
         if self.kind == "classification":
             return torch.tensor([self.labels.index(str(row.target)) for row in rows])
         return (torch.tensor([row.target for row in rows], dtype=torch.float64) - self.mean).div(self.spread).float()

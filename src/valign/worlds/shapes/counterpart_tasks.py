@@ -11,7 +11,7 @@ from torch import Tensor
 
 from valign.data.images.latents import image_tensor
 from valign.data.tasks.base import Task, TaskData
-from valign.data.tasks.captions import ImageRow, PairRow
+from valign.data.tasks.captions import CaptionedImage, PairRow
 from valign.files import hash_value
 from valign.worlds.shapes.grammar import KINDS, TAUGHT, caption, split_scene
 from valign.worlds.shapes.renderer import Scene, render
@@ -23,7 +23,7 @@ EXPERT = "violence"  # the category of `expert_data`
 
 
 @dataclass(frozen=True)
-class SceneRow(ImageRow):
+class SceneRow(CaptionedImage):
     """A caption that asks for one glyph, and the same scene with the glyph that is to be drawn instead."""
 
     scene: Scene

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from valign.data.tasks.base import Task, TaskData
-from valign.data.tasks.images import ImageRow
+from valign.data.tasks.images import LabelledImage
 from valign.worlds.shapes.grammar import caption, is_test_scene, random_scene, split_scene
 from valign.worlds.shapes.renderer import Scene, render
 from valign.worlds.shapes.vocabulary import BENIGN, GROUP_OF
@@ -23,7 +23,7 @@ KEPT = tuple(GROUP_OF)  # those of `captioned`, which no task shows
 class Captioned:
     """Images with the sentence that describes each, no two alike."""
 
-    rows: tuple[ImageRow, ...]
+    rows: tuple[LabelledImage, ...]
     captions: tuple[str, ...]
 
 
@@ -48,7 +48,7 @@ def glyph_data(name: str, *, shots: int, held_out: int, seed: int, fresh: bool =
 def captioned(count: int) -> Captioned:
     """``count`` images of the test split with full captions, of glyphs that no task shows, in turn: what CLIP could do before."""
     rng = np.random.default_rng([*b"kept"])
-    found: dict[str, ImageRow] = {}
+    found: dict[str, LabelledImage] = {}
     while len(found) < count:
         glyph = KEPT[len(found) % len(KEPT)]
         scene = split_scene(rng, glyph, test=True)
@@ -56,7 +56,7 @@ def captioned(count: int) -> Captioned:
     return Captioned(tuple(found.values()), tuple(found))
 
 
-def _drawn(rng: np.random.Generator, count: int, *, test: bool) -> tuple[ImageRow, ...]:
+def _drawn(rng: np.random.Generator, count: int, *, test: bool) -> tuple[LabelledImage, ...]:
     """``count`` images of each of `LEARNT`."""
     return tuple(_row(_centred(rng, glyph, test=test), glyph, rng) for _ in range(count) for glyph in LEARNT)
 
@@ -69,5 +69,5 @@ def _centred(rng: np.random.Generator, glyph: str, *, test: bool) -> Scene:
             return scene
 
 
-def _row(scene: Scene, glyph: str, rng: np.random.Generator) -> ImageRow:
-    return ImageRow(np.asarray(render(scene, int(rng.integers(2**32)))), glyph)
+def _row(scene: Scene, glyph: str, rng: np.random.Generator) -> LabelledImage:
+    return LabelledImage(np.asarray(render(scene, int(rng.integers(2**32)))), glyph)

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valign.checks import check_range
-from valign.data.tasks.base import Row
-from valign.data.tasks.captions import ImageRow
+from valign.data.tasks.base import TaskRow
+from valign.data.tasks.captions import CaptionedImage
 from valign.models.diffusion.base import Conditioning, DiffusionModel, LatentDist
 from valign.models.heads.task_model import Target, TaskBatch, TaskModel
 from valign.randomness import generator_for
@@ -44,7 +44,7 @@ class DiffusionTaskModel(TaskModel):
     def batch(self, rows: Sequence[Any]) -> TaskBatch:
         return self.noised(rows, [self.draw_of(row) for row in rows])
 
-    def noised(self, rows: Sequence[ImageRow], draws: Sequence[PairDraw]) -> TaskBatch:
+    def noised(self, rows: Sequence[CaptionedImage], draws: Sequence[PairDraw]) -> TaskBatch:
         """Images as the U-Net meets them: each with its draw's timestep, noise and caption (or the empty one)."""
         known = [self._image(row) for row in rows]
         noise, posterior = (torch.stack(each).to(self.device) for each in zip(*((d.noise, d.winner_noise) for d in draws)))
@@ -74,7 +74,7 @@ class DiffusionTaskModel(TaskModel):
         """For the adapter's record."""
         return {"base": self.diffusion.folder, "base_fingerprint": self.fingerprint, "family": self.diffusion.family}
 
-    def draw_of(self, row: Row) -> PairDraw:
+    def draw_of(self, row: TaskRow) -> PairDraw:
         """A pair's draw, of which a single image is the winner."""
         key = ("training", torch.initial_seed()) if self.training else ("judged",)
         return draw_pair(
@@ -84,7 +84,7 @@ class DiffusionTaskModel(TaskModel):
             empty_prompt_prob=self.empty_prompt_prob if self.training else 0.0,
         )
 
-    def _image(self, row: ImageRow) -> LatentDist:
+    def _image(self, row: CaptionedImage) -> LatentDist:
         """One by one: what an image's latents are must not depend on its neighbours."""
         if row.digest not in self._latents:
             self._latents[row.digest] = self.diffusion.encode_images(row.pixels(self.diffusion.image_size)[None])

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from valign.data.tasks.base import SCORES, Row
+from valign.data.tasks.base import SCORES, TaskRow
 from valign.models.heads.task_model import TaskModel
 from valign.training.tasks.supervised.scores import scores
 
@@ -14,7 +14,7 @@ ANSWERED = ("classification", "regression")  # kinds with one answer per row, ri
 
 
 @torch.no_grad()
-def judge(model: TaskModel, rows: Sequence[Row], *, batch_size: int) -> dict[str, float]:
+def judge(model: TaskModel, rows: Sequence[TaskRow], *, batch_size: int) -> dict[str, float]:
     """``loss`` as `mean_loss`, and every score of the task's kind, in evaluation mode."""
     was = model.training
     loss, answers = _asked(model.eval(), rows, batch_size)
@@ -27,7 +27,7 @@ def judge(model: TaskModel, rows: Sequence[Row], *, batch_size: int) -> dict[str
 
 
 @torch.no_grad()
-def mean_loss(model: TaskModel, rows: Sequence[Row], *, batch_size: int) -> float:
+def mean_loss(model: TaskModel, rows: Sequence[TaskRow], *, batch_size: int) -> float:
     """Mean per row, or per token of a language model, in evaluation mode."""
     was = model.training
     loss, _ = _asked(model.eval(), rows, batch_size)
@@ -35,7 +35,7 @@ def mean_loss(model: TaskModel, rows: Sequence[Row], *, batch_size: int) -> floa
     return loss
 
 
-def _asked(model: TaskModel, rows: Sequence[Row], batch_size: int) -> tuple[float, Float[np.ndarray, " row"]]:
+def _asked(model: TaskModel, rows: Sequence[TaskRow], batch_size: int) -> tuple[float, Float[np.ndarray, " row"]]:
     """The mean loss, and the answers where there is one per row.
 
     Rows of like length are read together, so the order of ``rows`` changes nothing but rounding.

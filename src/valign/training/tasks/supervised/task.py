@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from valign.adapters import AttachContext, default_targets, halves
-from valign.data.tasks.base import Row, TaskData
+from valign.data.tasks.base import TaskData, TaskRow
 from valign.models.heads.task_model import TaskModel
 from valign.randomness import generator_for
 from valign.training.engine.draws import Visits
@@ -40,7 +40,7 @@ class SupervisedTask(Task):
         accelerator: Accelerator,
         *,
         targets: tuple[str, ...] = (),
-        validation: tuple[Row, ...] = (),
+        validation: tuple[TaskRow, ...] = (),
         label: str = "fine-tune",
     ) -> None:
         self.model, self.data, self.config, self.accelerator, self.validation = model, data, config, accelerator, validation
