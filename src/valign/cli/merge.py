@@ -1,23 +1,43 @@
 """``valign merge``: combine experts into one adapter, or look first at what that would do."""
 
 import re
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
+from click import Command, Context
 from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option, Typer
+from typer import Context as TyperContext
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from valign.checks import UserError
+from valign.checks import UserError, option
 from valign.cli.common import err, numbers_by_name, out, resolve_model
+from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
-    from valign.merging import Expert, MergePlan, Votes
-    from valign.models.files.adapter_files import LoraFactors
+    from valign.merging import Calibration, Expert, MergeContext, MergeMethod, MergePlan
+
+
+class Merges(TyperGroup):
+    """A command for each row of `valign.merging.MERGES`, made when it is asked for, so that other help stays quick."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        from valign.merging import MERGES
+
+        return [*MERGES, *self.commands]
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        from valign.merging import MERGES
+
+        return merge_command(cmd_name) if cmd_name in MERGES else super().get_command(ctx, cmd_name)
+
 
 app = Typer(
+    cls=Merges,
     no_args_is_help=True,
     help="Combine adapters into one. An expert is FOLDER or NAME=FOLDER; without a name it has its category's, or its folder's. "
     "--weight NAME=0.5 multiplies its change of the model.",
@@ -27,172 +47,45 @@ Experts = Annotated[list[str], Argument(metavar="[NAME=]FOLDER", help="adapter f
 Out = Annotated[Path, Option("--out", "-o", help="new folder for the merged adapter")]
 Weights = Annotated[list[str], Option("--weight", metavar="NAME=NUMBER", help="strength of an expert, 1 if not given; repeat it")]
 Mismatch = Annotated[bool, Option("--allow-base-mismatch", help="accept experts of different base models")]
-Rank = Annotated[int | None, Option(min=1, help="rank of the result in every module; the error is reported")]
-Density = Annotated[float, Option(help="fraction of entries kept, in (0, 1]")]
-Normalize = Annotated[Literal["weights", "count", "none"], Option(help="what the sum of agreeing entries is divided by")]
-Scale = Annotated[float, Option(help="factor on the result")]
-Seed = Annotated[int, Option(help="of every draw")]
 JSON = Annotated[bool, Option("--json", help="as JSON")]
 
 
-@app.command(
-    "co-merge", epilog="example: valign merge co-merge runs/hate violence=runs/v -o runs/merged --model shapes --data runs/data"
-)
-def co_merge(
-    experts: Experts,
-    folder: Out,
-    model: Annotated[str, Option("--model", "-m", help="the base model: shapes, a pipeline folder or a hub id")] = "",
-    data: Annotated[Path | None, Option("--data", "-d", help="data set whose unsafe prompts vote")] = None,
-    prompts: Annotated[Path | None, Option(help="file of unsafe prompts with categories, instead of --data")] = None,
-    votes: Annotated[Path | None, Option(help="folder of an earlier co-merge of these experts; no model is run then")] = None,
-    granularity: Annotated[
-        Literal["output", "rank_unit", "factor"], Option(help="what is copied as one: a row of the change, a rank, a factor's row")
-    ] = "output",
-    rank: Rank = None,
-    per_category: Annotated[int, Option(min=1, help="prompts that vote for each category")] = 64,
-    states: Annotated[int, Option(min=1, help="denoising states per prompt")] = 4,
-    steps: Annotated[int, Option(min=1, help="denoising steps of a whole trajectory")] = 50,
-    vote: Annotated[
-        Literal["prompt", "topk", "mass"], Option(help="one vote per prompt, every expert's own best, or sums of activation")
-    ] = "prompt",
-    top_k: Annotated[int | None, Option(min=1, help="neurons per expert and prompt, for --vote topk")] = None,
-    inputs: Annotated[
-        Literal["base", "per_expert"], Option(help="experts listen to the base model, or each to its own activations")
-    ] = "base",
-    weight: Weights = [],  # noqa: B006
-    batch_size: Annotated[int, Option(min=1, help="prompts at a time")] = 8,
-    seed: Seed = 0,
-    device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
-    allow_base_mismatch: Mismatch = False,
-) -> None:
-    """Copy every neuron from the expert that unsafe prompts activate most (AlignGuard, arXiv 2412.10493)."""
-    from valign.files import hash_value
-    from valign.merging import Votes, co_merge, collect_votes, save_selection, selection_report
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """What a calibrated merge looks at."""
 
-    chosen = parse_experts(experts, weight)
-    how: dict[str, Any] = {"granularity": granularity, "rank": rank, "vote": vote}
-    if votes is not None:
-        counted = Votes.load(votes)
-        how |= {"vote": counted.vote, "calibration": dict(counted.record)}
-
-        def collect() -> "Votes":
-            return counted
-    else:
-        texts = _calibration_prompts(chosen, data, prompts)
-        if not model:
-            raise UserError("co-merge needs --model, the base model of the experts, or --votes of an earlier co-merge.")
-        asked: dict[str, Any] = {"per_category": per_category, "states": states, "steps": steps, "top_k": top_k, "inputs": inputs}
-        how |= {"model": model, "prompts": hash_value(texts), **asked}
-
-        def collect() -> "Votes":
-            base = resolve_model(model, device=device)
-            return collect_votes(
-                base, chosen, texts, **asked, vote=vote, batch_size=batch_size, seed=seed, allow_base_mismatch=allow_base_mismatch
-            )
-
-    def stream(errors: MutableMapping[str, float]) -> "Iterator[tuple[str, LoraFactors]]":
-        found = collect()
-        merged = co_merge(chosen, found, granularity=granularity, rank=rank, errors=errors, allow_base_mismatch=allow_base_mismatch)
-        found.save(folder)
-        report = selection_report(found, "rank_unit" if granularity == "rank_unit" else "output")
-        save_selection(report, folder)
-        err.print(_shares(report.experts, report.shares))
-        return merged
-
-    write(folder, "co-merge", chosen, how, stream, seed)
+    model: str = option("", help="the base model: shapes, a pipeline folder or a hub id", flags=("--model", "-m"))
+    data: Path | None = option(None, help="data set whose unsafe prompts vote", flags=("--data", "-d"))
+    prompts: Path | None = option(None, help="file of unsafe prompts with categories, instead of --data")
+    device: str = option("auto", help="auto, cpu, cuda, ...")
 
 
-@app.command("mean", epilog="example: valign merge mean runs/hate runs/violence -o runs/mean")
-def mean(experts: Experts, folder: Out, weight: Weights = [], allow_base_mismatch: Mismatch = False) -> None:  # noqa: B006
-    """Average the experts' changes, exactly. Weights multiply; the divisor is the number of experts."""
-    from valign.merging import merge_mean
+def merge_command(name: str) -> Command:
+    """The command of one merge: its options come from the dataclass in the table."""
+    from valign.merging import MERGES, MergeContext
 
-    chosen = parse_experts(experts, weight)
-    write(folder, "mean", chosen, {}, lambda _: merge_mean(chosen, allow_base_mismatch=allow_base_mismatch))
+    kind = MERGES[name]
+    parts: dict[str, type[Any]] = {"method": kind} | ({"calibration": CalibrationOptions} if kind.calibrated else {})
+    single = Typer(add_completion=False)
 
-
-@app.command("sum", epilog="example: valign merge sum style=runs/style safety=runs/merged --weight style=0.8 -o runs/both")
-def total(experts: Experts, folder: Out, weight: Weights = [], allow_base_mismatch: Mismatch = False) -> None:  # noqa: B006
-    """Add the experts' changes, exactly, without mixing their factors."""
-    from valign.merging import merge_sum
-
-    chosen = parse_experts(experts, weight)
-    write(folder, "sum", chosen, {}, lambda _: merge_sum(chosen, allow_base_mismatch=allow_base_mismatch))
-
-
-@app.command("ties", epilog="example: valign merge ties runs/hate runs/violence --density 0.2 -o runs/ties")
-def ties(
-    experts: Experts,
-    folder: Out,
-    density: Density = 0.2,
-    normalize: Normalize = "weights",
-    scale: Scale = 1.0,
-    rank: Rank = None,
-    weight: Weights = [],  # noqa: B006
-    allow_base_mismatch: Mismatch = False,
-) -> None:
-    """Keep each expert's largest changes, elect signs, add what agrees (TIES, arXiv 2306.01708)."""
-    from valign.merging import merge_ties
-
-    chosen = parse_experts(experts, weight)
-    how: dict[str, Any] = {"density": density, "normalize": normalize, "scale": scale, "rank": rank}
-    write(folder, "ties", chosen, how, lambda e: merge_ties(chosen, **how, errors=e, allow_base_mismatch=allow_base_mismatch))
-
-
-@app.command("dare-ties", epilog="example: valign merge dare-ties runs/hate runs/violence --density 0.5 -o runs/dare")
-def dare_ties(
-    experts: Experts,
-    folder: Out,
-    density: Density = 0.5,
-    normalize: Normalize = "weights",
-    scale: Scale = 1.0,
-    rank: Rank = None,
-    weight: Weights = [],  # noqa: B006
-    seed: Seed = 0,
-    allow_base_mismatch: Mismatch = False,
-) -> None:
-    """Drop random entries, rescale, elect signs, add what agrees (DARE, arXiv 2311.03099)."""
-    from valign.merging import merge_dare_ties
-
-    chosen = parse_experts(experts, weight)
-    how: dict[str, Any] = {"density": density, "normalize": normalize, "scale": scale, "rank": rank}
-    write(
-        folder,
-        "dare-ties",
-        chosen,
-        how,
-        lambda e: merge_dare_ties(chosen, **how, seed=seed, errors=e, allow_base_mismatch=allow_base_mismatch),
-        seed,
+    @single.command(
+        name, cls=configured(**parts), help=(kind.__doc__ or "").split("\n")[0], epilog=f"example: valign merge {name} {kind.example}"
     )
+    def merge(
+        ctx: TyperContext, experts: Experts, folder: Out, weight: Weights = [], allow_base_mismatch: Mismatch = False  # noqa: B006
+    ) -> None:
+        method, chosen = record(ctx, kind), parse_experts(experts, weight, out=folder)
+        given = calibration(name, chosen, record(ctx, CalibrationOptions)) if method.needs_calibration else None
+        context = MergeContext(allow_base_mismatch=allow_base_mismatch, calibration=given, folder=folder, keep_votes=True)
+        write(name, method, chosen, context)
 
-
-@app.command(
-    "best-single", epilog="example: valign merge best-single hate=a violence=b --score hate=0.2 --score violence=0.1 -o best"
-)
-def best(
-    experts: Experts,
-    folder: Out,
-    score: Annotated[list[str], Option(metavar="NAME=NUMBER", help="an expert's score, lower is better; one for each")],
-    weight: Weights = [],  # noqa: B006
-    allow_base_mismatch: Mismatch = False,
-) -> None:
-    """Take the expert with the lowest score, e.g. its share of harmful images: the baseline of every merge."""
-    from valign.merging import best_single
-
-    chosen, scores = parse_experts(experts, weight), numbers_by_name("--score", score)
-    write(
-        folder,
-        "best-single",
-        chosen,
-        {"scores": scores},
-        lambda _: best_single(chosen, scores, allow_base_mismatch=allow_base_mismatch),
-    )
+    return get_command(single)
 
 
 @app.command("plan", epilog="example: valign merge plan runs/hate runs/violence --rank 8")
 def plan(
     experts: Experts,
-    rank: Rank = None,
+    rank: Annotated[int | None, Option(min=1, help="rank of the result in every module; the error is reported")] = None,
     weight: Weights = [],  # noqa: B006
     json: JSON = False,
     allow_base_mismatch: Mismatch = False,
@@ -212,8 +105,8 @@ def plan(
         )
 
 
-def parse_experts(texts: Sequence[str], weights: Sequence[str] = ()) -> "list[Expert]":
-    """``FOLDER`` or ``NAME=FOLDER``, and ``NAME=NUMBER`` for the weights."""
+def parse_experts(texts: Sequence[str], weights: Sequence[str] = (), *, out: Path | None = None) -> "list[Expert]":
+    """``FOLDER`` or ``NAME=FOLDER``, and ``NAME=NUMBER`` for the weights; ``out`` must not be the folder of one of them."""
     from valign.merging import Expert
     from valign.models.files.adapter_files import open_adapter
 
@@ -226,6 +119,8 @@ def parse_experts(texts: Sequence[str], weights: Sequence[str] = ()) -> "list[Ex
         name = match[1] if match else str(file.metadata.get("category") or otherwise)
         if name in opened:
             raise UserError(f"Experts must have different names, got {name} twice. Write NAME=FOLDER to name them.")
+        if out is not None and file.folder.resolve() in (out.resolve(), (out / "adapter").resolve()):
+            raise UserError(f"--out must be another folder than the expert {name}, got {out}. Choose another --out.")
         opened[name] = file
     strengths = numbers_by_name("--weight", weights)
     unknown = sorted(set(strengths) - set(opened))
@@ -234,37 +129,44 @@ def parse_experts(texts: Sequence[str], weights: Sequence[str] = ()) -> "list[Ex
     return [Expert(name, file, strengths.get(name, 1.0)) for name, file in opened.items()]
 
 
-def write(
-    folder: Path,
-    method: str,
-    experts: "Sequence[Expert]",
-    options: Mapping[str, Any],
-    stream: Any,
-    seed: int = 0,
-) -> None:
+def write(folder: Path, name: str, method: "MergeMethod", experts: "Sequence[Expert]", context: "MergeContext") -> None:
     """Merge into ``folder`` with its `run.json`, and print the summary; a finished merge of the same things is only printed."""
     from valign.merging import merge_metadata, write_merge
     from valign.runs import Run
 
-    for expert in experts:
-        if expert.file.folder.resolve() in (folder.resolve(), (folder / "adapter").resolve()):
-            raise UserError(f"--out must be another folder than the expert {expert.name}, got {folder}. Choose another --out.")
     if folder.exists() and any(folder.iterdir()) and not (folder / "run.json").exists():
-        raise UserError(f"{folder} exists and is no merge. Choose another --out, or delete it first.")
+        raise UserError(f"{folder} exists and is not a merge. Choose another --out, or delete it first.")
+    how, seed = method.record(experts, context), getattr(method, "seed", 0)
     weights = {expert.name: expert.weight for expert in experts}
     inputs = {expert.name: expert.file.fingerprint() for expert in experts}
-    run = Run.open(folder, step=f"merge {method}", recipe={**options, "weights": weights}, inputs=inputs, seed=seed)
+    run = Run.open(folder, step=f"merge {name}", recipe={**how, "weights": weights}, inputs=inputs, seed=seed)
     if not run.done:
-        errors: dict[str, float] = {}
-        metadata = merge_metadata(method, experts, {**options, "seed": seed})
-        run.finish(**write_merge(stream(errors), folder, metadata, errors=errors))
+        metadata = merge_metadata(name, experts, {**how, "seed": seed})
+        merged = method(experts, context)
+        if "shares" in context.results:
+            err.print(_shares(context.results["shares"]))
+        run.finish(**write_merge(merged, folder, metadata, errors=context.errors))
     out.print_json(data={"adapter": str(folder), **run.results})
 
 
-def _calibration_prompts(experts: "Sequence[Expert]", data: Path | None, prompts: Path | None) -> dict[str, list[str]]:
+def calibration(name: str, experts: "Sequence[Expert]", options: CalibrationOptions) -> "Calibration":
+    """Model and prompts of a calibrated merge. Raises: UserError if one of them is missing."""
+    from valign.merging import Calibration
+
+    texts = _calibration_prompts(name, experts, options.data, options.prompts)
+    if not options.model:
+        raise UserError(f"{name} needs --model, the base model of the experts, or --votes of an earlier {name}.")
+    return Calibration(
+        model=lambda: resolve_model(options.model, device=options.device), prompts=texts, model_name=options.model
+    )
+
+
+def _calibration_prompts(
+    name: str, experts: "Sequence[Expert]", data: Path | None, prompts: Path | None
+) -> dict[str, list[str]]:
     """Unsafe prompts by category: of the experts' categories where all are known, otherwise of all that there are."""
     if (data is None) == (prompts is None):
-        raise UserError("co-merge needs one of --data FOLDER and --prompts FILE, the unsafe prompts that vote.")
+        raise UserError(f"{name} needs one of --data FOLDER and --prompts FILE, the unsafe prompts that vote.")
     found: dict[str, list[str]] = {}
     if data is not None:
         from valign.data.prompts.pairs import load_pairs
@@ -287,9 +189,9 @@ def _calibration_prompts(experts: "Sequence[Expert]", data: Path | None, prompts
     return found
 
 
-def _shares(names: Sequence[str], shares: Sequence[float]) -> Table:
+def _shares(shares: Mapping[str, float]) -> Table:
     table = Table("expert", "share of neurons", box=None, header_style="dim")
-    for name, share in zip(names, shares):
+    for name, share in shares.items():
         table.add_row(Text(name), f"{share:.1%}")
     return table
 

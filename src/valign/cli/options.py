@@ -100,7 +100,7 @@ class _Configured(TyperCommand):
         part, item = self.sources[name]
         declared = declared_options(self.kinds()[part])[item]
         if get_origin(declared.type) not in (None, tuple, Literal):
-            return numbers_by_name(f"--{name.rpartition('__')[2]}", value)
+            return numbers_by_name(_flags(item, declared)[0], value)
         return None if declared.none is not None and value == declared.none else value
 
     def _sorted_out(self, values: Mapping[str, Any], origin: str) -> dict[tuple[str, str], Any]:

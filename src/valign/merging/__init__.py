@@ -1,34 +1,48 @@
-"""Combine adapters into one: exact on the changes of weight, streamed module by module."""
+"""Combine experts into one adapter: exact on the changes of weight, streamed module by module."""
 
-from valign.merging.best_single import best_single
+from valign.merging.base import Calibration, MergeContext, MergeMethod
+from valign.merging.best_single import BestSingle, best_single
 from valign.merging.calibration import collect_votes
-from valign.merging.co_merge import co_merge
+from valign.merging.co_merge import CoMerge, co_merge
 from valign.merging.compress import compress
-from valign.merging.dare_ties import merge_dare_ties
+from valign.merging.dare_ties import DareTies, merge_dare_ties
+from valign.merging.delta_merge import DeltaMerge
+from valign.merging.deltas import Delta, DenseDelta, NamedDeltas
 from valign.merging.experts import Expert, compatible
-from valign.merging.mean import merge_mean
+from valign.merging.mean import Mean, merge_mean
 from valign.merging.plan import MergePlan, plan_merge
 from valign.merging.selection import SelectionReport, save_selection, selection_report
-from valign.merging.sum import merge_sum
-from valign.merging.ties import merge_ties
+from valign.merging.sum import Sum, merge_sum
+from valign.merging.ties import Ties, merge_ties
 from valign.merging.votes import Ballot, Votes
 from valign.merging.writing import merge_metadata, write_merge
+from valign.plugins import with_plugins
 
-MERGES = {
-    "co-merge": co_merge,
-    "mean": merge_mean,
-    "sum": merge_sum,
-    "ties": merge_ties,
-    "dare-ties": merge_dare_ties,
-    "best-single": best_single,
-}
+# name -> the merge as a dataclass of options; entry points of the group ``valign.merges`` add rows
+MERGES = with_plugins(
+    "valign.merges",
+    {"co-merge": CoMerge, "mean": Mean, "sum": Sum, "ties": Ties, "dare-ties": DareTies, "best-single": BestSingle},
+)
 
 __all__ = [
     "MERGES",
     "Ballot",
+    "BestSingle",
+    "Calibration",
+    "CoMerge",
+    "DareTies",
+    "Delta",
+    "DeltaMerge",
+    "DenseDelta",
     "Expert",
+    "Mean",
+    "MergeContext",
+    "MergeMethod",
     "MergePlan",
+    "NamedDeltas",
     "SelectionReport",
+    "Sum",
+    "Ties",
     "Votes",
     "best_single",
     "co_merge",

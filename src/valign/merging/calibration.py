@@ -1,7 +1,7 @@
-"""Collect the votes of Co-Merge: one look at unsafe prompts through the base model, with every expert listening in.
+"""Collect the votes of Co-Merge: the base model denoises unsafe prompts, and activation hooks measure every expert.
 
-The base model runs without adapters. At a few steps of the denoising, the input of each adapted layer goes through the factors of
-every expert; only the mean absolute answers are kept, per prompt, until that prompt has voted.
+The base model runs without adapters. At a few denoising steps, the input of each adapted layer goes through the change of every
+expert; only the mean absolute activations are kept, per prompt, until that prompt has voted.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from valign.checks import UserError, check_choice, check_range
 from valign.files import hash_value
+from valign.merging.deltas import Delta, DenseDelta
 from valign.merging.experts import Expert, compatible
 from valign.merging.votes import UNITS, VOTES, Ballot, Vote, Votes, activations, tally
 from valign.models.diffusion.base import DiffusionModel
@@ -23,6 +24,7 @@ from valign.models.diffusion.sampling import trajectory
 from valign.models.files.adapter_files import LoraFactors
 from valign.progress import track
 
+Inputs = Literal["base", "per_expert"]
 FEW = 8  # prompts of a category below which its votes are noise
 log = logging.getLogger(__name__)
 
@@ -37,12 +39,12 @@ def collect_votes(
     steps: int = 50,
     vote: Vote = "prompt",
     top_k: int | None = None,
-    inputs: Literal["base", "per_expert"] = "base",
+    inputs: Inputs = "base",
     batch_size: int = 8,
     seed: int = 0,
     allow_base_mismatch: bool = False,
 ) -> Votes:
-    """Let the experts compete on ``prompts`` and count who is most active at each neuron.
+    """Count on ``prompts`` which expert is the most active at each neuron.
 
     Args:
         model: The base model, all adapters off.
@@ -51,8 +53,8 @@ def collect_votes(
         states: Denoising states per prompt, evenly spaced over the trajectory.
         steps: Of the trajectory (deterministic, no guidance); it ends at the last state.
         vote, top_k: See `tally`.
-        inputs: ``"base"``: every expert sees the base model's activations. ``"per_expert"``: one trajectory per expert, each
-            seeing what the layers get when it is switched on; N times the cost.
+        inputs: ``"base"``: every expert is measured on the layer inputs of the base model. ``"per_expert"``: one trajectory per
+            expert, each measured on the layer inputs with that expert active; N times the cost.
         seed: A prompt's noise depends on this and its text alone, so the order of the prompts does not matter.
     Raises: UserError for an adapter that is on, experts of another base, no prompts, or activations that are NaN or infinite.
     """
@@ -66,11 +68,11 @@ def collect_votes(
     _check_model(model, experts, modules, allow_base_mismatch)
     chosen = balanced(prompts, per_category, seed=seed)
     texts = sorted(text for texts in chosen.values() for text in texts)
-    factors = {module: [_on(expert.factors(module), model.device) for expert in experts] for module in modules}
+    deltas = {module: [_on(expert.factors(module), model.device) for expert in experts] for module in modules}
     ballots: dict[str, dict[str, Ballot]] = {unit: {} for unit in UNITS}
     for start in track(range(0, len(texts), batch_size), "calibrating"):
         batch = texts[start : start + batch_size]
-        activity = _listen(model, factors, batch, states=states, steps=steps, seed=seed, per_expert=inputs == "per_expert")
+        activity = _activity(model, deltas, batch, states=states, steps=steps, seed=seed, per_expert=inputs == "per_expert")
         for unit, by_module in activity.items():
             for module, seen in by_module.items():
                 if not seen.isfinite().all():
@@ -133,9 +135,9 @@ def balanced(prompts: Mapping[str, Sequence[str]], per_category: int, *, seed: i
 
 
 @torch.inference_mode()
-def _listen(
+def _activity(
     model: DiffusionModel,
-    factors: Mapping[str, list[LoraFactors]],
+    deltas: Mapping[str, list[Delta]],
     prompts: Sequence[str],
     *,
     states: int,
@@ -144,48 +146,56 @@ def _listen(
     per_expert: bool,
 ) -> dict[str, dict[str, Tensor]]:
     """Mean activation over tokens and states, for one batch: unit -> module -> ``[prompt, expert, unit]``."""
-    experts = range(len(next(iter(factors.values()))))
-    ears = {module: _ActivationHook(parts, switch_on=per_expert) for module, parts in factors.items()}
+    experts = range(len(next(iter(deltas.values()))))
+    hooks = {module: _ActivationHook(parts, add_active=per_expert) for module, parts in deltas.items()}
     latents = torch.stack([torch.randn(model.latent_shape, generator=_noise(seed, prompt)) for prompt in prompts]).to(model.device)
     conditioning = model.encode_prompts(prompts)
     wanted = [(2 * state + 1) * steps // (2 * states) for state in range(states)]  # the middles of equal parts
     with ExitStack() as stack:
-        for module, ear in ears.items():
-            stack.callback(model.denoiser.get_submodule(module).register_forward_hook(ear).remove)
-        for heard in [[n] for n in experts] if per_expert else [list(experts)]:
+        for module, hook in hooks.items():
+            stack.callback(model.denoiser.get_submodule(module).register_forward_hook(hook).remove)
+        for active in [[n] for n in experts] if per_expert else [list(experts)]:
             for step in trajectory(model, latents, conditioning, steps=steps, stop=wanted[-1] + 1):
-                for ear in ears.values():
-                    ear.heard, ear.listening = heard, step in wanted
+                for hook in hooks.values():
+                    hook.active, hook.recording = active, step in wanted
     activity: dict[str, dict[str, Tensor]] = {unit: {} for unit in UNITS}
-    for module, ear in ears.items():
-        activity["output"][module] = torch.stack([ear.outputs[n] for n in experts], 1).cpu() / states
-        if len({part.rank for part in ear.parts}) == 1:  # ranks of different number cannot compete
-            down = torch.stack([ear.hidden[n] for n in experts], 1).cpu() / states
+    for module, hook in hooks.items():
+        activity["output"][module] = torch.stack([hook.outputs[n] for n in experts], 1).cpu() / states
+        factors = [part for part in hook.parts if isinstance(part, LoraFactors)]
+        if len(factors) == len(hook.parts) and len({part.rank for part in factors}) == 1:  # different numbers of ranks cannot compete
+            down = torch.stack([hook.hidden[n] for n in experts], 1).cpu() / states
             activity["down"][module] = down
-            activity["rank_unit"][module] = down * torch.stack([part.up.norm(dim=0) for part in ear.parts]).cpu()
+            activity["rank_unit"][module] = down * torch.stack([part.up.norm(dim=0) for part in factors]).cpu()
     return activity
 
 
 class _ActivationHook:
-    """A forward hook on one linear layer: sums the experts' activations on the layer's input, while it is listening."""
+    """A forward hook on one linear layer that sums the active experts' activations on the layer's input while it is recording.
 
-    def __init__(self, parts: Sequence[LoraFactors], *, switch_on: bool) -> None:
+    Args:
+        parts: The experts' changes of the layer.
+        add_active: Also add the one active expert's own output to the layer's.
+    """
+
+    def __init__(self, parts: Sequence[Delta], *, add_active: bool) -> None:
         self.parts = parts
-        self.switch_on = switch_on  # add the heard expert's own answer to the layer's
-        self.heard: Sequence[int] = ()
-        self.listening = False
+        self.add_active = add_active
+        self.active: Sequence[int] = ()
+        self.recording = False
         self.hidden: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor] = {}
 
     def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         x = args[0]
-        for n in self.heard if self.listening else ():
+        for n in self.active if self.recording else ():
             hidden, outputs = activations(x.reshape(len(x), -1, x.shape[-1]), self.parts[n])
             self.hidden[n] = self.hidden.get(n, 0) + hidden
             self.outputs[n] = self.outputs.get(n, 0) + outputs
-        if not self.switch_on:
+        if not self.add_active:
             return None
-        (part,) = (self.parts[n] for n in self.heard)
+        (part,) = (self.parts[n] for n in self.active)
+        if isinstance(part, DenseDelta):
+            return output + (x.to(part.matrix.dtype) @ part.matrix.T).to(output.dtype)
         return output + (x.to(part.down.dtype) @ part.down.T @ part.up.T).to(output.dtype)
 
 
@@ -208,8 +218,10 @@ def _check_model(model: DiffusionModel, experts: Sequence[Expert], modules: Sequ
             )
 
 
-def _on(lora: LoraFactors, device: torch.device) -> LoraFactors:
-    return LoraFactors(lora.down.to(device), lora.up.to(device), lora.scale)
+def _on(delta: Delta, device: torch.device) -> Delta:
+    if isinstance(delta, DenseDelta):
+        return DenseDelta(delta.matrix.to(device))
+    return LoraFactors(delta.down.to(device), delta.up.to(device), delta.scale)
 
 
 def _digest(seed: int, text: str) -> bytes:

@@ -1,19 +1,26 @@
 """Co-Merge: every neuron is copied from the expert that was most often the most active there (AlignGuard, arXiv 2412.10493).
 
-What a neuron is, the paper's public summaries leave open; `Granularity` offers three readings. Nothing is trained or averaged.
+The paper's public summaries leave open what a neuron is; `Granularity` offers three readings. Nothing is trained or averaged.
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from valign.checks import UserError, check_choice, check_range
-from valign.merging.compress import compress
+from valign.checks import UserError, check_choice, check_range, option
+from valign.files import hash_value, read_json
+from valign.merging.base import MergeContext, MergeMethod
+from valign.merging.calibration import Inputs, collect_votes
+from valign.merging.compress import compress, compress_dense
+from valign.merging.deltas import Delta, DenseDelta
 from valign.merging.experts import Expert, compatible
-from valign.merging.votes import Votes
+from valign.merging.selection import save_selection, selection_report
+from valign.merging.votes import Vote, Votes
 from valign.methods import Method
 from valign.models.files.adapter_files import LoraFactors
 
@@ -24,6 +31,76 @@ METHOD = Method(
 Granularity = Literal["output", "rank_unit", "factor"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CoMerge(MergeMethod):
+    """Copy every neuron from the expert that unsafe prompts activate most (AlignGuard, arXiv 2412.10493)."""
+
+    granularity: Granularity = option("output", help="what is copied as one: a row of the change, a rank, a factor's row")
+    rank: int | None = option(None, help="rank of the result in every module; the error is reported", low=1)
+    vote: Vote = option("prompt", help="one vote per prompt, every expert's own best, or sums of activation")
+    per_category: int = option(64, help="prompts that vote for each category", low=1)
+    states: int = option(4, help="denoising states per prompt", low=1)
+    steps: int = option(50, help="denoising steps of a whole trajectory", low=1)
+    top_k: int | None = option(None, help="neurons per expert and prompt, for --vote topk", low=1)
+    inputs: Inputs = option("base", help="activations on the inputs of the base model, or on each expert's own")
+    batch_size: int = option(8, help="prompts at a time", low=1)
+    votes: Path | None = option(None, help="folder of an earlier co-merge of these experts; no model is run then")
+    seed: int = option(0, help="of every random draw")
+
+    calibrated: ClassVar[bool] = True
+    recorded: ClassVar[tuple[str, ...]] = ("per_category", "seed", "granularity")
+    example: ClassVar[str] = "runs/hate violence=runs/v -o runs/merged --model shapes --data runs/data"
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.votes is None
+
+    def record(self, experts: Sequence[Expert], context: MergeContext) -> dict[str, Any]:
+        how: dict[str, Any] = {"granularity": self.granularity, "rank": self.rank, "vote": self.vote}
+        if self.votes is not None:
+            counted = read_json(self.votes / "votes.json")
+            return how | {"vote": counted["vote"], "calibration": counted["record"]}
+        asked = {name: getattr(self, name) for name in ("per_category", "states", "steps", "top_k", "inputs")}
+        seen = context.calibration
+        return how | ({"model": seen.model_name, "prompts": hash_value(seen.prompts)} if seen else {}) | asked
+
+    def __call__(self, experts: Sequence[Expert], context: MergeContext) -> Iterator[tuple[str, Delta]]:
+        votes = Votes.load(self.votes) if self.votes is not None else self._collect(experts, context)
+        merged = co_merge(
+            experts,
+            votes,
+            granularity=self.granularity,
+            rank=self.rank,
+            errors=context.errors,
+            allow_base_mismatch=context.allow_base_mismatch,
+        )
+        report = selection_report(votes, "rank_unit" if self.granularity == "rank_unit" else "output")
+        context.results["shares"] = dict(zip(report.experts, report.shares))
+        if context.folder is not None:
+            save_selection(report, context.folder)
+            if context.keep_votes:
+                votes.save(context.folder)
+        return merged
+
+    def _collect(self, experts: Sequence[Expert], context: MergeContext) -> Votes:
+        if context.calibration is None:
+            raise UserError("co-merge must have a model and unsafe prompts, or the votes of an earlier co-merge; got neither.")
+        return collect_votes(
+            context.calibration.model(),
+            experts,
+            context.calibration.prompts,
+            per_category=self.per_category,
+            states=self.states,
+            steps=self.steps,
+            vote=self.vote,
+            top_k=self.top_k,
+            inputs=self.inputs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            allow_base_mismatch=context.allow_base_mismatch,
+        )
+
+
 def co_merge(
     experts: Sequence[Expert],
     votes: Votes | Mapping[str, Tensor],
@@ -32,7 +109,7 @@ def co_merge(
     rank: int | None = None,
     errors: MutableMapping[str, float] | None = None,
     allow_base_mismatch: bool = False,
-) -> Iterator[tuple[str, LoraFactors]]:
+) -> Iterator[tuple[str, Delta]]:
     """Copy each neuron from its winner, one module at a time in sorted order.
 
     Args:
@@ -65,28 +142,32 @@ def _stream(
     granularity: Granularity,
     rank: int | None,
     errors: MutableMapping[str, float] | None,
-) -> Iterator[tuple[str, LoraFactors]]:
+) -> Iterator[tuple[str, Delta]]:
     for module in modules:
         parts = [expert.factors(module) for expert in experts]
+        factors = [part for part in parts if isinstance(part, LoraFactors)]  # all, but for granularity "output"
         if granularity == "output":
-            lora = copy_rows(parts, votes.pick(module))
+            merged = copy_rows(parts, votes.pick(module))
         elif granularity == "rank_unit":
-            lora = copy_rank_units(parts, votes.pick(module, "rank_unit"))
+            merged = copy_rank_units(factors, votes.pick(module, "rank_unit"))
         else:
-            lora = copy_factor_rows(parts, votes.pick(module, "down"), votes.pick(module))
+            merged = copy_factor_rows(factors, votes.pick(module, "down"), votes.pick(module))
         error = 0.0
-        if rank is not None and lora.rank > rank:
-            lora, error = compress(lora, rank)
+        if rank is not None and merged.rank > rank:
+            merged, error = compress_dense(merged.matrix, rank) if isinstance(merged, DenseDelta) else compress(merged, rank)
         if errors is not None:
             errors[module] = error
-        yield module, lora
+        yield module, merged
 
 
-def copy_rows(parts: Sequence[LoraFactors], pick: Int[Tensor, " fan_out"]) -> LoraFactors:
+def copy_rows(parts: Sequence[Delta], pick: Int[Tensor, " fan_out"]) -> Delta:
     """``delta[j] = delta_pick[j][j]``, exactly: ``down`` stacked, ``up`` masked. Experts that win no row are left out."""
     winners = [n for n in range(len(parts)) if bool((pick == n).any())]
-    down = torch.cat([parts[n].down for n in winners])
-    up = torch.cat([parts[n].folded().up * (pick == n)[:, None] for n in winners], dim=1)
+    factors = [part for part in parts if isinstance(part, LoraFactors)]
+    if len(factors) < len(parts):
+        return DenseDelta(torch.stack([parts[n].delta() * (pick == n)[:, None] for n in winners]).sum(0))
+    down = torch.cat([factors[n].down for n in winners])
+    up = torch.cat([factors[n].folded().up * (pick == n)[:, None] for n in winners], dim=1)
     return LoraFactors(down, up, 1.0)
 
 

@@ -1,16 +1,17 @@
-"""Lower the rank of an adapter with the least error there can be (Eckart-Young), and say how large it is."""
+"""Lower the rank of a change of weight with the least error possible (Eckart-Young), and return that error."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from valign.checks import check_range
+from valign.merging.deltas import Delta, DenseDelta
 from valign.models.files.adapter_files import LoraFactors
 
 
-def spectrum(lora: LoraFactors) -> Float[Tensor, " rank"]:
-    """Singular values of ``lora.delta()``, descending, float64; at most ``rank`` of them, from its small core alone."""
-    return _core(lora)[1]
+def spectrum(delta: Delta) -> Float[Tensor, " rank"]:
+    """Singular values of a change of weight, descending, float64; of factors at most ``rank``, from their small core alone."""
+    return torch.linalg.svdvals(delta.matrix.double()) if isinstance(delta, DenseDelta) else _core(delta)[1]
 
 
 def compress(lora: LoraFactors, rank: int) -> tuple[LoraFactors, float]:

@@ -2,16 +2,19 @@
 
 import hashlib
 from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from valign.checks import check_choice, check_range
-from valign.merging.experts import Expert, compatible
-from valign.merging.ties import Normalize, Parts, stream_elected
+from valign.checks import option
+from valign.merging.base import MergeContext
+from valign.merging.deltas import Delta, DenseDelta
+from valign.merging.experts import Expert
+from valign.merging.ties import Normalize, Ties
 from valign.methods import Method
-from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(
     slug="dare-ties",
@@ -20,6 +23,21 @@ METHOD = Method(
     room="merging",
     entry="valign.merging.dare_ties:merge_dare_ties",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DareTies(Ties):
+    """Drop random entries, rescale, elect signs, add what agrees (DARE, arXiv 2311.03099)."""
+
+    density: float = option(0.5, help="fraction of entries that is kept, in (0, 1]; one minus the drop rate", above=0, high=1)
+    seed: int = option(0, help="of every random draw")
+
+    recorded: ClassVar[tuple[str, ...]] = ("seed",)
+    example: ClassVar[str] = "runs/hate runs/violence --density 0.5 -o runs/dare"
+
+    def sparsify(self, delta: Delta, module: str, expert: str) -> Delta:
+        """A random part of the entries, rescaled."""
+        return DenseDelta(drop(delta.delta(), self.density, generator(self.seed, module, expert)))
 
 
 def merge_dare_ties(
@@ -32,28 +50,17 @@ def merge_dare_ties(
     rank: int | None = None,
     errors: MutableMapping[str, float] | None = None,
     allow_base_mismatch: bool = False,
-) -> Iterator[tuple[str, LoraFactors]]:
+) -> Iterator[tuple[str, Delta]]:
     """Drop, rescale, elect and add, entry by entry on dense deltas, one module at a time; the result is truncated to ``rank``.
 
     Args:
         density: Fraction of the entries that is KEPT, in (0, 1]; the paper's drop rate is ``1 - density``.
-        seed: Of the draws. Each expert's mask in each module depends on this, the module's and the expert's name alone, so neither
-            the order of modules nor that of experts matters.
+        seed: Each expert's mask in each module depends on this, the module's and the expert's name alone, so neither the order of
+            modules nor that of experts matters.
         normalize, scale, rank, errors: As in `merge_ties`.
     """
-    check_range("merge_dare_ties.density", density, above=0, high=1)
-    check_choice("merge_dare_ties.normalize", normalize, ("weights", "count", "none"))
-    check_range("merge_dare_ties.scale", scale)
-    check_range("merge_dare_ties.rank", rank or 1, low=1)
-    modules = compatible("merge_dare_ties", experts, allow_base_mismatch=allow_base_mismatch)
-
-    def deltas(module: str) -> Parts:
-        return lambda: (
-            (expert.weight, drop(expert.file.factors(module).delta(), density, generator(seed, module, expert.name)))
-            for expert in experts
-        )
-
-    return stream_elected(experts, modules, deltas, normalize=normalize, scale=scale, rank=rank, errors=errors)
+    context = MergeContext(errors={} if errors is None else errors, allow_base_mismatch=allow_base_mismatch)
+    return DareTies(density=density, seed=seed, normalize=normalize, scale=scale, rank=rank)(experts, context)
 
 
 def drop(delta: Float[Tensor, "fan_out fan_in"], density: float, random: torch.Generator) -> Float[Tensor, "fan_out fan_in"]:

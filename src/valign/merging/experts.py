@@ -1,27 +1,27 @@
-"""The adapters that go into a merge, and the checks that they belong together."""
+"""The experts that go into a merge, and the checks that they belong together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from valign.checks import UserError, check_range
-from valign.models.files.adapter_files import AdapterFile, LoraFactors
+from valign.merging.deltas import Delta, DeltaSource, DenseDelta
 
 LISTED = 5  # modules named in one message
 
 
 @dataclass(frozen=True)
 class Expert:
-    """An adapter under a name. ``weight`` multiplies its dense change of weight: any finite number, never squared."""
+    """Changes of weight under a name. ``weight`` multiplies the dense changes: any finite number, never squared."""
 
     name: str
-    file: AdapterFile
+    file: DeltaSource  # an opened adapter, or `NamedDeltas`
     weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_range(f"Expert({self.name}).weight", self.weight)
 
-    def factors(self, module: str) -> LoraFactors:
-        """One module, float32, scale 1, ``weight`` folded in."""
+    def factors(self, module: str) -> Delta:
+        """One module's change, float32, scale 1, ``weight`` folded in."""
         return self.file.factors(module).folded(self.weight)
 
 
@@ -33,8 +33,8 @@ def compatible(
     Args:
         who: The caller, for messages.
         allow_base_mismatch: Accept experts that were trained on different base models.
-        equal_ranks: Refuse experts of different rank.
-        finite: Also read all factors and refuse NaN and infinity.
+        equal_ranks: Refuse experts of different rank, and dense ones, which have no factors.
+        finite: Also read all changes and refuse NaN and infinity.
     Raises: UserError for no expert, names given twice, and experts that differ in base model, modules or shapes (listed).
     """
     if not experts:
@@ -46,11 +46,15 @@ def compatible(
     if not allow_base_mismatch:
         _check_bases(who, experts)
     first = experts[0]
+    dense = [expert.name for expert in experts if any(isinstance(entry, DenseDelta) for entry in expert.file.entries.values())]
+    if dense and equal_ranks:
+        raise UserError(f"{who}.experts must be low-rank for this granularity; {_listed(dense)} is dense. Use granularity 'output'.")
     for expert in experts[1:]:
         _check_same(who, first, expert, equal_ranks)
     for expert in experts if finite else ():
-        for module, lora in expert.file.items():
-            if not (lora.down.isfinite().all() and lora.up.isfinite().all()):
+        for module, delta in expert.file.items():
+            tensors = (delta.matrix,) if isinstance(delta, DenseDelta) else (delta.down, delta.up)
+            if not all(tensor.isfinite().all() for tensor in tensors):
                 raise UserError(f"{who}: {expert.name} must be finite, got NaN or infinity in {module}. Train it again.")
     return first.file.modules
 

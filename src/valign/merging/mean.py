@@ -1,16 +1,29 @@
 """The mean of the experts' changes, exact: the baseline that every other merge has to beat."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-from valign.merging.experts import Expert, compatible
-from valign.merging.sum import stack
+from valign.merging.base import MergeContext
+from valign.merging.delta_merge import DeltaMerge
+from valign.merging.deltas import Delta
+from valign.merging.experts import Expert
 from valign.methods import Method
-from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(slug="mean", title="Exact mean of experts", paper="-", room="merging", entry="valign.merging.mean:merge_mean")
 
 
-def merge_mean(experts: Sequence[Expert], *, allow_base_mismatch: bool = False) -> Iterator[tuple[str, LoraFactors]]:
+@dataclass(frozen=True, kw_only=True)
+class Mean(DeltaMerge):
+    """Average the experts' changes, exactly. Weights multiply; the divisor is the number of experts."""
+
+    example: ClassVar[str] = "runs/hate runs/violence -o runs/mean"
+
+    def rescale(self, merged: Delta, experts: int) -> Delta:
+        """Divide by the number of experts."""
+        return merged.folded(1 / experts)
+
+
+def merge_mean(experts: Sequence[Expert], *, allow_base_mismatch: bool = False) -> Iterator[tuple[str, Delta]]:
     """``delta = (1 / N) sum_n weight_n delta_n``. ``N`` counts experts, it does not sum weights."""
-    modules = compatible("merge_mean", experts, allow_base_mismatch=allow_base_mismatch)
-    return ((module, stack([expert.factors(module) for expert in experts], 1 / len(experts))) for module in modules)
+    return Mean()(experts, MergeContext(allow_base_mismatch=allow_base_mismatch))

@@ -6,9 +6,8 @@ from math import sqrt
 
 from valign.checks import check_range
 from valign.merging.compress import discarded, spectrum
+from valign.merging.deltas import add, inner
 from valign.merging.experts import Expert, compatible
-from valign.merging.sum import stack
-from valign.models.files.adapter_files import LoraFactors
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def plan_merge(experts: Sequence[Expert], *, rank: int | None = None, allow_base
         for i in range(n):
             for j in range(i + 1):
                 products[i][j] = products[j][i] = products[i][j] + inner(parts[i], parts[j])
-        values = spectrum(stack(parts))
+        values = spectrum(add(parts))
         errors[module] = discarded(values, rank)
         lost += float(values[rank:].square().sum())
         energy += float(values.square().sum())
@@ -56,9 +55,3 @@ def plan_merge(experts: Sequence[Expert], *, rank: int | None = None, allow_base
     error = sqrt(lost / energy) if energy > 0 else 0.0
     names = tuple(expert.name for expert in experts)
     return MergePlan(len(modules), names, ranks, tuple(norms), cosines, rank, error, worst, errors[worst])
-
-
-def inner(a: LoraFactors, b: LoraFactors) -> float:
-    """``<delta_a, delta_b>`` (Frobenius), from the factors: ``tr((up_b^T up_a) (down_a down_b^T))``, float64."""
-    ups, downs = b.up.double().T @ a.up.double(), a.down.double() @ b.down.double().T
-    return a.scale * b.scale * float((ups * downs.T).sum())

@@ -1,4 +1,4 @@
-"""Who won what: the report on a Co-Merge selection, as JSON and as a heat map."""
+"""The report on a Co-Merge selection, as JSON and as a heat map: which expert won which share of the neurons."""
 
 import re
 from collections.abc import Mapping

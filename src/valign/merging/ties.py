@@ -1,22 +1,52 @@
 """TIES: keep each expert's largest changes, let the experts vote on every sign, add those that agree (arXiv 2306.01708)."""
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from valign.checks import check_choice, check_range
-from valign.merging.compress import compress_dense
-from valign.merging.experts import Expert, compatible
+from valign.checks import check_range, option
+from valign.merging.base import MergeContext
+from valign.merging.delta_merge import DeltaMerge, Parts
+from valign.merging.deltas import Delta, DenseDelta
+from valign.merging.experts import Expert
 from valign.methods import Method
-from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(slug="ties", title="TIES merging", paper="arXiv 2306.01708", room="merging", entry="valign.merging.ties:merge_ties")
 
 Normalize = Literal["weights", "count", "none"]
-Parts = Callable[[], Iterator[tuple[float, Tensor]]]  # (weight, sparse delta) of every expert, made anew at each call
+Matrices = Callable[[], Iterator[tuple[float, Tensor]]]  # (weight, sparse delta) of every expert, made anew at each call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ties(DeltaMerge):
+    """Keep each expert's largest changes, elect signs, add what agrees (TIES, arXiv 2306.01708)."""
+
+    density: float = option(0.2, help="fraction of each change's entries that is kept, in (0, 1]; 0.2 is the paper's", above=0, high=1)
+    normalize: Normalize = option("weights", help="what the sum of agreeing entries is divided by: their |weights|, their count (paper)")
+    scale: float = option(1.0, help="factor on the result, the paper's lambda")
+    rank: int | None = option(None, help="rank of the result in every module; the error is reported", low=1)
+
+    example: ClassVar[str] = "runs/hate runs/violence --density 0.2 -o runs/ties"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(f"{type(self).__name__}.scale", self.scale)
+
+    def sparsify(self, delta: Delta, module: str, expert: str) -> Delta:
+        """The largest entries of each module."""
+        return DenseDelta(trim(delta.delta(), self.density))
+
+    def consensus(self, parts: Parts) -> Delta:
+        """The elected sum."""
+        return DenseDelta(elect(lambda: ((weight, delta.delta()) for weight, delta in parts()), self.normalize))
+
+    def rescale(self, merged: Delta, experts: int) -> Delta:
+        """Times ``scale``."""
+        return merged.folded(self.scale)
 
 
 def merge_ties(
@@ -28,7 +58,7 @@ def merge_ties(
     rank: int | None = None,
     errors: MutableMapping[str, float] | None = None,
     allow_base_mismatch: bool = False,
-) -> Iterator[tuple[str, LoraFactors]]:
+) -> Iterator[tuple[str, Delta]]:
     """Trim, elect signs and add, entry by entry on dense deltas, one module at a time; the result is truncated to ``rank``.
 
     Args:
@@ -39,16 +69,8 @@ def merge_ties(
         rank: Of the result in every module; the sum of the experts' ranks if not given, clipped to the matrix.
         errors: Filled, module by module, with the relative Frobenius error of the truncation.
     """
-    check_range("merge_ties.density", density, above=0, high=1)
-    check_choice("merge_ties.normalize", normalize, ("weights", "count", "none"))
-    check_range("merge_ties.scale", scale)
-    check_range("merge_ties.rank", rank or 1, low=1)
-    modules = compatible("merge_ties", experts, allow_base_mismatch=allow_base_mismatch)
-
-    def deltas(module: str) -> Parts:
-        return lambda: ((expert.weight, trim(expert.file.factors(module).delta(), density)) for expert in experts)
-
-    return stream_elected(experts, modules, deltas, normalize=normalize, scale=scale, rank=rank, errors=errors)
+    context = MergeContext(errors={} if errors is None else errors, allow_base_mismatch=allow_base_mismatch)
+    return Ties(density=density, normalize=normalize, scale=scale, rank=rank)(experts, context)
 
 
 def trim(delta: Float[Tensor, "fan_out fan_in"], density: float) -> Float[Tensor, "fan_out fan_in"]:
@@ -59,7 +81,7 @@ def trim(delta: Float[Tensor, "fan_out fan_in"], density: float) -> Float[Tensor
     return delta * (delta.abs() >= threshold)
 
 
-def elect(parts: Parts, normalize: Normalize) -> Float[Tensor, "fan_out fan_in"]:
+def elect(parts: Matrices, normalize: Normalize) -> Float[Tensor, "fan_out fan_in"]:
     """Sum of ``weight * delta`` over the experts whose sign is that of the whole sum; an even vote (sum 0) elects nobody.
 
     Two passes over ``parts`` keep a handful of dense matrices in memory, however many experts there are.
@@ -72,22 +94,3 @@ def elect(parts: Parts, normalize: Normalize) -> Float[Tensor, "fan_out fan_in"]
         result += weight * delta * agrees
         divisor += (abs(weight) if normalize == "weights" else 1.0) * agrees
     return result if normalize == "none" else result / divisor.where(divisor > 0, 1.0)
-
-
-def stream_elected(
-    experts: Sequence[Expert],
-    modules: Sequence[str],
-    deltas: Callable[[str], Parts],
-    *,
-    normalize: Normalize,
-    scale: float,
-    rank: int | None,
-    errors: MutableMapping[str, float] | None,
-) -> Iterator[tuple[str, LoraFactors]]:
-    """`elect` each module and write the result as factors."""
-    for module in modules:
-        wanted = rank or sum(expert.file.entries[module].rank for expert in experts)
-        lora, error = compress_dense(scale * elect(deltas(module), normalize), wanted)
-        if errors is not None:
-            errors[module] = error
-        yield module, lora

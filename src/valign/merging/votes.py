@@ -1,4 +1,4 @@
-"""What the calibration prompts said: which expert was most active, neuron by neuron. Counted here, collected in `calibration`."""
+"""Votes on which expert is the most active at each neuron: counted here, collected in `calibration`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from valign.checks import UserError, check_choice
 from valign.files import read_json, write_json
-from valign.models.files.adapter_files import LoraFactors
+from valign.merging.deltas import Delta, DenseDelta
 from valign.models.files.tensor_stream import stream_tensors
 
 Vote = Literal["prompt", "topk", "mass"]
@@ -54,11 +54,14 @@ class Ballot:
 
 
 def activations(
-    x: Float[Tensor, "prompt token fan_in"], lora: LoraFactors
+    x: Float[Tensor, "prompt token fan_in"], delta: Delta
 ) -> tuple[Float[Tensor, "prompt rank"], Float[Tensor, "prompt fan_out"]]:
-    """Mean over tokens of ``|x down^T|`` and of ``|scale x down^T up^T|``, in the dtype of the factors."""
-    hidden = x.to(lora.down.dtype) @ lora.down.T
-    return hidden.abs().mean(1), (hidden @ (lora.scale * lora.up).T).abs().mean(1)
+    """Mean over tokens of ``|x down^T|`` and of ``|x delta^T|``, in the dtype of the change; rank 0 if it is dense."""
+    if isinstance(delta, DenseDelta):
+        x = x.to(delta.matrix.dtype)
+        return x.new_zeros(len(x), 0), (x @ delta.matrix.T).abs().mean(1)
+    hidden = x.to(delta.down.dtype) @ delta.down.T
+    return hidden.abs().mean(1), (hidden @ (delta.scale * delta.up).T).abs().mean(1)
 
 
 def tally(activity: Float[Tensor, "prompt expert unit"], *, vote: Vote = "prompt", top_k: int | None = None) -> Ballot:

@@ -1,4 +1,4 @@
-"""Write a merge to disk while it streams: an adapter folder, with the full recipe beside it."""
+"""Write a merge to disk while it streams: an adapter folder, with all options and sources beside it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import Any
 
 import yaml
 
+from valign.checks import UserError
 from valign.files import write_text
+from valign.merging.deltas import Delta, DenseDelta
 from valign.merging.experts import Expert
 from valign.models.files.adapter_files import LoraFactors, save_adapter
 
@@ -47,7 +49,7 @@ def merge_metadata(method: str, experts: Sequence[Expert], options: Mapping[str,
 
 
 def write_merge(
-    stream: Iterator[tuple[str, LoraFactors]], out: Path, metadata: Mapping[str, Any], *, errors: Mapping[str, float] | None = None
+    stream: Iterator[tuple[str, Delta]], out: Path, metadata: Mapping[str, Any], *, errors: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
     """Write the adapter, ``merge_config.yml`` and a model card into ``out``, one module in memory at a time.
 
@@ -60,6 +62,8 @@ def write_merge(
 
     def counted() -> Iterator[tuple[str, LoraFactors]]:
         for module, lora in stream:
+            if isinstance(lora, DenseDelta):
+                raise UserError(f"{out}: an adapter must be low-rank, got a dense change of {module}. Set the rank of the merge.")
             summary["modules"] += 1
             summary["parameters"] += lora.down.numel() + lora.up.numel()
             summary["ranks"] = [min([lora.rank, *summary["ranks"]]), max([lora.rank, *summary["ranks"]])]

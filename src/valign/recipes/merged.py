@@ -2,22 +2,14 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_choice
 from valign.data.prompts.pairs import PromptPair
 from valign.files import hash_value
-from valign.merging import (
-    MERGES,
-    Expert,
-    co_merge,
-    collect_votes,
-    merge_metadata,
-    save_selection,
-    selection_report,
-    write_merge,
-)
+from valign.merging import MERGES, Calibration, Expert, MergeContext, merge_metadata, write_merge
 from valign.models.diffusion.base import DiffusionModel
 from valign.runs import Run
 
@@ -42,39 +34,31 @@ def merge_experts(
 
     Args:
         merge: A name in `MERGES`.
-        per_category: Training prompts of each expert's category that vote in Co-Merge.
-        scores: Share of harmful images by expert, lower is better; called only if ``merge`` is ``"best-single"``.
-    Raises: UserError for another name, best-single without scores, and whatever the merge refuses.
+        per_category: Training prompts of each expert's category that a calibrated merge looks at.
+        scores: Share of harmful images by expert, lower is better; called only by a merge with the option ``scores``.
+    Raises: UserError for another name, a merge that needs scores without them, and whatever the merge refuses.
     """
     check_choice("merge", merge, MERGES)
-    if merge == "best-single" and scores is None:
-        raise UserError("merge must not be best-single without scores of the experts. Choose another, or use `valign merge`.")
+    kind = MERGES[merge]
+    known: dict[str, Any] = {"seed": seed, "per_category": per_category, "scores": scores}
+    own = {item.name: known[item.name] for item in fields(kind) if item.name in known}
+    if "scores" in own and scores is None:
+        raise UserError(f"merge must not be {merge} without scores of the experts. Choose another, or use `valign merge`.")
     inputs = {expert.name: expert.file.fingerprint() for expert in experts}
     recipe: dict[str, Any] = {"merge": merge, "weights": [expert.weight for expert in experts]}
-    if merge == "co-merge":
+    calibration = None
+    if kind.calibrated:
         prompts = calibration_prompts(pairs, [expert.name for expert in experts])
         inputs, recipe = inputs | {"prompts": hash_value(prompts)}, recipe | {"per_category": per_category}
+        calibration = Calibration(model=lambda: model, prompts=prompts)
     run = Run.open(out, step="merge", recipe=recipe, inputs=inputs, seed=seed)
     if run.done and (out / "adapter").is_dir():
         return out / "adapter"
     shutil.rmtree(out / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
-    options: dict[str, Any] = {}
-    if merge == "co-merge":
-        votes = collect_votes(model, experts, prompts, per_category=per_category, seed=seed)
-        report = selection_report(votes)
-        save_selection(report, out)
-        made = write_merge(
-            co_merge(experts, votes),
-            out / "adapter",
-            merge_metadata(merge, experts, {"per_category": per_category, "seed": seed, "granularity": "output"}),
-        )
-        made["shares"] = dict(zip(report.experts, report.shares))
-    else:
-        if scores is not None and merge == "best-single":
-            options["scores"] = scores()
-        if merge == "dare-ties":
-            options["seed"] = seed
-        streamed = MERGES[merge](experts, **options)  # type: ignore[operator]
-        made = write_merge(streamed, out / "adapter", merge_metadata(merge, experts, options))
-    run.finish(**made)
+    if "scores" in own and scores is not None:
+        own["scores"] = scores()
+    method, context = kind(**own), MergeContext(calibration=calibration, folder=out)
+    metadata = merge_metadata(merge, experts, {name: getattr(method, name) for name in kind.recorded})
+    made = write_merge(method(experts, context), out / "adapter", metadata)
+    run.finish(**made, **context.results)
     return out / "adapter"
