@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+import click
 import pytest
 import typer.main
 
@@ -26,11 +27,12 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def commands() -> Iterator[tuple[str, object]]:
     def walk(name: str, command: object) -> Iterator[tuple[str, object]]:
-        children = getattr(command, "commands", None)
-        if children is None:
+        if not isinstance(command, click.Group):
             yield name, command
-        for child, inner in (children or {}).items():
-            yield from walk(f"{name} {child}".strip(), inner)
+            return
+        context = click.Context(command)
+        for child in command.list_commands(context):
+            yield from walk(f"{name} {child}".strip(), command.get_command(context, child))
 
     yield from walk("", typer.main.get_command(root.build()))
 

@@ -116,7 +116,7 @@ def test_co_merge_on_a_pipeline(tiny_sd, tmp_path):
         (("sum", "nowhere"), "nowhere does not exist"),
         (("co-merge", "A"), "needs one of --data FOLDER and --prompts FILE"),
         (("best-single", "A", "--score", "hate=x"), "--score must be NAME=NUMBER"),
-        (("ties", "A", "--density", "2"), r"merge_ties\.density must be in \(0, 1"),
+        (("ties", "A", "--density", "2"), r"Ties\.density must be in \(0, 1"),
     ],
 )
 def test_mistakes_are_named(arguments, message, folders, tmp_path):
@@ -131,7 +131,7 @@ def test_never_over_an_input_or_somebody_elses_folder(folders, tmp_path):
         merge("sum", folders[0], "-o", folders[0])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "diary.txt").write_text("dear")
-    with pytest.raises(UserError, match="exists and is no merge"):
+    with pytest.raises(UserError, match="exists and is not a merge"):
         merge("sum", folders[0], "-o", tmp_path / "mine")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +10,14 @@ from expert_data import SHAPES, deltas, random_factors
 from torch.testing import assert_close
 
 from valign.checks import UserError
-from valign.merging import MERGES, Votes, merge_metadata, write_merge
+from valign.merging import MERGES, DenseDelta, Expert, MergeContext, NamedDeltas, Votes, merge_metadata, write_merge
 from valign.models.files.adapter_files import WEIGHTS, open_adapter
 
 LINEAR = {"ties": {"normalize": "count"}, "dare-ties": {"normalize": "count"}}  # a weight is a strength here, not a share
 
 
 def even_votes(experts):
-    """Neuron j votes for expert j modulo N, by a margin that no tie can touch."""
+    """Neuron j votes for expert j modulo N, by a margin far from a tie."""
     counts = {}
     for module, (fan_out, _) in SHAPES.items():
         winner = torch.arange(fan_out) % max(1, len(experts))
@@ -24,14 +25,20 @@ def even_votes(experts):
     return Votes.from_counts([expert.name for expert in experts], counts)
 
 
-def merge(slug, experts, **options):
-    needs = {
-        "co-merge": lambda: (even_votes(experts),),
-        "best-single": lambda: ({expert.name: float(i) for i, expert in enumerate(experts)},),
-    }
-    exact = {"ties": {"density": 1.0}, "dare-ties": {"density": 1.0}}
-    arguments = needs.get(slug, tuple)()
-    return MERGES[slug](experts, *arguments, **{**exact.get(slug, {}), **options})
+@pytest.fixture
+def merge(tmp_path_factory):
+    """``merge(slug, experts, allow_base_mismatch=False, **options)``: what the row of the table makes of the experts."""
+
+    def merged(slug, experts, allow_base_mismatch=False, **options):
+        given = {"ties": {"density": 1.0}, "dare-ties": {"density": 1.0}}.get(slug, {})
+        if slug == "co-merge":
+            given = {"votes": tmp_path_factory.mktemp("votes")}
+            even_votes(experts).save(given["votes"])
+        if slug == "best-single":
+            given = {"scores": {expert.name: float(ord(expert.name[0])) for expert in experts}}
+        return MERGES[slug](**given | options)(experts, MergeContext(allow_base_mismatch=allow_base_mismatch))
+
+    return merged
 
 
 def weighted(experts, *weights):
@@ -44,18 +51,21 @@ def slug(request):
 
 
 def test_every_row_declares_its_method(slug):
-    method = sys.modules[MERGES[slug].__module__].METHOD
-    assert (method.slug, method.room) == (slug, "merging")
-    assert method.entry == f"{MERGES[slug].__module__}:{MERGES[slug].__name__}"
+    kind = MERGES[slug]
+    module = sys.modules[kind.__module__]
+    assert (module.METHOD.slug, module.METHOD.room) == (slug, "merging")
+    assert callable(getattr(module, module.METHOD.entry.removeprefix(f"{kind.__module__}:")))
+    assert kind.__doc__.endswith(".")
+    assert set(kind.recorded) <= {item.name for item in dataclasses.fields(kind)}
 
 
-def test_one_expert_is_kept(slug, three):
+def test_one_expert_is_kept(slug, three, merge):
     merged, kept = deltas(merge(slug, three[:1])), deltas(three[0].file.items())
     for module in SHAPES:
         assert_close(merged[module], kept[module], rtol=1e-5, atol=1e-6)
 
 
-def test_identical_experts_are_kept(slug, make_expert):
+def test_identical_experts_are_kept(slug, make_expert, merge):
     factors = random_factors(rank=3)
     experts = [make_expert(name, factors) for name in "abc"]
     merged = deltas(merge(slug, experts))
@@ -64,12 +74,12 @@ def test_identical_experts_are_kept(slug, make_expert):
         assert_close(merged[module], times * lora.delta(), rtol=1e-5, atol=1e-6)
 
 
-def test_weight_zero_is_the_base_model(slug, three):
+def test_weight_zero_is_the_base_model(slug, three, merge):
     for delta in deltas(merge(slug, weighted(three, 0, 0, 0))).values():
         assert delta.abs().max() == 0
 
 
-def test_weight_is_a_strength_never_squared(slug, three):
+def test_weight_is_a_strength_never_squared(slug, three, merge):
     options = LINEAR.get(slug, {})
     once = deltas(merge(slug, three, **options))
     for strength in (0.5, -2.0):
@@ -78,25 +88,21 @@ def test_weight_is_a_strength_never_squared(slug, three):
             assert_close(scaled[module], strength * once[module], rtol=1e-4, atol=1e-5)
 
 
-def test_order_of_experts_does_not_matter(slug, three):
+def test_order_of_experts_does_not_matter(slug, three, merge):
     if slug == "co-merge":
         pytest.skip("the votes carry the order; see test_co_merge.py")
-    one = deltas(merge(slug, three))
-    other = deltas(merge(slug, three[1:] + three[:1])) if slug != "best-single" else None
-    if other is None:  # the scores go with the names
-        scores = {expert.name: float(i) for i, expert in enumerate(three)}
-        other = deltas(MERGES[slug](three[::-1], scores))
+    one, other = deltas(merge(slug, three)), deltas(merge(slug, three[1:] + three[:1]))
     for module in SHAPES:
         assert_close(one[module], other[module], rtol=1e-4, atol=1e-5)
 
 
-def test_modules_come_sorted_and_scale_is_one(slug, three):
+def test_modules_come_sorted_and_scale_is_one(slug, three, merge):
     stream = list(merge(slug, three))
     assert [module for module, _ in stream] == sorted(SHAPES)
     assert all(lora.scale == 1 and lora.down.dtype == lora.up.dtype == torch.float32 for _, lora in stream)
 
 
-def test_saved_merge_reads_back_and_is_reproducible(slug, three, tmp_path):
+def test_saved_merge_reads_back_and_is_reproducible(slug, three, tmp_path, merge):
     expected = dict(merge(slug, three))
     for folder in ("one", "two"):
         write_merge(merge(slug, three), tmp_path / folder, merge_metadata(slug, three, {}))
@@ -110,7 +116,7 @@ def test_saved_merge_reads_back_and_is_reproducible(slug, three, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_checks_come_before_the_first_module(slug, three, make_expert):
+def test_checks_come_before_the_first_module(slug, three, make_expert, merge):
     with pytest.raises(UserError, match="experts must not be empty"):
         merge(slug, [])
     with pytest.raises(UserError, match="must have different names, got hate twice"):
@@ -119,3 +125,27 @@ def test_checks_come_before_the_first_module(slug, three, make_expert):
     with pytest.raises(UserError, match="must come from one base model"):
         merge(slug, [three[0], stranger])
     assert deltas(merge(slug, [three[0], stranger], allow_base_mismatch=True))
+
+
+def test_dense_experts_give_the_same_dense_change(slug, three, merge):
+    """The same changes as matrices, or one of them as a matrix, in memory."""
+    expected = deltas(merge(slug, three))
+    dense = [
+        Expert(expert.name, NamedDeltas({module: DenseDelta(lora.delta()) for module, lora in expert.file.items()}))
+        for expert in three
+    ]
+    for experts in (dense, [dense[0], *three[1:]]):
+        merged = dict(merge(slug, experts))
+        assert list(merged) == sorted(SHAPES)
+        for module, delta in merged.items():
+            assert_close(delta.delta(), expected[module], rtol=1e-4, atol=1e-5)
+    assert all(isinstance(delta, DenseDelta) for _, delta in merge(slug, dense))
+    with pytest.raises(UserError, match="must be low-rank, got a dense change of down_blocks"):
+        write_merge(merge(slug, dense), Path("never"), merge_metadata(slug, dense, {}))
+
+
+def test_factors_in_memory_are_as_good_as_files(slug, three, merge, tmp_path):
+    held = [Expert(expert.name, NamedDeltas(dict(expert.file.items()), expert.file.metadata)) for expert in three]
+    for folder, experts in (("files", three), ("memory", held)):
+        write_merge(merge(slug, experts), tmp_path / folder, {})
+    assert (tmp_path / "files" / WEIGHTS).read_bytes() == (tmp_path / "memory" / WEIGHTS).read_bytes()

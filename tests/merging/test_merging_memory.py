@@ -14,19 +14,21 @@ MODULES, WIDTH, RANK = 100, 1024, 64  # half a megabyte of factors per module, 5
 SCRIPT = """
 import re, sys, torch
 from pathlib import Path
-from valign.merging import MERGES, Expert, Votes, merge_metadata, write_merge
+from valign.merging import MERGES, Expert, MergeContext, Votes, merge_metadata, write_merge
 from valign.models.files.adapter_files import open_adapter, save_adapter
 torch.set_num_threads(1)
 slug, out, *folders = sys.argv[1:]
 small = [Expert(Path(f).name, open_adapter(f)) for f in folders]
 module = small[0].file.modules[0]
 def merge(experts, modules):
-    arguments = ()
+    options = {}
     if slug == "co-merge":
-        arguments = ({m: torch.arange(len(experts))[:, None].expand(-1, 1024) for m in modules},)
+        counts = {m: torch.arange(len(experts))[:, None].expand(-1, 1024) for m in modules}
+        options = {"votes": Path(out).parent / "votes"}
+        Votes.from_counts([e.name for e in experts], counts).save(options["votes"])
     if slug == "best-single":
-        arguments = ({e.name: 1.0 for e in experts},)
-    return MERGES[slug](experts, *arguments)
+        options = {"scores": {e.name: 1.0 for e in experts}}
+    return MERGES[slug](**options)(experts, MergeContext())
 def memory(what):
     return int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 next(iter(merge(small, small[0].file.modules)))  # every library is loaded and warm, one module has been through

@@ -5,7 +5,7 @@ import torch
 from expert_data import SHAPES, random_factors
 
 from valign.merging import plan_merge
-from valign.merging.plan import inner
+from valign.merging.deltas import inner
 
 
 def test_figures_are_those_of_the_dense_deltas(three):

@@ -100,5 +100,5 @@ def test_default_rank_is_that_of_all_experts_together(three):
 
 @pytest.mark.parametrize("bad", [0.0, 1.5, float("nan")])
 def test_refuses_densities_outside_the_unit_interval(bad, three):
-    with pytest.raises(ValueError, match=r"merge_ties\.density must be in \(0, 1"):
+    with pytest.raises(ValueError, match=r"Ties\.density must be in \(0, 1"):
         merge_ties(three, density=bad)

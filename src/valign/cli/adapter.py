@@ -22,7 +22,7 @@ def show(
     json: Annotated[bool, Option("--json", help="everything, module by module, as JSON")] = False,
 ) -> None:
     """Say what an adapter changes, by how much, and where it came from."""
-    from valign.merging.plan import inner
+    from valign.merging.deltas import inner
     from valign.models.files.adapter_files import open_adapter
 
     adapter = open_adapter(folder)

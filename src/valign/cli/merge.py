@@ -69,10 +69,17 @@ def merge_command(name: str) -> Command:
     single = Typer(add_completion=False)
 
     @single.command(
-        name, cls=configured(**parts), help=(kind.__doc__ or "").split("\n")[0], epilog=f"example: valign merge {name} {kind.example}"
+        name,
+        cls=configured(**parts),
+        help=(kind.__doc__ or "").split("\n")[0],
+        epilog=f"example: valign merge {name} {kind.example}",
     )
     def merge(
-        ctx: TyperContext, experts: Experts, folder: Out, weight: Weights = [], allow_base_mismatch: Mismatch = False  # noqa: B006
+        ctx: TyperContext,
+        experts: Experts,
+        folder: Out,
+        weight: Weights = [],  # noqa: B006
+        allow_base_mismatch: Mismatch = False,
     ) -> None:
         method, chosen = record(ctx, kind), parse_experts(experts, weight, out=folder)
         given = calibration(name, chosen, record(ctx, CalibrationOptions)) if method.needs_calibration else None
@@ -156,14 +163,10 @@ def calibration(name: str, experts: "Sequence[Expert]", options: CalibrationOpti
     texts = _calibration_prompts(name, experts, options.data, options.prompts)
     if not options.model:
         raise UserError(f"{name} needs --model, the base model of the experts, or --votes of an earlier {name}.")
-    return Calibration(
-        model=lambda: resolve_model(options.model, device=options.device), prompts=texts, model_name=options.model
-    )
+    return Calibration(model=lambda: resolve_model(options.model, device=options.device), prompts=texts, model_name=options.model)
 
 
-def _calibration_prompts(
-    name: str, experts: "Sequence[Expert]", data: Path | None, prompts: Path | None
-) -> dict[str, list[str]]:
+def _calibration_prompts(name: str, experts: "Sequence[Expert]", data: Path | None, prompts: Path | None) -> dict[str, list[str]]:
     """Unsafe prompts by category: of the experts' categories where all are known, otherwise of all that there are."""
     if (data is None) == (prompts is None):
         raise UserError(f"{name} needs one of --data FOLDER and --prompts FILE, the unsafe prompts that vote.")

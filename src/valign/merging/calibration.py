@@ -162,7 +162,7 @@ def _activity(
     for module, hook in hooks.items():
         activity["output"][module] = torch.stack([hook.outputs[n] for n in experts], 1).cpu() / states
         factors = [part for part in hook.parts if isinstance(part, LoraFactors)]
-        if len(factors) == len(hook.parts) and len({part.rank for part in factors}) == 1:  # different numbers of ranks cannot compete
+        if len(factors) == len(hook.parts) and len({part.rank for part in factors}) == 1:  # unequal ranks cannot compete
             down = torch.stack([hook.hidden[n] for n in experts], 1).cpu() / states
             activity["down"][module] = down
             activity["rank_unit"][module] = down * torch.stack([part.up.norm(dim=0) for part in factors]).cpu()

@@ -15,8 +15,8 @@ Parts = Callable[[], Iterator[tuple[float, Delta]]]  # (weight, sparse delta) of
 class DeltaMerge(MergeMethod):
     """A subclass replaces the steps in which it differs from the exact sum.
 
-    Where all experts are low-rank, a dense consensus is truncated to the option ``rank`` if there is one, otherwise to the sum of the
-    experts' ranks, so that the result is an adapter again; with a dense expert only where ``rank`` is set.
+    Where all experts are low-rank, a dense consensus is truncated to the option ``rank`` if it is set, otherwise to the sum of the
+    experts' ranks, so that the result is an adapter again. With a dense expert it is truncated only if ``rank`` is set.
     """
 
     def sparsify(self, delta: Delta, module: str, expert: str) -> Delta:

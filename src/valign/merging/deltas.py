@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,7 @@ class DenseDelta:
 Delta = LoraFactors | DenseDelta
 
 
+@runtime_checkable
 class Sized(Protocol):
     """Rank and shape of a module's change, known before it is read."""
 
@@ -50,6 +51,7 @@ class Sized(Protocol):
     def shape(self) -> tuple[int, int]: ...
 
 
+@runtime_checkable
 class DeltaSource(Protocol):
     """Where an expert's changes come from: an `AdapterFile`, read module by module, or `NamedDeltas` in memory."""
 

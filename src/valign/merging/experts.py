@@ -48,7 +48,7 @@ def compatible(
     first = experts[0]
     dense = [expert.name for expert in experts if any(isinstance(entry, DenseDelta) for entry in expert.file.entries.values())]
     if dense and equal_ranks:
-        raise UserError(f"{who}.experts must be low-rank for this granularity; {_listed(dense)} is dense. Use granularity 'output'.")
+        raise UserError(f"{who}.experts must be low-rank for this granularity, got dense: {_listed(dense)}. Use 'output'.")
     for expert in experts[1:]:
         _check_same(who, first, expert, equal_ranks)
     for expert in experts if finite else ():

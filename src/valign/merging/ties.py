@@ -25,8 +25,8 @@ Matrices = Callable[[], Iterator[tuple[float, Tensor]]]  # (weight, sparse delta
 class Ties(DeltaMerge):
     """Keep each expert's largest changes, elect signs, add what agrees (TIES, arXiv 2306.01708)."""
 
-    density: float = option(0.2, help="fraction of each change's entries that is kept, in (0, 1]; 0.2 is the paper's", above=0, high=1)
-    normalize: Normalize = option("weights", help="what the sum of agreeing entries is divided by: their |weights|, their count (paper)")
+    density: float = option(0.2, help="fraction of entries that is kept, in (0, 1]; 0.2 is the paper's", above=0, high=1)
+    normalize: Normalize = option("weights", help="what the sum of agreeing entries is divided by; the paper's is count")
     scale: float = option(1.0, help="factor on the result, the paper's lambda")
     rank: int | None = option(None, help="rank of the result in every module; the error is reported", low=1)
 

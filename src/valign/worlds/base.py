@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -16,6 +16,7 @@ from valign.evaluation.suite import Suite
 from valign.models.encoders.clip import ClipEncoder
 
 
+@runtime_checkable
 class WorldGrammar(PromptGrammar, Protocol):
     """Prompt pairs by category, and benign prompts."""
 
