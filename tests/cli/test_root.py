@@ -7,9 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 
-import click
 import pytest
 import typer.main
+from typer.core import TyperGroup
 
 from valign.cli import root
 
@@ -27,10 +27,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def commands() -> Iterator[tuple[str, object]]:
     def walk(name: str, command: object) -> Iterator[tuple[str, object]]:
-        if not isinstance(command, click.Group):
+        if not isinstance(command, TyperGroup):
             yield name, command
             return
-        context = click.Context(command)
+        context = typer.Context(command)
         for child in command.list_commands(context):
             yield from walk(f"{name} {child}".strip(), command.get_command(context, child))
 

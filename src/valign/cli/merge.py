@@ -6,11 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from click import Command, Context
 from rich.table import Table
 from rich.text import Text
-from typer import Argument, Option, Typer
-from typer import Context as TyperContext
+from typer import Argument, Context, Option, Typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -25,23 +23,25 @@ if TYPE_CHECKING:
 class Merges(TyperGroup):
     """A command for each row of `valign.merging.MERGES`, made when it is asked for, so that other help stays quick."""
 
-    def list_commands(self, ctx: Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         from valign.merging import MERGES
 
         return [*MERGES, *self.commands]
 
-    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         from valign.merging import MERGES
 
         return merge_command(cmd_name) if cmd_name in MERGES else super().get_command(ctx, cmd_name)
 
 
-app = Typer(
-    cls=Merges,
-    no_args_is_help=True,
-    help="Combine adapters into one. An expert is FOLDER or NAME=FOLDER; without a name it has its category's, or its folder's. "
-    "--weight NAME=0.5 multiplies its change of the model.",
-)
+app = Typer(no_args_is_help=True)
+
+
+@app.callback(cls=Merges)
+def merge() -> None:
+    """Combine adapters into one. An expert is FOLDER or NAME=FOLDER; without a name it has its category's, or its folder's.
+    --weight NAME=0.5 multiplies its change of the model."""
+
 
 Experts = Annotated[list[str], Argument(metavar="[NAME=]FOLDER", help="adapter folders, or runs of `valign train`")]
 Out = Annotated[Path, Option("--out", "-o", help="new folder for the merged adapter")]
@@ -60,7 +60,7 @@ class CalibrationOptions:
     device: str = option("auto", help="auto, cpu, cuda, ...")
 
 
-def merge_command(name: str) -> Command:
+def merge_command(name: str) -> Any:
     """The command of one merge: its options come from the dataclass in the table."""
     from valign.merging import MERGES, MergeContext
 
@@ -74,8 +74,8 @@ def merge_command(name: str) -> Command:
         help=(kind.__doc__ or "").split("\n")[0],
         epilog=f"example: valign merge {name} {kind.example}",
     )
-    def merge(
-        ctx: TyperContext,
+    def command(
+        ctx: Context,
         experts: Experts,
         folder: Out,
         weight: Weights = [],  # noqa: B006
@@ -84,7 +84,7 @@ def merge_command(name: str) -> Command:
         method, chosen = record(ctx, kind), parse_experts(experts, weight, out=folder)
         given = calibration(name, chosen, record(ctx, CalibrationOptions)) if method.needs_calibration else None
         context = MergeContext(allow_base_mismatch=allow_base_mismatch, calibration=given, folder=folder, keep_votes=True)
-        write(name, method, chosen, context)
+        write(folder, name, method, chosen, context)
 
     return get_command(single)
 
