@@ -94,6 +94,16 @@ def test_equals_the_transcription(model, experts):
         assert set(votes.ballots) == {"output", "down", "rank_unit"}
 
 
+def test_a_rank_unit_counts_with_the_norm_of_its_column(model, experts):
+    """Rank-1 term i answers ``|x a_i| b_i``: its activation is that of ``down``'s row i times the norm of ``up``'s column i."""
+    votes = collect_votes(model, experts, PROMPTS, **FAST)
+    for module in experts[0].file.modules:
+        columns = torch.stack([expert.factors(module).up.square().sum(0).sqrt() for expert in experts])
+        assert (columns - 1).abs().max() > 0.1
+        sums = votes.ballots["down"][module].sums * columns
+        assert_close(votes.ballots["rank_unit"][module].sums, sums, rtol=1e-4, atol=1e-6)
+
+
 def test_each_expert_can_see_its_own_activations(model, experts):
     votes = collect_votes(model, experts, {"hate": ["a red man"]}, inputs="per_expert", **FAST)
     for n, expert in enumerate(experts):
