@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
-from valign.checks import check_range
+from valign.checks import check_options, check_range, option
 
 # state(step, scale, uncond, cond, *extra) -> combined answer, tensors [batch, channel, height, width]. ``step`` counts from 0,
 # ``scale`` is the guidance scale. A state lives for one batch, so it may carry momentum from step to step.
@@ -75,15 +75,13 @@ class LatentEncoder(Protocol):
 class SamplingConfig:
     """How images are generated, whatever the prompts. Their size is always the model's own ``image_size``."""
 
-    steps: int = 50  # denoising steps of the whole schedule, 1 or more
-    guidance_scale: float = 7.5  # >= 0; at 1 or below the unconditional branch is not evaluated, as in diffusers
-    batch_size: int = 8  # images at a time, 1 or more; another size changes an image by rounding alone
-    seed: int = 0  # of the first image where a call gives no seeds; the next ones count on from it
+    steps: int = option(50, help="denoising steps of the whole schedule", low=1)
+    guidance_scale: float = option(7.5, help="classifier-free guidance scale; at 1 or below there is none", low=0)
+    batch_size: int = option(8, help="images at a time; another number changes them by rounding alone", low=1)
+    seed: int = option(0, help="random seed of the first image where none are given; the next ones count on from it")
 
     def __post_init__(self) -> None:
-        check_range("SamplingConfig.steps", float(self.steps), low=1.0)
-        check_range("SamplingConfig.guidance_scale", self.guidance_scale, low=0.0)
-        check_range("SamplingConfig.batch_size", float(self.batch_size), low=1.0)
+        check_options(self)
 
     @classmethod
     def of(cls, config: Any) -> "SamplingConfig":
