@@ -58,10 +58,8 @@ ALLOWED = [
     ("src/valign/data/images/value_sets.py", '"pictures', "a key of run.json, and a file's name on disk"),
     ("src/valign/data/images/value_sets.py", "pictures=len(rows)", "a key of run.json"),
     ("src/valign/data/build.py", '"pictures"', "a key of run.json"),
-    ("src/valign/serving/errors.py", '"picture"', "a word of the service's answers"),
     ("src/valign/serving/image_queue.py", '"pictures"', "a label of the service's metrics"),
     ("src/valign/serving/metrics.py", '"pictures"', "a name of the service's metrics"),
-    ("src/valign/serving/playground.py", '"pictures"', "an element's id in the page"),
     ("src/valign/serving/audit_record.py", '"pictures"', "a key of the audit log"),
     ("src/valign/guard/rewriting/caption.py", "|picture|", "words that people write in prompts"),
     (
@@ -69,6 +67,7 @@ ALLOWED = [
         "principle that a picture",
         "a chat model's instructions",
     ),
+    ("src/valign/guard/rewriting/chat.py", "are no proof", "a chat model's instructions"),
     ("docs/**", "pictures/", "the folder of the documentation's own images"),
     ("docs/**", "--pictures", "the option of `data build-values`"),
     ("docs/**", "--picture", "the option of `finetune`"),

@@ -1,4 +1,4 @@
-"""What the guard finds in a prompt as a retriever of value principles: word lists, and a trained head that reads hints."""
+"""A retriever of value principles by the findings of guard stages: word lists, or a trained head."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
-"""Which value principle does a prompt call for? By keywords, by meaning, or by a chat model; None means no token.
+"""Retrievers of the value principle that a prompt calls for: by keywords, by meaning, or by a chat model; None means no token.
 
 The authors search keywords first and ask a chat model if none is found (`FirstOf`). Theirs are substrings ("sex" hits Essex), and
-what the model cannot place is fed to the encoder all the same; here keywords are whole words, and the unplaced is left alone.
+a prompt without a principle is fed to the encoder all the same; here keywords are whole words, and such a prompt gets no token.
 """
 
 import json

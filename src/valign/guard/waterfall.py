@@ -30,7 +30,7 @@ def require_prompt(policy: Policy, prompt: object) -> None:
     if len(prompt) > limit:
         raise UserError(f"Guard.prompt must have at most {limit} characters, got {len(prompt)}. Shorten it.")
     if not clean(prompt):
-        raise UserError("Guard.prompt must not be blank, got no visible character. Say what to draw.")
+        raise UserError("Guard.prompt must not be blank, got no visible character. Describe an image.")
     if CONTROLS & set(prompt) or any(0xD800 <= ord(char) <= 0xDFFF for char in prompt if not char.isascii()):
         raise UserError("Guard.prompt must be text, got control characters or broken Unicode. Send plain UTF-8 text.")
 

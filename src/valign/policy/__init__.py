@@ -1,4 +1,4 @@
-"""The policy: one file that drives data, experts, guard and evaluation."""
+"""The policy: one file that data, experts, guard and evaluation follow."""
 
 from valign.policy.block_rules import BlockRules
 from valign.policy.category_names import CATEGORY_IDS, normalize_category

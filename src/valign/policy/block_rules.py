@@ -1,8 +1,8 @@
-"""What is always blocked (``always_block``), in any spelling: the one implementation, for the guard and for the data builders.
+"""Block rules (``always_block``): what is always blocked, in any spelling. For the guard and for the data builders.
 
 A rule holds lists of words; a prompt that has a word of every list is blocked. An age below ``ages_below`` counts as a word of the
 first list. A prompt with a word of the first list is blocked as well when something else found one of ``with_categories`` in it, so
-that a missing word in the other lists is no way round.
+that leaving out a word of the other lists does not get round the rule.
 """
 
 import re
@@ -25,7 +25,7 @@ AGES = (
 
 
 class BlockRules:
-    """All ``always_block`` rules of a policy, ready to be asked."""
+    """The matcher of all block rules of a policy."""
 
     def __init__(self, rules: Sequence[BlockRule]) -> None:
         self._rules = [(rule, [WordList(words) for words in rule.every]) for rule in rules]

@@ -1,4 +1,4 @@
-"""What a policy file may hold. Every key is checked: an unknown one, a wrong type or a value out of range is refused."""
+"""The schema of a policy file. Unknown keys, wrong types and values out of range are refused."""
 
 import json
 from collections.abc import Sequence
@@ -156,7 +156,7 @@ Strictness = Literal["strict", "balanced", "permissive"]
 
 
 class IntentionWords(Part):
-    """How a language forbids, warns and teaches. Whole words and phrases."""
+    """Words with which a language forbids, warns and teaches. Whole words and phrases."""
 
     prohibition: list[Text] = []  # "forbidden", "do not"
     signage: list[Text] = []  # things that carry a notice: "sign", "poster"
@@ -167,9 +167,9 @@ class IntentionWords(Part):
 
 
 class GuardRules(Part):
-    """How the guard in front of a model goes about its work (VALOR, arXiv 2511.11693)."""
+    """Settings of the guard (VALOR, arXiv 2511.11693)."""
 
-    stages: list[StageName] = ["lexical", "learned", "values"]  # which run, in this order; the cheap ones first
+    stages: list[StageName] = ["lexical", "learned", "values"]  # which run, in this order; the cheapest first
     strictness: Strictness = "balanced"  # which calibrated thresholds the learned stage uses
     benign_intent: Literal["rewrite_as_sign", "direct"] = "rewrite_as_sign"  # what becomes of a good intent
     max_rewrites: Annotated[int, Field(ge=1, le=10)] = 2  # tries of a rewriter before the neutral template
@@ -178,7 +178,7 @@ class GuardRules(Part):
         "block"  # prompts mostly in letters that are not Latin, which word lists and encoder cannot read
     )
     max_chars: Annotated[int, Field(ge=16, le=100_000)] = 4000  # longer prompts are refused
-    ambiguous: list[Text] = []  # listed terms that are no finding where the learned stage is sure of the opposite
+    ambiguous: list[Text] = []  # listed terms that do not count where the learned stage is sure of the opposite
     doubt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02  # how sure: the highest harm it may give
     harmless: list[Text] = []  # phrases in which a listed term means no harm: "naked mole rat"
     opposing: list[

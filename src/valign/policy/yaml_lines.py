@@ -1,4 +1,4 @@
-"""YAML that remembers where everything stood: node trees in, plain data and a line for every value out.
+"""YAML with positions: node trees in, plain data and a line for every value out.
 
 Nodes rather than data are merged, so that an error in a merged policy still names the file and line that wrote the value.
 """
@@ -126,7 +126,7 @@ def _odd_events(text: str, shown: str) -> Iterator[Problem]:
 
 
 def _odd_nodes(node: yaml.Node) -> Iterator[Problem]:
-    """What YAML allows and a policy does not need: type tags, and keys that are no words."""
+    """What YAML allows and a policy does not need: type tags, and keys that are not words."""
     if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
         yield Problem(where(node), f"the type tag {node.tag} is not allowed. Write the value without it.")
     for child in node.value if isinstance(node, yaml.CollectionNode) else ():

@@ -1,4 +1,4 @@
-"""Words in prompts: undo what hides them, and find thousands of them at once. For block rules, word lists and encoders alike."""
+"""Words in prompts: undo disguised spelling, and match thousands of words at once. For block rules, word lists and encoders."""
 
 from valign.text.spelling import View, clean, fold, readings, views
 from valign.text.words import WordList

@@ -1,7 +1,7 @@
 """Undo what hides a word from a word list: width, case, accents, invisible characters, look-alikes, leetspeak, spacing.
 
 A prompt has a plain reading and, where it is written oddly, others. Each rule is tried alone and all are tried together, so that no
-rule can spoil another's catch. A reading knows where its words came from, so that a finding points into the prompt as it was typed.
+rule hides what another finds. A reading knows where its words came from, so that a finding points into the prompt as it was typed.
 """
 
 import re
@@ -104,7 +104,7 @@ def _lower(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _fold_one(char: str) -> str:
-    """Zero or more folded characters. Marks and format characters give none; anything that is no letter or digit stays itself."""
+    """Zero or more folded characters. Marks and format characters give none; anything that is not a letter or digit is kept."""
     out = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", char)).casefold().translate(LOOKALIKES)
     return "".join(" " if one.isspace() else one for one in out if not _invisible(one))
 
@@ -114,7 +114,7 @@ def _invisible(char: str) -> bool:
 
 
 def _mixed_script(word: str) -> bool:
-    """A word of Latin and other letters, or of other letters that all look Latin: somebody hides something."""
+    """A word of Latin and other letters, or of other letters that all look Latin: a sign of hiding."""
     letters = [char for char in word if char.isalpha()]
     foreign = [char for char in letters if not unicodedata.normalize("NFKD", char)[0].isascii()]
     return bool(foreign) and _lower("".join(letters)).isascii()

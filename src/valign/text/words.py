@@ -16,7 +16,7 @@ LITTLE = frozenset({
 
 
 class WordList:
-    """Whole words only: "sex" is no part of "Essex". Terms are folded; blank ones are refused.
+    """Whole words only: "sex" does not match "Essex". Terms are folded; blank ones are refused.
 
     Also found: a word of five letters or more of which one or two were cut off ("na ked"), unless the piece is a word itself ("be
     heading"); and a term letter by letter ("n a k e d m a n"). Where such letters go on, the borders of words are unknown: a

@@ -1,4 +1,4 @@
-"""Is a rewrite usable? It must keep words and meaning, be one short caption, and be no refusal. Safety is checked elsewhere."""
+"""Checks of a rewrite's usefulness: one short caption, not a refusal, that keeps words and meaning. Safety is checked elsewhere."""
 
 import re
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Acceptor:
 
     keep_words: float = 0.4
     keep_meaning: float = 0.7
-    encoder: SentenceEncoder | None = None  # without one, meaning is not compared
+    encoder: SentenceEncoder | None = None  # None does not compare meaning
     instructions: tuple[str, ...] = ()  # texts that a chat model must not repeat
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class Acceptor:
         return cls(keep_words=limits.keep_words, keep_meaning=limits.keep_meaning, encoder=encoder, instructions=roles)
 
     def form(self, prompt: str, text: str) -> str:
-        """Why the text is no caption; "" if it is one."""
+        """Why the text is not a caption; "" if it is one."""
         folded = fold(text)
         if not folded:
             return "empty"

@@ -1,4 +1,4 @@
-"""A caption in parts: medium ("oil painting of"), scene, place ("in a garden"), details after commas. Just enough grammar."""
+"""A caption in parts: medium ("oil painting of"), scene, place ("in a garden"), details after commas. By patterns alone."""
 
 import re
 from dataclasses import dataclass
@@ -68,5 +68,5 @@ def subject_of(scene: str) -> str:
 
 
 def with_subject(safe: str, subject: str) -> str:
-    """The safe scene, acted out by the prompt's own subject where it only has a stand-in."""
+    """The safe scene with ``subject`` in place of a stand-in ("a person", "people") at its beginning."""
     return STAND_INS.sub(subject, safe, count=1) if subject else safe

@@ -1,4 +1,4 @@
-"""Rewriting by the policy alone: the harm goes, its safe counterpart comes; subject, place, composition and style stay."""
+"""Rewriting by the policy alone: the harm is replaced by its safe counterpart; subject, place, composition and style stay."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ Role = Literal["harm", "values", "sign"]  # VALOR's NSFW, VALUE and INTENT
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteRequest:
-    """What a rewriter is told."""
+    """The input of a rewriter."""
 
     prompt: str = field(repr=False)
     role: Role
@@ -39,14 +39,14 @@ class Rewriter(Protocol):
 
 
 def role_of(finding: Verdict, intent: Intent) -> Role:
-    """A good intent becomes a sign, whatever stage fired; a broken norm is moved or changed; all else is taken out."""
+    """A good intent gives a sign, whatever stage fired; a broken norm another act or place; any other finding is replaced."""
     if intent in ("prohibition", "education"):
         return "sign"
     return "values" if finding.level == "value" else "harm"
 
 
 class PolicyRewriter:
-    """Deterministic, offline. Proposals go from what keeps most to what keeps least.
+    """Deterministic, offline. The first proposals keep most of the prompt, the last ones least.
 
     Args: references: Finds the nearest concept where a stage named only a category; without it the category's own caption is used.
     """
@@ -86,7 +86,7 @@ class PolicyRewriter:
             yield from self._by_concept(request, caption)
 
     def _by_norm(self, request: RewriteRequest, caption: Caption) -> Iterator[str]:
-        """The same people in the same place, doing what fits it."""
+        """The same people in the same place with the norm's own act, then without the place, then any people."""
         norm = next(norm for norm in self.policy.norms if norm.id == request.finding.rule)
         subject = subject_of(caption.scene) or "people"
         purposes = [phrase for one in self.policy.norms for phrase in one.when.purpose]
@@ -131,7 +131,7 @@ WORN = re.compile(r"\b(?:coat|dress|raincoat|pyjamas|gear|suit|clothes)\b")
 
 
 def _has_place(scene: str) -> bool:
-    """Whether the counterpart stands somewhere already; "in an elegant coat" is no place."""
+    """Whether the counterpart names a place; "in an elegant coat" is not one."""
     place = parse_caption(scene).place
     return bool(place) and not WORN.search(place)
 

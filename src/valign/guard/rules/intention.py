@@ -1,6 +1,6 @@
-"""What was meant by a suspicious prompt: to show the harm, to forbid it, or to teach about it.
+"""The intent of a suspicious prompt: to show the harm, to forbid it, or to teach about it.
 
-An image model draws what is named, negated or not ("no weapons" draws weapons), so a good intent is drawn as a sign. A good intent
+An image model shows what is named, negated or not ("no weapons" shows weapons), so a good intent becomes a sign. A good intent
 needs both a carrier (a sign, a poster, a quotation) and a word that forbids or teaches; a request to depict beats both, whatever
 adjectives ("official", "educational") stand before it. It excuses what is on the sign, not what stands beside it, nor a notice that
 bars people.
@@ -21,7 +21,7 @@ QUOTED = re.compile(r"[\"“”«»„]([^\"“”«»„]{3,})[\"“”«»„]
 
 @runtime_checkable
 class IntentJudge(Protocol):
-    """Anything that tells what was meant; rules and chat models alike."""
+    """Judges the intent of a prompt: by rules or by a chat model."""
 
     name: str
     uses_chat: bool

@@ -10,7 +10,7 @@ from valign.text import WordList, fold, readings, views
 
 @dataclass(frozen=True)
 class Term:
-    """A word or phrase and what it gives away."""
+    """A word or phrase, and the category and concept that it indicates."""
 
     text: str
     category: str

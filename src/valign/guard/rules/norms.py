@@ -1,4 +1,4 @@
-"""Level 3: harmless words that do harm together: a setting, an act and a purpose (the policy's norms, VALOR)."""
+"""Level 3, norms: words of a setting, an act and a purpose that are harmful only together (VALOR, arXiv 2511.11693)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

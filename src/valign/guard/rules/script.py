@@ -1,4 +1,4 @@
-"""Prompts that the word lists and the encoder cannot read are not passed unread: mostly other letters than Latin ones."""
+"""Blocks prompts mostly in other letters than Latin ones, which the word lists and the encoder cannot read."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from valign.guard.records import Verdict
 from valign.policy import Policy
 from valign.text import fold
 
-SHARE = 0.3  # of a prompt's letters, from which it counts as written in another script
+SHARE = 0.3  # of foreign letters, from which a prompt counts as written in another script
 
 
 class ScriptStage:

@@ -1,4 +1,4 @@
-"""An ambiguous word is a suspicion: where the trained head is sure that the whole prompt is harmless, it is none.
+"""Second opinion: a finding of an ambiguous word is withdrawn where the trained head is sure that the whole prompt is harmless.
 
 "A museum display about the end of the cocaine trade" holds a listed term and no harm. Word lists cannot tell; a head that reads the
 sentence can. The policy says which terms are ambiguous: of a site's own words the head may know nothing, so they count unless the
@@ -19,13 +19,13 @@ from valign.text import fold
 
 @runtime_checkable
 class Reader(Protocol):
-    """What is asked: a stage whose verdicts have a probability of harm as their ``ranking`` (`valign.guard.head.learned`)."""
+    """A stage whose verdicts have a probability of harm as their ``ranking`` (`valign.guard.head.learned`)."""
 
     def check_many(self, prompts: Sequence[str]) -> list[Verdict]: ...
 
 
 class SecondOpinion:
-    """Takes findings of ambiguous words back where the head is sure of the opposite.
+    """Withdraws findings of ambiguous words where the head is sure of the opposite.
 
     A prompt with any other listed term, or with a word that a block rule looks for, is never cleared. A head that fails clears
     nothing.
@@ -40,7 +40,7 @@ class SecondOpinion:
         self._ambiguous = frozenset(map(fold, ambiguous))
 
     def __call__(self, prompts: Sequence[str], verdicts: Sequence[Verdict]) -> list[Verdict]:
-        """The verdicts, one per prompt; a cleared one passes, with the head's probability against `doubt`."""
+        """The verdicts, one per prompt; a withdrawn one passes, with the head's probability against `doubt`."""
         result = list(verdicts)
         asked = [i for i, verdict in enumerate(result) if verdict.outcome == "fire" and self._open(prompts[i])]
         try:

@@ -1,4 +1,4 @@
-"""Level 2, as in the paper: cosine between a prompt and reference sentences of what is unwanted (VALOR, arXiv 2511.11693)."""
+"""Level 2, as in the paper: cosine between a prompt and reference sentences of harm (VALOR, arXiv 2511.11693)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def references(policy: Policy) -> list[Reference]:
 
 
 class References:
-    """Encoded references: which one is a text nearest to?"""
+    """Encoded references, to be compared with texts."""
 
     def __init__(self, encoder: SentenceEncoder, items: Sequence[Reference]) -> None:
         if not items:

@@ -1,4 +1,4 @@
-"""What the trained head sees beside the sentence vector: hashed character and word n-grams. Same text, same numbers, anywhere."""
+"""Hashed character and word n-grams, an input of the trained head. The same text gives the same numbers on every machine."""
 
 from collections.abc import Sequence
 from itertools import pairwise

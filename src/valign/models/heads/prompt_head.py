@@ -35,13 +35,13 @@ ATTEND = "attend.weight"  # the queries' tensor; heads on a frozen encoder have 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """What must be known to read the tensors; stored in the file."""
+    """What is needed to read the tensors; stored in the file."""
 
     categories: tuple[str, ...]
     encoder_sha256: str
     buckets: int = 16384
     tuned_layers: int = 0  # upper layers that are the head's own, 0 to 6
-    hidden_words: tuple[str, ...] = ()  # words that the head never sees: a rule decides about them (`neutral`)
+    hidden_words: tuple[str, ...] = ()  # words that the head never sees: block rules decide about them (`neutral`)
     thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # strictness -> column -> probability
     notes: Mapping[str, Any] = field(default_factory=dict)  # data, seeds, measured figures: what the card says
 
@@ -131,7 +131,7 @@ def average(heads: Sequence[Head]) -> Head:
     Settings are the first one's, without thresholds; its notes say in ``averaged`` how the others were fitted otherwise.
 
     Raises: UserError unless the heads have the same encoder, columns and shapes, and were fitted from one seed: means of networks
-        that started elsewhere do not work.
+        with different starts are not meaningful.
     """
     first = heads[0]
     for other in heads[1:]:
@@ -160,7 +160,7 @@ def _config(head: Head) -> Mapping[str, Any]:
 
 
 def _made(head: Head) -> Mapping[str, Any]:
-    """How it was fitted, on how many rows of which source, and what it is a mean of."""
+    """How it was fitted, on how many rows of which source, and of which heads it is the mean."""
     notes = head.settings.notes
     return {**_config(head), **{name: notes[name] for name in ("trained_on", "averaged") if name in notes}}
 
@@ -180,7 +180,7 @@ def save_head(head: Head, path: Path) -> str:
 
 
 def load_head(path: Path) -> Head:
-    """Read what `save_head` wrote, as float32. Raises: UserError if the file is missing, broken or no head."""
+    """Read what `save_head` wrote, as float32. Raises: UserError if the file is missing, broken or not a head."""
     if not path.exists():
         raise UserError(
             f"{path} does not exist. Train a head with `valign guard fit`, or leave `learned` out of the policy's stages."
