@@ -23,7 +23,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
-from valign.adapters.sg_lora import Expert, SgLora, SgLoraConfig, build_library, fingerprint, fit_sg_lora
+from valign.adapters.sg_lora import SgLora, SgLoraConfig, TaskExpert, build_library, fingerprint, fit_sg_lora
 from valign.data.tasks.base import Task, TaskData
 from valign.data.tasks.images import LabelledImage
 from valign.models.encoders.clip import ClipEncoder
@@ -110,7 +110,7 @@ def one_seed(seed: int, options: argparse.Namespace) -> list[dict[str, float]]:
         return speaker.texts([text])[0]
 
     experts = [
-        Expert(name="-".join(task), description=description(task), checkpoints=states, config=lora, start=start)
+        TaskExpert(name="-".join(task), description=description(task), checkpoints=states, config=lora, start=start)
         for task, (start, states) in trained.items()
         if task not in held_out
     ]

@@ -14,7 +14,7 @@ from valign.cli.compare import parse_rates, parse_seeds, parse_settings
 from valign.cli.root import build
 from valign.experiments.adapters import compare as module
 from valign.experiments.adapters import shapes_diffusion as adapter_drawings
-from valign.experiments.adapters.compare import METHODS, Comparison, compare_adapters
+from valign.experiments.adapters.compare import Comparison, all_methods, compare_adapters
 from valign.experiments.adapters.runs import measure_overhead, peak_memory, stretches
 from valign.experiments.adapters.settings import BUDGETS, TextSetting
 from valign.training.engine.tuning import parse_tuning
@@ -132,7 +132,7 @@ def test_cost_is_paired_with_lora(model, data):
 
 
 def test_every_method_of_the_default_list_can_be_named():
-    assert len(METHODS) == len({parse_tuning(method).name for method in METHODS})
+    assert len(all_methods()) == len({parse_tuning(method).name for method in all_methods()})
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """One string names a method; what it cannot mean is said before any work."""
 
 import json
+import re
 import warnings
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +12,21 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from valign.adapters import ADAPTERS, AttachContext
+from valign.adapters import ADAPTERS, EXPERTS, AttachContext
 from valign.adapters.diffora import DiffoRAHandle
 from valign.checks import UserError
 from valign.optimizers import OPTIMIZERS, PERTURBATIONS
 from valign.optimizers.base import by_rank
 from valign.training.engine.tuning import parse_tuning
+
+
+def test_the_guide_names_every_row_of_the_tables():
+    text = (Path(__file__).parents[2] / "docs/how-to/finetune.md").read_text()
+    table = "".join(line for line in text.splitlines() if line.startswith(("| adapter", "| optimizer", "| perturbation")))
+    named = re.findall(r"`([a-z-]+)`", table)
+    assert named == [*ADAPTERS, *OPTIMIZERS, *PERTURBATIONS]
+    (sentence,) = re.findall(r"end as plain LoRA: (.*?) \(this one", text, flags=re.DOTALL)
+    assert sorted(re.findall(r"`([a-z-]+)`", sentence)) == sorted(EXPERTS)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

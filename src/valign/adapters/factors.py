@@ -253,7 +253,7 @@ def export_lora(model: nn.Module, adapter: str | None = None) -> dict[str, LoraF
     """The adapter as plain LoRA on the original base model, exact, by module name; `save_adapter` and `save_peft_lora` write it.
 
     Modules whose rank fell to 0 are left out. If none is left, one has a single zero component: an adapter that does nothing.
-    Raises: UserError without a LoRA of that name; ValueError for peft's own variants (DoRA), which are no plain LoRA.
+    Raises: UserError without a LoRA of that name; ValueError for peft's own variants, such as DoRA.
     """
     adapter = only_adapter(model, adapter)
     found = {module: factors_of(layer, adapter) for module, layer in lora_layers(model, adapter).items()}

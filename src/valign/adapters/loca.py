@@ -36,7 +36,7 @@ class LocaConfig(TunerConfig):
     """``W' = W + alpha C_out^T S C_in``: S has K coefficients ``a`` at grid places p, C are orthonormal DCT-II matrices.
 
     Coefficients start at 0; places start at random and move only in the location phases that a `LocaSchedule` sets. Without a
-    schedule places stay where they are: the cosine twin of FourierFT. K numbers per weight are trained, 2 K in a location phase.
+    schedule places stay where they are, as in FourierFT. K numbers per weight are trained, 2 K in a location phase.
 
     Raises: ValueError for a count below 1 (and above fan_out fan_in when the model is made), alpha 0, a seed outside [0, 2^63), a
         dropout outside [0, 1].

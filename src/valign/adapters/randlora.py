@@ -77,7 +77,7 @@ def randlora_config(
 def linear_sizes(model: nn.Module, target_modules: Sequence[str]) -> list[tuple[int, int]]:
     """(longer, shorter side) of every targeted weight.
 
-    Raises: ValueError if a target is no linear layer, or there is none.
+    Raises: ValueError if a target is not a linear layer, or there is none.
     """
     sizes = []
     for name, module in model.named_modules():

@@ -48,7 +48,7 @@ def adapters(
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Train every method on every task with every seed, and report scores, retention and cost with paired tests."""
-    from valign.experiments.adapters.compare import METHODS, Comparison, compare_adapters
+    from valign.experiments.adapters.compare import Comparison, all_methods, compare_adapters
     from valign.experiments.adapters.settings import BUDGETS
 
     check_choice("--budget", budget, BUDGETS)
@@ -56,7 +56,7 @@ def adapters(
         model=model,
         data=data,
         bases=folder / "bases",
-        methods=tuple(filter(None, methods.split(","))) or METHODS,
+        methods=tuple(filter(None, methods.split(","))) or all_methods(),
         tasks=tuple(filter(None, tasks.split(","))),
         seeds=parse_seeds(seeds),
         budget=BUDGETS[budget],

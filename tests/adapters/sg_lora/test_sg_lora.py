@@ -11,9 +11,9 @@ from peft.utils import set_peft_model_state_dict
 from torch import distributions, nn
 from torch.testing import assert_close
 
-from valign.adapters.sg_lora import Expert, LoraSchema, SgLoraConfig, aggregate, build_library, fingerprint, fit_sg_lora
+from valign.adapters.sg_lora import LoraSchema, SgLoraConfig, TaskExpert, aggregate, build_library, fingerprint, fit_sg_lora
 from valign.adapters.sg_lora.chunks import Chunks
-from valign.adapters.sg_lora.cvae import Gaussian, SemanticCvae, kl_divergence
+from valign.adapters.sg_lora.cvae import DiagonalGaussian, SemanticCvae, kl_divergence
 from valign.adapters.sg_lora.library import canonical
 
 CONFIG = {"r": 2, "lora_alpha": 4, "target_modules": ["lin"]}
@@ -35,7 +35,7 @@ def encode(text):
 
 
 def expert(name, seed, count=3, **options):
-    return Expert(
+    return TaskExpert(
         **{"name": name, "description": f"a {name}", "checkpoints": [state(seed + i) for i in range(count)], "config": CONFIG}
         | options
     )
@@ -126,7 +126,7 @@ def test_limits_of_the_aggregator(library):
 
 def test_the_divergence_is_torch_s():
     numbers = [torch.randn(3, 4, generator=gen(i)) for i in range(4)]
-    q, p = Gaussian(numbers[0], numbers[1]), Gaussian(numbers[2], numbers[3])
+    q, p = DiagonalGaussian(numbers[0], numbers[1]), DiagonalGaussian(numbers[2], numbers[3])
     normals = [distributions.Normal(g.mean, (0.5 * g.log_variance).exp()) for g in (q, p)]
     assert_close(kl_divergence(q, p), distributions.kl_divergence(*normals).sum(1))
     assert (kl_divergence(q, p) > 0).all()
@@ -157,7 +157,7 @@ def smooth_library(count=40, size=20):
     experts = []
     for i in range(count):
         noise = 0.05 * torch.randn(20, 2 * size, generator=gen(100 + i))
-        experts.append(Expert(name=str(i), description=f"task {i}", checkpoints=[as_state(truth[i] + n) for n in noise]))
+        experts.append(TaskExpert(name=str(i), description=f"task {i}", checkpoints=[as_state(truth[i] + n) for n in noise]))
     return build_library(experts, by_text.__getitem__), by_text.__getitem__, truth
 
 

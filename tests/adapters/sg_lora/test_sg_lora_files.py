@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from valign.adapters.sg_lora import Expert, SgLoraConfig, build_library, fit_sg_lora, load_sg_lora, save_sg_lora
+from valign.adapters.sg_lora import SgLoraConfig, TaskExpert, build_library, fit_sg_lora, load_sg_lora, save_sg_lora
 from valign.checks import UserError
 
 
@@ -21,7 +21,7 @@ def folder(request, tmp_path_factory):
         return {f"{m}.lora_A.weight": draw[0].T.contiguous() for m in "mn"} | {f"{m}.lora_B.weight": draw[1] + 1 for m in "mn"}
 
     experts = [
-        Expert(name=n, description=f"a {n}", checkpoints=[state(10 * i), state(10 * i + 1)], config={"r": 2}, start="s")
+        TaskExpert(name=n, description=f"a {n}", checkpoints=[state(10 * i), state(10 * i + 1)], config={"r": 2}, start="s")
         for i, n in enumerate("abcd")
     ]
     config = SgLoraConfig(latent=2, hidden=5, steps=3, top_k=3, chunk=request.param)

@@ -3,16 +3,16 @@
 from valign.adapters.sg_lora.cvae import SemanticCvae
 from valign.adapters.sg_lora.files import load_sg_lora, save_sg_lora
 from valign.adapters.sg_lora.generation import SgLora, SgLoraConfig, fit_sg_lora
-from valign.adapters.sg_lora.library import Condition, Expert, ExpertLibrary, LoraSchema, aggregate, build_library, fingerprint
+from valign.adapters.sg_lora.library import Condition, ExpertLibrary, LoraSchema, TaskExpert, aggregate, build_library, fingerprint
 
 __all__ = [
     "Condition",
-    "Expert",
     "ExpertLibrary",
     "LoraSchema",
     "SemanticCvae",
     "SgLora",
     "SgLoraConfig",
+    "TaskExpert",
     "aggregate",
     "build_library",
     "fingerprint",

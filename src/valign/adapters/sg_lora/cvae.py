@@ -12,7 +12,7 @@ LAYER_WIDTH = 16  # of the vector that tells layers apart (our choice)
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class DiagonalGaussian:
     """Independent normals."""
 
     mean: Float[Tensor, "*batch latent"]
@@ -23,7 +23,7 @@ class Gaussian:
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
 
-def kl_divergence(q: Gaussian, p: Gaussian) -> Float[Tensor, " *batch"]:
+def kl_divergence(q: DiagonalGaussian, p: DiagonalGaussian) -> Float[Tensor, " *batch"]:
     """``0.5 sum_i [log(p_i^2 / q_i^2) + (q_i^2 + (mu_q - mu_p)^2) / p_i^2 - 1]``, >= 0, in nats."""
     gap = (q.log_variance.exp() + (q.mean - p.mean).square()) / p.log_variance.exp()
     return 0.5 * (p.log_variance - q.log_variance + gap - 1).sum(-1)
@@ -55,10 +55,10 @@ class SemanticCvae(nn.Module):
         self.prior = mlp(given, hidden, 2 * latent)
         self.decoder = mlp(latent + given, hidden, hidden, size)
 
-    def encode(self, x: Float[Tensor, "*batch size"], condition: Float[Tensor, "*batch width"]) -> Gaussian:
+    def encode(self, x: Float[Tensor, "*batch size"], condition: Float[Tensor, "*batch width"]) -> DiagonalGaussian:
         return _gaussian(self.encoder(torch.cat([x, self._placed(condition)], dim=-1)))
 
-    def prior_of(self, condition: Float[Tensor, "*batch width"]) -> Gaussian:
+    def prior_of(self, condition: Float[Tensor, "*batch width"]) -> DiagonalGaussian:
         return _gaussian(self.prior(self._placed(condition)))
 
     def decode(self, z: Float[Tensor, "*batch latent"], condition: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch size"]:
@@ -85,6 +85,6 @@ class SemanticCvae(nn.Module):
         return torch.cat([condition, self.layer.weight.expand(*condition.shape[:-1], LAYER_WIDTH)], dim=-1)
 
 
-def _gaussian(numbers: Tensor) -> Gaussian:
+def _gaussian(numbers: Tensor) -> DiagonalGaussian:
     mean, log_variance = numbers.chunk(2, dim=-1)
-    return Gaussian(mean, log_variance.clamp(-LOG_VARIANCE, LOG_VARIANCE))
+    return DiagonalGaussian(mean, log_variance.clamp(-LOG_VARIANCE, LOG_VARIANCE))

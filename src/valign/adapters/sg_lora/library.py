@@ -58,7 +58,7 @@ class LoraSchema:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expert:
+class TaskExpert:
     """One trained LoRA: its task in words, and its parameters at the last M epochs (the paper: 100)."""
 
     name: str
@@ -93,7 +93,7 @@ class Condition:
     similarity: float  # cosine of the nearest expert
 
 
-def build_library(experts: Sequence[Expert], encode: Callable[[str], Tensor], *, canonicalise: bool = False) -> ExpertLibrary:
+def build_library(experts: Sequence[TaskExpert], encode: Callable[[str], Tensor], *, canonicalise: bool = False) -> ExpertLibrary:
     """Flatten the experts and embed their descriptions.
 
     Args:
@@ -148,7 +148,7 @@ def build_library(experts: Sequence[Expert], encode: Callable[[str], Tensor], *,
     )
 
 
-def _given(expert: Expert, schema: LoraSchema, canonicalise: bool) -> Float[Tensor, " size"]:
+def _given(expert: TaskExpert, schema: LoraSchema, canonicalise: bool) -> Float[Tensor, " size"]:
     assert expert.variances is not None
     owner = f"build_library.experts: the variances of {expert.name}"
     if canonicalise:
@@ -180,7 +180,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a LoRA's factors, hex: `Expert.start`, when taken before the first step."""
+    """SHA-256 of a LoRA's factors, hex: `TaskExpert.start`, when taken before the first step."""
     schema = LoraSchema.of(state)
     return hash_value([schema, schema.flatten(state).tolist()])
 

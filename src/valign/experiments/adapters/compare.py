@@ -29,7 +29,7 @@ SHAPES = (*GLYPHS, *DIFFUSION_TASKS)  # of the shapes world: they need no data, 
 TASKS = (*GLUE, *IMAGES, *SHAPES)
 REHEARSAL_SEED = 10_000  # draws the rows and orders by which learning rates are chosen
 REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is tested against
-METHODS = (*ADAPTERS, "lora+ggpo", "lora+mgpo", "full+dct-adamw", "full+galore", "full+trion")
+COMBINED = ("lora+ggpo", "lora+mgpo", "full+dct-adamw", "full+galore", "full+trion")  # beside the adapters with AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,11 @@ def compare_adapters(comparison: Comparison, out: Path, *, overhead: bool = True
     return report(out)
 
 
+def all_methods() -> tuple[str, ...]:
+    """Every adapter, and some with another optimizer or a perturbation, in the order of the tables."""
+    return (*ADAPTERS, *COMBINED)
+
+
 def report(out: Path) -> dict[str, Any]:
     """Tables and page from whatever runs ``out`` holds.
 
@@ -126,7 +131,7 @@ def report(out: Path) -> dict[str, Any]:
     costs = {record["method"]: record for record in map(read_json, sorted(out.glob("overhead/*.json")))}
     if not any(record["status"] == "done" for record in records):
         raise UserError(f"{out} must hold a finished run, got none of {len(records)}. Look at the errors in {out}/runs.")
-    order = [method for method in METHODS if any(record["method"] == method for record in records)]
+    order = [method for method in all_methods() if any(record["method"] == method for record in records)]
     summary = summarize(records, costs, references=REFERENCES, order=order)
     summary["claims"] = [asdict(verdict) for verdict in judge_claims(records, costs)]
     write_json(out / "summary.json", summary)
