@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from valign.checks import UserError, check_choice, check_range
+from valign.checks import UserError, check_options, option
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.lora import adapter_names
@@ -30,8 +30,8 @@ EDITED = ("attn2.to_k", "attn2.to_v")  # keys and values of every cross-attentio
 # The authors' wordings of a concept; {} stands for it.
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "none": ("{}",),
-    "object": ("{}", "image of {}", "photo of {}", "portrait of {}", "image of {}", "painting of {}"),
-    "art": ("{}", "painting by {}", "art by {}", "artwork by {}", "image by {}", "style of {}"),
+    "object": ("{}", "image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
+    "art": ("{}", "painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
 }
 
 
@@ -39,21 +39,21 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
 class ConceptEdit:
     """What to edit: ``concepts[i]`` is to be generated as ``guides[i]``, and ``preserve`` as before."""
 
-    concepts: tuple[str, ...]
-    guides: tuple[str, ...] = ("",)  # one for all, or one each; "" is the absence of content, the state of the begin-of-text token
-    preserve: tuple[str, ...] = ()
-    lam: float = 0.5  # weight of the old weights, > 0; keeps the system solvable
-    erase_scale: float = 1.0  # a, > 0: as it grows, W' e goes to W g
-    preserve_scale: float = 1.0  # b, >= 0: as it grows, W' p goes to W p
-    tokens: Literal["last", "all"] = "last"  # the concept's last token, or all of the padded text (older releases, and RECE)
-    template: str = "none"  # which of `TEMPLATES` each concept is worded with
+    concepts: tuple[str, ...] = option((), help="remove this instead of the policy's concepts", flags=("--concept",))
+    guides: tuple[str, ...] = option(  # "" is the absence of content, the state of the begin-of-text token
+        ("",),
+        help="what to generate instead, one for all or one per --concept; 'safe' takes the policy's counterparts",
+        flags=("--guide",),
+    )
+    preserve: tuple[str, ...] = option((), help="text whose keys and values shall stay")
+    lam: float = option(0.5, help="weight of the old weights; above 0, which keeps the system solvable", above=0)
+    erase_scale: float = option(1.0, help="strength of the edit: as it grows, W' e goes to W g", above=0)
+    preserve_scale: float = option(1.0, help="strength of --preserve: as it grows, W' p goes to W p", low=0)
+    tokens: Literal["last", "all"] = option("last", help="the concept's last token, or all of the padded text")
+    template: str = option("none", help="further wordings of each concept", choices=tuple(TEMPLATES))
 
     def __post_init__(self) -> None:
-        check_range("ConceptEdit.lam", self.lam, above=0.0)
-        check_range("ConceptEdit.erase_scale", self.erase_scale, above=0.0)
-        check_range("ConceptEdit.preserve_scale", self.preserve_scale, low=0.0)
-        check_choice("ConceptEdit.tokens", self.tokens, ("last", "all"))
-        check_choice("ConceptEdit.template", self.template, TEMPLATES)
+        check_options(self)
         concepts = [concept.strip() for concept in self.concepts]
         if not concepts or not all(concepts):
             raise UserError(f"ConceptEdit.concepts must be texts, got {list(self.concepts)}. Name at least one concept to edit.")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from valign.checks import check_range
+from valign.checks import check_options, option
 from valign.methods import Method
 
 METHOD = Method(
@@ -27,10 +27,10 @@ class ErasedTarget:
     Raises: ValueError for a negative or infinite ``eta``.
     """
 
-    eta: float = 2.0  # strength of the negative guidance, dimensionless, >= 0; older releases: 1
+    eta: float = option(2.0, help="strength of the negative guidance that is learned; older releases: 1", low=0)
 
     def __post_init__(self) -> None:
-        check_range("ErasedTarget.eta", self.eta, low=0.0)
+        check_options(self)
 
     def __call__(
         self,
