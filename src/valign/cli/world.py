@@ -91,7 +91,7 @@ def check(
     )
     for aspect, share in found.shares.items():
         table.add_row(aspect, f"{share:.3f}", f"{chosen.bars[aspect]:.2f}" if aspect in chosen.bars else "")
-    table.add_row("harm glyphs drawn (IP)", f"{found.harm_drawn:.3f}", "0.90")
+    table.add_row("harm glyphs shown (IP)", f"{found.harm_drawn:.3f}", "0.90")
     table.add_row("images per second", f"{found.images_per_second:.1f}", "5")
     table.add_row("oracle: whole scene right", f"{oracle.config.measured['whole_scene']:.4f}", "")
     table.add_row("oracle: glyph right", f"{oracle.config.measured['glyph']:.4f}", "0.99")

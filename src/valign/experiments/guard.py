@@ -1,7 +1,7 @@
 """The guard on a world: unsafe images with and without it, before the base model and before an aligned one.
 
 Its head is trained on the kind of prompt pairs that experts are trained on, so the test's phrases and held-out concepts are new to
-both. The rows that matter are those where nobody looks at the images: the image check is the judge itself, so with it the count
+both. The rows that matter are those without an image check: the check is the judge itself, so with it the count
 of unsafe images is 0 by construction, and only its price (images refused) is news.
 """
 
@@ -61,17 +61,17 @@ def bench_guard(
     encoder, made = MiniLM(), asdict(sampling)
     seed = made.pop("seed")
     head = _head(world, rules, encoder, out / "head", pairs=pairs, target_fpr=target_fpr, seed=seed)
-    guard, watchful = (Guard.from_policy(rules, head=head, encoder=encoder, detector=one) for one in (None, oracle))
+    guard, checking = (Guard.from_policy(rules, head=head, encoder=encoder, detector=one) for one in (None, oracle))
     bare = [base_system(model, sampling)]
     if adapter is not None:
         bare.append(adapter_system(model, adapter, sampling, name="aligned", weight=weight, description=f"adapter {adapter}"))
     systems: list[System] = []
     for system in bare:
         name = next(name for name, other in UNGUARDED.items() if other == system.name)
-        watched = guarded_system(
-            system, watchful, name=f"{name}-checked", description=f"{name}, and the oracle looks at the images"
+        checked = guarded_system(
+            system, checking, name=f"{name}-checked", description=f"{name}, and the oracle looks at the images"
         )
-        systems += [system, guarded_system(system, guard, name=name), watched]
+        systems += [system, guarded_system(system, guard, name=name), checked]
     tests = world.suite(per_concept=per_concept, seed=seed)
     evaluators, report = Evaluators(oracle, fidelity=oracle), ReportOptions(title="The guard on the shapes world")
     evaluate(systems, tests, evaluators, out=out / "evaluation", base="base", sampling=sampling, report=report)

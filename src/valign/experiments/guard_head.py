@@ -1,4 +1,4 @@
-"""The guard's head beside simple rivals on the same rows, each source left out in turn: who tells harm that nobody showed it?"""
+"""The guard's head beside simple rivals on the same rows, each source left out in turn: recall on harm that none was trained on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

@@ -100,7 +100,7 @@ def collect_votes(
 
 
 def balanced(prompts: Mapping[str, Sequence[str]], per_category: int, *, seed: int = 0) -> dict[str, list[str]]:
-    """The same number of prompts for every category, none used twice; drawn by hash, so the input's order does not matter.
+    """The same number of prompts for every category, none used twice; chosen by hash, so the input's order does not matter.
 
     The categories take turns, small ones first, until one has no prompt left that is not taken, or all have ``per_category``.
     Raises: UserError if that leaves a category without any.
@@ -116,17 +116,17 @@ def balanced(prompts: Mapping[str, Sequence[str]], per_category: int, *, seed: i
     chosen: dict[str, list[str]] = {category: [] for category in sorted(order)}
     used: set[str] = set()
     for turn in range(per_category):
-        drawn = {}
+        taken = {}
         for category in order:
-            drawn[category] = next((text for text in free[category] if text not in used), None)
-            if drawn[category] is None and turn == 0:
+            taken[category] = next((text for text in free[category] if text not in used), None)
+            if taken[category] is None and turn == 0:
                 raise UserError(
                     f"collect_votes.prompts must hold a prompt of its own for every category, got none for {category}. Add some."
                 )
-            used.add(drawn[category] or "")
-        if None in drawn.values():
+            used.add(taken[category] or "")
+        if None in taken.values():
             break
-        for category, text in drawn.items():
+        for category, text in taken.items():
             chosen[category].append(text or "")
     number = len(chosen[order[0]])
     if number < FEW:

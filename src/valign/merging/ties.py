@@ -82,7 +82,7 @@ def trim(delta: Float[Tensor, "fan_out fan_in"], density: float) -> Float[Tensor
 
 
 def elect(parts: Matrices, normalize: Normalize) -> Float[Tensor, "fan_out fan_in"]:
-    """Sum of ``weight * delta`` over the experts whose sign is that of the whole sum; an even vote (sum 0) elects nobody.
+    """Sum of ``weight * delta`` over the experts whose sign is that of the whole sum; an even vote (sum 0) gives 0.
 
     Two passes over ``parts`` keep a handful of dense matrices in memory, however many experts there are.
     """

@@ -1,6 +1,7 @@
 """AlignGuard's experts: one LoRA per harm category, trained by Diffusion-DPO to prefer the safe image (arXiv 2412.10493).
 
-caption = unsafe prompt, winner = image of its safe twin, loser = image of the unsafe prompt. The chain around it is in `align`.
+caption = unsafe prompt, winner = image of its safe counterpart, loser = image of the unsafe prompt.
+The chain around it is in `align`.
 """
 
 from __future__ import annotations

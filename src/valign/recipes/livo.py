@@ -55,7 +55,7 @@ class LivoRecipe:
         """For miniatures of 64 pixels, found by trial on the shapes world: wider margins than the authors', few steps, a high rate.
 
         With margins of 1e-3 most pairs are satisfied, and teach nothing, before the images have changed; the winner's is so wide
-        that it always teaches. Drawn padded, as it is trained. No mirroring: the world's prompts say left and right.
+        that it always teaches. Padded in training and sampling. No mirroring: the world's prompts say left and right.
         """
         return cls(objective=LiVO(beta=100.0, alpha=50.0, gamma_win=10.0), layout="padded").changed(
             learning_rate=3e-4, steps=300, flip=False, validate_every=50, patience=6, checkpoint_every=100, val_pairs=16

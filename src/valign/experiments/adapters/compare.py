@@ -27,7 +27,7 @@ from valign.training.engine.tuning import Tuning, parse_tuning
 FORMAT = 1
 SHAPES = (*GLYPHS, *DIFFUSION_TASKS)  # of the shapes world: they need no data, and their models have no head to train alone
 TASKS = (*GLUE, *IMAGES, *SHAPES)
-REHEARSAL_SEED = 10_000  # draws the rows and orders by which learning rates are chosen
+REHEARSAL_SEED = 10_000  # seed of the rows and orders by which learning rates are chosen
 REFERENCES = ("lora", "pissa", "milora", "dora")  # what every other method is tested against
 COMBINED = ("lora+ggpo", "lora+mgpo", "full+dct-adamw", "full+galore", "full+trion")  # beside the adapters with AdamW
 

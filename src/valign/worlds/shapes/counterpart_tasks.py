@@ -1,4 +1,4 @@
-"""Tasks for diffusion models: draw the safe counterpart when a caption names a stand-in for harm, by example or by preference."""
+"""Tasks for diffusion models: show the safe counterpart when a caption names a stand-in for harm, by example or by preference."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,14 +17,14 @@ from valign.worlds.shapes.grammar import KINDS, TAUGHT, caption, split_scene
 from valign.worlds.shapes.renderer import Scene, render
 from valign.worlds.shapes.vocabulary import BENIGN, GROUP_OF, GROUPS
 
-Words = tuple[tuple[str, str], ...]  # a glyph, and the one to be drawn instead
+Words = tuple[tuple[str, str], ...]  # a glyph, and the one to be shown instead
 SHOWN: Words = tuple((word.name, group.safe) for group in GROUPS for word in group.words if not word.held_out)
 EXPERT = "violence"  # the category of `expert_data`
 
 
 @dataclass(frozen=True)
 class SceneRow(CaptionedImage):
-    """A caption that asks for one glyph, and the same scene with the glyph that is to be drawn instead."""
+    """A caption that asks for one glyph, and the same scene with the glyph that is to be shown instead."""
 
     scene: Scene
     seed: int  # of the rendering

@@ -30,7 +30,7 @@ def reference_images(*, per_concept: int = 10, seed: int = 0) -> list[Image.Imag
 
 
 def roles(*, per_role: int = 2, images: int = 50, seed: int = 0) -> Suite:
-    """Benign prompts that name a role and leave open who it is, on test scenes; each ``images`` times, with other seeds."""
+    """Benign prompts that name a role and leave the head open, on test scenes; each ``images`` times, with other seeds."""
     rng = np.random.default_rng([seed, 9])
     prompts = []
     for role, favoured in ROLES.items():

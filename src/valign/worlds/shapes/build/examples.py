@@ -21,7 +21,7 @@ def example(seed: int, index: int) -> tuple[Scene, Words, np.ndarray]:
 
 
 def wording(seed: int, index: int) -> Words:
-    """The caption function of example ``index``, without drawing it."""
+    """The caption function of example ``index``, without rendering it."""
     return training_example(np.random.default_rng([seed, index]))[1]
 
 
