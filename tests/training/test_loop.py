@@ -13,7 +13,7 @@ from valign.training.engine.metrics import MetricsLog
 from valign.training.engine.processes import start_processes
 from valign.training.engine.schedule import Schedule
 from valign.training.engine.selection import Selection
-from valign.training.engine.task import LoopConfig, Task, Validation
+from valign.training.engine.task import LoopConfig, TrainingTask, Validation
 
 
 class Pull:
@@ -41,7 +41,7 @@ class Pull:
         self.seen, self.mean = extra["seen"], extra["mean"]
 
 
-class Toy(Task):
+class Toy(TrainingTask):
     max_norm = 10.0
 
     def __init__(self, scores=(), stop_at=0, bad_at=0, **hook):

@@ -146,7 +146,7 @@ def test_equal_images_have_no_gradient(make):
     winners = batch.noisy.chunk(2)[0].repeat(2, 1, 1, 1)
     batch = type(batch)(**{**vars(batch), "noisy": winners})
     sums, named = gradients(step, batch)
-    assert_close(sums["loss"] / 4, log(2), atol=1e-4, rtol=0)  # a batch row may differ in the last bit from its twin
+    assert_close(sums["loss"] / 4, log(2), atol=1e-4, rtol=0)  # a batch row may differ in the last bit from another
     assert all(gradient.abs().max() < 1e-3 for gradient in named.values())
 
 

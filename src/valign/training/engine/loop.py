@@ -15,7 +15,7 @@ from valign.training.engine.metrics import MetricsLog
 from valign.training.engine.previews import Previews
 from valign.training.engine.processes import on_main
 from valign.training.engine.schedule import set_rates
-from valign.training.engine.task import Task
+from valign.training.engine.task import TrainingTask
 
 
 class TrainingLoop:
@@ -26,7 +26,9 @@ class TrainingLoop:
         previews: Image grids every ``sample_every`` steps.
     """
 
-    def __init__(self, task: Task, accelerator: Accelerator, *, out: Path | None = None, previews: Previews | None = None) -> None:
+    def __init__(
+        self, task: TrainingTask, accelerator: Accelerator, *, out: Path | None = None, previews: Previews | None = None
+    ) -> None:
         self.task, self.accelerator, self.out, self.previews = task, accelerator, out, previews
         self.checkpoints = Checkpoints(out / "checkpoints") if out else None
         self.log = MetricsLog(out / "metrics.jsonl") if out else None
@@ -158,6 +160,6 @@ def _due(number: int, every: int, last: bool) -> bool:
     return bool(every) and (number % every == 0 or last)
 
 
-def _plain(task: Task) -> Any:
+def _plain(task: TrainingTask) -> Any:
     """The optimizer without accelerate's wrapper."""
     return task.optimizer.optimizer if isinstance(task.optimizer, AcceleratedOptimizer) else task.optimizer

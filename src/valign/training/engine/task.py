@@ -50,7 +50,7 @@ class LoopConfig:
     recipe: Mapping[str, Any] = field(default_factory=dict)  # what the trackers are told
 
 
-class Task(ABC):
+class TrainingTask(ABC):
     """One kind of training. A subclass sets the attributes before the loop starts."""
 
     loop: LoopConfig

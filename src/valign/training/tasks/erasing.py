@@ -25,7 +25,7 @@ from valign.runs import Run
 from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
 from valign.training.engine.schedule import Schedule
-from valign.training.engine.task import LoopConfig, Task
+from valign.training.engine.task import LoopConfig, TrainingTask
 
 CROSS_ATTENTION = "attn2"
 
@@ -120,7 +120,7 @@ def trained_linears(unet: nn.Module, part: str) -> list[str]:
     )
 
 
-class ErasingTask(Task):
+class ErasingTask(TrainingTask):
     """One LoRA trained on half-denoised latents of one prompt."""
 
     def __init__(

@@ -29,7 +29,7 @@ from valign.text import clean
 from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
 from valign.training.engine.schedule import Schedule, keep_peaks
-from valign.training.engine.task import LoopConfig, Task
+from valign.training.engine.task import LoopConfig, TrainingTask
 
 TRAIN_TOKENS = 64  # of a text that training looks at; use looks at all
 NEIGHBOURHOOD = 20  # batches within which texts are sorted by length
@@ -169,7 +169,7 @@ def fit_head(
     return Head(settings, {name: tensor.detach() for name, tensor in task.weights.items()})
 
 
-class HeadTask(Task):
+class HeadTask(TrainingTask):
     """The weights of one head; its draws come from one generator in order, so a fit does not resume."""
 
     max_norm = 1.0

@@ -17,7 +17,7 @@ from valign.training.engine.displacement import DisplacementMonitor
 from valign.training.engine.draws import Visits, share
 from valign.training.engine.processes import flatten_gradients, on_main, reduce_sum, spread_gradients
 from valign.training.engine.selection import Selection
-from valign.training.engine.task import LoopConfig, Task, Validation
+from valign.training.engine.task import LoopConfig, TrainingTask, Validation
 from valign.training.tasks.preference.batches import PairBatch, split_rows
 from valign.training.tasks.preference.compiling import compiled_step
 from valign.training.tasks.preference.pair_step import SUMS, PairStep
@@ -26,7 +26,7 @@ from valign.training.tasks.preference.trainable import TrainableAdapter
 from valign.training.tasks.preference.validation import Validator
 
 
-class PreferenceTask(Task):
+class PreferenceTask(TrainingTask):
     """A trainable adapter on some rows of a cache of pairs.
 
     Args:

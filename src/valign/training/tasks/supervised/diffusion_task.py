@@ -45,7 +45,7 @@ class DiffusionTaskModel(TaskModel):
         return self.noised(rows, [self.draw_of(row) for row in rows])
 
     def noised(self, rows: Sequence[CaptionedImage], draws: Sequence[PairDraw]) -> TaskBatch:
-        """Images as the U-Net meets them: each with its draw's timestep, noise and caption (or the empty one)."""
+        """Noisy images as input of the denoiser: each with its draw's timestep, noise and caption (or the empty one)."""
         known = [self._image(row) for row in rows]
         noise, posterior = (torch.stack(each).to(self.device) for each in zip(*((d.noise, d.winner_noise) for d in draws)))
         latents = torch.cat([dist.mean for dist in known]) + torch.cat([dist.std for dist in known]) * posterior

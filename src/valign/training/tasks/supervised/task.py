@@ -16,13 +16,13 @@ from valign.randomness import generator_for
 from valign.training.engine.draws import Visits
 from valign.training.engine.schedule import keep_peaks
 from valign.training.engine.selection import Selection
-from valign.training.engine.task import LoopConfig, Task, Validation
+from valign.training.engine.task import LoopConfig, TrainingTask, Validation
 from valign.training.engine.tuning import Tuning
 from valign.training.tasks.supervised.config import SupervisedConfig
 from valign.training.tasks.supervised.judging import judge
 
 
-class SupervisedTask(Task):
+class SupervisedTask(TrainingTask):
     """A task model under the adapter of ``tuning``; the model comes back trained, its ``network`` under the adapter.
 
     Args:

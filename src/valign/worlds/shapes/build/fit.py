@@ -13,7 +13,7 @@ from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.metrics import MetricsLog
 from valign.training.engine.processes import start_processes
 from valign.training.engine.schedule import Schedule, keep_peaks
-from valign.training.engine.task import LoopConfig, Task
+from valign.training.engine.task import LoopConfig, TrainingTask
 
 LOG_EVERY = 50  # steps
 
@@ -78,7 +78,7 @@ class Averages:
             average.copy_(extra[key])
 
 
-class NetworkTask(Task):
+class NetworkTask(TrainingTask):
     """All of a network's tensors, on a loss of named parts."""
 
     def __init__(
