@@ -3,6 +3,7 @@
 import pytest
 import yaml
 from expert_data import SHAPES
+from safetensors.torch import load_file
 
 from valign.merging import merge_metadata, merge_sum, merge_ties, write_merge
 from valign.models.files.adapter_files import WEIGHTS, open_adapter
@@ -29,6 +30,12 @@ def test_recipe_and_card_lie_beside_the_weights(three, tmp_path):
     assert "ties of hate, shocking, violence" in card
     assert str(tmp_path) not in card + (tmp_path / "out" / "merge_config.yml").read_text()
     assert open_adapter(tmp_path / "out").metadata["merge_method"] == "ties"
+
+
+def test_the_keys_have_the_prefix_of_the_experts(three, tmp_path):
+    assert three[0].file.prefix == "unet."
+    write_merge(merge_sum(three), tmp_path / "out", merge_metadata("sum", three, {}), prefix="denoiser.")
+    assert all(key.startswith("denoiser.") for key in load_file(tmp_path / "out" / WEIGHTS))
 
 
 def test_a_merge_that_breaks_leaves_no_adapter(three, tmp_path):

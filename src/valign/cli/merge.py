@@ -152,7 +152,7 @@ def write(folder: Path, name: str, method: "MergeMethod", experts: "Sequence[Exp
         merged = method(experts, context)
         if "shares" in context.results:
             err.print(_shares(context.results["shares"]))
-        run.finish(**write_merge(merged, folder, metadata, errors=context.errors))
+        run.finish(**write_merge(merged, folder, metadata, prefix=experts[0].file.prefix, errors=context.errors))
     out.print_json(data={"adapter": str(folder), **run.results})
 
 

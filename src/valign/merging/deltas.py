@@ -11,6 +11,7 @@ from torch import Tensor
 
 from valign.files import hash_value
 from valign.models.files.adapter_files import LoraFactors
+from valign.models.files.layouts import PREFIXES
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class DeltaSource(Protocol):
     def entries(self) -> Mapping[str, Sized]: ...
     @property
     def metadata(self) -> Mapping[str, Any]: ...
+    @property
+    def prefix(self) -> str: ...  # of the adapted component's keys in an adapter file
     def factors(self, module: str) -> Delta: ...
     def items(self) -> Iterator[tuple[str, Delta]]: ...
     def fingerprint(self) -> str: ...
@@ -72,6 +75,7 @@ class NamedDeltas:
 
     entries: Mapping[str, Delta]
     metadata: Mapping[str, Any] = field(default_factory=dict)  # as in an adapter's record: base_fingerprint, category, ...
+    prefix: str = PREFIXES[0]
 
     @property
     def modules(self) -> list[str]:

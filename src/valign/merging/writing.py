@@ -11,6 +11,7 @@ from valign.files import write_text
 from valign.merging.deltas import Delta, DenseDelta
 from valign.merging.experts import Expert
 from valign.models.files.adapter_files import LoraFactors, save_adapter
+from valign.models.files.layouts import PREFIXES
 
 KEPT = ("base", "family", "policy_hash")  # of the experts' own records, where all agree
 
@@ -49,12 +50,18 @@ def merge_metadata(method: str, experts: Sequence[Expert], options: Mapping[str,
 
 
 def write_merge(
-    stream: Iterator[tuple[str, Delta]], out: Path, metadata: Mapping[str, Any], *, errors: Mapping[str, float] | None = None
+    stream: Iterator[tuple[str, Delta]],
+    out: Path,
+    metadata: Mapping[str, Any],
+    *,
+    prefix: str = PREFIXES[0],
+    errors: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Write the adapter, ``merge_config.yml`` and a model card into ``out``, one module in memory at a time.
 
     Args:
         metadata: Of `merge_metadata`.
+        prefix: Of all keys of the adapter, as in the experts' files.
         errors: The dictionary that the merge fills while it streams; its mean and worst end up in the summary.
     Returns: ``modules``, ``parameters``, ``ranks`` (lowest, highest), and ``error_mean``, ``error_worst``, ``error_worst_module``.
     """
@@ -69,7 +76,7 @@ def write_merge(
             summary["ranks"] = [min([lora.rank, *summary["ranks"]]), max([lora.rank, *summary["ranks"]])]
             yield module, lora
 
-    save_adapter(out, counted(), metadata=metadata)
+    save_adapter(out, counted(), metadata=metadata, prefix=prefix)
     if errors:
         worst = max(sorted(errors), key=lambda module: errors[module])
         summary |= {"error_mean": sum(errors.values()) / len(errors), "error_worst": errors[worst], "error_worst_module": worst}

@@ -59,6 +59,6 @@ def merge_experts(
         own["scores"] = scores()
     method, context = kind(**own), MergeContext(calibration=calibration, folder=out)
     metadata = merge_metadata(merge, experts, {name: getattr(method, name) for name in kind.recorded})
-    made = write_merge(method(experts, context), out / "adapter", metadata)
+    made = write_merge(method(experts, context), out / "adapter", metadata, prefix=experts[0].file.prefix)
     run.finish(**made, **context.results)
     return out / "adapter"
