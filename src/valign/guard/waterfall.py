@@ -71,8 +71,9 @@ class Waterfall:
         """
         traces: list[list[Verdict]] = [[] for _ in prompts]
         alive = list(range(len(prompts)))
-        stages = [stage for stage in self._stages if chat or not getattr(stage, "uses_chat", False)]
-        for stage in (self._block_rules, self._script, *stages):
+        stages: list[Stage] = [self._block_rules, self._script]
+        stages += [stage for stage in self._stages if chat or not getattr(stage, "uses_chat", False)]
+        for stage in stages:
             for i, verdict in zip(alive, self._verdicts(stage, [prompts[i] for i in alive])):
                 traces[i].append(verdict)
             if not explain or stage.level == "rule":
