@@ -23,7 +23,8 @@ from random import Random
 import numpy as np
 import torch
 
-from valign.data.prompts.labelled import LabelledPrompt, capped, read_rows, without_repeats
+from valign.data.prompts.labelled import capped, read_rows, without_repeats
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.evaluation.guards.rates import auroc
 from valign.files import write_json
 from valign.guard import Guard

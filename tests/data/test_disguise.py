@@ -19,7 +19,7 @@ from valign.data.prompts.disguise import (
     soup,
     tailed,
 )
-from valign.data.prompts.labelled import LabelledPrompt
+from valign.data.prompts.pairs import LabelledPrompt
 
 WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=9), min_size=1, max_size=12)
 SEEDS = st.integers(0, 2**32)

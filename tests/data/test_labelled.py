@@ -3,7 +3,8 @@
 import pytest
 
 from valign.checks import UserError
-from valign.data.prompts.labelled import LabelledPrompt, capped, policy_rows, read_rows, without_repeats
+from valign.data.prompts.labelled import capped, policy_rows, read_rows, without_repeats
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.policy import load_policy
 
 

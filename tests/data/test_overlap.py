@@ -1,9 +1,9 @@
 import pytest
 
 from valign.data.prompts.overlap import Overlap, fold, measure_overlap, without_overlap
-from valign.data.prompts.pairs import PromptRow
+from valign.data.prompts.pairs import LabelledPrompt
 
-TEST = [PromptRow(str(i), prompt, 1, "hate") for i, prompt in enumerate(["a crow", "A  Crow ", "an owl", "a wren"])]
+TEST = [LabelledPrompt(str(i), prompt, 1, ("hate",)) for i, prompt in enumerate(["a crow", "A  Crow ", "an owl", "a wren"])]
 
 
 def test_overlap_counts_rows_and_distinct_prompts_after_folding():

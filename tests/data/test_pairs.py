@@ -1,7 +1,7 @@
 import pytest
 
 from valign.checks import UserError
-from valign.data.prompts.pairs import PromptPair, PromptRow, load_pairs, write_pairs
+from valign.data.prompts.pairs import PromptPair, load_pairs, write_pairs
 
 PAIRS = [PromptPair("a-1", "bad", "good", ("hate", "sexual"), "crow", "implicit", True), PromptPair("b", "wörse", "better", ())]
 
@@ -36,8 +36,3 @@ def test_missing_and_foreign_tables_are_named(tmp_path):
     (tmp_path / "pairs.parquet").write_text("something else")
     with pytest.raises(UserError, match="is no table of prompt pairs"):
         load_pairs(tmp_path / "pairs.parquet")
-
-
-def test_a_row_may_name_several_categories():
-    assert PromptRow("i", "x", 1, "violence,hate").categories == ("hate", "violence")
-    assert PromptRow("i", "x", 0, "").categories == ()

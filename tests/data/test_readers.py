@@ -53,7 +53,7 @@ def test_coprov2_release_test_file_has_unsafe_prompts_only(tmp_path):
         tmp_path / "test.csv", "prompt,image,category", "a loud crow,0_Hate.jpg,Hate", "a sly crow,1_Hate.jpg,Illegal Activity"
     )
     rows = read_prompts(path)
-    assert [(row.id, row.label, row.category, row.pair_id) for row in rows] == [
+    assert [(row.id, row.label, ",".join(row.categories), row.pair) for row in rows] == [
         ("0_Hate", 1, "hate", ""),
         ("1_Hate", 1, "illegal-activity", ""),
     ]
@@ -136,7 +136,7 @@ def test_plain_tables_in_every_file_kind_read_alike(tmp_path):
     columns = Columns(prompt="text", category="type")
     read = [read_prompts(path, columns=columns) for path in files]
     assert read[0] == read[1] == read[2] == read[3]
-    assert [row.category for row in read[0]] == ["hate", ""]  # a safe prompt keeps known categories only
+    assert [row.categories for row in read[0]] == [("hate",), ()]  # a safe prompt keeps known categories only
     assert read_pairs(files[0], columns=columns) == [PromptPair("x", "a mean crow", "a kind crow", ("hate",))]
 
 
@@ -145,14 +145,14 @@ def test_fill_gives_what_the_file_lacks(tmp_path):
     with pytest.raises(UserError, match=r"list\.csv, row 1: label must be 0 \(safe\) or 1 \(unsafe\), got None"):
         read_prompts(path)
     row = read_prompts(path, fill={"label": 1, "category": "hate"})[0]
-    assert (row.label, row.category, row.id) == (1, "hate", "list-00001")
+    assert (row.label, row.categories, row.id) == (1, ("hate",), "list-00001")
 
 
 def test_unknown_category_lists_the_known(tmp_path):
     path = rows_to_jsonl(tmp_path / "set.jsonl", [{"prompt": "x", "label": 1, "category": "gossip"}])
     with pytest.raises(UserError, match=r"set\.jsonl, row 1: category must be one of hate, harassment, .*; got 'gossip'"):
         read_prompts(path)
-    assert read_prompts(path, known=("gossip",))[0].category == "gossip"
+    assert read_prompts(path, known=("gossip",))[0].categories == ("gossip",)
 
 
 @pytest.mark.parametrize("label", [2, 0.5, "maybe"])

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from valign.checks import UserError
 from valign.cli.bench import app
-from valign.data.prompts.labelled import LabelledPrompt
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.experiments.guard_head import NOTHING, RIVALS, bench_head
 from valign.files import read_json
 from valign.models.encoders.minilm import MiniLM

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valign.checks import UserError
-from valign.data.prompts.labelled import LabelledPrompt
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.guard.head.learned import LearnedStage
 from valign.models.heads.ngrams import bag_of, ngram_ids
 from valign.models.heads.prompt_head import ATTEND, Head, HeadSettings, as_saved, average, load_head, save_head, sentence_vectors

@@ -171,7 +171,7 @@ def read(
         "known": load_policy(policy).category_ids(),
     }
     prompts = scan_prompts(file, fmt, **options)
-    linked = any(row.pair_id for row in prompts.rows)
+    linked = any(row.pair for row in prompts.rows)
     pairs = scan_pairs(file, fmt, missing_twin="drop" if drop_missing else "refuse", **options) if linked else PairFile([])
     table = Table("category", "kind", box=None, header_style="bold")
     for heading in ("unsafe", "safe", "pairs"):

@@ -20,7 +20,7 @@ from valign.cli.common import ChatOptions, Fragments, Generated, Weights, err, n
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
-    from valign.data.prompts.labelled import LabelledPrompt
+    from valign.data.prompts.pairs import LabelledPrompt
     from valign.guard import Guard, GuardDecision, GuardResult
     from valign.policy import Policy
 

@@ -181,7 +181,7 @@ def _calibration_prompts(name: str, experts: "Sequence[Expert]", data: Path | No
         from valign.data.prompts.readers import read_prompts
 
         for row in read_prompts(str(prompts)):
-            for category in row.category.split(",") if row.label else ():
+            for category in (row.categories or ("",)) if row.label else ():
                 found.setdefault(category, []).append(row.prompt)
     if not found:
         raise UserError(f"{data or prompts} must hold unsafe prompts, got none. Choose another data set.")

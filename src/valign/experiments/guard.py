@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from valign.data.prompts.labelled import LabelledPrompt
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.evaluation import Evaluators, ReportOptions, System, adapter_system, base_system, evaluate
 from valign.evaluation.composed import guarded_system
 from valign.evaluation.images.folder import ImageFolder

@@ -14,7 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
 from valign.checks import UserError
-from valign.data.prompts.labelled import LabelledPrompt, without_repeats
+from valign.data.prompts.labelled import without_repeats
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.evaluation.guards.page import roc
 from valign.evaluation.guards.rates import ALL, Scored, source_rates
 from valign.files import atomic_path, hash_value, read_json, write_json, write_text

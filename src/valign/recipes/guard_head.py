@@ -11,7 +11,8 @@ import numpy as np
 from valign.checks import UserError
 from valign.data.prompts.disguise import diluted, disguised, fragments
 from valign.data.prompts.generated import generated_rows, request_rows
-from valign.data.prompts.labelled import LabelledPrompt, capped, policy_rows, without_repeats
+from valign.data.prompts.labelled import capped, policy_rows, without_repeats
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.evaluation.guards.rates import Scored, summary
 from valign.files import write_json, write_text
 from valign.guard import Guard

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from valign.checks import UserError, check_range
 from valign.data.journal import Journal
 from valign.data.prompts.overlap import fold
-from valign.data.prompts.pairs import PromptPair, PromptRow
+from valign.data.prompts.pairs import LabelledPrompt, PromptPair
 from valign.data.prompts.readers import clean_pairs
 from valign.files import hash_value
 from valign.interfaces import Chat
@@ -76,7 +76,7 @@ class PairWriter:
             ]
         return self._cleaned(pairs)
 
-    def from_prompts(self, rows: Sequence[PromptRow]) -> list[PromptPair]:
+    def from_prompts(self, rows: Sequence[LabelledPrompt]) -> list[PromptPair]:
         """A safe twin for every unsafe row (label 1); rows of label 0 are passed over. Order and ids are the rows' own.
 
         Raises: UserError as `from_concepts`; if no row is unsafe; if an unsafe row has no category.
@@ -86,7 +86,7 @@ class PairWriter:
         if not unsafe or nameless:
             found = f"{len(nameless)} without, first {nameless[0]}" if nameless else "no unsafe prompt"
             raise UserError(f"PairWriter.rows must be unsafe prompts with a category, got {found}. Fill category=NAME, or label=1.")
-        chunks: list[list[PromptRow]] = []
+        chunks: list[list[LabelledPrompt]] = []
         for row in sorted(unsafe, key=lambda row: row.categories[0]):  # one request speaks of one category
             if not chunks or len(chunks[-1]) == self.per_request or chunks[-1][0].categories[0] != row.categories[0]:
                 chunks.append([])

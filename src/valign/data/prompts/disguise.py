@@ -9,7 +9,7 @@ from dataclasses import replace
 from random import Random
 
 from valign.checks import UserError, check_range
-from valign.data.prompts.labelled import LabelledPrompt
+from valign.data.prompts.pairs import LabelledPrompt
 
 LEET = str.maketrans("aeios", "@3105")
 SHORT = 120  # characters of a harmless prompt that may keep another company

@@ -1,4 +1,4 @@
-"""Layouts of prompt files: a row of any becomes one or two `Record`. A new layout is one function and one row in `FORMATS`."""
+"""Layouts of prompt files: a row of any becomes one or two `LabelledPrompt`. A new layout is one function and one row in `FORMATS`."""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_choice
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.data.prompts.tables import read_table
 from valign.policy import CATEGORY_IDS, normalize_category
 
@@ -44,21 +45,6 @@ class Raw:
     concept: str = ""
     seed: object = None
     held_out: bool = False
-
-
-@dataclass(frozen=True)
-class Record:
-    """One prompt, checked."""
-
-    prompt: str  # stripped; may be empty
-    label: int  # 0 safe, 1 unsafe
-    categories: tuple[str, ...]  # known ids, sorted
-    id: str
-    pair_id: str
-    kind: str
-    concept: str
-    seed: int | None
-    held_out: bool
 
 
 def _plain(row: Mapping[str, Any], columns: Columns) -> Iterator[Raw]:
@@ -111,7 +97,7 @@ def read_records(
     columns: Columns | None = None,
     fill: Mapping[str, object] | None = None,
     known: Collection[str] = CATEGORY_IDS,
-) -> Iterator[tuple[int, Record]]:
+) -> Iterator[tuple[int, LabelledPrompt]]:
     """Row number (from 1) and checked record of every prompt in the file.
 
     Args:
@@ -136,7 +122,7 @@ def read_records(
             raise UserError(f"{path}, row {number}: {error}") from error
 
 
-def _check(raw: Raw, known: Collection[str]) -> Record:
+def _check(raw: Raw, known: Collection[str]) -> LabelledPrompt:
     label = LABELS.get(str(raw.label).casefold())
     if label is None:
         raise UserError(f"label must be 0 (safe) or 1 (unsafe), got {raw.label!r}. Name its column label=NAME, or fill label=1.")
@@ -146,8 +132,16 @@ def _check(raw: Raw, known: Collection[str]) -> Record:
         seed = None if raw.seed in (None, "") else int(float(str(raw.seed)))
     except ValueError:
         raise UserError(f"seed must be a whole number, got {raw.seed!r}. Mend it, or leave it blank.") from None
-    return Record(
-        raw.prompt.strip(), label, tuple(sorted(names & set(known))), raw.id, raw.pair_id, raw.kind, raw.concept, seed, raw.held_out
+    return LabelledPrompt(
+        raw.id,
+        raw.prompt.strip(),
+        label,
+        tuple(sorted(names & set(known))),
+        pair=raw.pair_id,
+        kind=raw.kind,
+        concept=raw.concept,
+        seed=seed,
+        held_out=raw.held_out,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from valign.checks import check_range
-from valign.data.prompts.labelled import LabelledPrompt
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.policy import Policy
 
 ASSETS = Path(__file__).parent / "assets"

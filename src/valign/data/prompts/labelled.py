@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,10 +10,10 @@ from zlib import crc32
 from valign.checks import UserError
 from valign.data.prompts.formats import LABELS
 from valign.data.prompts.overlap import fold
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.data.prompts.tables import SUFFIXES, read_table
 from valign.policy import Policy, normalize_category
 
-FOLDS = 10
 # Beginnings of other sets' category names, and the policy category they mean; "" is harm of no category of ours.
 ALIASES = {
     "pornography": "sexual",
@@ -31,25 +30,6 @@ ALIASES = {
     "privacy": "",
 }
 NO_HARM = ("copyright-infringement", "political-sensitivity")  # other rules than ours: such rows teach nothing about harm
-
-
-@dataclass(frozen=True)
-class LabelledPrompt:
-    """One prompt of one source."""
-
-    id: str
-    prompt: str
-    label: int  # 0 safe, 1 unsafe
-    categories: tuple[str, ...]  # policy ids; () for an unsafe row means that its category is not known
-    source: str
-    group: str  # what must not be split between training and test: a concept, a pair, or the row alone
-    pair: str = ""  # twins share it
-    certainty: float = 1.0  # share of the judges, or of the images, that say an unsafe row is unsafe
-
-    @property
-    def fold(self) -> int:
-        """In [0, 10), the same on every machine."""
-        return crc32(self.group.encode()) % FOLDS
 
 
 def read_rows(paths: Sequence[Path], policy: Policy) -> list[LabelledPrompt]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ SCHEMA = pa.schema(
         ("held_out", pa.bool_()),
     ]
 )
+FOLDS = 10
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -51,21 +53,26 @@ class PromptPair:
 
 
 @dataclass(frozen=True)
-class PromptRow:
-    """One labelled prompt of a set."""
+class LabelledPrompt:
+    """One labelled prompt of a file or source."""
 
     id: str
-    prompt: str
+    prompt: str  # stripped
     label: int  # 0 safe, 1 unsafe
-    category: str  # category id; several are joined by ","; "" when the set names none
+    categories: tuple[str, ...]  # category ids, sorted; () for an unsafe prompt means that its category is not known
+    source: str = ""
+    group: str = ""  # what must not be split between training and test: a concept, a pair, or the prompt alone
+    pair: str = ""  # equal for the two prompts of a pair
+    certainty: float = 1.0  # share of the judges, or of the images, that say an unsafe prompt is unsafe
     kind: str = ""
-    pair_id: str = ""  # equal for the two prompts of a pair
+    concept: str = ""
     seed: int | None = None  # the seed that the set prescribes for this prompt
+    held_out: bool = False
 
     @property
-    def categories(self) -> tuple[str, ...]:
-        """The category ids, sorted."""
-        return tuple(sorted(name for name in self.category.split(",") if name))
+    def fold(self) -> int:
+        """Of the group, in [0, 10); the same on every machine."""
+        return crc32(self.group.encode()) % FOLDS
 
 
 def write_pairs(path: Path, pairs: Sequence[PromptPair]) -> None:

@@ -1,4 +1,4 @@
-"""Prompt files of any layout -> `PromptRow` and `PromptPair`: twins linked, useless pairs dropped, every drop counted."""
+"""Prompt files of any layout -> `LabelledPrompt` and `PromptPair`: twins linked, useless pairs dropped, every drop counted."""
 
 import re
 from collections import Counter
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_choice
-from valign.data.prompts.formats import Record, read_records
+from valign.data.prompts.formats import read_records
 from valign.data.prompts.overlap import fold
-from valign.data.prompts.pairs import PromptPair, PromptRow
+from valign.data.prompts.pairs import LabelledPrompt, PromptPair
 
 
 @dataclass(frozen=True)
 class PromptFile:
     """What a file of prompts holds."""
 
-    rows: list[PromptRow]
+    rows: list[LabelledPrompt]
     dropped: dict[str, int] = field(default_factory=dict)  # "empty": rows without a prompt
 
 
@@ -40,8 +40,7 @@ def scan_prompts(path: Path, fmt: str | None = None, **options: Any) -> PromptFi
         name = (
             record.id if used[record.id] == 1 else f"{record.id}.{used[record.id]}"
         )  # a release repeats a prompt once per category
-        category = ",".join(record.categories)
-        rows.append(PromptRow(name, record.prompt, record.label, category, record.kind, record.pair_id, record.seed))
+        rows.append(replace(record, id=name))
     return PromptFile(rows, dict(dropped))
 
 
@@ -54,18 +53,16 @@ def scan_pairs(path: Path, fmt: str | None = None, *, missing_twin: str = "refus
     Raises: UserError as `read_records`; if a twin is missing; if two rows disagree about one prompt; if no pair is left.
     """
     check_choice("missing_twin", missing_twin, ("refuse", "drop"))
-    sides: dict[str, dict[int, Record]] = {}
+    sides: dict[str, dict[int, LabelledPrompt]] = {}
     dropped = Counter[str]()
     for number, record in read_records(path, fmt, **options):
-        if not record.pair_id:
+        if not record.pair:
             dropped["unpaired"] += 1
             continue
-        side = sides.setdefault(record.pair_id, {})
+        side = sides.setdefault(record.pair, {})
         first = side.setdefault(record.label, record)
         if fold(first.prompt) != fold(record.prompt):
-            raise UserError(
-                f"{path}, row {number}: pair {record.pair_id} has a second, different prompt of that label. Rename one."
-            )
+            raise UserError(f"{path}, row {number}: pair {record.pair} has a second, different prompt of that label. Rename one.")
         side[record.label] = replace(first, categories=tuple(sorted({*first.categories, *record.categories})))
     lonely = [name for name, side in sides.items() if len(side) < 2]
     if lonely and missing_twin == "refuse":
@@ -84,7 +81,7 @@ def scan_pairs(path: Path, fmt: str | None = None, *, missing_twin: str = "refus
     return PairFile(kept, dict(dropped + more))
 
 
-def _pair(name: str, unsafe: Record, safe: Record) -> PromptPair:
+def _pair(name: str, unsafe: LabelledPrompt, safe: LabelledPrompt) -> PromptPair:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")  # it will name image files
     return PromptPair(
         name, unsafe.prompt, safe.prompt, unsafe.categories, unsafe.concept, unsafe.kind or "explicit", unsafe.held_out
@@ -114,7 +111,7 @@ def clean_pairs(pairs: Collection[PromptPair]) -> tuple[list[PromptPair], Counte
     return list(kept.values()), dropped
 
 
-def read_prompts(path: Path | str, fmt: str | None = None, **options: Any) -> list[PromptRow]:
+def read_prompts(path: Path | str, fmt: str | None = None, **options: Any) -> list[LabelledPrompt]:
     """The rows of `scan_prompts`."""
     return scan_prompts(Path(path), fmt, **options).rows
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy.stats import rankdata
 
-from valign.data.prompts.labelled import LabelledPrompt
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.evaluation.statistics import Interval, share_interval
 
 ALL = ("all", "all, certain")  # names of the rows over all sources

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from valign.checks import UserError, check_options, check_range, option
-from valign.data.prompts.labelled import LabelledPrompt
+from valign.data.prompts.pairs import LabelledPrompt
 from valign.models.devices import cpu_has
 from valign.models.encoders.minilm import LAYERS, WIDTH, MiniLM, Tokens, run_layers
 from valign.models.heads.ngrams import ngram_ids
