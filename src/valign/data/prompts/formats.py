@@ -1,4 +1,4 @@
-"""Layouts of prompt files: a row of any becomes one or two `LabelledPrompt`. A new layout is one function and one row in `FORMATS`."""
+"""Layouts of prompt files: a row of any becomes one or two `LabelledPrompt`. A new layout is one function, one row in `FORMATS`."""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
