@@ -135,10 +135,27 @@ def test_never_over_an_input_or_somebody_elses_folder(folders, tmp_path):
         merge("sum", folders[0], "-o", tmp_path / "mine")
 
 
-def test_a_choice_that_is_none_is_a_usage_error(folders, tmp_path):
-    result = merge("ties", folders[0], "-o", tmp_path / "out", "--normalize", "median")
-    assert result.exit_code == 2
-    assert "median" in result.output
+def test_an_unknown_choice_or_option_is_refused(folders, tmp_path):
+    with pytest.raises(UserError, match=r"Ties\.normalize.*median"):
+        merge("ties", folders[0], "-o", tmp_path / "out", "--normalize", "median")
+    with pytest.raises(UserError, match="--set must name options of the command, got sparsity"):
+        merge("ties", folders[0], "-o", tmp_path / "out", "--set", "sparsity=0.2")
+    assert merge("task-arithmetic", folders[0], "-o", tmp_path / "out").exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_may_be_typed_set_or_read_from_a_file(folders, tmp_path):
+    (tmp_path / "ties.yaml").write_text("density: 0.5\nnormalize: count\n")
+    ways = {
+        "typed": ("--density", "0.5", "--normalize", "count"),
+        "set": ("--set", "density=0.5", "--set", "normalize=count"),
+        "file": ("--config", tmp_path / "ties.yaml"),
+    }
+    for name, options in ways.items():
+        merge("ties", *folders, "-o", tmp_path / name, *options)
+    made = {(tmp_path / name / "merge_config.yml").read_text() for name in ways}
+    assert len(made) == 1
+    assert "normalize: count" in made.pop()
 
 
 def test_show_says_what_and_where_from(folders, tmp_path):

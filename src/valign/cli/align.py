@@ -91,12 +91,13 @@ def command(
     from valign.policy import load_policy
     from valign.recipes.align import AlignConfig, align
     from valign.recipes.alignguard import AlignGuardRecipe
+    from valign.recipes.merged import merges_without_scores
 
     if not detector:
         raise UserError(
             "--detector must name who judges the images, got nothing. Name one: oracle, nudenet, safety-checker=FOLDER ..."
         )
-    check_choice("--merge", merge, ("co-merge", "sum", "mean", "ties", "dare-ties"))
+    check_choice("--merge", merge, merges_without_scores())
     rules = load_policy(policy)
     source = record(ctx, SourceOptions).open(rules)
     tested = resolve_suite(suite) if suite else policy_suite(rules)

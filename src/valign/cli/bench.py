@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option, Typer
+from typer import Context, Option, Typer
 
 from valign.checks import check_choice
-from valign.cli.common import Fragments, Generated, Weights, numbers_by_name, out, resolve_model
+from valign.cli.common import out, resolve_model
+from valign.cli.options import configured, record
 
 app = Typer(no_args_is_help=True, help="Standing comparisons on the shapes world; the documentation's tables come from them.")
 
@@ -89,23 +90,20 @@ def guard(
     out.print(Markdown(page(summary)))
 
 
-@app.command(epilog="example: valign bench head --data prompts/ --leave-out overt --leave-out valor -o runs/bench-head")
+@app.command(
+    cls=configured(config="valign.training.tasks.guard_head.fit:FitConfig"),
+    epilog="example: valign bench head --data prompts/ --leave-out overt --leave-out valor -o runs/bench-head",
+)
 def head(
+    ctx: Context,
     data: Annotated[list[Path], Option("--data", "-d", help="file or folder of labelled prompts; may be repeated")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")] = Path(
         "runs/bench-head"
     ),
     leave_out: Annotated[list[str], Option(help="source to leave out, one at a time; may be repeated; all if none")] = [],  # noqa: B006
     policy: Annotated[str, Option("--policy", "-p", help="default, or a policy file")] = "default",
-    epochs: Annotated[int, Option(min=1, help="passes of the head over the data")] = 6,
-    tune_layers: Annotated[int, Option(min=0, max=6, help="upper encoder layers trained with the head; 0 is quick")] = 0,
-    batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label that are trained on, at most")] = None,
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged")] = 0.01,
-    generated: Generated = 12,
-    fragments: Fragments = 0.05,
-    weigh: Weights = [],  # noqa: B006
-    seed: Annotated[int, Option(help="of every random draw")] = 0,
 ) -> None:
     """The guard's head beside TF-IDF, linear and MLP on a frozen encoder, and reference similarity, on sources that none saw."""
     from rich.markdown import Markdown
@@ -117,20 +115,11 @@ def head(
     from valign.training.tasks.guard_head.fit import FitConfig
 
     rules = load_policy(policy)
-    config = FitConfig(
-        epochs=epochs,
-        tuned_layers=tune_layers,
-        batch_size=batch_size,
-        generated=generated,
-        fragments=fragments,
-        weights=numbers_by_name("--weigh", weigh),
-        seed=seed,
-    )
     results = bench_head(
         read_rows(data, rules),
         rules,
         folder,
-        config=config,
+        config=record(ctx, FitConfig),
         encoder=MiniLM(),
         leave_out=leave_out,
         target_fpr=target_fpr,

@@ -19,6 +19,11 @@ def calibration_prompts(pairs: Sequence[PromptPair], categories: Sequence[str]) 
     return {name: [pair.unsafe for pair in pairs if name in pair.categories] for name in categories}
 
 
+def merges_without_scores() -> list[str]:
+    """Names of the merges that need no score of each expert."""
+    return [name for name, kind in MERGES.items() if "scores" not in {item.name for item in fields(kind)}]
+
+
 def merge_experts(
     model: DiffusionModel,
     experts: Sequence[Expert],
