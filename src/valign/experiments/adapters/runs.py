@@ -214,5 +214,5 @@ def _wait(device: torch.device) -> None:
 def fingerprint(setting: Setting, tuning: Tuning, model_sha256: str) -> str:
     """Of all that decides about a run's numbers, but for the versions."""
     return hash_value(
-        {"method": tuning.recipe(), "setting": setting.describe(), "model": model_sha256, "data": setting.rows().fingerprint()}
+        {"method": tuning.recipe(), "place": setting.describe(), "model": model_sha256, "data": setting.rows().fingerprint()}
     )
