@@ -27,7 +27,8 @@ from PIL import Image
 from torch import Tensor
 
 from valign.checks import UserError
-from valign.data.images.row_store import RowReader, RowWriter
+from valign.data.images.cache import EncodedImages, open_cache
+from valign.data.images.row_store import RowWriter
 from valign.data.prompts.pairs import PromptPair
 from valign.files import atomic_path, hash_file, hash_value, read_json, write_json
 from valign.interfaces import LatentEncoder
@@ -47,47 +48,23 @@ class PairLatents:
     loser_std: Float[Tensor, "pair channel height width"]
 
 
-class LatentCache:
-    """Reads the cache lazily: a batch touches only its own rows of the memory-mapped files."""
+class LatentCache(EncodedImages):
+    """The latents of image pairs."""
+
+    content = "cached latents"
+    command, step, mirrored, first = "valign data build", "latents", "_flip", "winner{}.mean"
 
     def __init__(self, folder: Path) -> None:
-        """Args: folder: ``D/latents``, finished. Use `open_latents`."""
-        record = read_json(folder / "run.json")
-        if record.get("status") != "done":
-            raise UserError(f"{folder} is unfinished. Run `valign data build` again with the same options; it resumes.")
-        table = pq.read_table(folder / "index.parquet").to_pydict()
-        self.folder = folder
-        self.base_fingerprint: str = record["inputs"]["model"]
-        self.ids: tuple[str, ...] = tuple(table["id"])
+        super().__init__(folder)
+        table = self.table  # `text_rows` are those of the unsafe prompts: the captions
         self.categories: tuple[tuple[str, ...], ...] = tuple(map(tuple, table["categories"]))
         self.concepts: tuple[str, ...] = tuple(table["concept"])
         self.kinds: tuple[str, ...] = tuple(table["kind"])
-        self.text_rows: Int[Tensor, " pair"] = torch.tensor(table["text_row"], dtype=torch.long)  # the unsafe prompt: the caption
         self.safe_text_rows: Int[Tensor, " pair"] = torch.tensor(table["safe_text_row"], dtype=torch.long)
         retained = pq.read_table(folder / "retained.parquet").to_pydict()["text_row"]
-        self.retained_rows: Int[Tensor, " text"] = torch.tensor(retained, dtype=torch.long)  # none given: the safe twins
+        self.retained_rows: Int[Tensor, " text"] = torch.tensor(retained, dtype=torch.long)  # none given: the safe prompts
         if not retained:
             self.retained_rows = self.safe_text_rows.unique()
-        self._latents, self._text = RowReader(folder / "latents.safetensors"), RowReader(folder / "text.safetensors")
-        self._key: str = record["key"]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def has_flip(self) -> bool:
-        """Whether the mirrored images were encoded too."""
-        return "winner_flip.mean" in self._latents.names
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """``(channel, height, width)``."""
-        _, channel, height, width = self._latents.shape("winner.mean")
-        return channel, height, width
-
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that the cache was made from: model, precision, images and prompts."""
-        return self._key
 
     def rows(self, category: str | None = None, concepts: Collection[str] | None = None) -> Int[Tensor, " row"]:
         """Rows of the pairs of a category (a pair of several categories is in each) and of the named concepts, ascending.
@@ -111,9 +88,7 @@ class LatentCache:
 
         Raises: UserError if a flip is asked for that was not cached.
         """
-        flip = torch.zeros(len(rows), dtype=torch.bool) if flip is None else flip.cpu()
-        if flip.any() and not self.has_flip:
-            raise UserError(f"{self.folder} holds no mirrored latents. Build the data with flip on, or train with flip off.")
+        flip = torch.zeros(len(rows), dtype=torch.bool) if flip is None else flip
         return PairLatents(
             **{
                 f"{who}_{what}": self._read(f"{who}{{}}.{what}", rows, flip)
@@ -122,19 +97,12 @@ class LatentCache:
             }
         )
 
-    def _read(self, name: str, rows: Int[Tensor, " row"], flip: Bool[Tensor, " row"]) -> Tensor:
-        out = torch.empty(len(rows), *self.latent_shape)
-        for state, chosen in (("", ~flip), ("_flip", flip)):
-            if chosen.any():
-                out[chosen] = self._latents.read(name.format(state), rows.cpu()[chosen])
-        return out
-
     def conditioning(self, text_rows: Int[Tensor, " text"]) -> dict[str, Tensor]:
         """Keyword arguments of a model's conditioning: ``embeds [text, tokens, dim]``, for SDXL also ``pooled`` and ``time_ids``.
 
         ``text_rows`` are values of `text_rows`, `safe_text_rows`, `retained_rows`, or `EMPTY_PROMPT_ROW`.
         """
-        return {name: self._text.read(name, text_rows) for name in self._text.names}
+        return self._texts(text_rows)
 
 
 def open_latents(data: Path, *, base: str | None = None) -> LatentCache:
@@ -145,15 +113,7 @@ def open_latents(data: Path, *, base: str | None = None) -> LatentCache:
     Raises: UserError if the cache is missing, unfinished, or was encoded by another base model.
     """
     folder = data if (data / "index.parquet").exists() else data / "latents"
-    if not (folder / "run.json").exists():
-        raise UserError(f"{data} holds no cached latents. Make them with `valign data build -o {data}`.")
-    cache = LatentCache(folder)
-    if base is not None and base != cache.base_fingerprint:
-        raise UserError(
-            f"{folder} was encoded by base model {cache.base_fingerprint[:12]}, the model given is {base[:12]}. "
-            "Build the data again with this model, or train the model that made them."
-        )
-    return cache
+    return open_cache(LatentCache, folder, data, base)
 
 
 def image_tensor(image: Image.Image, size: int) -> Float[Tensor, "3 {size} {size}"]:

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from valign.checks import UserError, check_options, option
+from valign.data.images.cache import EncodedImages, open_cache
 from valign.data.images.latents import load_pixels, write_prompts, write_rows
-from valign.data.images.row_store import RowReader
 from valign.data.images.value_images import (
     FILTERS,
     Contrast,
@@ -30,7 +30,7 @@ from valign.data.images.value_images import (
     plan_images,
 )
 from valign.data.prompts.pairs import PromptPair
-from valign.files import atomic_path, hash_file, read_json
+from valign.files import atomic_path, hash_file
 from valign.interfaces import Detector, EncoderAndSampler, LatentEncoder, SamplingConfig
 from valign.methods import Method
 from valign.policy import Policy
@@ -63,48 +63,24 @@ class ValueDataConfig:
         check_options(self)
 
 
-class ValueCache:
-    """Reads ``D/latents`` lazily: a batch touches only its own rows of the memory-mapped files."""
+class ValueCache(EncodedImages):
+    """The latents of the images of a value data set."""
+
+    content = "value data"
+    command, step, mirrored, first = "valign data build-values", "value-latents", "flip.", "{}mean"
 
     def __init__(self, folder: Path) -> None:
-        """Args: folder: ``D/latents``, finished. Use `open_values`."""
-        record = read_json(folder / "run.json")
-        if record.get("status") != "done":
-            raise UserError(f"{folder} is unfinished. Run `valign data build-values` again with the same options; it resumes.")
-        table = pq.read_table(folder / "index.parquet").to_pydict()
-        self.folder = folder
-        self.base_fingerprint: str = record["inputs"]["model"]
-        self.principles: tuple[dict[str, Any], ...] = tuple(record["recipe"]["principles"])  # id, text, aliases, kind
-        self.ids: tuple[str, ...] = tuple(table["id"])
+        super().__init__(folder)
+        table = self.table
+        self.principles: tuple[dict[str, Any], ...] = tuple(self.record["recipe"]["principles"])  # id, text, aliases, kind
         self.scenes: tuple[str, ...] = tuple(table["scene"])
         self.principle_of: tuple[str, ...] = tuple(table["principle"])
         self.prompts: tuple[str, ...] = tuple(table["prompt"])
         self.aligned: tuple[bool, ...] = tuple(table["aligned"])
-        self.text_rows: Int[Tensor, " image"] = torch.tensor(table["text_row"], dtype=torch.long)
-        self._latents, self._text = RowReader(folder / "latents.safetensors"), RowReader(folder / "text.safetensors")
-        self._key: str = record["key"]
         self._opposed: dict[str, list[int]] = {}
         for row, (scene, aligned) in enumerate(zip(self.scenes, self.aligned, strict=True)):
             if not aligned:
                 self._opposed.setdefault(scene, []).append(row)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def has_flip(self) -> bool:
-        """Whether the mirrored images were encoded too."""
-        return "flip.mean" in self._latents.names
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """``(channel, height, width)``."""
-        _, channel, height, width = self._latents.shape("mean")
-        return channel, height, width
-
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that the cache was made from: model, precision, images and texts."""
-        return self._key
 
     def rows(self, principle: str | None = None) -> Int[Tensor, " row"]:
         """Rows of the aligned images (of one principle), ascending: each is a pair with one of `opposed`.
@@ -125,20 +101,11 @@ class ValueCache:
         self, rows: Int[Tensor, " row"], flip: Bool[Tensor, " row"]
     ) -> tuple[Float[Tensor, "row channel height width"], Float[Tensor, "row channel height width"]]:
         """``(mean, std)`` of the posterior of each image, float32. Raises: UserError for a flip that was not cached."""
-        if flip.any() and not self.has_flip:
-            raise UserError(f"{self.folder} holds no mirrored latents. Build the data with flip on, or train with flip off.")
-        found = []
-        for name in ("mean", "std"):
-            out = torch.empty(len(rows), *self.latent_shape)
-            for state, chosen in (("", ~flip), ("flip.", flip)):
-                if chosen.any():
-                    out[chosen] = self._latents.read(state + name, rows[chosen])
-            found.append(out)
-        return found[0], found[1]
+        return self._read("{}mean", rows, flip), self._read("{}std", rows, flip)
 
     def conditioning(self, rows: Int[Tensor, " row"]) -> dict[str, Tensor]:
         """The encoded prompt of each image's scene: ``embeds``, for SDXL also ``pooled`` and ``time_ids``."""
-        return {name: self._text.read(name, self.text_rows[rows]) for name in self._text.names}
+        return self._texts(self.text_rows[rows])
 
 
 def build_values(
@@ -232,16 +199,7 @@ def open_values(data: Path, *, base: str | None = None) -> ValueCache:
 
     Raises: UserError if the cache is missing, unfinished, or was encoded by another base model.
     """
-    folder = data / "latents"
-    if not (folder / "run.json").exists() or read_json(folder / "run.json").get("step") != "value-latents":
-        raise UserError(f"{data} holds no value data. Make them with `valign data build-values -o {data}`.")
-    cache = ValueCache(folder)
-    if base is not None and base != cache.base_fingerprint:
-        raise UserError(
-            f"{folder} was encoded by base model {cache.base_fingerprint[:12]}, the model given is {base[:12]}. "
-            "Build the data again with this model, or train the model that made them."
-        )
-    return cache
+    return open_cache(ValueCache, data / "latents", data, base)
 
 
 def _write_index(rows: Sequence[ValueImage], texts: Sequence[str], path: Path) -> None:
