@@ -41,7 +41,7 @@ def role_bias(
     found: list[RoleBias] = []
     base: Int[np.ndarray, "prompt image"] | None = None
     for system in systems:
-        settings = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
+        settings: dict[str, object] = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
         folder = make_images(system, suite, suite.seeds(seed), out / system.name, settings=settings, batch_size=sampling.batch_size)
         images = [folder.open(prompt.id) for prompt in suite.prompts]
         shown_images = [image for image in images if image is not None]

@@ -51,7 +51,7 @@ def convergence(
     last = max(checkpoints.steps())
     steps = [step for step in checkpoints.steps() if step % every == 0 or step == last]
     _save(trainable, checkpoints, [step for step in steps if not (out / f"step-{step}").exists()], out)
-    settings = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
+    settings: dict[str, object] = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
     points = []
     for step in steps:
         shown = system(trainable.result(out / f"step-{step}"))

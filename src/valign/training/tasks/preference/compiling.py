@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -46,7 +47,7 @@ def compiled_step(
 
 
 def _compiled(model: DiffusionModel) -> Callable[[], AbstractContextManager[None]]:
-    fast = torch.compile(model.denoiser, dynamic=False)
+    fast: Any = torch.compile(model.denoiser, dynamic=False)
 
     @contextmanager
     def inside() -> Iterator[None]:
