@@ -15,7 +15,7 @@ from valign.interfaces import DetectorCard
 
 runner = CliRunner(env={"COLUMNS": "200"})
 app = typer.Typer()
-app.command()(cli.command)
+app.command(**cli.command.options)(cli.command)
 
 
 class Brightness:

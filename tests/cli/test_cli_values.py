@@ -78,7 +78,7 @@ def test_behind_a_guard_the_token_is_a_stage_of_it(trained, tiny_sd, tmp_path):
     run("generate", "a captain", *shared, *chosen, "--guard", "none", "-o", tmp_path / "free.png")
     command = [str(part) for part in ("generate", "a captain", *shared, *chosen, "--guard", "shapes", "-o", tmp_path / "kept.png")]
     done = CliRunner(env={"COLUMNS": "300"}).invoke(build(), command, catch_exceptions=False)
-    assert "Drawn under the principle equal-heads." in done.stderr
+    assert "Generated under the principle equal-heads." in done.stderr
     assert (tmp_path / "kept.png").read_bytes() == (tmp_path / "free.png").read_bytes()
     run("generate", "a tree", *shared, "--principle", "captain", "--mixing", "1", "--guard", "none", "-o", tmp_path / "tree.png")
     run("generate", "a tree", *shared, *chosen, "--guard", "none", "-o", tmp_path / "bare.png")

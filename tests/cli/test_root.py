@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 import typer.main
+from command_lines import parse
 from typer.core import TyperGroup
+from typer.testing import CliRunner
 
 from valign.cli import root
 
@@ -49,12 +51,28 @@ def test_every_command_has_help_and_an_example_of_itself(name):
     command = COMMANDS[name]
     assert command.help, f"valign {name} has no help"
     assert f"valign {name}" in (command.epilog or ""), f"valign {name} needs an epilog `example: valign {name} ...`"
+    for line in (command.epilog or "").split("   "):
+        if not line.endswith("..."):
+            parse(line)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_help(name):
-    lacking = [parameter.name for parameter in COMMANDS[name].params if not getattr(parameter, "help", None)]
+    context = COMMANDS[name].context_class(COMMANDS[name])
+    lacking = [parameter.name for parameter in COMMANDS[name].get_params(context) if not getattr(parameter, "help", None)]
     assert not lacking
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_has_more_than_a_dozen_options_of_its_own(name):
+    own = [one for one in COMMANDS[name].params if getattr(one, "rich_help_panel", None) is None]
+    assert len(own) <= 12, [one.name for one in own]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_shown(name):
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(root.build(), [*name.split(), "--help"])
+    assert (result.exit_code, f"valign {name}" in result.stdout) == (0, True)
 
 
 def test_help_does_not_load_torch():

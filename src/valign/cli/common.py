@@ -110,6 +110,17 @@ def resolve_detector(name: str) -> Detector:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluatorOptions:
+    """What looks at the images, by name; empty leaves it to the command."""
+
+    detector: str = option(
+        "", help="detector that judges the images: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER; joined by +"
+    )
+    fidelity: str = option("", help="what tells whether benign images are right: oracle or none")
+    clip: str = option("", help="CLIP for CLIPScore and drift: shapes, a folder, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChatOptions:
     """A chat model that judges and rewrites, as a command names it."""
 

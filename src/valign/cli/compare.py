@@ -21,7 +21,7 @@ def compare() -> None:
 
 @app.command(
     epilog="example: valign compare adapters --methods lora,ailora --tasks sst2,mrpc --seeds 0-2 --data glue -o runs/adapters "
-    "  all of them: valign compare adapters --data glue -o runs/adapters"
+    "  all of them: valign compare adapters --data glue -o runs/adapters "
     "  on CLIP: valign compare adapters --tasks glyphs,glyph-stream --methods lora,codyra -o runs/clip"
 )
 def adapters(

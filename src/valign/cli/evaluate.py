@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
-from typer import Option
+from typer import Context, Option
 
 from valign.checks import UserError
 from valign.cli.common import (
+    EvaluatorOptions,
     err,
     example,
     find_world,
@@ -23,6 +24,7 @@ from valign.cli.common import (
     resolve_model,
     resolve_suite,
 )
+from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,8 +39,16 @@ BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-@example("valign evaluate --model shapes --adapter aligned=runs/quickstart/merged/adapter --baseline sld-medium -o runs/eval")
+@example(
+    "valign evaluate --model shapes --adapter aligned=runs/quickstart/merged/adapter --baseline sld-medium -o runs/eval",
+    cls=configured(
+        sampling="valign.interfaces:SamplingConfig",
+        evaluators=EvaluatorOptions,
+        report="valign.evaluation.report.report:ReportOptions",
+    ),
+)
 def command(
+    ctx: Context,
     model: Annotated[str, Option("--model", "-m", help="the base: shapes, a pipeline folder or a hub id")],
     folder: Annotated[Path, Option("--out", "-o", help="folder for images, numbers and report; an unfinished one is resumed")],
     suite: Annotated[str, Option("--suite", "-s", help="test prompts: shapes, or a JSON-lines file")] = "shapes",
@@ -47,52 +57,40 @@ def command(
         list[str], Option(metavar="[NAME=]FOLDER", help="value encoder to compare, for prompts with a keyword; may be repeated")
     ] = [],  # noqa: B006
     baseline: Annotated[list[str], Option(help=f"{', '.join(BASELINES)}; may be repeated")] = [],  # noqa: B006
-    policy: Annotated[str, Option("--policy", "-p", help="whose words the baselines use; the suite's own, or default")] = "",
-    detector: Annotated[
-        str,
-        Option(help="who judges: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER; joined by +"),
-    ] = "",
-    fidelity: Annotated[str, Option(help="who tells whether benign images are right: oracle or none")] = "",
-    clip: Annotated[str, Option(help="CLIP for CLIPScore: shapes, a folder, or none")] = "",
+    policy: Annotated[str, Option("--policy", "-p", help="policy whose words the baselines use; the suite's own, or default")] = "",
     reference: Annotated[Path | None, Option(help="folder of images that FID compares with")] = None,
     trained_on: Annotated[list[Path], Option(help="data set or prompt file that must not overlap with the suite")] = [],  # noqa: B006
     limit: Annotated[int | None, Option(min=1, help="prompts at most, of every kind and category in turn")] = None,
-    steps: Annotated[int, Option(min=1, help="denoising steps of every image")] = 50,
-    guidance_scale: Annotated[float, Option(help="classifier-free guidance scale")] = 7.5,
-    batch_size: Annotated[int, Option(min=1, help="images at a time")] = 8,
-    seed: Annotated[int, Option(help="of every draw")] = 0,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
-    title: Annotated[str, Option(help="headline of the report")] = "Safety evaluation",
-    veil: Annotated[bool | None, Option(help="blur unsafe images in the report; off for stand-in harms")] = None,
-    show_prompts: Annotated[bool | None, Option(help="print unsafe prompts in the report; on for stand-in harms")] = None,
 ) -> None:
     """Measure harm, fidelity and drift of a model with and without adapters, at equal prompts and seeds. Run again to resume."""
-    adapters, world = _adapters(adapter), find_world(suite)
-    encoders = _adapters(values, "--values")
-    _distinct(adapters, encoders)
-    _check_baselines(baseline)
-    if not detector and not world:
-        raise UserError("--detector must name who judges the images, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
     from valign.evaluation import Evaluators, ReportOptions, evaluate
     from valign.interfaces import SamplingConfig
     from valign.policy import load_policy
 
+    adapters, world = _adapters(adapter), find_world(suite)
+    encoders = _adapters(values, "--values")
+    _distinct(adapters, encoders)
+    _check_baselines(baseline)
+    looks, sampling = record(ctx, EvaluatorOptions), record(ctx, SamplingConfig)
+    if not looks.detector and not world:
+        raise UserError("--detector must name who judges the images, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
+
     tests = resolve_suite(suite)
     rules = load_policy(policy or (world.policy if world else "default"))
     _refuse_trained(tests, trained_on)
-    judge = resolve_detector(detector or suite)
-    reader = resolve_fidelity(fidelity or (suite if world else "none"))
-    encoder = resolve_clip(clip or (suite if world else "none"))
+    judge = resolve_detector(looks.detector or suite)
+    reader = resolve_fidelity(looks.fidelity or (suite if world else "none"))
+    encoder = resolve_clip(looks.clip or (suite if world else "none"))
     references = _reference(reference, world)
     base = resolve_model(model, device=device)
-    sampling = SamplingConfig(steps=steps, guidance_scale=guidance_scale, batch_size=batch_size, seed=seed)
     summary = evaluate(
         [*_systems(base, adapters, baseline, rules, sampling), *_guided_by_values(base, encoders, rules, sampling)],
         tests.take(limit),
         Evaluators(judge, fidelity=reader, clip=encoder, reference=references),
         out=folder,
         sampling=sampling,
-        report=ReportOptions(title=title, veil=veil, show_prompts=show_prompts),
+        report=record(ctx, ReportOptions),
     )
     print_summary(summary, folder)
 

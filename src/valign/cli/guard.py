@@ -16,7 +16,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError, option
-from valign.cli.common import ChatOptions, Fragments, Generated, Weights, err, numbers_by_name, out
+from valign.cli.common import ChatOptions, err, numbers_by_name, out
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
@@ -111,23 +111,21 @@ def explain(
     raise typer.Exit(BLOCKED if blocked else 0)
 
 
-@app.command("fit", epilog="example: valign guard fit --data prompts/ --rate overt=0.08 -o runs/head")
+@app.command(
+    "fit",
+    cls=configured(fit="valign.training.tasks.guard_head.fit:FitConfig"),
+    epilog="example: valign guard fit --data prompts/ --rate overt=0.08 -o runs/head",
+)
 def fit(
+    ctx: typer.Context,
     data: Data,
     folder: Annotated[Path, Option("--out", "-o", help="folder for head.safetensors, CARD.md and results.json")],
     policy: PolicyName = "default",
-    epochs: Annotated[int, Option(min=1, help="passes over the data")] = 6,
-    tune_layers: Annotated[int, Option(min=0, max=6, help="upper encoder layers trained with the head; 0 is quick")] = 0,
-    batch_size: Annotated[int, Option(min=1, help="prompts per step")] = 64,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
-    generated: Generated = 12,
-    fragments: Fragments = 0.05,
-    weigh: Weights = [],  # noqa: B006
     leave_out: Annotated[list[str], Option(help="source kept for testing as a whole; may be repeated")] = [],  # noqa: B006
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
     rate: Rates = [],  # noqa: B006
     start: Annotated[Path | None, Option(help="head of the same shape to train further, or `shipped`")] = None,
-    seed: Annotated[int, Option(help="of every draw")] = 0,
 ) -> None:
     """Train the head on labelled prompts, calibrate it on harmless ones that it did not see, and measure it."""
     from valign.data.prompts.labelled import read_rows
@@ -140,20 +138,11 @@ def fit(
     rules = _policy(policy)
     first = None if start is None else load_head(SHIPPED if start == Path("shipped") else start)
     rows = read_rows(data, rules)
-    config = FitConfig(
-        epochs=epochs,
-        tuned_layers=tune_layers,
-        batch_size=batch_size,
-        generated=generated,
-        fragments=fragments,
-        weights=numbers_by_name("--weigh", weigh),
-        seed=seed,
-    )
     report = fit_and_write(
         rows,
         rules,
         folder,
-        config=config,
+        config=record(ctx, FitConfig),
         encoder=MiniLM(),
         target_fpr=target_fpr,
         rates=_rates(rate, rows),

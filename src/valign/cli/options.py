@@ -162,7 +162,7 @@ def _flags(name: str, declared: Declared) -> tuple[str, ...]:
     if declared.flags:
         return declared.flags
     plain = name.replace("_", "-")
-    return (f"--{plain}/--no-{plain}",) if declared.type is bool and declared.default else (f"--{plain}",)
+    return (f"--{plain}/--no-{plain}",) if declared.type is bool and declared.default is not False else (f"--{plain}",)
 
 
 def _annotated(declared: Declared, flags: tuple[str, ...], default: object, panel: str) -> Any:

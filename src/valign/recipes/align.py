@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from valign.checks import check_options, option
 from valign.data.build import DataConfig, build_data
 from valign.data.images.latents import LatentCache
 from valign.data.prompts.pairs import PromptPair, load_pairs
@@ -22,7 +23,7 @@ from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
 from valign.models.files.adapter_files import open_adapter
 from valign.policy import Policy
 from valign.recipes.alignguard import AlignGuardRecipe, train_experts
-from valign.recipes.merged import merge_experts
+from valign.recipes.merged import merge_experts, merges_without_scores
 from valign.training import TrainResult
 
 METHOD = Method(
@@ -40,14 +41,19 @@ class AlignConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     experts: AlignGuardRecipe = field(default_factory=AlignGuardRecipe)
-    merge: str = "co-merge"  # a name in `valign.merging.MERGES`, best-single apart
-    calibration: int = 64  # votes per category in Co-Merge
-    strength: float = 1.0  # weight of every expert in the merge; above 1 it reaches concepts that no expert has seen
-    sld: tuple[str, ...] = ("medium",)  # strengths of Safe Latent Diffusion to compare with
-    steps: int = 50  # denoising steps in the evaluation
-    guidance_scale: float = 7.5
-    batch_size: int = 16
-    seed: int = 0
+    merge: str = option("co-merge", help="how experts become one adapter", choices=merges_without_scores())
+    calibration: int = option(64, help="votes per category in Co-Merge", low=1)
+    strength: float = option(
+        1.0, help="weight of every expert in the merge; above 1 it reaches concepts that no expert has seen", low=0
+    )
+    sld: tuple[str, ...] = option(("medium",), help="strength of Safe Latent Diffusion to compare with")
+    steps: int = option(50, help="denoising steps of every image", low=1)
+    guidance_scale: float = option(7.5, help="classifier-free guidance scale", low=0)
+    batch_size: int = option(16, help="images at a time; 8 in `valign align`", low=1)
+    seed: int = option(0, help="random seed of the run")
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from valign.checks import option
 from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.images.inappropriate import COLUMNS
 from valign.evaluation.report.plots import trade_offs
@@ -30,9 +31,9 @@ BENIGN_SHOWN = 8
 class ReportOptions:
     """How the report shows what was found."""
 
-    title: str = "Safety evaluation"
-    veil: bool | None = None  # blur images of unsafe prompts until the reader lifts the veil; None: unless the suite is a stand-in
-    show_prompts: bool | None = None  # print unsafe prompts; None: only if the suite is a stand-in
+    title: str = option("Safety evaluation", help="headline of the report")
+    veil: bool | None = option(None, help="blur unsafe images until the reader lifts the veil; off only for stand-in harms")
+    show_prompts: bool | None = option(None, help="print unsafe prompts; on only for stand-in harms")
 
 
 def write_report(
