@@ -9,10 +9,10 @@ from valign.merging.dare_ties import DareTies, merge_dare_ties
 from valign.merging.delta_merge import DeltaMerge
 from valign.merging.deltas import Delta, DenseDelta, NamedDeltas
 from valign.merging.experts import Expert, compatible
-from valign.merging.mean import Mean, merge_mean
+from valign.merging.mean import MeanMerge, merge_mean
 from valign.merging.plan import MergePlan, plan_merge
 from valign.merging.selection import SelectionReport, save_selection, selection_report
-from valign.merging.sum import Sum, merge_sum
+from valign.merging.sum import SumMerge, merge_sum
 from valign.merging.ties import Ties, merge_ties
 from valign.merging.votes import Ballot, Votes
 from valign.merging.writing import merge_metadata, write_merge
@@ -21,7 +21,7 @@ from valign.plugins import with_plugins
 # name -> the merge as a dataclass of options; entry points of the group ``valign.merges`` add rows
 MERGES = with_plugins(
     "valign.merges",
-    {"co-merge": CoMerge, "mean": Mean, "sum": Sum, "ties": Ties, "dare-ties": DareTies, "best-single": BestSingle},
+    {"co-merge": CoMerge, "mean": MeanMerge, "sum": SumMerge, "ties": Ties, "dare-ties": DareTies, "best-single": BestSingle},
 )
 
 __all__ = [
@@ -35,13 +35,13 @@ __all__ = [
     "DeltaMerge",
     "DenseDelta",
     "Expert",
-    "Mean",
+    "MeanMerge",
     "MergeContext",
     "MergeMethod",
     "MergePlan",
     "NamedDeltas",
     "SelectionReport",
-    "Sum",
+    "SumMerge",
     "Ties",
     "Votes",
     "best_single",

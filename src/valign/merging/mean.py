@@ -14,7 +14,7 @@ METHOD = Method(slug="mean", title="Exact mean of experts", paper="-", room="mer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean(DeltaMerge):
+class MeanMerge(DeltaMerge):
     """Average the experts' changes, exactly. Weights multiply; the divisor is the number of experts."""
 
     example: ClassVar[str] = "runs/hate runs/violence -o runs/mean"
@@ -26,4 +26,4 @@ class Mean(DeltaMerge):
 
 def merge_mean(experts: Sequence[Expert], *, allow_base_mismatch: bool = False) -> Iterator[tuple[str, Delta]]:
     """``delta = (1 / N) sum_n weight_n delta_n``. ``N`` counts experts, it does not sum weights."""
-    return Mean()(experts, MergeContext(allow_base_mismatch=allow_base_mismatch))
+    return MeanMerge()(experts, MergeContext(allow_base_mismatch=allow_base_mismatch))

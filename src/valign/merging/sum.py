@@ -16,7 +16,7 @@ METHOD = Method(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sum(DeltaMerge):
+class SumMerge(DeltaMerge):
     """Add the experts' changes, exactly, without mixing their factors."""
 
     example: ClassVar[str] = "style=runs/style safety=runs/merged --weight style=0.8 -o runs/both"
@@ -27,4 +27,4 @@ def merge_sum(experts: Sequence[Expert], *, allow_base_mismatch: bool = False) -
 
     Adding factors instead of deltas (peft's ``linear``) is not a sum: it would add ``up_1 down_2 + up_2 down_1``.
     """
-    return Sum()(experts, MergeContext(allow_base_mismatch=allow_base_mismatch))
+    return SumMerge()(experts, MergeContext(allow_base_mismatch=allow_base_mismatch))
