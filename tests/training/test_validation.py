@@ -43,7 +43,7 @@ def test_drift_grows_with_the_adapter_and_the_base_is_kept(validator, sd):
 
 def test_drift_is_the_squared_move_over_the_squared_error_of_the_base(validator, sd):
     with torch.no_grad():
-        for name, parameter in sd.unet.named_parameters():
+        for name, parameter in sd.denoiser.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.1)
     draws, moved, own = validator.step.config.val_draws, 0.0, 0.0
