@@ -232,7 +232,7 @@ class TestRefusals:
         with pytest.warns(UserWarning, match="merges into half-precision weights"):
             start(with_lora(Attention(dtype=torch.bfloat16)))
 
-    def test_quantised_weights(self):
+    def test_quantized_weights(self):
         model = with_lora()
         layer = model.base_model.model.to_q.base_layer
         layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)

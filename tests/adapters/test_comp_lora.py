@@ -260,7 +260,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"CompLoRA\.niter must give an orthonormal basis, got an error of 8\.0e\+00 in a"):
             linear_model(directions=2, niter=1, generator=torch.Generator())
 
-    def test_tied_and_quantised_weights(self):
+    def test_tied_and_quantized_weights(self):
         with pytest.raises(ValueError, match=r"CompLoRA must have weights of its own, got to_k, which is tied"):
             initialize(with_lora(Attention(tie=True)), "comp-lora")
         model = with_lora()

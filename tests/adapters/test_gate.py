@@ -14,7 +14,7 @@ values = st.lists(st.floats(-3, 3), min_size=1, max_size=6).map(lambda v: torch.
 
 
 @given(values, st.floats(0, 2), st.floats(-4, 4))
-def test_soft_is_the_exact_minimiser(gate, threshold, other):
+def test_soft_is_the_exact_minimizer(gate, threshold, other):
     found = soft_threshold(gate, threshold)
 
     def cost(u):

@@ -260,7 +260,7 @@ def test_randomized_is_near_exact():
 
 
 class TestRefusals:
-    def test_rank_tied_quantised_and_no_target(self):
+    def test_rank_tied_quantized_and_no_target(self):
         with pytest.raises(ValueError, match=r"LoRASB\.rank must be in \[1, 8\] for to_v, got 9"):
             start(with_lora(rank=9, alpha=9))
         with pytest.raises(ValueError, match=r"LoRASB must have weights of its own, got to_k, which is tied"):

@@ -246,7 +246,7 @@ class TestRefusals:
         with pytest.warns(UserWarning, match="GGPO has only one of sigma and beta; the other is 0"):
             assert start(sigma=None)[2].sigma == 0
 
-    def test_convolutions_quantised_weights_and_other_modules(self):
+    def test_convolutions_quantized_weights_and_other_modules(self):
         with pytest.raises(ValueError, match=r"GGPO must have linear layers only, got a, a Conv2d"):
             start(network(layer=nn.Conv2d(3, 3, 3)))
         model = network()

@@ -222,7 +222,7 @@ class DiffoRA:
 
     @torch.no_grad()
     def select(self, *, ratio: float = 0.5, scope: Scope = "row") -> Outcome:
-        """Discretise: the modules with the largest ``p``, see `choose`."""
+        """Discretize: the modules with the largest ``p``, see `choose`."""
         found = {name: float(self.gate_of(layer)) for name, layer in self.layers.items()}
         return Outcome(selected=tuple(choose(found, ratio=ratio, scope=scope)), gates=found)
 

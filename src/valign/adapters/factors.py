@@ -105,7 +105,7 @@ def only_adapter(model: nn.Module, adapter: str | None) -> str:
 
 
 def fresh_linears(model: nn.Module, adapter: str, method: str, *, rewrites_base: bool = False) -> dict[str, Any]:
-    """The linear layers of a LoRA that nobody has initialized or trained, by name; everything that cannot work is refused.
+    """The linear layers of a LoRA that was neither initialized by a method nor trained, by name.
 
     Raises: UserError if the adapter has no layer; TypeError for quantized weights; ValueError for another method's adapter (DoRA,
         PiSSA, this one a second time, a trained one), layers that are not linear, base weights that are not the model's own (merged

@@ -27,7 +27,7 @@ def randomized_svd(
 ) -> Spectrum:
     """The leading ``rank`` triplets, approximately, from a random sketch of ``rank + oversample`` columns.
 
-    ``niter`` rounds of subspace iteration, each orthonormalised, sharpen it: the error falls with
+    ``niter`` rounds of subspace iteration, each orthonormalized, sharpen it: the error falls with
     ``(s[rank] / s[rank - 1]) ** (2 niter + 1)``, so a flat spectrum needs more of them.
 
     Raises: ValueError for a rank outside ``[1, min(shape)]``, or a negative ``niter`` or ``oversample``.

@@ -275,8 +275,8 @@ def test_variances_may_be_given():
         build_library([expert("a", 0, variances={NAMES[0]: given[NAMES[0]]})], encode)
     with pytest.raises(ValueError, match=r"variances of a must be finite and not negative, got -1 at least"):
         build_library([expert("a", 0, variances=given | {NAMES[1]: -torch.ones(6, 2)})], encode)
-    with pytest.raises(ValueError, match=r"variances of a must not be given with canonicalise=True"):
-        build_library([expert("a", 0, variances=given)], encode, canonicalise=True)
+    with pytest.raises(ValueError, match=r"variances of a must not be given with canonicalize=True"):
+        build_library([expert("a", 0, variances=given)], encode, canonicalize=True)
 
 
 def test_canonical_factors_keep_the_product_and_forget_the_gauge():
@@ -291,7 +291,7 @@ def test_canonical_factors_keep_the_product_and_forget_the_gauge():
     wide = {NAMES[0]: torch.randn(4, 3, generator=gen(6)), NAMES[1]: torch.randn(3, 4, generator=gen(7))}
     assert_close(canonical(wide)[NAMES[1]] @ canonical(wide)[NAMES[0]], wide[NAMES[1]] @ wide[NAMES[0]], atol=1e-5, rtol=1e-4)
     foreign = [expert("a", 0, start="x"), expert("b", 10, start="y")]
-    assert_close(build_library(foreign, encode, canonicalise=True).samples[0][0], LoraSchema.of(after).flatten(canonical(state(0))))
+    assert_close(build_library(foreign, encode, canonicalize=True).samples[0][0], LoraSchema.of(after).flatten(canonical(state(0))))
 
 
 NAN = {NAMES[0]: torch.full((2, 5), torch.nan), NAMES[1]: torch.zeros(6, 2)}

@@ -130,7 +130,7 @@ def fit_sg_lora(library: ExpertLibrary, config: SgLoraConfig | None = None) -> S
     Raises: ValueError for fewer than two experts, or a library without samples.
     """
     config = SgLoraConfig() if config is None else config
-    check_range("fit_sg_lora.library", len(library.names), low=2, hint="One expert has nobody to be described by.")
+    check_range("fit_sg_lora.library", len(library.names), low=2, hint="One expert has no other to be described by.")
     if len(library.samples) != len(library.names):
         raise ValueError("fit_sg_lora.library must have its samples, got those of a loaded generator. Build it from the experts.")
     scales, chunks = Scales.of(library), Chunks.of(library.schema, config.chunk)

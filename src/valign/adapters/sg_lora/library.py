@@ -93,16 +93,16 @@ class Condition:
     similarity: float  # cosine of the nearest expert
 
 
-def build_library(experts: Sequence[TaskExpert], encode: Callable[[str], Tensor], *, canonicalise: bool = False) -> ExpertLibrary:
+def build_library(experts: Sequence[TaskExpert], encode: Callable[[str], Tensor], *, canonicalize: bool = False) -> ExpertLibrary:
     """Flatten the experts and embed their descriptions.
 
     Args:
         encode: Text to a vector, such as a frozen CLIP text encoder; called once per expert, without gradients.
-        canonicalise: Bring every module's factors to ``B = U sqrt(S)``, ``A = sqrt(S) V^T`` with fixed signs. Needed for experts
+        canonicalize: Bring every module's factors to ``B = U sqrt(S)``, ``A = sqrt(S) V^T`` with fixed signs. Needed for experts
             that did not share a start: (B Q, Q^-1 A) is the same adapter for every Q, so their averages would mean nothing.
     Raises: ValueError for no experts, an empty description, NaN, infinity or a negative variance, tensors other than LoRA factors,
-        or experts that differ in names, shapes, config or (without ``canonicalise``) start, or embeddings that are not vectors of
-        one size, or given variances of factors that are to be canonicalised.
+        or experts that differ in names, shapes, config or (without ``canonicalize``) start, or embeddings that are not vectors of
+        one size, or given variances of factors that are to be canonicalized.
     """
     if not experts:
         raise ValueError("build_library.experts must not be empty, got 0 experts.")
@@ -116,23 +116,23 @@ def build_library(experts: Sequence[TaskExpert], encode: Callable[[str], Tensor]
             raise ValueError(f"build_library.experts must be described, got an empty description of {expert.name}.")
         if dict(expert.config) != dict(first.config):
             raise ValueError(f"build_library.experts must share rank, alpha and targets, got {expert.name} unlike {first.name}.")
-        if expert.start != first.start and not canonicalise:
+        if expert.start != first.start and not canonicalize:
             raise ValueError(
                 f"build_library.experts must share their start, got {expert.name} unlike {first.name}. "
-                "Train them from one seed, or pass canonicalise=True."
+                "Train them from one seed, or pass canonicalize=True."
             )
         if not expert.checkpoints:
             raise ValueError(f"build_library.experts must have checkpoints, got none in {expert.name}.")
         if any(LoraSchema.of(state) != schema for state in expert.checkpoints):
             raise ValueError(f"build_library.experts must have the same tensors, got {expert.name} unlike {first.name}.")
-        states = [canonical(state) if canonicalise else state for state in expert.checkpoints]
+        states = [canonical(state) if canonicalize else state for state in expert.checkpoints]
         sample = torch.stack([schema.flatten(state) for state in states])
         if not sample.isfinite().all():
             raise ValueError(f"build_library.experts must be finite, got NaN or infinity in {expert.name}.")
         if len(sample) < 2 and expert.variances is None:
             warnings.warn(f"{expert.name} has one checkpoint, so its variance is taken as 0.", stacklevel=2)
         samples.append(sample)
-        variances.append(sample.var(0, correction=0) if expert.variances is None else _given(expert, schema, canonicalise))
+        variances.append(sample.var(0, correction=0) if expert.variances is None else _given(expert, schema, canonicalize))
         embeddings.append(embed(encode, expert.description))
     if len({embedding.shape for embedding in embeddings}) > 1:
         raise ValueError("build_library.encode must give vectors of one size, got several.")
@@ -144,15 +144,15 @@ def build_library(experts: Sequence[TaskExpert], encode: Callable[[str], Tensor]
         torch.stack([sample.mean(0) for sample in samples]),
         torch.stack(variances),
         tuple(samples),
-        "" if canonicalise else first.start,
+        "" if canonicalize else first.start,
     )
 
 
-def _given(expert: TaskExpert, schema: LoraSchema, canonicalise: bool) -> Float[Tensor, " size"]:
+def _given(expert: TaskExpert, schema: LoraSchema, canonicalize: bool) -> Float[Tensor, " size"]:
     assert expert.variances is not None
     owner = f"build_library.experts: the variances of {expert.name}"
-    if canonicalise:
-        raise ValueError(f"{owner} must not be given with canonicalise=True, which changes the factors. Give more checkpoints.")
+    if canonicalize:
+        raise ValueError(f"{owner} must not be given with canonicalize=True, which changes the factors. Give more checkpoints.")
     if LoraSchema.of(expert.variances).shapes != schema.shapes:
         raise ValueError(f"{owner} must have the tensors of its checkpoints, got others. Give one for each parameter.")
     found = schema.flatten(expert.variances)
@@ -220,7 +220,7 @@ def aggregate(
         tau: Temperature on cosines, > 0; 0.05 is our choice.
         leave_out: An expert that does not count, as for making training pairs.
         floor: Best cosine below which a warning says that no expert is related; quality falls sharply there.
-    Raises: ValueError for options out of range, an embedding of another size, or nobody left.
+    Raises: ValueError for options out of range, an embedding of another size, or no expert left.
     """
     check_range("aggregate.top_k", top_k, low=1)
     check_range("aggregate.tau", tau, above=0.0)
