@@ -99,9 +99,10 @@ def test_merge_has_a_command_for_it(python, tmp_path):
 
 
 def test_finetune_trains_it(python, tmp_path):
-    rows = [f"a {colour} {thing},{i % 2}" for i in range(4) for colour, thing in [("red", "cat"), ("blue", "dog"), ("old", "car")]]
-    (tmp_path / "table.csv").write_text("\n".join(["prompt,label", *(row.replace("a ", f"{n} ") for n, row in enumerate(rows))]))
-    options = "--task classification --data table.csv --text prompt --target label --steps 2 --batch-size 4 --held-out table.csv"
+    for name, size in (("train", 8), ("test", 4)):
+        rows = [f"{name} prompt number {i},{i % 2}" for i in range(size)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["prompt,label", *rows]))
+    options = "--task classification --data train.csv --held-out test.csv --text prompt --steps 2 --batch-size 4"
     found = python("-m", "valign", "finetune", "--model", "minilm", *options.split(), "--adapter", "lora-plus", "-o", "run")
     assert found
-    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
