@@ -79,7 +79,7 @@ def test_the_package_has_a_method_of_every_kind():
 
 
 def test_every_table_has_the_packages_row(python, tmp_path):
-    (tmp_path / "policy.yaml").write_text("extends: default\nguard:\n  stages: [length]\n")
+    (tmp_path / "policy.yaml").write_text("id: site\ntitle: A site\nextends: default\nguard:\n  stages: [length]\n")
     found = python("-c", LIBRARY)
     assert found["known"] == [True, True, True, True, False]
     assert found["loss"] == [1.0]  # advantage 1, margin 1 / (2 * 0.25) = 2
