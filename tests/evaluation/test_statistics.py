@@ -332,3 +332,12 @@ def test_eight_seeds_per_prompt_keep_their_level():
     assert naive > 0.3 * tests
     assert 0.03 * tests < fired < 0.07 * tests
     assert 0.03 * tests < missed < 0.07 * tests
+
+
+def test_shares_are_bootstrapped_where_prompts_changed_differently():
+    before, after = np.array([1, 0, 1, 1, 0, 0], dtype=bool), np.array([1, 1, 0, 1, 1, 0], dtype=bool)
+    clusters = np.array([0, 0, 1, 1, 2, 2])  # mean changes 1/2, -1/2, 1/2
+    numbers = before.astype(float), after.astype(float), clusters
+    assert share_difference(before, after, clusters) == paired_bootstrap(*numbers, seed=0)
+    assert share_difference(before, after, clusters, seed=1) == paired_bootstrap(*numbers, seed=1)
+    assert share_difference(before, after, clusters) != share_difference(before, after, np.arange(6))
