@@ -8,7 +8,7 @@ WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 VALIGN_PROGRESS=0
 DEV := $(VENV)/.installed-dev
 
-.PHONY: quickstart bench test test-all lint golden docs docs-methods install install-dev clean
+.PHONY: quickstart bench test test-all lint golden mutants docs docs-methods install install-dev clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/valign quickstart -o runs/quickstart
@@ -37,6 +37,11 @@ golden: $(DEV)
 	PYTHONPATH="$(CURDIR)/src" $(BIN)/python benchmarks/golden.py run "$$work/new" $(ONLY:%=--only %); \
 	$(BIN)/python benchmarks/golden.py compare "$$work/old" "$$work/new"
 
+# Which changes of the code would no test notice? All of the rooms in [tool.mutmut] take hours; ONLY="valign.objectives*" takes some.
+mutants: $(DEV) $(VENV)/.installed-mutants
+	$(ONE_THREAD) $(BIN)/mutmut run --max-children $(WORKERS) $(ONLY)
+	$(BIN)/mutmut results
+
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
 
@@ -49,7 +54,7 @@ install: $(VENV)/.installed
 install-dev: $(DEV)
 
 clean:
-	rm -rf site .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf site mutants .mypy_cache .ruff_cache .import_linter_cache
 
 # A stamp is written last, so an interrupted installation starts again where pip's cache left it.
 $(VENV)/.installed: pyproject.toml
