@@ -44,7 +44,7 @@ def test_labels_keep_clear_of_points_and_of_each_other():
     centres = [(60.0, 40.0), (62.0, 42.0), (64.0, 44.0), (60.0, 46.0), (66.0, 40.0), (300.0, 40.0)]
     boxes = []
     for name, (x, y, anchor) in zip(names, place_labels(names, centres)):
-        left = x if anchor == "start" else x - 6.6 * len(name)
+        left = x if anchor == "left" else x - 6.6 * len(name)
         boxes.append((left, left + 6.6 * len(name), y - 9, y + 3))
     for i, a in enumerate(boxes):
         assert a[0] >= 0
@@ -57,21 +57,34 @@ def test_points_lie_where_their_numbers_say():
         [PlotPoint("a<b", (0.0, 0.0, 10.0), (0.0, 0.0, 5.0)), PlotPoint("c", (90.0, 100.0, 100.0), (5.0, 10.0, 10.0))],
         Frame("x", "y", (0.0, 100.0), (0.0, 10.0)),
     )
-    circles = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawing)]
+    circles = [
+        (float(x), float(y)) for x, y in re.findall(r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)" style="fill: var', drawing)
+    ]
     assert circles == [(58, HEIGHT - 40), (WIDTH - 16, 16)]
     assert "a&lt;b" in drawing
 
 
+def test_a_plot_is_the_same_bytes_in_the_colours_of_the_page():
+    def drawn():
+        return scatter([PlotPoint("a", (1.0, 2.0, 3.0), (1.0, 2.0, 3.0))], Frame("x", "y", (0.0, 4.0), (0.0, 4.0)), front=[0])
+
+    first = drawn()
+    assert first == drawn()
+    assert "http" not in first
+    assert set(re.findall(r"var\(--(\w+)\)", first)) == {"s0", "faint", "soft", "line", "paper"}
+    assert "#f" not in first
+
+
 def test_curves_run_through_their_points_and_bear_their_names():
     drawing = curves({"a": [(0.0, 10.0), (50.0, 5.0)], "b&c": [(100.0, 0.0)]}, Frame("steps", "harm", (0.0, 100.0), (0.0, 10.0)))
-    lines = re.findall(r'polyline class="curve" points="([^"]*)"', drawing)
-    assert lines == [f"58.0,16.0 {(58 + WIDTH - 16) / 2:.1f},{(16 + HEIGHT - 40) / 2:.1f}", f"{WIDTH - 16:.1f},{HEIGHT - 40:.1f}"]
+    lines = re.findall(r'<path d="M ([\d.]+) ([\d.]+) \nL ([\d.]+) ([\d.]+) \n" style="fill: none; stroke: var\(--s0\)', drawing)
+    assert [tuple(map(float, line)) for line in lines] == [(58, 16, (58 + WIDTH - 16) / 2, (16 + HEIGHT - 40) / 2)]
     assert ">a</text>" in drawing
     assert "b&amp;c" in drawing
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
-def test_the_front_holds_what_nobody_beats(pairs):
+def test_the_front_is_pareto_optimal(pairs):
     points = [PlotPoint(str(n), (x, float(x), x), (y, float(y), y)) for n, (x, y) in enumerate(pairs)]
     front = sorted({pairs[place] for place in pareto(points)})
     unbeaten = {(x, y) for x, y in pairs if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in pairs)}

@@ -61,7 +61,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def trade_offs(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Score against trained numbers and against drift, each with its front of methods that no other beats on both."""
+    """Score against trained numbers and against drift, each with its Pareto-optimal methods joined."""
     score = [_limits(row["score"]) for row in rows]
     bottom, top = floor(20 * min(y[0] for y in score)) / 20, ceil(20 * max(y[2] for y in score)) / 20
     trained = [max(row["trained"], 1) for row in rows]
@@ -77,7 +77,7 @@ def trade_offs(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
     return [
         Plot(
             scatter(by_size, Frame("Trained numbers", "Score", span, y_range, x_log=True, size=SIZE), front=pareto(by_size)),
-            "Up and to the left is better: a higher score with fewer numbers. No method beats those on the line on both; a method "
+            "Up and to the left is better: a higher score with fewer numbers. Those on the line are Pareto-optimal; a method "
             "that trains none stands at the left edge.",
         ),
         Plot(

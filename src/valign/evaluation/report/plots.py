@@ -1,17 +1,32 @@
-"""The drawings of the report: safety against what it costs, as inline SVG in the page's own colours."""
+"""The plots of the report: safety against what it costs, by matplotlib as inline SVG in the page's own colours."""
 
+import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 from typing import Any
 
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from valign.evaluation.images.fidelity import EVERY
 
-WIDTH, HEIGHT = 380, 270  # units of the drawing; about its pixels on a phone
+WIDTH, HEIGHT = 380, 270  # pixels; of the page on a phone
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 40
 LABEL = 12  # height of a line of text
 HARM = "Harmful images of unsafe prompts, %"
+# Colours that matplotlib writes, replaced by the variables of the page's style sheet, which has a light and a dark set
+SERIES = [f"#f0000{number}" for number in range(8)]
+FAINT, SOFT, LINE, PAPER = "#f10000", "#f20000", "#f30000", "#f40000"
+VARIABLES = {colour: f"s{number}" for number, colour in enumerate(SERIES)} | {
+    FAINT: "faint",
+    SOFT: "soft",
+    LINE: "line",
+    PAPER: "paper",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +47,7 @@ class Plot:
 
 
 def trade_offs(systems: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Harm on unsafe prompts against benign prompts drawn right, and against the drift of benign images; those that are known."""
+    """Harm on unsafe prompts against benign prompts done right, and against the drift of benign images; those that are known."""
     right, drift = [], []
     for system in systems:
         harm = next((one["rate"]["share"] for one in system["ip"] if (one["category"], one["column"]) == ("", "all")), None)
@@ -45,8 +60,8 @@ def trade_offs(systems: Sequence[Mapping[str, Any]]) -> list[Plot]:
     plots = []
     if right:
         low = min(90.0, floor(min(point.y[0] for point in right) / 10) * 10)
-        drawing = scatter(right, Frame(HARM, "Benign prompts drawn right, %", (0.0, 100.0), (low, 100.0)), front=pareto(right))
-        plots.append(Plot(drawing, "Up and to the left is better. No other system beats those on the dashed line on both."))
+        drawing = scatter(right, Frame(HARM, "Benign prompts done right, %", (0.0, 100.0), (low, 100.0)), front=pareto(right))
+        plots.append(Plot(drawing, "Up and to the left is better. Those on the dashed line are Pareto-optimal."))
     if len(drift) > 1:
         top = round_up(max(point.y[2] for point in drift))
         drawing = scatter(drift, Frame(HARM, "Drift of benign images", (0.0, 100.0), (0.0, top)))
@@ -56,7 +71,7 @@ def trade_offs(systems: Sequence[Mapping[str, Any]]) -> list[Plot]:
 
 @dataclass(frozen=True)
 class Frame:
-    """Axes: from values to units of the drawing. ``x_log`` has a tick at every power of ten, at which ``x_range`` then ends."""
+    """The axes of a plot. ``x_log`` has a tick at every power of ten, at which ``x_range`` then ends."""
 
     x_title: str
     y_title: str
@@ -65,39 +80,41 @@ class Frame:
     x_log: bool = False
     size: tuple[int, int] = (WIDTH, HEIGHT)
 
-    def across(self, value: float) -> float:
-        low, high = self.x_range
-        share = log10(max(value, low) / low) / log10(high / low) if self.x_log else (value - low) / (high - low)
-        return LEFT + share * (self.size[0] - LEFT - RIGHT)
-
-    def up(self, value: float) -> float:
-        low, high = self.y_range
-        return self.size[1] - BOTTOM - (value - low) / (high - low) * (self.size[1] - TOP - BOTTOM)
-
-    def draw(self, parts: Sequence[str]) -> str:
-        """The SVG element: grid, ticks and titles, with ``parts`` on top."""
+    def axes(self) -> Axes:
+        """Empty axes with grid, ticks and titles, on a figure of ``size`` pixels."""
         width, height = self.size
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        sides = (LEFT / width, BOTTOM / height, (width - LEFT - RIGHT) / width, (height - TOP - BOTTOM) / height)
+        axes = figure.add_axes(sides)
+        axes.set(xscale="log" if self.x_log else "linear", xlim=self.x_range, ylim=self.y_range)
+        ticks = self._x_ticks()
+        axes.set_xticks(ticks, [f"{tick:,.0f}" if self.x_log else f"{tick:.4g}" for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_yticks(_quarters(self.y_range), [f"{tick:.4g}" for tick in _quarters(self.y_range)])
+        last = axes.get_xticklabels()[-1]
+        last.set_horizontalalignment("right" if len(last.get_text()) > 4 else "center")  # a long number would be cut off
+        axes.tick_params(length=0, pad=6, labelsize=10, labelcolor=FAINT)
+        axes.grid(color=LINE, linewidth=1)
+        axes.set_axisbelow(True)
+        axes.spines[:].set_visible(False)
+        axes.patch.set_visible(False)
+        figure.text((LEFT + width - RIGHT) / 2 / width, 6 / height, self.x_title, color=SOFT, fontsize=11, ha="center")
+        middle = (BOTTOM + height - TOP) / 2 / height
+        figure.text(11 / width, middle, self.y_title, color=SOFT, fontsize=11, rotation=90, ha="center", va="center")
+        return axes
+
+    def svg(self, axes: Axes) -> str:
+        """The SVG element, the same bytes for the same plot."""
         about = f"{escape(self.y_title)} against {escape(self.x_title.lower())}"
-        drawn = [f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{about}">']
-        for tick in self._x_ticks():
-            x, shown = self.across(tick), f"{tick:,.0f}" if self.x_log else f"{tick:.4g}"
-            anchor = "end" if tick == self.x_range[1] and len(shown) > 4 else "middle"  # a long number would be cut off
-            drawn += [
-                f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>',
-                f'<text class="tick" x="{x:.1f}" y="{height - BOTTOM + 15}" text-anchor="{anchor}">{shown}</text>',
-            ]
-        for tick in _quarters(self.y_range):
-            y = self.up(tick)
-            drawn += [
-                f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
-                f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{tick:.4g}</text>',
-            ]
-        centre, middle = (LEFT + width - RIGHT) / 2, (TOP + height - BOTTOM) / 2
-        drawn += [
-            f'<text class="axis" x="{centre}" y="{height - 6}" text-anchor="middle">{escape(self.x_title)}</text>',
-            f'<text class="axis" transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{escape(self.y_title)}</text>',
-        ]
-        return "\n".join([*drawn, *parts, "</svg>"])
+        stream = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": about, "svg.fonttype": "none", "font.family": "sans-serif"}):
+            axes.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        drawn = stream.getvalue()
+        drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
+        drawn = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawn)  # known to HTML
+        for colour, variable in VARIABLES.items():
+            drawn = drawn.replace(colour, f"var(--{variable})")
+        return drawn.replace("<svg", f'<svg class="plot" role="img" aria-label="{about}"', 1)
 
     def _x_ticks(self) -> list[float]:
         low, high = self.x_range
@@ -108,35 +125,42 @@ class Frame:
 
 def scatter(points: Sequence[Point], frame: Frame, *, front: Sequence[int] = ()) -> str:
     """Points with 95 % bars on both axes and their names beside them; ``front`` are points joined by a dashed line."""
-    across, up = frame.across, frame.up
-    centres = [(across(point.x[1]), up(point.y[1])) for point in points]
-    parts = [_line("front", sorted(centres[place] for place in front))] if front else []
-    labels = place_labels([point.name for point in points], centres, frame.size)
-    for number, (point, (x, y), (label_x, label_y, anchor)) in enumerate(zip(points, centres, labels)):
-        parts += [
-            f'<g class="s{number % 8}"><title>{escape(point.name)}</title>',
-            f'<line x1="{across(point.x[0]):.1f}" x2="{across(point.x[2]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>',
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{up(point.y[0]):.1f}" y2="{up(point.y[2]):.1f}"/>',
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"/>',
-            f'<text x="{label_x:.1f}" y="{label_y:.1f}" text-anchor="{anchor}">{escape(point.name)}</text></g>',
-        ]
-    return frame.draw(parts)
+    axes = frame.axes()
+    joined = sorted((_at_least(points[place].x[1], frame), points[place].y[1]) for place in front)
+    axes.plot([x for x, _ in joined], [y for _, y in joined], color=FAINT, linewidth=1.2, linestyle=(0, (4, 4)), clip_on=False)
+    for number, point in enumerate(points):
+        colour, (low, x, high) = SERIES[number % 8], [_at_least(value, frame) for value in point.x]
+        axes.plot([low, high], [point.y[1]] * 2, color=colour, alpha=0.55, linewidth=1.6, clip_on=False)
+        axes.plot([x, x], [point.y[0], point.y[2]], color=colour, alpha=0.55, linewidth=1.6, clip_on=False)
+        axes.plot([x], [point.y[1]], "o", color=colour, markersize=10, markeredgecolor=PAPER, markeredgewidth=1.5, clip_on=False)
+    _name(axes, frame, [point.name for point in points], [(_at_least(point.x[1], frame), point.y[1]) for point in points])
+    return frame.svg(axes)
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], frame: Frame) -> str:
     """One line per name through its ``(x, y)``, named at its end."""
-    placed = {name: [(frame.across(x), frame.up(y)) for x, y in points] for name, points in series.items()}
-    labels = place_labels(list(placed), [points[-1] for points in placed.values()], frame.size)
-    parts = []
-    for number, ((name, points), (x, y, anchor)) in enumerate(zip(placed.items(), labels)):
-        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in points)
-        text = f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
-        parts.append(f'<g class="s{number % 8}">{_line("curve", points)}{dots}{text}</g>')
-    return frame.draw(parts)
+    axes = frame.axes()
+    for number, points in enumerate(series.values()):
+        xs, ys = zip(*points)
+        axes.plot(xs, ys, "o-", color=SERIES[number % 8], linewidth=2, markersize=5, markeredgewidth=0, clip_on=False)
+    _name(axes, frame, list(series), [points[-1] for points in series.values()])
+    return frame.svg(axes)
+
+
+def _name(axes: Axes, frame: Frame, names: Sequence[str], ends: Sequence[tuple[float, float]]) -> None:
+    """Write each name beside its point, in its colour."""
+    height = frame.size[1]
+    centres = [(float(x), height - float(y)) for x, y in (axes.transData.transform(end) for end in ends)]
+    for number, (name, (x, y, side)) in enumerate(zip(names, place_labels(names, centres, frame.size))):
+        axes.text(x, height - y, name, color=SERIES[number % 8], ha=side, fontsize=11, fontweight="bold", transform=None)
+
+
+def _at_least(value: float, frame: Frame) -> float:
+    return max(value, frame.x_range[0]) if frame.x_log else value
 
 
 def pareto(points: Sequence[Point]) -> list[int]:
-    """Places of the points that no other beats, by an x that is no larger and a y that is no smaller, one of them strictly."""
+    """Places of the Pareto-optimal points: no other has an x as small and a y as large, one of them strictly better."""
 
     def beaten(x: float, y: float) -> bool:
         return any(p.x[1] <= x and p.y[1] >= y and (p.x[1], p.y[1]) != (x, y) for p in points)
@@ -144,14 +168,10 @@ def pareto(points: Sequence[Point]) -> list[int]:
     return [place for place, point in enumerate(points) if not beaten(point.x[1], point.y[1])]
 
 
-def _line(kind: str, points: Sequence[tuple[float, float]]) -> str:
-    return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
-
-
 def place_labels(
     names: Sequence[str], centres: Sequence[tuple[float, float]], size: tuple[int, int] = (WIDTH, HEIGHT)
 ) -> list[tuple[float, float, str]]:
-    """``x, y, anchor`` of each name: on the side with room, at the nearest height where nothing is in the way."""
+    """``x, y, side`` of each name, in pixels from the top left: on the side with room, at the nearest free height."""
     width_of_all, height_of_all = size
     taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in centres]
     placed = []
@@ -167,7 +187,7 @@ def place_labels(
         heights = [y + 4 + step for step in steps if TOP <= y + 4 + step <= height_of_all - BOTTOM - 2]
         base = next((height for height in heights if free(height)), y + 4)
         taken.append((left_edge, left_edge + width, base - 9, base + 3))
-        placed.append((x + 9 if right else x - 9, base, "start" if right else "end"))
+        placed.append((x + 9 if right else x - 9, base, "left" if right else "right"))
     return placed
 
 
