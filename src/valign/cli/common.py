@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
-from typer import Option
 
 from valign.checks import UserError, option
 
@@ -43,20 +42,6 @@ def setting(text: str) -> tuple[str, Any]:
     if not separator or not name:
         raise UserError(f"--set must be NAME=VALUE, got {text!r}. Example: --set rank=8")
     return name, yaml.safe_load(value)
-
-
-Generated = Annotated[
-    int, Option(min=0, help="twins per harm of the built-in grammar to add, and 125 times as many requests; 0 adds none")
-]
-Fragments = Annotated[float, Option(help="harmless pieces of one to three words to add per harmless prompt")]
-Weights = Annotated[
-    list[str],
-    Option(
-        "--weigh",
-        metavar="SOURCE=FACTOR",
-        help="on what a source's rows count, and on --limit, as for real traffic; may be repeated",
-    ),
-]
 
 
 def numbers_by_name(option: str, texts: Sequence[str]) -> dict[str, float]:
