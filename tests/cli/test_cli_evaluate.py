@@ -98,7 +98,7 @@ def test_one_table_row_per_system():
     [
         (["--baseline", "sld-huge"], "--baseline must be one of negative-prompt, sld-weak"),
         (["--adapter", "a=/nowhere"], "--adapter must name a folder, /nowhere does not exist"),
-        (["--suite", "mine.jsonl"], "--detector must name who judges the images"),
+        (["--suite", "mine.jsonl"], "--detector must name what judges the images"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_loaded(arguments, message, tmp_path):

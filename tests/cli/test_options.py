@@ -10,10 +10,14 @@ from typing import Annotated, Literal
 import pytest
 import typer
 import yaml
+from command_lines import parse
 from typer.testing import CliRunner
 
 from valign.checks import UserError, check_options, option
 from valign.cli.options import changes, configured, record, rest_of
+from valign.objectives import DiffusionDPO
+from valign.recipes.alignguard import AlignGuardRecipe
+from valign.training import PreferenceConfig
 
 runner = CliRunner(env={"COLUMNS": "200"})
 
@@ -144,6 +148,30 @@ def test_bad_values_are_refused(tmp_path):
             kitchen(*typed)
     with pytest.raises(SystemExit, match="2"):
         kitchen("--heat", "hot")
+
+
+def test_a_recipe_written_as_yaml_is_what_was_typed(tmp_path):
+    command = "valign train alignguard --model shapes --data d --all --out o"
+    typed = parse(f"{command} --steps 5 --beta 2000 --no-flip --tracker tensorboard --set 'targets=[to_q]' --set alpha=2")
+    recipe = AlignGuardRecipe().changed(**changes(typed, PreferenceConfig, DiffusionDPO))
+    assert (recipe.training.steps, recipe.training.trackers, recipe.objective.beta) == (5, ("tensorboard",), 2000.0)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe)))
+    read = parse(f"{command} --config {tmp_path / 'recipe.yaml'}")
+    assert AlignGuardRecipe.sdxl().changed(**changes(read, PreferenceConfig, DiffusionDPO)) == recipe
+
+
+def test_a_mistake_in_a_file_stops_before_any_model_is_loaded(tmp_path):
+    (tmp_path / "bad.yaml").write_text("steps: 5\nspeed: 3\nbeeta: 2\n")
+    for command in (
+        "train alignguard --data d --all",
+        "data build",
+        "evaluate",
+        "align --detector oracle",
+        "baseline dpo --data d",
+    ):
+        with pytest.raises(UserError, match="must name options of the command, got speed, beeta"):
+            parse(f"valign {command} --model nowhere --out {tmp_path / 'out'} --config {tmp_path / 'bad.yaml'}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_names_may_belong_to_something_else():

@@ -113,7 +113,7 @@ def test_a_day_in_the_life_of_a_server(tmp_path, tiny_sd, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--detector must name who looks at images"),
+        ([], "--detector must name what checks the images"),
         (["--detector", "none", "--host", "0.0.0.0"], "needs API keys"),
         (["--detector", "none", "--guard", "none.yaml"], r"none\.yaml does not exist"),
         (["--detector", "none", "--keys", "none.txt"], r"none\.txt does not exist"),

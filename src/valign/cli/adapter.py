@@ -21,7 +21,7 @@ def show(
     folder: Annotated[Path, Argument(help="an adapter folder, or a run of `valign train`")],
     json: Annotated[bool, Option("--json", help="everything, module by module, as JSON")] = False,
 ) -> None:
-    """Say what an adapter changes, by how much, and where it came from."""
+    """Show what an adapter changes, by how much, and where it came from."""
     from valign.merging.deltas import inner
     from valign.models.files.adapter_files import open_adapter
 

@@ -93,7 +93,7 @@ def command(
     AlignConfig(**chain)  # a mistake shows before the model is loaded
     if not looks.detector:
         raise UserError(
-            "--detector must name who judges the images, got nothing. Name one: oracle, nudenet, safety-checker=FOLDER ..."
+            "--detector must name what judges the images, got nothing. Name one: oracle, nudenet, safety-checker=FOLDER ..."
         )
     rules = load_policy(policy)
     source = record(ctx, SourceOptions).open(rules)

@@ -152,7 +152,7 @@ def resolve_clip(name: str | None) -> Any:
 
 
 def resolve_contrast(name: str | None) -> Any:
-    """Who tells which of two texts fits an image: ``oracle`` for the first world's own, else a CLIP as `resolve_clip` has it."""
+    """A model that tells which of two texts fits an image: ``oracle`` is the first world's, else a CLIP as in `resolve_clip`."""
     if name != "oracle":
         return resolve_clip(name)
     from valign.worlds import WORLDS

@@ -125,7 +125,7 @@ def build_values_(
     clip: Annotated[str | None, Option(help="judges the rest: a folder of a CLIP model, shapes or oracle")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Draw images that keep and break the policy's principles, for `valign train livo`. Run it again to resume."""
+    """Generate images that keep and break the policy's principles, for `valign train livo`. Run it again to resume."""
     from valign.cli.common import resolve_contrast
     from valign.data.images.value_sets import ValueDataConfig, build_values
     from valign.data.prompts.pairs import load_pairs
@@ -151,12 +151,14 @@ def build_values_(
 @app.command(epilog="example: valign data read coprov2.csv --against i2p.csv")
 def read(
     file: Annotated[Path, Argument(help="csv, tsv, jsonl (also .gz) or parquet")],
-    against: Annotated[Path | None, Option(help="another file: how many prompts of FILE stand in it too?")] = None,
+    against: Annotated[Path | None, Option(help="another file; counts how many of its prompts are in FILE too")] = None,
     fmt: Format = None,
     column: Column = [],  # noqa: B006
     fill: Fill = [],  # noqa: B006
     policy: PolicyName = "default",
-    drop_missing: Annotated[bool, Option("--drop-missing", help="count pairs whose twin is missing instead of stopping")] = False,
+    drop_missing: Annotated[
+        bool, Option("--drop-missing", help="count pairs whose safe counterpart is missing instead of stopping")
+    ] = False,
 ) -> None:
     """Count what a prompt file holds, by category and kind. Prompts are never printed."""
     from valign.data.prompts.formats import Columns
@@ -204,10 +206,12 @@ def read(
 def overlap(
     train: Annotated[Path, Argument(help="file of training prompts")],
     test: Annotated[Path, Argument(help="file of test prompts")],
-    target: Annotated[Path | None, Option("--out", "-o", help="write the test rows that are no training prompt, as jsonl")] = None,
+    target: Annotated[
+        Path | None, Option("--out", "-o", help="write the test rows that are not training prompts, as jsonl")
+    ] = None,
     policy: PolicyName = "default",
 ) -> None:
-    """Count test prompts that stand in the training file too, case and spaces aside; with --out, write the others."""
+    """Count test prompts that are in the training file too, case and spaces aside; with --out, write the others."""
     import json
     from dataclasses import asdict
 
@@ -234,13 +238,13 @@ def sheet(
     target: Annotated[Path | None, Option("--out", "-o", help="PNG to write; FOLDER/images/contact_sheet.png if left out")] = None,
     per_category: Annotated[int, Option(min=1, help="pairs shown of each category")] = 4,
     columns: Annotated[int, Option(min=1, help="pairs side by side")] = 4,
-    picture: Annotated[int, Option(min=32, help="side of one image, pixels")] = 128,
+    image: Annotated[int, Option("--image", "--picture", min=32, help="side of one image, pixels")] = 128,
     show_prompts: Annotated[
         bool, Option("--show-prompts/--hide-prompts", help="real unsafe prompts hold slurs: hidden by default")
     ] = False,
     policy: PolicyName = "default",
 ) -> None:
-    """Draw a contact sheet of the image pairs, unsafe beside safe."""
+    """Write a contact sheet of the image pairs, unsafe beside safe."""
     from valign.data.images.contact_sheet import SheetLayout, write_contact_sheet
     from valign.data.images.rows import load_image_rows
     from valign.data.prompts.pairs import load_pairs
@@ -248,7 +252,7 @@ def sheet(
 
     images = folder / "images"
     path = target or images / "contact_sheet.png"
-    layout = SheetLayout(image=picture, columns=columns, per_category=per_category, show_prompts=show_prompts)
+    layout = SheetLayout(image=image, columns=columns, per_category=per_category, show_prompts=show_prompts)
     titles = {category.id: category.title for category in load_policy(policy).categories}
     pairs = load_pairs(folder / "prompts" / "pairs.parquet")
     write_contact_sheet(pairs, load_image_rows(images), images, path, titles=titles, layout=layout)

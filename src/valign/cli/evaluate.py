@@ -74,7 +74,7 @@ def command(
     _check_baselines(baseline)
     looks, sampling = record(ctx, EvaluatorOptions), record(ctx, SamplingConfig)
     if not looks.detector and not world:
-        raise UserError("--detector must name who judges the images, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
+        raise UserError("--detector must name what judges the images, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
 
     tests = resolve_suite(suite)
     rules = load_policy(policy or (world.policy if world else "default"))

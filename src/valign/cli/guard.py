@@ -76,7 +76,7 @@ def rewrite(
     file: File = None,
     as_json: Json = False,
 ) -> None:
-    """Print each prompt as it may be drawn, one a line; a blocked one gives an empty line. Exit code 3 if any is blocked."""
+    """Print each prompt as it may be generated, one a line; a blocked one gives an empty line. Exit code 3 if any is blocked."""
     guard = _guard(ctx)
     blocked = False
     for number, (prompt, decision) in enumerate(_decisions(guard, _prompts(prompts, file)), start=1):
@@ -251,13 +251,13 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> Iterator[str]:
 
 
 def _lines(file: Iterable[bytes]) -> Iterator[str]:
-    """Lines but the empty ones. What is no UTF-8 stays broken, so that the guard refuses that line and no other."""
+    """Lines but the empty ones. What is not UTF-8 stays broken, so that the guard refuses that line and no other."""
     texts = (line.decode("utf-8", "surrogateescape").rstrip("\r\n") for line in file)
     return (text for text in texts if text.strip())
 
 
 def _decisions(guard: Guard, prompts: Iterator[str], *, explain: bool = False) -> Iterator[tuple[str, GuardDecision]]:
-    """Decisions in the order of the prompts, in batches. What is no prompt at all is blocked, and `error` says why."""
+    """Decisions in the order of the prompts, in batches. What is not a prompt is blocked, and `error` says why."""
     from valign.guard import GuardDecision
 
     while batch := list(islice(prompts, CHUNK)):

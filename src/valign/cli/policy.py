@@ -1,4 +1,4 @@
-"""``valign policy``: check a policy file, show what it says once everything it extends is laid under it."""
+"""``valign policy``: check a policy file, show it with everything that it extends."""
 
 from typing import Annotated
 
@@ -72,8 +72,8 @@ def policy_tree(policy: Policy) -> Tree:
 
 
 def concept_table(category: Category) -> Table:
-    """A category's concepts and what is drawn in their place."""
-    table = Table("concept", "in a prompt", "drawn instead", "held out", title=Text(f"{category.title}: {category.action}"))
+    """A category's concepts and what is generated in their place."""
+    table = Table("concept", "in a prompt", "generated instead", "held out", title=Text(f"{category.title}: {category.action}"))
     for concept in category.concepts:
         table.add_row(Text(concept.id), Text(concept.name), Text(concept.safe), "yes" if concept.held_out else "")
     return table

@@ -111,8 +111,8 @@ def _rules(options: RulesOptions) -> Any:
 
     if not options.detector:
         raise UserError(
-            "--detector must name who looks at images, got nothing: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER. "
-            "`--detector none` hands out images that nobody looked at."
+            "--detector must name what checks the images, got nothing: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER. "
+            "`--detector none` hands out images that nothing checked."
         )
     if options.detector == "none":
         err.print(Text("Images are not checked: --detector none.", style="yellow"))
@@ -154,5 +154,5 @@ def _secret() -> bytes:
         )
         return secrets.token_bytes(32)
     if len(given) < 16:
-        raise UserError(f"{AUDIT_KEY} must have at least 16 characters, got {len(given)}. Draw a random one.")
+        raise UserError(f"{AUDIT_KEY} must have at least 16 characters, got {len(given)}. Generate a random one.")
     return given.encode()
