@@ -63,6 +63,14 @@ class Perturbation(ABC):
         return output if shift is None else output + shift.to(output.dtype)
 
     @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`, after the weights and the optimizer. Raises: UserError for a state of other modules."""
+
+    @abstractmethod
     def shift(self, name: str, x: Float[Tensor, "*batch fan_in"]) -> Float[Tensor, "*batch fan_out"] | None:
         """What to add to the layer's output for this input; None is nothing."""
 

@@ -60,7 +60,7 @@ def parse_tuning(text: str, settings: Mapping[str, Any] | None = None) -> Tuning
     found.setdefault(1, "adamw")
     parts = {found[kind]: kinds[kind][found[kind]] for kind in sorted(found)}
     options = _sorted_out(parts, settings or {})
-    made = {name: read_options(part, options[name], name=name) for name, part in parts.items()}
+    made: dict[str, Any] = {name: read_options(part, options[name], name=name) for name, part in parts.items()}
     return Tuning(
         name=text,
         adapter=made[found[0]],

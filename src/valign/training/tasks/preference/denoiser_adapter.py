@@ -118,8 +118,10 @@ class DenoiserAdapter:
         save_adapter(self.result(out), factors, metadata=metadata, prefix=prefix)
 
 
-def batch_loss(step: PairStep, source: PairSource, number: int, half: int | None) -> Tensor:
+def batch_loss(step: PairStep | None, source: PairSource | None, number: int, half: int | None) -> Tensor:
     """Mean of `graded` over this process' batch ``number`` of the pairs, or of one half of them."""
+    assert step is not None  # only an adapter that needs data asks for it
+    assert source is not None
     config = step.config
     parts = () if half is None else halves(len(source), generator=generator_for("halves", config.seed))
     known = range(len(source)) if half is None else parts[half]

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from valign.checks import read_options
 from valign.interfaces import PairCache
 from valign.optimizers import OPTIMIZERS
 from valign.training.engine.displacement import DisplacementMonitor
@@ -57,9 +58,10 @@ class PreferenceTask(TrainingTask):
         trainable.start(step, self.source)
         self.handle = trainable.rules()
         self.hooks = {"adapter": self.handle}
-        options = OPTIMIZERS[config.optimizer](weight_decay=config.weight_decay)
-        self.optimizer = self.accelerator.prepare_optimizer(options.build(self.handle.groups(), [], config.learning_rate))
-        self.handle.watch(self.optimizer.optimizer)
+        options = read_options(OPTIMIZERS[config.optimizer], {"weight_decay": config.weight_decay}, name=config.optimizer)
+        optimizer = options.build(self.handle.groups(), [], config.learning_rate)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.handle.watch(optimizer)
         self.schedule = config.schedule()
         self.max_norm = config.max_grad_norm if config.optimizer == "adamw" and config.max_grad_norm else inf
         self.selection = Selection(config.max_drift, config.patience)
