@@ -65,7 +65,7 @@ def merge_command(name: str) -> Any:
     from valign.merging import MERGES, MergeContext
 
     kind = MERGES[name]
-    parts: dict[str, type[Any]] = {"method": kind} | ({"calibration": CalibrationOptions} if kind.calibrated else {})
+    parts: dict[str, Any] = {"method": kind} | ({"calibration": CalibrationOptions} if kind.calibrated else {})
     single = Typer(add_completion=False)
 
     @single.command(

@@ -31,15 +31,16 @@ SCORING = 16  # training prompts per category that choose the best single expert
 def bench_alignguard(world: World, model: DiffusionModel, out: Path, *, budget: str = "full", seed: int = 0) -> dict[str, Any]:
     """Run or resume the whole comparison in ``out`` on the world's bundled model; returns the evaluation's summary."""
     policy, per_concept = load_policy(world.policy), world.budgets[budget].per_concept
-    evaluators = world_evaluators(world, per_concept=per_concept, seeds=(seed,))
+    oracle = world.oracle()
+    evaluators = world_evaluators(world, oracle, per_concept=per_concept, seeds=(seed,))
     config = replace(world_config(world, budget, seed=seed), sld=SLD)
     source = GrammarSource(world.grammar())
-    trained = train_on_policy(model, policy, source, out, config, pair_detector=evaluators.detector)
+    trained = train_on_policy(model, policy, source, out, config, pair_detector=oracle)
     joint_steps = config.experts.training.steps * len(trained.results)
     joint = train_expert(model, trained.cache, None, out / JOINT, config.experts.changed(steps=joint_steps))
 
     def scores() -> Mapping[str, float]:
-        return _scores(model, trained, evaluators.detector, out / "merged" / "scores.json", config)
+        return _scores(model, trained, oracle, out / "merged" / "scores.json", config)
 
     adapters = {JOINT: joint.adapter}
     for name in MERGES:

@@ -1,5 +1,7 @@
 """Combine experts into one adapter: exact on the changes of weight, streamed module by module."""
 
+from collections.abc import Mapping
+
 from valign.merging.base import Calibration, MergeContext, MergeMethod
 from valign.merging.best_single import BestSingle, best_single
 from valign.merging.calibration import collect_votes
@@ -19,7 +21,7 @@ from valign.merging.writing import merge_metadata, write_merge
 from valign.plugins import with_plugins
 
 # name -> the merge as a dataclass of options; entry points of the group ``valign.merges`` add rows
-MERGES = with_plugins(
+MERGES: Mapping[str, type[MergeMethod]] = with_plugins(
     "valign.merges",
     {"co-merge": CoMerge, "mean": MeanMerge, "sum": SumMerge, "ties": Ties, "dare-ties": DareTies, "best-single": BestSingle},
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from valign.data.build import DataConfig
 from valign.data.prompts.sources import GrammarSource
+from valign.detectors.oracle import OracleDetector
 from valign.evaluation import Evaluators
 from valign.models.diffusion.base import DiffusionModel
 from valign.policy import load_policy
@@ -40,9 +41,8 @@ def world_config(world: World, budget: str, *, categories: tuple[str, ...] | Non
     )
 
 
-def world_evaluators(world: World, *, per_concept: int, seeds: tuple[int, ...] = (0,)) -> Evaluators:
+def world_evaluators(world: World, oracle: OracleDetector, *, per_concept: int, seeds: tuple[int, ...]) -> Evaluators:
     """The world's oracle and CLIP, with the true images of the suites of these seeds."""
-    oracle = world.oracle()
     reference = [image for seed in seeds for image in world.reference_images(per_concept=per_concept, seed=seed)]
     return Evaluators(oracle, fidelity=oracle, features=oracle, clip=world.clip(), reference=reference)
 
@@ -60,7 +60,8 @@ def quickstart(
     config = world_config(world, budget, categories=chosen, seed=seed)
     tests = world.suite(per_concept=per_concept, seed=seed)
     kept = tuple(prompt for prompt in tests.prompts if prompt.benign or prompt.category in chosen)
-    evaluators = world_evaluators(world, per_concept=per_concept, seeds=(seed,))
+    oracle = world.oracle()
+    evaluators = world_evaluators(world, oracle, per_concept=per_concept, seeds=(seed,))
     return align(
         model,
         policy,
@@ -69,5 +70,5 @@ def quickstart(
         evaluators,
         out,
         config,
-        pair_detector=evaluators.detector,
+        pair_detector=oracle,
     )

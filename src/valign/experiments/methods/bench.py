@@ -43,8 +43,8 @@ def bench_methods(world: World, model: DiffusionModel, out: Path, configs: Seque
     curves, and harm by run.
     """
     policy, seeds = load_policy(world.policy), [config.align.seed for config in configs]
-    evaluators = world_evaluators(world, per_concept=configs[0].per_concept, seeds=tuple(seeds))
-    oracle = evaluators.detector
+    oracle = world.oracle()
+    evaluators = world_evaluators(world, oracle, per_concept=configs[0].per_concept, seeds=tuple(seeds))
     folders = [out / f"run-{number}" for number in range(len(configs))]
     made = [train_methods(world, model, policy, oracle, folder, config) for folder, config in zip(folders, configs)]
     systems = MethodSystems(model, policy, principle_retriever(policy), configs[0])
