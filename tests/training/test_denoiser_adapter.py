@@ -9,7 +9,7 @@ from pair_data import small_config
 from test_preference import OBJECTIVE, equal, factors, train
 from torch.testing import assert_close
 
-from valign.adapters import ADAPTERS, EXPERTS
+from valign.adapters import ADAPTERS, EXPERTS, adapter_state
 from valign.checks import UserError
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import attach_lora, load_adapter, unload_adapters
@@ -116,6 +116,24 @@ def test_they_train_what_they_should(sd, cache, kind):
             assert sum(p.numel() for p in trained.values()) == 16 * len(trained)
         kept = {name.replace(".base_layer", ""): p for name, p in sd.denoiser.named_parameters() if ".lora_" not in name}
         assert all(torch.equal(kept[name], p) for name, p in base.items())
+    finally:
+        trainable.detach()
+
+
+def test_an_expert_of_plain_lora_starts_without_data_from_factors_that_the_seed_gives(sd, tmp_path):
+    config = small_config(init_seed=3)
+    attach_lora(sd, rank=config.rank, alpha=config.alpha, targets=config.targets, seed=3)
+    expected = {name: tensor.detach().clone() for name, tensor in adapter_state(sd.denoiser, "expert").items()}
+    unload_adapters(sd)
+    trainable = DenoiserAdapter(sd, config)
+    trainable.attach()
+    try:
+        trainable.start(None, None)
+        found = trainable.state()
+        assert found.keys() == expected.keys() == trainable.parameters().keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        trainable.save(tmp_path, {"step": 1})
+        assert {lora.rank for _, lora in open_adapter(trainable.result(tmp_path)).items()} == {config.rank}
     finally:
         trainable.detach()
 
