@@ -18,5 +18,5 @@ def test_entries_come_back_and_a_torn_line_is_cut_off(tmp_path):
 def test_a_line_that_is_no_entry_is_named(tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_text('{"key": "a"}\nrubbish\n')
-    with pytest.raises(UserError, match=r"journal\.jsonl:2 is no journal entry"):
+    with pytest.raises(UserError, match=r"journal\.jsonl:2 is not a journal entry"):
         Journal(path)

@@ -34,5 +34,5 @@ def test_missing_and_foreign_tables_are_named(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_pairs(tmp_path / "pairs.parquet")
     (tmp_path / "pairs.parquet").write_text("something else")
-    with pytest.raises(UserError, match="is no table of prompt pairs"):
+    with pytest.raises(UserError, match="is not a table of prompt pairs"):
         load_pairs(tmp_path / "pairs.parquet")

@@ -43,7 +43,7 @@ def test_broken_files_are_named(tmp_path):
         RowReader(path)
     for data in (b"", b"rubbish that is long enough", b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{}"):
         path.write_bytes(data)
-        with pytest.raises(UserError, match="is no safetensors file of floats"):
+        with pytest.raises(UserError, match="is not a safetensors file of floats"):
             RowReader(path)
     save_file({"x": torch.zeros(4, 3)}, path)
     path.write_bytes(path.read_bytes()[:-4])

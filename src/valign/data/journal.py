@@ -21,7 +21,7 @@ class Journal:
                 entry = json.loads(line)
                 self.entries[entry["key"]] = entry
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}:{number} is no journal entry. Delete that line and run the step again.") from error
+                raise UserError(f"{path}:{number} is not a journal entry. Delete that line and run the step again.") from error
         path.parent.mkdir(parents=True, exist_ok=True)
         if len(whole) < len(data):
             os.truncate(path, len(whole))

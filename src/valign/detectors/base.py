@@ -32,7 +32,7 @@ def flagged(scores: Float[np.ndarray, "image class"], card: DetectorCard) -> Boo
 def measure_error(detector: Detector, images: Sequence[Image], harmful: Sequence[bool]) -> DetectorCard:
     """The detector's card with the sensitivity and specificity seen on labelled images.
 
-    Raises: ValueError without images of both sorts: an error rate of nothing is no number.
+    Raises: ValueError without images of both sorts: there is no error rate of nothing.
     """
     truth = np.asarray(harmful, dtype=bool)
     if len(truth) != len(images) or truth.all() or not truth.any():

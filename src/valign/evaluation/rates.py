@@ -21,7 +21,7 @@ from valign.interfaces import DetectorCard
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """System minus base over the same prompts and seeds; ``test`` is None where the outcome is no yes or no."""
+    """System minus base over the same prompts and seeds; ``test`` is None where the outcome is not a yes or no."""
 
     difference: Interval
     test: McNemar | None = None

@@ -90,7 +90,7 @@ def share_interval(
 
 def mcnemar(
     before: Shaped[np.ndarray, " pair"],
-    after: Shaped[np.ndarray, " twin"],
+    after: Shaped[np.ndarray, " pair_after"],
     clusters: Shaped[np.ndarray, " pair"] | None = None,
 ) -> McNemar:
     """Did a yes/no outcome change over the same prompts and seeds?

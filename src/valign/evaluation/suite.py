@@ -132,7 +132,7 @@ def overlap(suite: Suite, trained_on: Iterable[str]) -> list[EvalPrompt]:
 
 
 def refuse_overlap(suite: Suite, trained_on: Iterable[str]) -> None:
-    """Raise UserError if a prompt of the suite was trained on: its score would be no evidence. Texts are not printed."""
+    """Raise UserError if a prompt of the suite was trained on: its score would not be evidence. Texts are not printed."""
     seen = overlap(suite, trained_on)
     if seen:
         named = ", ".join(prompt.id for prompt in seen[:5]) + (" ..." if len(seen) > 5 else "")

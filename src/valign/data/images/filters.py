@@ -1,4 +1,4 @@
-"""Which image pairs teach what they should: the unsafe image shows harm, and its safe twin does not."""
+"""Which image pairs teach what they should: the unsafe image shows harm, and its safe counterpart does not."""
 
 from collections.abc import Sequence
 

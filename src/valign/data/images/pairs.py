@@ -1,6 +1,6 @@
 """Images of prompt pairs: made by the model that will be aligned, or taken from a folder; then filtered.
 
-How the safe image is tied to the unsafe one beyond the twin prompt is not known of the published sets (AlignGuard,
+How the safe image is tied to the unsafe one beyond the paired prompt is not known of the published sets (AlignGuard,
 arXiv 2412.10493), so it is a choice: ``pairing="seed"`` starts both from one initial latent, which keeps the layout; ``"img2img"``
 starts the safe one from the unsafe image; ``"free"`` starts them from different latents.
 """

@@ -88,7 +88,7 @@ class RowReader:
             except (ValueError, AttributeError, TypeError, KeyError):
                 known = False
         if not known:
-            raise UserError(f"{path} is no safetensors file of floats. Delete it and make it again.")
+            raise UserError(f"{path} is not a safetensors file of floats. Delete it and make it again.")
         if path.stat().st_size < 8 + size + max(entry["data_offsets"][1] for entry in header.values()):
             raise UserError(f"{path} is shorter than its header says. Delete it and make it again.")
         self._maps = {

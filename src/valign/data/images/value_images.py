@@ -59,8 +59,8 @@ class ValueImage:
     sha256: str = ""
 
 
-def twin_scenes(principle: Principle, pairs: Sequence[PromptPair]) -> list[ValueScene]:
-    """The pairs of the principle's category as scenes: the safe twin keeps it, the unsafe prompt breaks it."""
+def paired_scenes(principle: Principle, pairs: Sequence[PromptPair]) -> list[ValueScene]:
+    """The pairs of the principle's category as scenes: the safe prompt keeps it, the unsafe prompt breaks it."""
     own = [pair for pair in pairs if principle.category in pair.categories and not pair.held_out]
     return [ValueScene(prompt=pair.unsafe, aligned=[pair.safe], violating=[pair.unsafe]) for pair in own]
 
@@ -76,10 +76,10 @@ def plan_images(
     """
     rows, rules = [], BlockRules(policy.always_block)
     for principle in [policy.principle(name) for name in principles]:
-        twins = twin_scenes(principle, pairs)
+        paired = paired_scenes(principle, pairs)
         scenes = [
             scene
-            for scene in twins or policy.principle_scenes(principle)
+            for scene in paired or policy.principle_scenes(principle)
             if not any(rules.match(text) for text in (scene.prompt, *scene.aligned, *scene.violating))
         ]
         if not scenes:
@@ -101,7 +101,7 @@ def plan_images(
                         other=others[number % len(others)],
                         seed=pair_seed(seed, f"{name}-{number:02d}"),
                     )
-                    for number in range(1 if twins else images)
+                    for number in range(1 if paired else images)
                 ]
     return rows
 

@@ -7,7 +7,7 @@ from valign.policy import BlockRules, Policy
 
 
 def allowed_prompts(policy: Policy, prompts: Iterable[str]) -> tuple[list[str], int]:
-    """Prompts that no ``always_block`` rule matches, in their order, and how many were dropped. Spelling is no way round."""
+    """Prompts that no ``always_block`` rule matches, in their order, and how many were dropped. Other spellings match too."""
     rules, every = BlockRules(policy.always_block), list(prompts)
     kept = [prompt for prompt in every if rules.match(prompt) is None]
     return kept, len(every) - len(kept)

@@ -1,4 +1,4 @@
-"""Unsafe prompts and their safe twins from a chat model (the data recipe of CoProV2, AlignGuard, arXiv 2412.10493, section 3).
+"""Unsafe prompts and their safe counterparts from a chat model (the data recipe of CoProV2, AlignGuard, arXiv 2412.10493, section 3).
 
 Two requests, worded by the policy: one for unsafe captions of a concept, one that rewrites each of them with as little change as
 possible. Names, concepts and captions go out as JSON data inside the request, and the only answer taken is
@@ -24,7 +24,7 @@ from valign.progress import track
 
 METHOD = Method(
     slug="coprov2-twins",
-    title="Unsafe prompts and safe twins from a chat model (CoProV2)",
+    title="Unsafe prompts and safe counterparts from a chat model (CoProV2)",
     paper="arXiv 2412.10493",
     room="data",
     entry="valign.data.prompts.chat_pairs:PairWriter",
@@ -66,7 +66,7 @@ class PairWriter:
             enough = -(-per_category // max(len(concepts), 1)) if per_category else self.policy.data.per_concept
             jobs += [(category, concept, per_concept or min(self.policy.data.per_concept, enough)) for concept in concepts]
         pairs: list[PromptPair] = []
-        for category, concept, wanted in track(jobs, "ask for twins"):
+        for category, concept, wanted in track(jobs, "ask for safe prompts"):
             unsafe = self._unsafe(category, concept, wanted)
             safe = self._safe(category, concept, unsafe)
             pairs += [
@@ -77,7 +77,7 @@ class PairWriter:
         return self._cleaned(pairs)
 
     def from_prompts(self, rows: Sequence[LabelledPrompt]) -> list[PromptPair]:
-        """A safe twin for every unsafe row (label 1); rows of label 0 are passed over. Order and ids are the rows' own.
+        """A safe counterpart for every unsafe row (label 1); rows of label 0 are passed over. Order and ids are the rows' own.
 
         Raises: UserError as `from_concepts`; if no row is unsafe; if an unsafe row has no category.
         """
@@ -91,18 +91,18 @@ class PairWriter:
             if not chunks or len(chunks[-1]) == self.per_request or chunks[-1][0].categories[0] != row.categories[0]:
                 chunks.append([])
             chunks[-1].append(row)
-        twins: dict[str, str] = {}
-        for chunk in track(chunks, "ask for twins"):
+        paired: dict[str, str] = {}
+        for chunk in track(chunks, "ask for safe prompts"):
             category = self.policy.category(chunk[0].categories[0])
             concept = Concept(id="any", name=category.title, safe=category.safe_prompt)
             safe = self._safe(category, concept, [row.prompt for row in chunk])
-            twins |= {row.id: twin for row, twin in zip(chunk, safe, strict=True) if twin}
+            paired |= {row.id: text for row, text in zip(chunk, safe, strict=True) if text}
         pairs = [
             PromptPair(
-                re.sub(r"[^A-Za-z0-9._-]+", "-", row.id), row.prompt, twins[row.id], row.categories, kind=row.kind or "explicit"
+                re.sub(r"[^A-Za-z0-9._-]+", "-", row.id), row.prompt, paired[row.id], row.categories, kind=row.kind or "explicit"
             )
             for row in unsafe
-            if row.id in twins
+            if row.id in paired
         ]
         return self._cleaned(pairs)
 
@@ -128,13 +128,13 @@ class PairWriter:
         return list(found.values())[:wanted]
 
     def _safe(self, category: Category, concept: Concept, unsafe: Sequence[str]) -> list[str]:
-        """The twin of each prompt, ``""`` where the model gave none."""
-        twins: list[str] = []
+        """The safe counterpart of each prompt, ``""`` where the model gave none."""
+        found: list[str] = []
         for start in range(0, len(unsafe), self.per_request):
             chunk = unsafe[start : start + self.per_request]
             request = self.policy.data.safe_request(category, concept, chunk)
-            twins += self._ask(request, f"{category.id}/{concept.id}/safe", len(chunk)) or [""] * len(chunk)
-        return twins
+            found += self._ask(request, f"{category.id}/{concept.id}/safe", len(chunk)) or [""] * len(chunk)
+        return found
 
     def _ask(self, request: str, label: str, length: int | None) -> list[str] | None:
         """The prompts answered, from the journal if it has them; None when every try was of no use."""
@@ -174,7 +174,7 @@ class PairWriter:
 def parse_prompts(answer: str, length: int | None = None) -> list[str]:
     """The texts of ``{"prompts": [...]}``, stripped. One code fence around the whole answer is let through; nothing else is.
 
-    Raises: ValueError if the answer is no such object, a text is blank, or there are not ``length`` of them. The message never
+    Raises: ValueError if the answer is not such an object, a text is blank, or there are not ``length`` of them. The message never
     quotes the answer, which may be offensive.
     """
     fenced = FENCE.fullmatch(answer)
@@ -183,7 +183,7 @@ def parse_prompts(answer: str, length: int | None = None) -> list[str]:
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
     if not isinstance(value, dict) or set(value) != {"prompts"} or not isinstance(value["prompts"], list):
-        raise ValueError('it is no object of the form {"prompts": [...]}')
+        raise ValueError('it is not an object of the form {"prompts": [...]}')
     prompts = value["prompts"]
     if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
         raise ValueError("its prompts are not all texts")

@@ -11,13 +11,13 @@ from valign.data.prompts.pairs import LabelledPrompt
 from valign.data.prompts.tables import read_table
 from valign.policy import CATEGORY_IDS, normalize_category
 
-COPRO_IMAGE = re.compile(r"(?P<side>[us])_(?P<pair>idx_\d{7}_\d+)\.\w+")  # u_idx_0000012_0.jpg is the twin of s_idx_0000012_0.jpg
+COPRO_IMAGE = re.compile(r"(?P<side>[us])_(?P<pair>idx_\d{7}_\d+)\.\w+")  # u_idx_0000012_0.jpg is the pair of s_idx_0000012_0.jpg
 LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "safe": 0, "unsafe": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the columns of a plain table: ``prompt`` and ``label`` (twins share a ``pair_id``), or ``unsafe`` and ``safe``."""
+    """Names of the columns of a plain table: ``prompt`` and ``label`` (a pair shares a ``pair_id``), or ``unsafe`` and ``safe``."""
 
     id: str = "id"
     prompt: str = "prompt"
@@ -62,7 +62,7 @@ def _plain(row: Mapping[str, Any], columns: Columns) -> Iterator[Raw]:
 
 
 def _coprov2(row: Mapping[str, Any], columns: Columns) -> Iterator[Raw]:
-    """The release (prompt, image, category; the image's name links the twins), or rows with pair_id and label."""
+    """The release (prompt, image, category; the image's name links the pairs), or rows with pair_id and label."""
     if "image" not in row:
         yield from _plain(row, columns)
         return

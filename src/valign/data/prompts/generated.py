@@ -1,4 +1,4 @@
-"""Training prompts from two grammars: twins that share a harm, a place or a word, one of them harmless; and everyday requests.
+"""Training prompts from two grammars: pairs that share a harm, a place or a word, one of them harmless; and everyday requests.
 
 Data sets have few signs, warnings, acts out of place and harmless uses of alarming words, and next to no harmless instructions;
 these fill the gap. The grammars (``assets/sentences.yaml``, ``assets/requests.yaml``) are data in our words, so that they can be
@@ -19,10 +19,10 @@ from valign.data.prompts.pairs import LabelledPrompt
 from valign.policy import Policy
 
 ASSETS = Path(__file__).parent / "assets"
-REQUESTS = 125  # everyday requests per twin of a harm: as many as a data set of middling size has
-PLACES = 5  # times as many twins per group of places or per contrast as per harm, since these have many acts
+REQUESTS = 125  # everyday requests per pair of a harm: as many as a data set of middling size has
+PLACES = 5  # times as many pairs per group of places or per contrast as per harm, since these have many acts
 _SLOT = re.compile(r"\{(\w+)\}")
-Twin = tuple[str, str, str, str]  # safe prompt, unsafe prompt, category or "", what both are about
+PairText = tuple[str, str, str, str]  # safe prompt, unsafe prompt, category or "", what both are about
 
 
 @cache
@@ -39,7 +39,7 @@ def generated_rows(policy: Policy, *, each: int, seed: int) -> list[LabelledProm
     check_range("generated_rows.each", each, low=0)
     rows = []
     known = policy.category_ids()
-    for number, (safe, unsafe, category, about) in enumerate(_twins(each, Random(seed)) if each else ()):
+    for number, (safe, unsafe, category, about) in enumerate(_pairs(each, Random(seed)) if each else ()):
         pair = f"generated:{number}"
         shared: dict[str, Any] = {"source": "generated", "group": f"generated:{about}", "pair": pair}
         rows.append(LabelledPrompt(f"{pair}-s", safe, 0, (), **shared))
@@ -57,7 +57,7 @@ def request_rows(*, each: int, seed: int) -> list[LabelledPrompt]:
     return [LabelledPrompt(f"requests:{i}", text, 0, (), "requests", f"requests:{i}") for i, text in enumerate(texts)]
 
 
-def _twins(each: int, random: Random) -> Iterator[Twin]:
+def _pairs(each: int, random: Random) -> Iterator[PairText]:
     rules = grammar()
     for category, harms in rules["harms"].items():
         for name, act, scene in harms:

@@ -47,7 +47,7 @@ def measure_overlap(train: Iterable[str], test: Sequence[HasPrompt]) -> Overlap:
 
 
 def without_overlap(train: Iterable[str], test: Sequence[Row], *, allow_overlap: bool = False) -> tuple[list[Row], Overlap]:
-    """Test rows that are no training prompt, in their order, and the count of the others.
+    """Test rows that are not training prompts, in their order, and the count of the others.
 
     ``allow_overlap=True`` keeps all rows (to reproduce published numbers); the count is the same.
     """

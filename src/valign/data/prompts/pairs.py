@@ -1,4 +1,4 @@
-"""The two records of this room: a pair of twin prompts, and a single labelled prompt; and the table of pairs on disk."""
+"""The two records of this room: a pair of prompts, and a single labelled prompt; and the table of pairs on disk."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class PromptPair:
-    """An unsafe prompt and its safe twin: the same scene without the harm. The trainer's caption is always ``unsafe``.
+    """An unsafe prompt and its safe counterpart: the same scene without the harm. The trainer's caption is always ``unsafe``.
 
     One pair may belong to several categories; it is still one pair, and every matching expert sees it.
     """
@@ -45,7 +45,7 @@ class PromptPair:
 
     def __post_init__(self) -> None:
         if not FILE_NAME.fullmatch(self.id):
-            raise UserError(f"PromptPair.id must be letters, digits, '.', '_' or '-', got {self.id!r}. It names the picture files.")
+            raise UserError(f"PromptPair.id must be letters, digits, '.', '_' or '-', got {self.id!r}. It names the image files.")
         if self.categories != tuple(sorted(set(self.categories))):
             raise ValueError(
                 f"PromptPair.categories must be sorted and distinct, got {self.categories}. Use tuple(sorted(set(...)))."
@@ -87,14 +87,14 @@ def write_pairs(path: Path, pairs: Sequence[PromptPair]) -> None:
 
 
 def load_pairs(path: Path) -> list[PromptPair]:
-    """Read what `write_pairs` wrote. Raises: UserError if the file is missing or is no table of pairs."""
+    """Read what `write_pairs` wrote. Raises: UserError if the file is missing or is not a table of pairs."""
     if not path.exists():
         raise UserError(f"{path} does not exist. Make it with `valign data build`, or check the path.")
     try:
         rows = pq.read_table(path, schema=SCHEMA).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(
-            f"{path} is no table of prompt pairs: {str(error).splitlines()[0]}. Make it with `valign data build`."
+            f"{path} is not a table of prompt pairs: {str(error).splitlines()[0]}. Make it with `valign data build`."
         ) from error
     return [_from_row(row) for row in rows]
 

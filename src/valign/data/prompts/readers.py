@@ -1,4 +1,4 @@
-"""Prompt files of any layout -> `LabelledPrompt` and `PromptPair`: twins linked, useless pairs dropped, every drop counted."""
+"""Prompt files of any layout -> `LabelledPrompt` and `PromptPair`: pairs linked, useless pairs dropped, every drop counted."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ class PromptFile:
 
 @dataclass(frozen=True)
 class PairFile:
-    """What a file of twins holds."""
+    """What a file of pairs holds."""
 
     pairs: list[PromptPair]
     dropped: dict[str, int] = field(default_factory=dict)  # "unpaired" rows, "missing_twin" pairs, and those of `clean_pairs`
@@ -45,12 +45,12 @@ def scan_prompts(path: Path, fmt: str | None = None, **options: Any) -> PromptFi
 
 
 def scan_pairs(path: Path, fmt: str | None = None, *, missing_twin: str = "refuse", **options: Any) -> PairFile:
-    """Every unsafe prompt with its safe twin, in the order of first rows, cleaned by `clean_pairs`.
+    """Every unsafe prompt with its safe counterpart, in the order of first rows, cleaned by `clean_pairs`.
 
     A pair that stands in several rows, once per category, is one pair with all its categories. Prompts that name no pair are
     counted as ``unpaired``. Options are those of `read_records`.
     Args: missing_twin: ``"refuse"``, or ``"drop"`` to leave such pairs out and count them as ``missing_twin``.
-    Raises: UserError as `read_records`; if a twin is missing; if two rows disagree about one prompt; if no pair is left.
+    Raises: UserError as `read_records`; if a prompt of a pair is missing; if two rows disagree about one prompt; if no pair is left.
     """
     check_choice("missing_twin", missing_twin, ("refuse", "drop"))
     sides: dict[str, dict[int, LabelledPrompt]] = {}
@@ -68,7 +68,7 @@ def scan_pairs(path: Path, fmt: str | None = None, *, missing_twin: str = "refus
     if lonely and missing_twin == "refuse":
         raise UserError(
             f"{path} must hold both prompts of every pair, got one of {len(lonely)} pairs, first {', '.join(lonely[:3])}. "
-            "Add the twins, or drop these pairs (--drop-missing)."
+            "Add the other prompts, or drop these pairs (--drop-missing)."
         )
     if lonely:
         dropped["missing_twin"] = len(lonely)
@@ -76,7 +76,7 @@ def scan_pairs(path: Path, fmt: str | None = None, *, missing_twin: str = "refus
     kept, more = clean_pairs(pairs)
     if not kept:
         raise UserError(
-            f"{path} must hold unsafe prompts with safe twins, got none. Link them by pair_id, or give columns unsafe and safe."
+            f"{path} must hold unsafe prompts with safe counterparts, got none. Link them by pair_id, or give columns unsafe and safe."
         )
     return PairFile(kept, dict(dropped + more))
 

@@ -31,7 +31,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     try:
         rows = list(_parquet(path) if suffix == ".parquet" else _json_lines(path) if suffix == ".jsonl" else _csv(path, suffix))
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{path} is no UTF-8 text: {error}. Save it again as UTF-8.") from error
+        raise UserError(f"{path} is not UTF-8 text: {error}. Save it again as UTF-8.") from error
     if not rows:
         raise UserError(f"{path} must hold at least one row, got 0. Check that it was written to the end.")
     return rows
@@ -71,7 +71,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from pq.read_table(path).to_pylist()
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is no parquet file: {str(error).splitlines()[0]}. Write it again.") from error
+        raise UserError(f"{path} is not a parquet file: {str(error).splitlines()[0]}. Write it again.") from error
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ def inception_score(probabilities: Float[np.ndarray, "image class"], *, splits: 
     From 1 (every image alike, or none told apart) to the number of classes. Splits of 10 are the paper's, for 50000 images; a
     split's own mean is biased downwards when it is small, so compare sets of one size.
 
-    Raises: UserError if rows are no probabilities, or fewer than ``splits``.
+    Raises: UserError if rows are not probabilities, or fewer than ``splits``.
     """
     values = np.asarray(probabilities, dtype=np.float64)
     if splits < 1 or len(values) < splits:

@@ -109,12 +109,12 @@ def _look(
     _, reader = evaluators.feature_reader()
     features = np.zeros((0, 0)) if reader is None else _rows(reader(images))
     if base is not None:
-        pairs = [(i, twin) for i, (prompt, _, _) in enumerate(answered) if (twin := base.images.open(prompt.id)) is not None]
+        pairs = [(i, before) for i, (prompt, _, _) in enumerate(answered) if (before := base.images.open(prompt.id)) is not None]
         paired = [columns[i] for i, _ in pairs]
-        _add(paired, "rmse", pixel_rmse([twin for _, twin in pairs], [images[i] for i, _ in pairs]).tolist())
+        _add(paired, "rmse", pixel_rmse([before for _, before in pairs], [images[i] for i, _ in pairs]).tolist())
         if len(features) and pairs:
-            twins = np.stack([base.features[answered[i][0].id] for i, _ in pairs])
-            _add(paired, "drift", cosine_drift(twins, features[[i for i, _ in pairs]]).tolist())
+            features_before = np.stack([base.features[answered[i][0].id] for i, _ in pairs])
+            _add(paired, "drift", cosine_drift(features_before, features[[i for i, _ in pairs]]).tolist())
     return columns, list(features)
 
 

@@ -42,7 +42,7 @@ class TextModel(TaskModel):
         return {"pairs": self.pairs, "max_tokens": self.max_tokens}
 
     def batch(self, rows: Sequence[TextRow]) -> TaskBatch:
-        """Tokenise some rows; texts are cut at ``max_tokens``."""
+        """Tokenize some rows; texts are cut at ``max_tokens``."""
         if self.target.kind == "causal-lm":
             return self._language(rows)
         if self.pairs == "apart":
