@@ -53,7 +53,7 @@ def changes(ctx: typer.Context, *kinds: type[Any]) -> dict[str, Any]:
 
 
 def rest_of(ctx: typer.Context) -> dict[str, Any]:
-    """What was given under names that are no field of any part."""
+    """What was given under names that are not fields of any part."""
     return dict(ctx.meta[GIVEN][None])
 
 
