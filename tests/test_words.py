@@ -72,10 +72,7 @@ ALLOWED = [
     ("src/valign/data/prompts/chat_pairs.py", "coprov2-twins", "the method's name in `valign methods`"),
     ("docs/methods.md", "coprov2-twins", "the method's name in `valign methods`"),
     ("src/valign/data/images/contact_sheet.py", "safe twin, preferred", "drawn on contact sheets, whose pixels stay"),
-    ("docs/concepts/policy.md", "Pictures of people", "quotes the bundled policy"),
     ("docs/**", "pictures/", "the folder of the documentation's own images"),
-    ("docs/**", "--pictures", "the option of `data build-values`"),
-    ("docs/**", "--picture", "the option of `finetune`"),
     ("README.md", "pictures/", "the folder of the documentation's own images"),
 ]
 

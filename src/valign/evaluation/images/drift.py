@@ -7,7 +7,9 @@ from jaxtyping import Float
 from PIL.Image import Image
 
 
-def cosine_drift(before: Float[np.ndarray, "image dim"], after: Float[np.ndarray, "image_after dim_after"]) -> Float[np.ndarray, " image"]:
+def cosine_drift(
+    before: Float[np.ndarray, "image dim"], after: Float[np.ndarray, "image_after dim_after"]
+) -> Float[np.ndarray, " image"]:
     """``1 - cos`` of paired feature rows: 0 when nothing moved, at most 2. Two zero rows count as equal, one zero row as 1."""
     first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if first.shape != second.shape:
