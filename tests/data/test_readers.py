@@ -57,7 +57,7 @@ def test_coprov2_release_test_file_has_unsafe_prompts_only(tmp_path):
         ("0_Hate", 1, "hate", ""),
         ("1_Hate", 1, "illegal-activity", ""),
     ]
-    with pytest.raises(UserError, match="must hold unsafe prompts with safe counterparts, got none"):
+    with pytest.raises(UserError, match="must hold pairs of unsafe and safe prompts, got none"):
         scan_pairs(path)
 
 

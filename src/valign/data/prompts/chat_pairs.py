@@ -1,4 +1,4 @@
-"""Unsafe prompts and their safe counterparts from a chat model (the data recipe of CoProV2, AlignGuard, arXiv 2412.10493, section 3).
+"""Unsafe prompts and their safe counterparts from a chat model (the recipe of CoProV2, AlignGuard, arXiv 2412.10493, section 3).
 
 Two requests, worded by the policy: one for unsafe captions of a concept, one that rewrites each of them with as little change as
 possible. Names, concepts and captions go out as JSON data inside the request, and the only answer taken is

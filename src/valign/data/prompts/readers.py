@@ -50,7 +50,7 @@ def scan_pairs(path: Path, fmt: str | None = None, *, missing_twin: str = "refus
     A pair that stands in several rows, once per category, is one pair with all its categories. Prompts that name no pair are
     counted as ``unpaired``. Options are those of `read_records`.
     Args: missing_twin: ``"refuse"``, or ``"drop"`` to leave such pairs out and count them as ``missing_twin``.
-    Raises: UserError as `read_records`; if a prompt of a pair is missing; if two rows disagree about one prompt; if no pair is left.
+    Raises: UserError as `read_records`; if one of a pair is missing; if two rows disagree about one prompt; if no pair is left.
     """
     check_choice("missing_twin", missing_twin, ("refuse", "drop"))
     sides: dict[str, dict[int, LabelledPrompt]] = {}
@@ -76,7 +76,7 @@ def scan_pairs(path: Path, fmt: str | None = None, *, missing_twin: str = "refus
     kept, more = clean_pairs(pairs)
     if not kept:
         raise UserError(
-            f"{path} must hold unsafe prompts with safe counterparts, got none. Link them by pair_id, or give columns unsafe and safe."
+            f"{path} must hold pairs of unsafe and safe prompts, got none. Link them by pair_id, or give columns unsafe and safe."
         )
     return PairFile(kept, dict(dropped + more))
 
