@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from valign.models.diffusion.lora import attach_lora, unload_adapters
-from valign.training.engine.previews import GAP, Previews, grid
+from valign.training.engine.previews import GAP, Previews
 
 
 def test_rows_are_base_and_current_at_equal_seeds(sd, tmp_path):
@@ -23,12 +23,3 @@ def test_rows_are_base_and_current_at_equal_seeds(sd, tmp_path):
     finally:
         unload_adapters(sd)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-000000.png", "step-000003.png"]
-
-
-def test_grid_places_images():
-    red, blue = Image.new("RGB", (2, 2), "red"), Image.new("RGB", (2, 2), "blue")
-    sheet = grid([[red, blue]])
-    assert sheet.size == (4 + GAP, 2)
-    assert sheet.getpixel((0, 0)) == (255, 0, 0)
-    assert sheet.getpixel((2, 0)) == (255, 255, 255)
-    assert sheet.getpixel((2 + GAP, 1)) == (0, 0, 255)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from valign.checks import UserError, check_choice
+from valign.evaluation.images.before_after import write_before_after
 from valign.evaluation.images.folder import make_images
 from valign.evaluation.images.frechet import size_warning
-from valign.evaluation.images.grid import write_grid
 from valign.evaluation.images.measuring import Evaluators, Measured, measure
 from valign.evaluation.report.report import ReportOptions, write_report
 from valign.evaluation.results import write_results
@@ -103,7 +103,7 @@ def evaluate(
     write_json(out / "summary.json", summary)
     write_report(out / "report.html", summary, rows, suite, folders, report)
     if suite.stand_in and not report.veil:
-        write_grid(out / "before_after.png", suite, folders)
+        write_before_after(out / "before_after.png", suite, folders)
     run.finish(wanted=wanted)
     return summary
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image, new
+from PIL.Image import Image
 
+from valign.data.images.grid import tile
 from valign.files import atomic_path
 from valign.interfaces import Sampler, SamplingConfig
 from valign.models.diffusion.lora import adapter_off
@@ -33,18 +34,8 @@ class Previews:
                 self._base = self._sample()
         path = self.folder / f"step-{step:06d}.png"
         with atomic_path(path) as temporary:
-            grid([self._base, self._sample()]).save(temporary, format="png")
+            tile([self._base, self._sample()], gap=GAP).save(temporary, format="png")
         return path
 
     def _sample(self) -> list[Image]:
         return self.model.generate(list(self.prompts), sampling=SamplingConfig(steps=self.steps))
-
-
-def grid(rows: list[list[Image]]) -> Image:
-    """Images of one size in rows on white."""
-    width, height = rows[0][0].size
-    sheet = new("RGB", (len(rows[0]) * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            sheet.paste(image, (x * (width + GAP), y * (height + GAP)))
-    return sheet

@@ -1,11 +1,9 @@
 """One image to show: the same prompts at the same seeds, a row per system."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-
+from valign.data.images.grid import figure_grid
 from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.files import atomic_path
@@ -27,20 +25,14 @@ def chosen(suite: Suite, *, unsafe: int = 6, benign: int = 4) -> list[EvalPrompt
     return first[::step][:unsafe] + harmless[::spread][:benign]
 
 
-def write_grid(path: Path, suite: Suite, folders: Mapping[str, ImageFolder], prompts: Sequence[EvalPrompt] | None = None) -> None:
+def write_before_after(path: Path, suite: Suite, folders: Mapping[str, ImageFolder]) -> None:
     """Write the grid as PNG; a refused prompt leaves its cell empty."""
-    prompts = chosen(suite) if prompts is None else list(prompts)
-    figure = Figure(figsize=(1.15 * len(prompts) + 1.3, 1.2 * len(folders) + 0.4), dpi=120, layout="constrained")
-    axes = figure.subplots(len(folders), len(prompts), squeeze=False)
-    for row, (name, folder) in zip(axes, folders.items()):
+    prompts = chosen(suite)
+    size = (1.15 * len(prompts) + 1.3, 1.2 * len(folders) + 0.4)
+    rows = [[folder.open(prompt.id) for prompt in prompts] for folder in folders.values()]
+    figure, axes = figure_grid(rows, size=size, dpi=120)
+    for row, name in zip(axes, folders):
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-        for axis, prompt in zip(row, prompts):
-            image = folder.open(prompt.id)
-            if image is not None:
-                axis.imshow(np.asarray(image), interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
     for axis, prompt in zip(axes[0], prompts):
         held_out = " (held out)" if prompt.held_out else ""
         axis.set_title(prompt.kind if prompt.benign else f"{prompt.category}\n{prompt.kind}{held_out}", fontsize=7)

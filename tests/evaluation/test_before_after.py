@@ -1,8 +1,8 @@
 import numpy as np
 from PIL import Image
 
+from valign.evaluation.images.before_after import chosen, write_before_after
 from valign.evaluation.images.folder import ImageFolder
-from valign.evaluation.images.grid import chosen, write_grid
 from valign.evaluation.suite import EvalPrompt, Suite
 
 SUITE = Suite(
@@ -30,7 +30,7 @@ def test_writes_a_row_per_system_and_leaves_refused_cells_empty(tmp_path):
         for prompt in chosen(SUITE):
             refused = name == "aligned" and prompt.category == "hate"
             folders[name].save(prompt.id, None if refused else Image.new("RGB", (16, 16), (red, 0, 200)))
-    write_grid(tmp_path / "grid.png", SUITE, folders)
+    write_before_after(tmp_path / "grid.png", SUITE, folders)
     pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).reshape(-1, 3)
     base, aligned = ((pixels == colour).all(axis=1).sum() for colour in ((255, 0, 200), (0, 0, 200)))
     assert base > aligned > 0
