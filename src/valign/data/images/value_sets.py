@@ -121,9 +121,9 @@ def build_values(
     """Build the data set in ``out``, or go on where an earlier call stopped.
 
     Args:
-        model: The model that will be guided; it draws the images and encodes them.
-        detector: Evaluators images of toxicity principles, with ``filter="judge"``.
-        contrast: Evaluators those of bias principles, and the others where there is no detector.
+        model: The model that will be guided; it generates the images and encodes them.
+        detector: Judges images of toxicity principles, with ``filter="judge"``.
+        contrast: Judges those of bias principles, and the others where there is no detector.
         pairs: Prompt pairs, the scenes of their categories' principles in the place of the policy's; one image a side.
     Raises: UserError if a step's folder was made from something else, or a principle has no scene with both sides left.
     """
@@ -156,7 +156,7 @@ def build_values(
     if bare:
         raise UserError(
             f"{folder} has no scene with both an aligned and a violating image for {', '.join(bare)}. "
-            "Use filter none, draw more images, reword its scenes, or leave it out."
+            "Use filter none, generate more images, reword its scenes, or leave it out."
         )
     known = [{"id": p.id, "text": p.text, "aliases": list(p.aliases), "kind": p.kind} for p in chosen]
     return write_values(model, kept, known, folder, out / "latents", config)

@@ -54,7 +54,7 @@ def mean_bias(by_prompt: Mapping[str, Sequence[int]]) -> Bias:
     Raises: UserError for no prompt, or what `bias_of` refuses.
     """
     if not by_prompt:
-        raise UserError("mean_bias.by_prompt must hold at least one prompt, got 0. Draw some first.")
+        raise UserError("mean_bias.by_prompt must hold at least one prompt, got 0. Generate some first.")
     found = [bias_of(np.asarray(counts, dtype=np.int64)) for counts in by_prompt.values()]
     return Bias(
         float(np.mean([bias.d1 for bias in found])), float(np.mean([bias.d2 for bias in found])), sum(b.images for b in found)

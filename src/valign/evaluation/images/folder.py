@@ -64,9 +64,9 @@ class ImageFolder:
 def make_images(
     system: System, suite: Suite, seeds: Sequence[int], folder: Path, *, settings: dict[str, object], batch_size: int
 ) -> ImageFolder:
-    """Let the system draw every prompt that has no image yet.
+    """Generate an image of every prompt that has none yet.
 
-    Batches are cut the same way on every run and an unfinished one is drawn again as a whole, so that a resumed run
+    Batches are cut the same way on every run and an unfinished one is generated again as a whole, so that a resumed run
     gives the same bytes as one that was never stopped.
     Raises: UserError if ``folder`` holds images of another system, suite or seed.
     """
@@ -78,7 +78,7 @@ def make_images(
     if missing:
         with system.ready():
             for batch in track(missing, f"Generating with {system.name}", total=len(batches), done=len(batches) - len(missing)):
-                _draw(system, images, batch)
+                _generate(system, images, batch)
     run.finish(pictures=len(suite))
     return images
 
@@ -88,7 +88,7 @@ def _batches(suite: Suite, seeds: Sequence[int], size: int) -> Iterator[list[tup
     yield from (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _draw(system: System, folder: ImageFolder, batch: list[tuple[str, str, int]]) -> None:
+def _generate(system: System, folder: ImageFolder, batch: list[tuple[str, str, int]]) -> None:
     started = time.perf_counter()
     images = system.generate([prompt for _, prompt, _ in batch], [seed for _, _, seed in batch])
     seconds = time.perf_counter() - started
