@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from math import inf, isfinite
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -59,7 +58,6 @@ def option(default: Any, **declared: Any) -> Any:
     return field(default_factory=default, metadata=metadata) if callable(default) else field(default=default, metadata=metadata)
 
 
-@cache
 def declared_options(kind: type[Any]) -> dict[str, Declared]:
     """How each field of the dataclass ``kind`` that is an `option` was declared, by name and in order."""
     hints, found = get_type_hints(kind), {}
@@ -74,20 +72,18 @@ def declared_options(kind: type[Any]) -> dict[str, Declared]:
 
 def check_options(options: object) -> None:
     """Raise ValueError unless every `option` of a dataclass is in the range, or one of the choices, that it was declared with."""
-    for name in declared_options(type(options)):
-        check_option(type(options), name, getattr(options, name))
+    for name, declared in declared_options(type(options)).items():
+        _check_option(f"{type(options).__name__}.{name}", getattr(options, name), declared)
 
 
-def check_option(kind: type[Any], name: str, value: Any) -> None:
-    """Raise ValueError unless ``value`` may be the field ``name`` of the dataclass ``kind``."""
-    declared = declared_options(kind)[name]
+def _check_option(name: str, value: Any, declared: Declared) -> None:
     if value is None and declared.optional:
         return
     if declared.choices:
-        check_choice(f"{kind.__name__}.{name}", value, declared.choices, hint=declared.hint)
+        check_choice(name, value, declared.choices, hint=declared.hint)
     elif (declared.above, declared.low, declared.high) != (None, -inf, inf):
         limits: dict[str, Any] = {"above": declared.above, "low": declared.low, "high": declared.high}
-        check_range(f"{kind.__name__}.{name}", value, **limits, hint=declared.hint)
+        check_range(name, value, **limits, hint=declared.hint)
 
 
 def read_options(kind: type[Options], options: Mapping[str, Any], *, name: str = "") -> Options:
@@ -106,11 +102,11 @@ def read_changes(kind: type[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     What they may be together is not asked: the others' values are not known yet.
     Raises: UserError for a value of the wrong type or out of range.
     """
-    hints, found = get_type_hints(kind), {}
+    hints, declared, found = get_type_hints(kind), declared_options(kind), {}
     for name, value in changes.items():
         found[name] = _read(hints[name], value, f"{kind.__name__}.{name}")
         try:
-            check_option(kind, name, found[name])
+            _check_option(f"{kind.__name__}.{name}", found[name], declared[name])
         except ValueError as error:
             raise UserError(str(error)) from error
     return found

@@ -75,12 +75,12 @@ class _Configured(TyperCommand):
         """The parts' dataclasses, imported."""
         return {name: _imported(part) if isinstance(part, str) else part for name, part in self.parts.items()}
 
-    def get_params(self, ctx: typer.Context) -> list[Any]:
+    def get_params(self, ctx: Any) -> list[Any]:
         if not self.sources:
             self.params.extend(self._generated())
         return super().get_params(ctx)
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         left = super().parse_args(ctx, args)
         given: dict[tuple[str, str], Any] = {}
         file, settings = ctx.params.pop("config_file"), ctx.params.pop("settings")
@@ -167,7 +167,8 @@ def _flags(name: str, declared: Declared) -> tuple[str, ...]:
 
 def _annotated(declared: Declared, flags: tuple[str, ...], default: object, panel: str) -> Any:
     """The type and the option of a field as typer reads them."""
-    kind, options, notes = declared.type, {}, [declared.help]
+    options: dict[str, Any] = {}
+    kind, notes = declared.type, [declared.help]
     if get_origin(kind) is tuple:
         kind = list[get_args(kind)[0]]  # type: ignore[misc]
     elif declared.choices:
