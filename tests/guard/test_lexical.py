@@ -3,6 +3,7 @@ from guard_stand_ins import INNOCENT
 
 from valign.guard.rules.lexical import LexicalStage, Term
 from valign.policy import load_policy
+from valign.text import fold
 
 STAGE = LexicalStage.from_policy(load_policy("default"))
 
@@ -128,3 +129,19 @@ def test_a_phrase_must_cover_the_whole_term():
     stage = LexicalStage([Term("eye gore", "shocking")], harmless=["naked eye"])
     assert stage.check("naked eye gore").fired
     assert not LexicalStage([Term("naked", "sexual")], harmless=["naked eye"]).check("naked eye gore").fired
+
+
+def test_every_field_of_a_finding():
+    policy = load_policy("default")
+    stage = LexicalStage.from_policy(policy)
+    category = next(category for category in policy.categories if category.concepts)
+    concept = category.concepts[0]
+    term = stage.terms[fold(concept.name)]
+    assert (term.category, term.concept) == (category.id, concept.id)
+    for owner in policy.categories:
+        for text in owner.terms:
+            assert stage.terms[fold(text)].category
+    found = stage.check(concept.name)
+    assert (found.stage, found.level, found.outcome) == ("lexical", "word", "fire")
+    assert (found.category, found.score, found.threshold, found.ranking) == (term.category, 1.0, 1.0, 1.0)
+    assert found.message == f"a listed term of {found.concept}"

@@ -44,3 +44,13 @@ def test_refuses_no_norms():
 )
 def test_fitting_behaviour_passes(prompt):
     assert not ValuesStage.from_policy(load_policy("default")).check(prompt).fired
+
+
+def test_a_batch_is_its_prompts_one_by_one_with_every_field():
+    policy = load_policy("default")
+    stage = ValuesStage.from_policy(policy)
+    hit, miss = stage.check_many(["people dancing in a cemetery", "a cat on a sofa"])
+    (norm,) = [norm for norm in policy.norms if norm.id == "party-at-memorial"]
+    assert (hit.stage, hit.level, hit.outcome, hit.rule) == ("values", "value", "fire", norm.id)
+    assert (hit.message, hit.action, hit.span) == (norm.text, norm.action, (7, 14))
+    assert (miss.stage, miss.level, miss.outcome, miss.fired) == ("values", "value", "pass", False)
