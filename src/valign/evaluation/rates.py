@@ -77,8 +77,9 @@ def corrected_rate(count: int, total: int, card: DetectorCard | None, *, size: f
     """
     if card is None or card.sensitivity is None or card.specificity is None or card.sensitivity + card.specificity <= 1:
         return None
-    measured_on = {"positives": card.positives, "negatives": card.negatives}
-    return rogan_gladen(count, total, card.sensitivity, card.specificity, size=size, **measured_on)
+    return rogan_gladen(
+        count, total, card.sensitivity, card.specificity, positives=card.positives, negatives=card.negatives, size=size
+    )
 
 
 def mean_of(

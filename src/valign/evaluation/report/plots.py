@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -108,7 +108,7 @@ class Frame:
         about = f"{escape(self.y_title)} against {escape(self.x_title.lower())}"
         stream = io.StringIO()
         with matplotlib.rc_context({"svg.hashsalt": about, "svg.fonttype": "none", "font.family": "sans-serif"}):
-            axes.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+            cast(Figure, axes.figure).savefig(stream, format="svg", transparent=True, metadata={"Date": None})
         drawn = stream.getvalue()
         drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
         drawn = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawn)  # known to HTML
