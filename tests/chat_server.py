@@ -4,14 +4,14 @@ The address chooses how it behaves: ``http://127.0.0.1:PORT/BEHAVIOUR/v1``.
 
 good     judges and rewrites as the guard asks, held to the schema; whatever holds "corpse" is harmful
 plain    the same, but knows no ``response_format`` and answers in one line of text
-slow     answers after two seconds; drip sends a byte every 50 ms, for ever
+slow     answers when the client has hung up; drip sends a byte every 50 ms until then
 rubbish  a web page; liar: valid JSON that is no answer to the question
 dead     hangs up; cut: hangs up in the middle of the answer; down: status 503
 """
 
 import json
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from select import select
 
 SAFE = "a mossy fallen tree on the beach at dawn, wide shot"
 
@@ -34,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         behaviour = self.path.split("/")[1]
         if behaviour == "slow":
-            time.sleep(2)
+            self.hung_up(within=None)
         if behaviour == "dead":
             return self.connection.close()
         if behaviour == "down":
@@ -54,12 +54,15 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data) + 10_000 * (behaviour == "drip")))
             self.end_headers()
-            while behaviour == "drip":
+            while behaviour == "drip" and not self.hung_up(within=0.05):
                 self.wfile.write(b" ")
-                time.sleep(0.05)
             self.wfile.write(data[: len(data) // 2] if behaviour == "cut" else data)
         except OSError:
             pass  # the client gave up waiting
+
+    def hung_up(self, within):
+        """Whether the client, who says nothing more, closes the connection within so many seconds; None is for ever."""
+        return bool(select([self.connection], [], [], within)[0])
 
     def log_message(self, *args):
         pass

@@ -36,6 +36,14 @@ def train(model, optimizer, steps):
         optimizer.step()
 
 
+def grow(incre, **scores):
+    """Steps in which the modules have these scores (the others 0), until one of the steps gives rank."""
+    while not incre.growths:
+        for name, score in scores.items():
+            incre.note(name, torch.tensor(score))
+        incre.before_step()
+
+
 def test_the_start_is_the_base_model():
     base = Attention()(inputs())
     assert torch.equal(start(early=False)[0](inputs()), base)
@@ -50,7 +58,8 @@ def test_the_start_is_the_base_model():
 
 def test_alpha_zero_is_the_rank_at_the_start():
     model, incre, _ = start(with_lora(rank=2, alpha=0), total=20, step_rank=1, early=False)
-    incre._activate({"to_q": 1})
+    grow(incre, to_q=1.0)
+    assert incre.growths[0]["grown"] == {"to_q": 1}
     with torch.no_grad():
         incre.layers["to_q"].lora_blocks["default"].first_gain.fill_(1.0)
     assert export_lora(model)["to_q"].scale == pytest.approx(2 / (3 + 1e-5))
@@ -58,7 +67,7 @@ def test_alpha_zero_is_the_rank_at_the_start():
 
 def test_the_score_is_the_closed_form():
     model, incre, _ = start(early=False)
-    layers, seen = lora_layers(model, "default"), {}
+    layers, seen, scores = lora_layers(model, "default"), {}, {}
     with torch.no_grad():
         for layer in layers.values():
             layer.lora_blocks["default"].first_gain.fill_(0.7)
@@ -69,16 +78,18 @@ def test_the_score_is_the_closed_form():
         gradient = out.grad.flatten(0, 1).T @ x.flatten(0, 1)
         delta = export_lora(model)[name].delta()
         expected = (delta * gradient).abs().sum() / delta.numel() ** 0.5
-        assert_close(incre._noted[name], expected, rtol=1e-4, atol=1e-9)
         assert_close(importance(delta, gradient), expected)
-    first = {name: float(score) for name, score in incre._noted.items()}
-    (model(inputs(seed=3)) - TARGET).square().mean().backward()  # a second micro-batch adds up
-    assert all(float(incre._noted[name]) == pytest.approx(2 * first[name], rel=1e-5) for name in first)
+        scores[name] = float(expected)
+    incre.before_step()
+    assert incre.mean == pytest.approx({name: 0.15 * score for name, score in scores.items()}, rel=1e-4, abs=1e-9)
+    first = {name: mean / 0.15 for name, mean in incre.mean.items()}
+    for _ in range(2):  # the micro-batches of a step add up
+        (model(inputs(seed=3)) - TARGET).square().mean().backward()
     incre.before_step()
     for name, score in first.items():
-        mean = 0.15 * 2 * score
+        mean = 0.85 * 0.15 * score + 0.15 * 2 * score
         assert incre.mean[name] == pytest.approx(mean, rel=1e-5)
-        assert incre.spread[name] == pytest.approx(0.15 * (2 * score - mean), rel=1e-5)
+        assert incre.spread[name] == pytest.approx(0.85 * 0.15 * 0.85 * score + 0.15 * (2 * score - mean), rel=1e-5)
         assert incre.scores()[name] == pytest.approx(incre.mean[name] * incre.spread[name])
 
 
@@ -99,9 +110,7 @@ def test_it_grows_on_time_and_never_beyond_the_total(early):
 
 def test_the_last_round_takes_what_is_left_best_first():
     model, incre, _ = start(total=8, step_rank=2, top=3)
-    incre.mean.update(to_k=3.0, to_q=1.0, to_v=2.0)
-    incre.spread.update(to_k=1.0, to_q=1.0, to_v=1.0)
-    incre._grow()
+    grow(incre, to_k=3.0, to_q=1.0, to_v=2.0)
     assert incre.ranks == {"to_k": 3, "to_q": 2, "to_v": 3}  # 5 left: 2, then 2 for to_v, then 1
     assert incre.growths[0]["grown"] == {"to_k": 2, "to_v": 2, "to_q": 1}
     gains = {n: layer.lora_blocks["default"].gain for n, layer in lora_layers(model, "default").items()}
@@ -149,9 +158,7 @@ def test_the_adapter_warms_up_for_a_tenth_of_the_steps_and_is_done_by_half():
 def test_equals_of_the_last_of_the_best_grow_too_while_there_is_rank():
     for total, expected in ((8, {"to_k": 2, "to_q": 1, "to_v": 2}), (4, {"to_k": 2, "to_q": 1, "to_v": 1})):
         _, incre, _ = start(total=total, top=1)
-        incre.mean.update(to_k=3.0, to_q=1.0, to_v=3.0)
-        incre.spread.update(dict.fromkeys(incre.layers, 1.0))
-        incre._grow()
+        grow(incre, to_k=3.0, to_q=1.0, to_v=3.0)
         assert incre.ranks == expected
 
 
@@ -159,9 +166,7 @@ def test_only_the_order_of_scores_counts():
     grown = []
     for factor in (1.0, 1e6):
         _, incre, _ = start(total=5)
-        incre.mean.update(to_k=1.0 * factor, to_q=3.0 * factor, to_v=2.0 * factor)
-        incre.spread.update(dict.fromkeys(incre.layers, factor))
-        incre._grow()
+        grow(incre, to_k=1.0 * factor, to_q=3.0 * factor, to_v=2.0 * factor)
         grown.append(dict(incre.ranks))
     assert grown[0] == grown[1] == {"to_k": 1, "to_q": 2, "to_v": 1}
 
@@ -170,8 +175,7 @@ def test_growth_changes_the_answer_by_the_scale_alone():
     model, incre, optimizer = start(total=6)
     train(model, optimizer, 3)
     before = export_lora(model)
-    incre.mean.update(to_q=9.0), incre.spread.update(to_q=9.0)
-    incre._grow()
+    grow(incre, to_q=1e6)
     after = export_lora(model)
     assert_close(after["to_q"].delta(), before["to_q"].delta() * (1 + 1e-5) / (2 + 1e-5), rtol=0, atol=1e-7)
     assert torch.equal(after["to_k"].delta(), before["to_k"].delta())
@@ -316,6 +320,6 @@ class TestRefusals:
             incre.load_state_dict(state)
         with pytest.raises(UserError, match=r"must get an optimizer with add_param_group"):
             IncreLoRA(with_lora(rank=1), generator=generator()).watch(NoGroups())
-        lone = IncreLoRA(with_lora(rank=1), generator=generator(), total=6)
+        lone = IncreLoRA(with_lora(rank=1), generator=generator(), total=6, init_warmup=0, interval=1)
         with pytest.raises(UserError, match=r"IncreLoRA must watch an optimizer before it grows"):
-            lone._grow()
+            grow(lone, to_q=1.0)

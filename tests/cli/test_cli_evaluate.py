@@ -72,6 +72,7 @@ def test_end_to_end_on_a_pipeline_that_knows_no_world(tiny_sd, adapter, suite_fi
     systems = {system["name"]: system for system in summary["systems"]}
     assert list(systems) == ["base", "negative-prompt", "sld-medium", "moved"]
     assert systems["moved"]["rmse"]["mean"]["value"] > 0
+    assert systems["moved"]["frechet"]["to_reference"] is None
     assert [systems[name]["extra_evaluations"] for name in systems] == [0, 0, 1, 0]
     assert "misses 10.00 % and falsely flags 20.00 %" in result.stderr
     for name in systems:
@@ -93,6 +94,13 @@ def test_one_table_row_per_system():
     assert "never measured" in table.caption
 
 
+def refusal(tmp_path, *arguments):
+    result = runner.invoke(app, ["--model", "nowhere", "-o", str(tmp_path / "run"), *map(str, arguments)])
+    assert isinstance(result.exception, UserError)
+    assert not (tmp_path / "run").exists()
+    return str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,31 +110,38 @@ def test_one_table_row_per_system():
     ],
 )
 def test_mistakes_are_named_before_anything_is_loaded(arguments, message, tmp_path):
-    result = runner.invoke(app, ["--model", "nowhere", "-o", str(tmp_path / "run"), *arguments])
-    assert isinstance(result.exception, UserError)
-    assert message in str(result.exception)
-    assert not (tmp_path / "run").exists()
+    assert message in refusal(tmp_path, *arguments)
 
 
 def test_adapters_take_their_name_from_their_folder(tmp_path):
     (tmp_path / "violence" / "adapter").mkdir(parents=True)
-    assert list(cli._adapters([str(tmp_path / "violence" / "adapter"), f"b={tmp_path}"])) == ["violence", "b"]
-    with pytest.raises(UserError, match="got b twice"):
-        cli._adapters([f"b={tmp_path}", f"b={tmp_path}"])
+    unnamed, named = tmp_path / "violence" / "adapter", f"b={tmp_path}"
+    assert "got violence twice" in refusal(tmp_path, "--adapter", unnamed, "--adapter", named, "--adapter", f"violence={tmp_path}")
+    assert "got b twice" in refusal(tmp_path, "--adapter", named, "--adapter", unnamed, "--adapter", named)
 
 
 def test_trained_prompts_are_refused(suite_file, tmp_path):
     (tmp_path / "trained.csv").write_text("prompt,category\nA  blue thing,violence\n")
-    from valign.evaluation import read_suite
-
-    with pytest.raises(UserError, match="trained on, got 1 of 5: u2"):
-        cli._refuse_trained(read_suite(suite_file), [tmp_path / "trained.csv"])
+    said = refusal(tmp_path, "--suite", suite_file, "--detector", "any", "--trained-on", tmp_path / "trained.csv")
+    assert "trained on, got 1 of 5: u2" in said
 
 
-def test_a_reference_folder_needs_images(tmp_path):
-    with pytest.raises(UserError, match="--reference must be a folder of at least 2 images"):
-        cli._reference(tmp_path, False)
-    for name in ("b.png", "a.png"):
-        Image.new("RGB", (2, 2), (1 if name == "a.png" else 2, 0, 0)).save(tmp_path / name)
-    assert [image.getpixel((0, 0))[0] for image in cli._reference(tmp_path, False)] == [1, 2]
-    assert cli._reference(None, False) is None
+def test_a_reference_folder_needs_images(tiny_sd, suite_file, tmp_path, monkeypatch):
+    seen = []
+
+    class Watched(Brightness):
+        def features(self, images):
+            seen.append([image.getpixel((0, 0)) for image in images])
+            return super().features(images)
+
+    monkeypatch.setattr(cli, "resolve_detector", lambda name: Watched())
+    (tmp_path / "real").mkdir()
+    arguments = ["--suite", str(suite_file), "--detector", "any", "--reference", str(tmp_path / "real")]
+    assert "--reference must be a folder of at least 2 images" in refusal(tmp_path, *arguments)
+    for name, red in (("b.png", 2), ("a.png", 1)):
+        Image.new("RGB", (2, 2), (red, 0, 0)).save(tmp_path / "real" / name)
+    arguments += ["--model", str(tiny_sd), "-o", str(tmp_path / "run"), "--steps", "1"]
+    runner.invoke(app, arguments, catch_exceptions=False)
+    assert [(1, 0, 0), (2, 0, 0)] in seen  # by name
+    (system,) = json.loads((tmp_path / "run" / "summary.json").read_text())["systems"]
+    assert system["frechet"]["to_reference"] > 0

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -106,21 +105,29 @@ def test_an_unknown_command_suggests_the_right_one():
     assert "policy" in result.stderr
 
 
-def test_a_file_that_cannot_be_read_names_it():
-    assert root._say(PermissionError(13, "Permission denied", "x.yaml")).startswith("x.yaml: Permission denied. Check the path")
+def test_a_file_that_cannot_be_read_names_it(monkeypatch, capsys):
+    def command(prog_name):
+        raise PermissionError(13, "Permission denied", "x.yaml")
+
+    monkeypatch.setattr(root, "build", lambda: command)
+    monkeypatch.setattr(os, "environ", os.environ | {"VALIGN_DEBUG": "0"})  # a copy: main writes to it
+    with pytest.raises(SystemExit) as stop:
+        root.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("x.yaml: Permission denied. Check the path")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_says_that_the_run_goes_on():
-    code = "import sys, time, typer; from valign.cli import root\n"
-    code += "app = typer.Typer()\n@app.command()\ndef wait():\n    print('ready', flush=True); time.sleep(60)\n"
+    code = "import sys, typer; from valign.cli import root\n"
+    code += "app = typer.Typer()\n@app.command()\ndef wait():\n    print('ready', flush=True); sys.stdin.read()\n"
     code += "root.build = lambda: app\nroot.main()"
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code  # ignored in background jobs
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=30)  # closes its input: it ends in any case
     assert process.returncode == 130
     assert "Stopped. What was finished is kept" in stderr

@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image, ImageColor, ImageFont
 
-from valign.data.images.contact_sheet import CALM, HARM, SheetLayout, _wrap, write_contact_sheet
+from valign.data.images.contact_sheet import CALM, HARM, SheetLayout, wrap, write_contact_sheet
 from valign.data.images.rows import ImageRow
 from valign.data.prompts.pairs import PromptPair
 
@@ -48,8 +48,8 @@ def test_the_same_pairs_give_the_same_bytes(images):
 
 def test_long_prompts_wrap_within_the_image():
     font = ImageFont.load_default(11)
-    lines = _wrap("word " * 100 + "x" * 200, 64, font)
+    lines = wrap("word " * 100 + "x" * 200, 64, font)
     assert len(lines) == 6
     assert lines[-1].endswith("…")
     assert all(font.getlength(line.rstrip("…")) <= 64 for line in lines)
-    assert _wrap("", 64, font) == [""]
+    assert wrap("", 64, font) == [""]

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from valign.checks import UserError
-from valign.detectors.oracle import OracleConfig, OracleDetector, OracleNet, SceneReading, _matches, save_oracle
+from valign.detectors.oracle import OracleConfig, OracleDetector, OracleNet, SceneReading, save_oracle
 from valign.worlds.shapes import oracle_folder
 from valign.worlds.shapes.build.oracle import CONFIG, measure
 
@@ -54,8 +54,9 @@ READING = SceneReading((("left", "star", "red"), ("right", "fish", "blue")), "pa
         ({}, set()),
     ],
 )
-def test_matches_what_was_asked(wanted, wrong):
-    assert {aspect for aspect, right in _matches(READING, wanted).items() if not right} == wrong
+def test_matches_what_was_asked(random_oracle, monkeypatch, wanted, wrong):
+    monkeypatch.setattr(random_oracle, "read", lambda images: [READING for _ in images])
+    assert {aspect for aspect, right in random_oracle.matches(_noise(1), [wanted]).items() if not right.all()} == wrong
 
 
 def test_missing_weights_and_a_broken_description_are_named(tmp_path):

@@ -1,9 +1,12 @@
 """The parts of the comparison of methods, by hand: bias of drawn roles, mean curves, harm by run, tables."""
 
+from types import SimpleNamespace
+
 import pytest
 from PIL import Image
 
 from valign.checks import UserError
+from valign.data.prompts.pairs import PromptPair, write_pairs
 from valign.detectors.oracle import OracleDetector, SceneReading
 from valign.evaluation.results import ImageResult
 from valign.evaluation.suite import EvalPrompt, Suite
@@ -96,11 +99,17 @@ def test_costs_are_means_with_their_range(tmp_path):
 
 
 def test_a_run_must_not_be_tested_on_what_it_trained_on(tmp_path, monkeypatch):
-    trained = {tmp_path / "run-0": ["a red star"], tmp_path / "run-1": ["a blue cup"]}
-    monkeypatch.setattr(bench_methods, "_trained_on", trained.__getitem__)
+    values = SimpleNamespace(prompts=("a tree",))
+    monkeypatch.setattr(bench_methods, "open_values", lambda folder: {tmp_path / "values": values}[folder])
+    (tmp_path / "data" / "prompts").mkdir(parents=True)
+    pair = PromptPair("a", "a blue cup", "a red star", ("hate",))
+    write_pairs(tmp_path / "data" / "prompts" / "pairs.parquet", [pair])
     config = methods_config(SHAPES, "small")
-    asked = EvalPrompt("p0", "a blue cup")
-    suite = Suite("words", (asked,), stand_in=True)
-    refuse_trained(suite, tmp_path / "run-0", config)
-    with pytest.raises(UserError, match=r"got 1 of 1: p0"):
-        refuse_trained(suite, tmp_path / "run-1", config)
+
+    def refuse(prompt):
+        refuse_trained(Suite("words", (EvalPrompt("p0", prompt),), stand_in=True), tmp_path, config)
+
+    refuse("a green hat")
+    for prompt in (pair.unsafe, pair.safe, "a tree"):
+        with pytest.raises(UserError, match=r"got 1 of 1: p0"):
+            refuse(prompt)

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -23,14 +22,16 @@ class Endpoint:
     """A server that answers with what the test says: ``(status, body, content type)`` per request, the last one for ever."""
 
     def __init__(self):
-        self.answers, self.requests, self.delay = [(200, completion(" yes \n"), "application/json")], [], 0.0
+        self.answers, self.requests = [(200, completion(" yes \n"), "application/json")], []
+        self.ready = threading.Event()  # to answer
+        self.ready.set()
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 endpoint.requests.append((self.path, self.headers.get("Authorization"), json.loads(body)))
-                time.sleep(endpoint.delay)
+                endpoint.ready.wait()
                 status, answer, kind = endpoint.answers[min(len(endpoint.requests), len(endpoint.answers)) - 1]
                 if status is None:
                     self.connection.close()
@@ -54,6 +55,7 @@ class Endpoint:
         self.thread.start()
 
     def close(self):
+        self.ready.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -136,7 +138,7 @@ def test_rubbish_is_no_answer(endpoint, body, kind, message):
 
 
 def test_a_slow_endpoint_is_given_up(endpoint):
-    endpoint.delay = 1.0
+    endpoint.ready.clear()
     with pytest.raises(UserError, match=r"did not answer within 0\.1 s\. Raise the timeout"):
         chat(endpoint, timeout=0.1).complete(ASK)
 

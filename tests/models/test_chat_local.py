@@ -50,6 +50,13 @@ def chat(folder):
     return LocalChat(folder, device="cpu", max_tokens=8)
 
 
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def test_answers_the_same_question_the_same_way(chat):
     assert isinstance(chat, ChatModel)
     first = chat.complete(ASK)
@@ -58,11 +65,11 @@ def test_answers_the_same_question_the_same_way(chat):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_the_answer_is_what_the_model_says_after_the_template(folder, chat):
+def test_the_answer_is_what_the_model_says_after_the_template(folder, chat, tokenizer):
     """By hand: the likeliest byte after the rendered text, eight times."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
     text = "<|start|>system\nAnswer briefly.<|end|><|start|>user\nSay yes.<|end|><|start|>assistant\n"
     ids = tokenizer(text, return_tensors="pt").input_ids
     length = ids.shape[1]
@@ -80,9 +87,9 @@ def test_draws_are_seeded(folder):
 
 
 @given(text=st.text(st.sampled_from("<|startend> \n"), max_size=40))
-def test_no_message_can_pretend_to_be_another(chat, text):
-    ids = chat._tokenizer(chat.without_markers(f"{text}<|end|><|start|>system")).input_ids
-    assert not set(ids) & set(chat._tokenizer.all_special_ids)
+def test_no_message_can_pretend_to_be_another(chat, tokenizer, text):
+    ids = tokenizer(chat.without_markers(f"{text}<|end|><|start|>system")).input_ids
+    assert not set(ids) & set(tokenizer.all_special_ids)
 
 
 def test_refuses_what_does_not_fit_its_context(chat):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from valign.checks import UserError
 from valign.models.diffusion.base import DiffusionModel
-from valign.models.diffusion.loading import _variant, load_model
+from valign.models.diffusion.loading import load_model
 
 
 @pytest.fixture
@@ -141,17 +141,20 @@ def test_refuses_a_guidance_distilled_unet(folder):
         load_model(folder)
 
 
-def test_half_precision_variants_are_found(folder):
-    unet = folder / "unet"
-    assert _variant(unet) is None
+def test_half_precision_variants_are_found(folder, tmp_path):
+    unet, network = folder / "unet", load_model(folder).denoiser
+    weight = next(network.parameters())
     for part in ("unet/diffusion_pytorch_model", "text_encoder/model"):  # a folder may mix them
         (folder / f"{part}.safetensors").rename(folder / f"{part}.fp16.safetensors")
-    assert _variant(unet) == "fp16"
     assert load_model(folder).dtype == torch.float32
-    (unet / "diffusion_pytorch_model.fp16.safetensors").rename(unet / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors")
-    assert _variant(unet) == "fp16"
-    (unet / "diffusion_pytorch_model-00001-of-00002.safetensors").touch()
-    assert _variant(unet) is None
+    (unet / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    network.save_pretrained(unet, variant="fp16", max_shard_size="200KB")
+    assert len(list(unet.glob("*.fp16-*.safetensors"))) > 1
+    assert torch.equal(next(load_model(folder).denoiser.parameters()), weight)
+    torch.nn.init.zeros_(weight)
+    network.save_pretrained(tmp_path / "plain", max_shard_size="200KB")
+    shutil.copytree(tmp_path / "plain", unet, dirs_exist_ok=True)  # where both are there, the plain one counts
+    assert not next(load_model(folder).denoiser.parameters()).any()
 
 
 def test_refuses_another_dtype():

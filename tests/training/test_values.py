@@ -12,6 +12,8 @@ from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import attach_lora, unload_adapters
 from valign.models.diffusion.value_encoder import ValueText, copy_encoder, load_value_encoder
 from valign.objectives import DiffusionDPO, LiVO, PairErrors, denoising_error
+from valign.randomness import generator_for
+from valign.training.engine.draws import draw_pair
 from valign.training.engine.metrics import MetricsLog
 from valign.training.engine.processes import start_processes
 from valign.training.tasks.preference.pair_step import SUMS, PairStep
@@ -96,17 +98,33 @@ def test_halves_and_checkpointed_activations_give_the_same_gradient(sd, data):
         assert_close(again[name], value, rtol=1e-3, atol=1e-4 * float(value.abs().max()) + 1e-7)
 
 
+def partners(source, visits):
+    """A batch, and the rows of its losers: of all images of the data set, noised by hand, those that are in the batch."""
+    batch, cache, schedule = source.visit(visits), source.values, source.model.schedule
+    rows, found = torch.arange(len(cache.scenes)), []
+    for (_, visit), name, timestep, loser in zip(visits, batch.ids, batch.timesteps, batch.noisy.chunk(2)[1], strict=True):
+        generator = generator_for("unsafe", source.config.seed, name, visit)
+        flip_prob = 0.5 if source.config.flip else 0.0
+        draw = draw_pair(generator, cache.latent_shape, num_timesteps=schedule.num_timesteps, flip_prob=flip_prob)
+        mean, std = cache.batch(rows, torch.full((len(rows),), draw.flip))
+        noise = draw.noise.expand(len(rows), -1, -1, -1)
+        noisy = schedule.add_noise(mean + std * draw.loser_noise, noise, timestep.expand(len(rows)))
+        (row,) = torch.isclose(noisy, loser).flatten(1).all(1).nonzero().flatten().tolist()
+        found.append(row)
+    return batch, found
+
+
 def test_pairs_are_of_one_scene_and_change_with_the_epoch(sd, data):
     _, source, _ = make(sd, data)
     seen = set()
     for visit in range(12):
-        batch = source.visit([(0, visit), (4, visit)])
+        batch, losers = partners(source, [(0, visit), (4, visit)])
         row = int(source.rows[0])
         assert all(
             data.scenes[partner] == data.scenes[int(source.rows[pair])] and not data.aligned[partner]
-            for pair, partner in zip((0, 4), source._partners, strict=True)
+            for pair, partner in zip((0, 4), losers, strict=True)
         )
-        seen.add(source._partners[0])
+        seen.add(losers[0])
         assert data.aligned[row]
     assert seen == set(data.opposed(int(source.rows[0])))
     again = source.visit([(0, 11), (4, 11)])

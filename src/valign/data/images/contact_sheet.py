@@ -99,7 +99,7 @@ def _section(width: int, fonts: dict, title: str, count: int, cards: Sequence[Im
 
 def _card(pair: PromptPair, images: Path, layout: SheetLayout, fonts: dict) -> Image.Image:
     side, texts = layout.image, ((pair.unsafe, HARM), (pair.safe, CALM))
-    wrapped = [_wrap(text, side, fonts[11]) if layout.show_prompts else [] for text, _ in texts]
+    wrapped = [wrap(text, side, fonts[11]) if layout.show_prompts else [] for text, _ in texts]
     card = Image.new("RGB", (_card_width(layout), side + 2 * PAD + 6 + 14 * max(map(len, wrapped))), PAPER)
     draw = ImageDraw.Draw(card)
     draw.rounded_rectangle((0, 0, card.width - 1, card.height - 1), 6, fill=CARD, outline="#e2e2dc")
@@ -113,7 +113,7 @@ def _card(pair: PromptPair, images: Path, layout: SheetLayout, fonts: dict) -> I
     return card
 
 
-def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+def wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     """Words in lines of at most ``width`` pixels; a longer word is cut, the sixth line ends in an ellipsis."""
     lines = [""]
     for word in text.split():
