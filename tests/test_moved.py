@@ -1,0 +1,56 @@
+"""Old import paths give the modules of today."""
+
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import valign
+from valign.moved import install, moved_modules
+
+
+def _modules():
+    """Modules by their files."""
+    root = Path(valign.__file__).parent
+    return {"valign/" + path.relative_to(root).with_suffix("").as_posix().removesuffix("/__init__") for path in root.rglob("*.py")}
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(moved_modules().items()))
+def test_every_row_leads_to_a_module_that_is_there_and_nothing_stands_at_the_old_path(old, new):
+    assert new not in moved_modules()
+    found = find_spec(new)
+    assert found is not None
+    assert found.name == new
+    assert old not in {module.replace("/", ".") for module in _modules()}
+
+
+def test_an_old_path_is_the_same_module_and_warns():
+    with pytest.warns(DeprecationWarning, match=r"valign\.models\.adapter_files is now valign\.models\.files\.adapter_files"):
+        old = import_module("valign.models.adapter_files")
+    new = import_module("valign.models.files.adapter_files")
+    assert old is new
+    assert new.__spec__.name == "valign.models.files.adapter_files"
+
+
+def test_a_module_below_a_moved_package_is_not_loaded_twice():
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "from valign.adapters.adaptive.sora import SoRA as old\n"
+        "from valign.adapters.sora import SoRA as new\n"
+        "assert old is new"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_installing_again_changes_nothing():
+    before = list(sys.meta_path)
+    install()
+    assert sys.meta_path == before
+
+
+def test_an_unknown_path_is_still_an_error():
+    with pytest.raises(ModuleNotFoundError, match=r"valign\.models\.nowhere"):
+        import_module("valign.models.nowhere")
