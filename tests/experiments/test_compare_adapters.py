@@ -13,7 +13,7 @@ from valign.checks import UserError
 from valign.cli.compare import parse_rates, parse_seeds, parse_settings
 from valign.cli.root import build
 from valign.experiments.adapters import compare as module
-from valign.experiments.adapters import shapes_diffusion as adapter_drawings
+from valign.experiments.adapters import shapes_diffusion
 from valign.experiments.adapters.compare import Comparison, all_methods, compare_adapters
 from valign.experiments.adapters.runs import measure_overhead, peak_memory, stretches
 from valign.experiments.adapters.settings import BUDGETS, TextSetting
@@ -268,7 +268,7 @@ def test_glyphs_are_learnt_at_once_and_in_turn_without_a_folder(tmp_path):
 
 @pytest.mark.parametrize(("task", "score"), [("counterparts", "drawn"), ("expert", "removed")])
 def test_a_diffusion_model_is_judged_by_what_it_draws(task, score, tmp_path, monkeypatch):
-    monkeypatch.setattr(adapter_drawings, "STEPS", 2)
+    monkeypatch.setattr(shapes_diffusion, "SAMPLING", replace(shapes_diffusion.SAMPLING, steps=2))
     command = Comparison(
         model="minilm",
         data=None,
