@@ -28,13 +28,15 @@ lint: $(DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Does the working tree compute what revision BASE computed? Both run benchmarks/golden.py in a temporary folder; ONLY="name name" runs less.
+# Does the working tree compute what revision BASE computed? Both lie at one path, since adapters record the model folder, and run benchmarks/golden.py; ONLY="name name" runs less.
 golden: $(DEV)
 	@test -n "$(BASE)" || { echo "make golden needs a revision to compare with. Run: make golden BASE=HEAD~1" >&2; exit 2; }
 	@set -e; work=$$(mktemp -d); trap 'git worktree remove --force "$$work/base"; rm -rf "$$work"' EXIT; \
 	git worktree add -q --detach "$$work/base" "$(BASE)"; \
-	PYTHONPATH="$$work/base/src" $(BIN)/python benchmarks/golden.py run "$$work/old" $(ONLY:%=--only %); \
-	PYTHONPATH="$(CURDIR)/src" $(BIN)/python benchmarks/golden.py run "$$work/new" $(ONLY:%=--only %); \
+	ln -s "$$work/base/src" "$$work/src"; \
+	PYTHONPATH="$$work/src" $(BIN)/python benchmarks/golden.py run "$$work/old" $(ONLY:%=--only %); \
+	ln -sfn "$(CURDIR)/src" "$$work/src"; \
+	PYTHONPATH="$$work/src" $(BIN)/python benchmarks/golden.py run "$$work/new" $(ONLY:%=--only %); \
 	$(BIN)/python benchmarks/golden.py compare "$$work/old" "$$work/new"
 
 # Which changes of the code would no test notice? All of the rooms in [tool.mutmut] take hours; ONLY="valign.objectives*" takes some.
