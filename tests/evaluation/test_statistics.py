@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from jaxtyping import config
 from scipy.stats import binomtest
 from scipy.stats import bootstrap as scipy_bootstrap
 
@@ -341,3 +342,188 @@ def test_shares_are_bootstrapped_where_prompts_changed_differently():
     assert share_difference(before, after, clusters) == paired_bootstrap(*numbers, seed=0)
     assert share_difference(before, after, clusters, seed=1) == paired_bootstrap(*numbers, seed=1)
     assert share_difference(before, after, clusters) != share_difference(before, after, np.arange(6))
+
+
+YES = np.array([True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: wilson(1, 0), "wilson.total must be in [1, inf), got 0.0. There is nothing to count."),
+        (lambda: wilson(5, 4), "wilson.count must be in [0, 4], got 5.0."),
+        (lambda: wilson(1, 2, level=0.0), "level must be in (0, 1], got 0.0."),
+        (lambda: wilson(1, 2, level=1.0), "level must be in (0, 1], got 1.0."),
+        (lambda: wilson(1, 2, level=2.0), "level must be in (0, 1], got 2.0."),
+        (lambda: t_interval(np.ones(0)), "t_interval.values must be in [1, inf), got 0.0. There is nothing to average."),
+        (lambda: t_interval(np.ones(3), level=1.0), "level must be in (0, 1], got 1.0."),
+        (lambda: t_interval(np.ones(3), level=0.0), "level must be in (0, 1], got 0.0."),
+        (lambda: sign_flip_test(np.ones(0)), "sign_flip_test.differences must be in [1, inf), got 0.0. There is nothing to compare."),
+        (lambda: rogan_gladen(1, 0, 0.9, 0.9), "rogan_gladen.total must be in [1, inf), got 0.0. There is nothing to count."),
+        (lambda: rogan_gladen(5, 4, 0.9, 0.9), "rogan_gladen.count must be in [0, 4], got 5.0."),
+        (lambda: rogan_gladen(1, 2, 1.5, 0.9), "rogan_gladen.sensitivity must be in [0, 1], got 1.5."),
+        (lambda: rogan_gladen(1, 2, -0.5, 0.9), "rogan_gladen.sensitivity must be in [0, 1], got -0.5."),
+        (lambda: rogan_gladen(1, 2, 0.9, 1.5), "rogan_gladen.specificity must be in [0, 1], got 1.5."),
+        (lambda: rogan_gladen(1, 2, 0.9, -0.5), "rogan_gladen.specificity must be in [0, 1], got -0.5."),
+        (
+            lambda: rogan_gladen(1, 2, 0.5, 0.5),
+            "sensitivity + specificity - 1 must be in (0, inf), got 0.0. The detector is no better than chance.",
+        ),
+        (
+            lambda: rogan_gladen(1, 2, 0.0, 1.0),
+            "sensitivity + specificity - 1 must be in (0, inf), got 0.0. The detector is no better than chance.",
+        ),
+        (
+            lambda: rogan_gladen(1, 2, 1.0, 0.0),
+            "sensitivity + specificity - 1 must be in (0, inf), got 0.0. The detector is no better than chance.",
+        ),
+        (
+            lambda: effective_size(YES, np.arange(2)),
+            "effective_size must get equally many values on every side and at least one, got 3, 2.",
+        ),
+        (
+            lambda: mcnemar(YES, YES, np.arange(2)),
+            "mcnemar must get equally many values on every side and at least one, got 3, 3, 2.",
+        ),
+        (lambda: mcnemar(YES[:0], YES[:0]), "mcnemar must get equally many values on every side and at least one, got 0, 0."),
+        (lambda: newcombe(YES[:0], YES[:0]), "newcombe must get equally many values on every side and at least one, got 0, 0."),
+        (lambda: newcombe(YES, np.ones(2)), "newcombe must get equally many values on every side and at least one, got 3, 2."),
+        (
+            lambda: mean_interval(np.ones(0), np.arange(0)),
+            "paired_bootstrap must get equally many values on every side and at least one, got 0, 0, 0.",
+        ),
+        (
+            lambda: paired_bootstrap(np.ones(3), np.ones(3), np.arange(3), samples=99),
+            "paired_bootstrap.samples must be in [100, inf), got 99.0.",
+        ),
+    ],
+)
+def test_what_is_refused_is_named_with_its_range(call, message, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # as users run it: without the tests' type checks
+    with pytest.raises(ValueError, match=r".") as caught:
+        call()
+    assert str(caught.value) == message
+
+
+def test_the_ends_of_each_range_are_allowed():
+    assert astuple(wilson(0, 1)) == pytest.approx((0, 0, 0.793450685622763))  # z^2 / (1 + z^2)
+    assert wilson(1, 1).value == 1
+    assert wilson(1, 2, level=1 - 1e-12).high < 1
+    assert wilson(1, 2, level=1e-9).high == pytest.approx(0.5)
+    assert paired_bootstrap(np.zeros(3), np.ones(3), np.arange(3), samples=100).value == 1
+    assert t_interval(np.array([1.0, 2.0]), level=1 - 1e-12).low < 0
+    assert rogan_gladen(1, 4, 1.0, 0.25).value == 0  # sees 3/4 of the others as well
+    assert rogan_gladen(1, 4, 0.5, 1.0).value == 0.5
+    assert astuple(t_interval(np.array([3.5]))) == (3.5, 3.5, 3.5)
+    assert sign_flip_test(np.array([2.0])) == 1.0
+
+
+def test_other_levels_by_hand():
+    """z = 1.644853627 at 90 %, t = 2.353363435 with 3 and 2.919985580 with 2 degrees of freedom; apart from this package."""
+    assert astuple(wilson(15, 50, level=0.9)) == pytest.approx((0.3, 0.20593364691142896, 0.414599627403079))
+    assert astuple(wilson(15, 50, size=20, level=0.9)) == pytest.approx((0.3, 0.16385941535194345, 0.4838037195924422))
+    assert astuple(t_interval(np.array([1.0, 2.0, 4.0]), level=0.9)) == pytest.approx((7 / 3, -0.241851892505, 4.908518559172))
+    known = rogan_gladen(30, 100, 0.9, 0.95, level=0.9)
+    assert astuple(known) == pytest.approx((0.25 / 0.85, 0.21259406396370029, 0.3880378046401463))
+    measured = rogan_gladen(60, 200, 0.9, 0.95, positives=60, negatives=40, level=0.9)
+    assert astuple(measured) == pytest.approx((0.25 / 0.85, 0.19008217390078908, 0.3696261163272716))
+
+
+def test_effective_size_of_unequal_clusters_by_hand():
+    """1 of 1, 2 of 2, 0 of 3, 2 of 4: p = 1/2, deviations 1/2, 1, -3/2, 0, squares 7/2; deff = 4/3 * 7/2 / (10 / 4) = 28/15."""
+    clusters = np.repeat([7, 3, 9, 1], [1, 2, 3, 4])
+    outcomes = np.array([1, 1, 1, 0, 0, 0, 1, 1, 0, 0])
+    assert effective_size(outcomes, clusters) == pytest.approx(2.031922970375874)
+    assert effective_size(outcomes, clusters, level=0.8) == pytest.approx(3.2802970776502423)
+    found = share_interval(outcomes, clusters, level=0.8)
+    assert astuple(found) == pytest.approx((0.5, 0.211194365138684, 0.788805634861316))
+
+
+def test_effective_size_stays_between_one_and_the_number_of_rows():
+    unlike = np.tile([1, 0], 4), np.repeat(np.arange(4), 2)  # every cluster has one of each: deff would be 0, and counts as 1
+    assert effective_size(*unlike) == pytest.approx(8 * (1.959963984540054 / 3.182446305284263) ** 2)
+    alike = np.array([1, 1, 0, 0]), np.array([0, 0, 1, 1])  # t = 12.7 with 1 degree of freedom
+    assert effective_size(*alike) == 1
+    assert effective_size(np.zeros(6), np.repeat(np.arange(3), 2)) == 3
+    assert effective_size(np.ones(6), None) is None
+
+
+def test_any_number_but_zero_is_a_yes():
+    numbers = np.array([0, 2, 3, 0, 1])
+    assert share_interval(numbers) == wilson(3, 5)
+    before, after = np.array([0.0, 2.0, 0.5, 1.0]), np.array([3.0, 0.0, 1.0, 0.0])
+    assert mcnemar(before, after) == mcnemar(before > 0, after > 0)
+    assert (mcnemar(before, after).lost, mcnemar(before, after).gained) == (2, 1)
+    assert newcombe(before, after) == newcombe(before > 0, after > 0)
+
+
+def test_the_smallest_p_value_of_a_cluster_test():
+    found = mcnemar(np.ones(4000), np.zeros(4000), np.repeat(np.arange(2000), 2))
+    assert (found.lost, found.gained) == (4000, 0)
+    assert (found.exact, found.mid_p) == (2 * np.finfo(float).tiny, 2 * np.finfo(float).tiny)
+    assert astuple(mcnemar(np.ones(4), np.ones(4), np.zeros(4))) == (0, 0, 1.0, 1.0)
+
+
+def test_a_bootstrap_in_parts_is_one_bootstrap():
+    """10,000 prompts and 450 samples are redrawn in three parts; the same draws at once, with a weighted mean each."""
+    difference = np.random.default_rng(4).normal(size=10_000)
+    found = paired_bootstrap(np.zeros(10_000), difference, np.arange(10_000), samples=450, seed=3, level=0.9)
+    ordered = np.sort(difference)
+    times = np.random.default_rng(3).multinomial(10_000, np.full(10_000, 1e-4), size=450)
+    low, high = np.quantile(times @ ordered / 10_000, [0.05, 0.95])
+    assert (found.low, found.high) == (pytest.approx(low, rel=1e-9), pytest.approx(high, rel=1e-9))
+
+
+def test_what_is_not_asked_for_is_2000_samples_of_seed_0_at_95_percent():
+    rng = np.random.default_rng(8)
+    before, after, clusters = rng.random(30), rng.random(30), np.repeat(np.arange(10), 3)
+    asked = paired_bootstrap(before, after, clusters, samples=2000, seed=0, level=0.95)
+    assert paired_bootstrap(before, after, clusters) == asked
+    assert mean_interval(after, clusters) == paired_bootstrap(np.zeros(30), after, clusters, samples=2000, seed=0)
+    chosen = mean_interval(after, clusters, samples=300, seed=5)
+    assert chosen == paired_bootstrap(np.zeros(30), after, clusters, samples=300, seed=5)
+    assert asked != paired_bootstrap(before, after, clusters, samples=2001)
+    assert wilson(3, 7) == wilson(3, 7, level=0.95)
+
+
+def test_newcombe_of_clusters_by_hand():
+    """8 clusters of 4, 90 %, z / t = 1.644853627 / 1.894578605; 14 both, 4 lost, 2 gained, 12 neither.
+
+    18 before and 16 after, design effects 1.3242630385 and 2, so 18.2139851 and 12.0600536 rows; N = 32^2 / 12.0600536 = 84.9084118
+    pairs, phi = (14 * 12 - 4 * 2 - N / 2) / sqrt(18 * 14 * 16 * 16) = 0.4627930637.
+    """
+    before = np.repeat([1, 1, 0, 0], [14, 4, 2, 12]).astype(bool)
+    after = np.repeat([1, 0, 1, 0], [14, 4, 2, 12]).astype(bool)
+    clusters = np.concatenate([np.tile(np.arange(8), 2), np.repeat(np.arange(4, 8), 4)])
+    found = newcombe(before, after, clusters, level=0.9)
+    assert astuple(found) == pytest.approx((-0.0625, -0.2652374728098586, 0.14648340495480336))
+    back = newcombe(after, before, clusters, level=0.9)
+    assert astuple(back) == pytest.approx((0.0625, -0.14648340495480336, 0.2652374728098586))
+
+
+def test_a_total_change_of_three_clusters_reaches_the_ends():
+    before, clusters = np.ones(6, dtype=bool), np.repeat(np.arange(3), 2)
+    down, up = newcombe(before, ~before, clusters), newcombe(~before, before, clusters)
+    assert (down.value, down.low, up.value, up.high) == (-1, -1, 1, 1)
+    assert share_difference(before, ~before, clusters) == down
+    assert up.low == pytest.approx(1 - 2**0.5 * wilson(0, 3).high)
+
+
+def test_sign_flips_of_more_than_14_pairs_by_their_draws():
+    values = np.linspace(-1, 2, 15)
+    signs = np.random.default_rng(2).choice([-1.0, 1.0], size=(500, 15))
+    reached = sum(abs(float((row * values).sum())) >= 7.5 - 1e-9 for row in signs)  # the sum of the values is 7.5
+    assert sign_flip_test(values, samples=500, seed=2) == (reached + 1) / 501
+    assert sign_flip_test(values) == sign_flip_test(values, samples=20_000, seed=0)
+    assert sign_flip_test(values[1:]) * 2**14 == round(sign_flip_test(values[1:]) * 2**14)
+
+
+def test_a_corrected_share_is_cut_to_the_unit_interval():
+    assert astuple(rogan_gladen(0, 50, 0.9, 0.9))[:2] == (0.0, 0.0)
+    assert (rogan_gladen(50, 50, 0.9, 0.9).value, rogan_gladen(50, 50, 0.9, 0.9).high) == (1.0, 1.0)
+    assert rogan_gladen(30, 100, 0.9, 0.95, positives=60) == rogan_gladen(30, 100, 0.9, 0.95)
+    assert rogan_gladen(30, 100, 0.9, 0.95, negatives=60) == rogan_gladen(30, 100, 0.9, 0.95)
+    few = rogan_gladen(120, 400, 0.9, 0.95, size=50)
+    assert astuple(few) == pytest.approx(astuple(rogan_gladen(15, 50, 0.9, 0.95)))
+    chance = rogan_gladen(5, 10, 1.0, 1 / 8, positives=3, negatives=8)  # 4/5 + 2/10 - 1 is 0
+    assert (chance.low, chance.high) == (0.0, 1.0)
