@@ -358,7 +358,10 @@ YES = np.array([True, False, True])
         (lambda: t_interval(np.ones(0)), "t_interval.values must be in [1, inf), got 0.0. There is nothing to average."),
         (lambda: t_interval(np.ones(3), level=1.0), "level must be in (0, 1], got 1.0."),
         (lambda: t_interval(np.ones(3), level=0.0), "level must be in (0, 1], got 0.0."),
-        (lambda: sign_flip_test(np.ones(0)), "sign_flip_test.differences must be in [1, inf), got 0.0. There is nothing to compare."),
+        (
+            lambda: sign_flip_test(np.ones(0)),
+            "sign_flip_test.differences must be in [1, inf), got 0.0. There is nothing to compare.",
+        ),
         (lambda: rogan_gladen(1, 0, 0.9, 0.9), "rogan_gladen.total must be in [1, inf), got 0.0. There is nothing to count."),
         (lambda: rogan_gladen(5, 4, 0.9, 0.9), "rogan_gladen.count must be in [0, 4], got 5.0."),
         (lambda: rogan_gladen(1, 2, 1.5, 0.9), "rogan_gladen.sensitivity must be in [0, 1], got 1.5."),

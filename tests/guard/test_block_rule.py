@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from guard_stand_ins import Judge, StandIn
 
-from valign.guard import Guard
+from valign.guard import Guard, Verdict
 from valign.guard.rules.block_rule import BlockRuleStage
 from valign.policy import BlockRule, load_policy
 from valign.policy.block_rules import youngest
@@ -145,3 +145,14 @@ def test_the_finding_may_be_of_a_stage_behind_the_one_that_fired(policy):
     guard = Guard(policy.model_copy(update={"always_block": [RULE]}), stages)
     assert guard.check("an apprentice").stop == "hard-rule"
     assert guard.check("a carpenter").stop == "first"
+
+
+def test_every_field_of_both_verdicts(policy):
+    stage = BlockRuleStage.from_policy(policy.model_copy(update={"always_block": [RULE]}))
+    assert (stage.name, stage.level) == ("hard-rule", "rule")
+    hit, miss = stage.check_many(["an apprentice with a crossbow", "an apprentice with a lamp"])
+    message = "a rule that allows no rewrite"
+    assert hit == Verdict(stage="hard-rule", level="rule", outcome="fire", rule="stand-in", action="block", message=message)
+    assert miss == Verdict(stage="hard-rule", level="rule")
+    assert stage.check("an apprentice", ["hate", "violence"]) == hit
+    assert [stage.concerns(prompt) for prompt in ("an apprentice", "a carpenter")] == [True, False]

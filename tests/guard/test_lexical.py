@@ -1,6 +1,7 @@
 import pytest
 from guard_stand_ins import INNOCENT
 
+from valign.guard import Verdict
 from valign.guard.rules.lexical import LexicalStage, Term
 from valign.policy import load_policy
 from valign.text import fold
@@ -145,3 +146,53 @@ def test_every_field_of_a_finding():
     assert (found.stage, found.level, found.outcome) == ("lexical", "word", "fire")
     assert (found.category, found.score, found.threshold, found.ranking) == (term.category, 1.0, 1.0, 1.0)
     assert found.message == f"a listed term of {found.concept}"
+
+
+def test_every_field_by_hand():
+    stage = LexicalStage([Term("gore", "shocking"), Term("Naked Man", "sexual", "nude"), Term("gore", "hate")], ["no gore"])
+    word = {"stage": "lexical", "level": "word"}
+    sure = {**word, "outcome": "fire", "score": 1.0, "threshold": 1.0, "ranking": 1.0}
+    assert stage.check("some gore") == Verdict(
+        **sure, category="shocking", span=(5, 9), scores={"shocking": 1.0}, message="a listed term of shocking"
+    )
+    assert stage.check("a naked man, gore") == Verdict(
+        **sure,
+        category="sexual",
+        concept="nude",
+        also=("shocking",),
+        span=(2, 11),
+        scores={"sexual": 1.0, "shocking": 1.0},
+        message="a listed term of nude",
+    )
+    assert stage.check("a cat") == stage.check("no gore") == Verdict(**word)
+    assert stage.terms_in("no gore, a naked man") == {"naked man"}
+    assert stage.terms_in("gore and no gore") == {"gore"}
+    assert stage.terms_in("a cat") == set()
+    assert not LexicalStage([Term("gore", "shocking")], ["gore"]).check("gore").fired  # the phrase may be the term itself
+
+
+def test_a_policy_gives_all_its_terms_and_its_harmless_phrases():
+    policy = load_policy("default")
+    stage, expected = LexicalStage.from_policy(policy), {}
+    for category in policy.categories:
+        for concept in category.concepts:
+            for text in [*concept.terms, concept.name, *concept.paraphrases]:
+                expected.setdefault(fold(text), Term(text, category.id, concept.id))
+    for category in policy.categories:
+        for text in category.terms:
+            expected.setdefault(fold(text), Term(text, category.id, ""))
+    assert stage.terms == expected
+    for phrases in (policy.guard.harmless, policy.guard.opposing):
+        listed = LexicalStage(list(stage.terms.values()))
+        covered = [phrase for phrase in phrases if listed.check(phrase).fired and not stage.check(phrase).fired]
+        assert covered
+
+
+def test_refusals_count_what_is_blank():
+    for terms, message in (
+        ([], "LexicalStage.terms must be words, got 0, 0 blank. An empty list guards nothing."),
+        ([Term("", "hate")], "LexicalStage.terms must be words, got 1, 1 blank. An empty list guards nothing."),
+    ):
+        with pytest.raises(ValueError, match=r".") as caught:
+            LexicalStage(terms)
+        assert str(caught.value) == message

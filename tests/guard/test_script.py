@@ -2,6 +2,7 @@
 
 import pytest
 
+from valign.guard import Verdict
 from valign.guard.rules.script import SHARE, ScriptStage, foreign_share
 from valign.policy import load_policy
 
@@ -18,3 +19,15 @@ def test_a_verdict_says_share_and_threshold():
     assert (few.outcome, few.score, few.threshold) == ("pass", pytest.approx(1 / 15), SHARE)
     assert (many.stage, many.level, many.outcome, many.action) == ("script", "rule", "fire", "block")
     assert (many.threshold, many.message) == (SHARE, "letters that this policy cannot read")
+
+
+@pytest.mark.parametrize("action", ["block", "allow"])
+def test_every_field_and_the_share_itself_fires(action):
+    policy = load_policy("default")
+    policy = policy.model_copy(update={"guard": policy.guard.model_copy(update={"other_scripts": action})})
+    plain, few, many = ScriptStage(policy).check_many(["a cat", "abcdefgh\u0436\u0436", "abcdefg\u0436\u0436\u0436"])
+    rule = {"stage": "script", "level": "rule"}
+    assert plain == Verdict(**rule)
+    assert few == Verdict(**rule, score=0.2, threshold=0.3)
+    fired = {"outcome": "fire", "message": "letters that this policy cannot read", "action": "block"}
+    assert many == Verdict(**rule, score=0.3, threshold=0.3, **(fired if action == "block" else {}))

@@ -120,3 +120,54 @@ def test_more_terms_never_let_more_through():
         few, more = guarded(head, "gore"), guarded(head, "gore", "rose", "noose")
         for prompt in ("gore", "a rose", "a noose and a rose", "red rose", "a lamp"):
             assert more.check(prompt).flagged or not few.check(prompt).flagged
+
+
+def test_every_field_of_a_withdrawn_finding():
+    [found] = WORDS.check_many(["a museum of gore"])
+    [withdrawn], _ = asked({"museum": 0.01}, ["a museum of gore"])
+    assert withdrawn == Verdict(
+        stage="lexical",
+        level="word",
+        outcome="pass",
+        category="shocking",
+        span=(12, 16),
+        score=0.01,
+        threshold=0.02,
+        ranking=0.01,
+        message="a listed term of shocking, but the whole reads as harmless",
+    )
+    assert asked({"museum": 0.02}, ["a museum of gore"])[0] == [found]
+
+
+def test_the_ends_of_doubt_are_allowed():
+    assert asked({"gore": 0.99}, ["gore"], doubt=1.0)[0][0].outcome == "pass"
+    assert asked({"gore": 1.0}, ["gore"], doubt=1.0)[0][0].outcome == "fire"
+    assert asked({"gore": 0.0}, ["gore"], doubt=0.0)[0][0].outcome == "fire"
+
+
+class Broken:
+    """A head whose verdicts are errors, or that cannot be asked at all."""
+
+    def __init__(self, outcome=None):
+        self.outcome = outcome
+
+    def check_many(self, prompts):
+        if self.outcome is None:
+            raise RuntimeError("out of order")
+        return [Verdict(stage="learned", level="semantic", outcome=self.outcome) for _ in prompts]
+
+
+@pytest.mark.parametrize("head", [Broken(), Broken("error")])
+def test_neither_an_error_nor_an_exception_clears(head):
+    opinion = SecondOpinion(WORDS, head, BlockRuleStage([RULE]), ambiguous=["gore"], doubt=0.5)
+    found = WORDS.check_many(["a cat", "gore"])
+    assert opinion(["a cat", "gore"], found) == found
+    assert opinion(["a cat"], found[:1]) == found[:1]
+    cleared = SecondOpinion(WORDS, Broken("fire"), BlockRuleStage([RULE]), ambiguous=["gore"], doubt=0.5)(["gore"], found[1:])
+    assert [verdict.outcome for verdict in cleared] == ["pass"]  # the probability counts, not what the head makes of it
+
+
+def test_several_prompts_get_the_opinion_on_themselves():
+    verdicts, _ = asked({"red": 0.9, "old": 0.01}, ["red gore", "a cat", "old gore", "red noose", "old noose"])
+    assert [verdict.outcome for verdict in verdicts] == ["fire", "pass", "pass", "fire", "pass"]
+    assert [verdict.ranking for verdict in verdicts] == [1.0, 0.0, 0.01, 1.0, 0.01]

@@ -6,7 +6,7 @@ from guard_stand_ins import WordEncoder, with_guard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from valign.guard import Guard, SemanticStage
+from valign.guard import Guard, SemanticStage, Verdict
 from valign.guard.rules.semantic import Reference, References, references
 from valign.policy import load_policy
 from valign.training.tasks.guard_head.calibration import calibrate, flagged_share
@@ -95,3 +95,70 @@ def test_refuses_a_threshold_that_is_no_cosine(bad):
 def test_refuses_no_references():
     with pytest.raises(ValueError, match=r"References\.items must not be empty"):
         stage(0.5, [])
+
+
+class Axes:
+    """Texts are lists of numbers, and their own vectors."""
+
+    name = "axes"
+
+    def encode(self, texts):
+        return np.array([[float(number) for number in text.split()] for text in texts], np.float32)
+
+
+def axes(threshold):
+    """Cosines with the text "x y z" are x, y and z."""
+    items = [Reference(text, name, f"of {name}") for text, name in (("1 0 0", "hate"), ("0 1 0", "sexual"), ("0 0 1", "violence"))]
+    return SemanticStage(Axes(), items, threshold)
+
+
+def test_every_field_by_hand():
+    verdict = axes(0.25).check("0.25 0.5 0.75")
+    assert verdict == Verdict(
+        stage="semantic",
+        level="semantic",
+        outcome="fire",
+        category="violence",
+        also=("sexual",),  # hate is at the threshold, not beyond it
+        concept="of violence",
+        score=0.75,
+        threshold=0.25,
+        ranking=0.75,
+        scores={"hate": 0.25, "sexual": 0.5, "violence": 0.75},
+        message="nearest to of violence",
+    )
+    assert axes(0.75).check("0.25 0.5 0.75").outcome == "pass"
+    assert axes(0.125).check("0.5 0.25 0.75").also == ("hate", "sexual")
+    assert axes(0.125).check("0.25 0.5 0.75").also == ("sexual", "hate")  # the most certain first
+
+
+def test_cosines_stay_between_their_ends():
+    cosines = References(Axes(), axes(0).references.items).cosines(["2 -2 0.5"])
+    assert cosines.tolist() == [[1.0, -1.0, 0.5]]
+    assert axes(0.5).check("-1 -1 -1").scores == {"hate": -1.0, "sexual": -1.0, "violence": -1.0}
+    assert (axes(-1.0).threshold, axes(1.0).threshold) == (-1.0, 1.0)
+
+
+def test_a_category_has_its_best_score():
+    items = [Reference("1 0 0", "hate", "one"), Reference("0 1 0", "hate", "two"), Reference("0 0 1", "sexual", "three")]
+    verdict = SemanticStage(Axes(), items, 0.1).check("0.5 0.25 0.75")
+    assert (verdict.scores, verdict.concept) == ({"hate": 0.5, "sexual": 0.75}, "three")
+
+
+def test_a_policy_gives_its_concepts_and_its_threshold():
+    policy = load_policy("default")
+    stage = SemanticStage.from_policy(policy, WordEncoder())
+    expected = [
+        Reference(text, category.id, concept.id)
+        for category in policy.categories
+        for concept in category.concepts
+        for text in [concept.name, *concept.paraphrases]
+    ]
+    assert references(policy) == stage.references.items == expected
+    assert stage.threshold == policy.thresholds.semantic
+    with pytest.raises(ValueError, match=r".") as caught:
+        References(WordEncoder(), [])
+    assert str(caught.value) == "References.items must not be empty, got none. Give the policy concepts."
+    with pytest.raises(ValueError, match=r".") as caught:
+        axes(1.5)
+    assert str(caught.value) == "SemanticStage.threshold must be in [-1, 1], got 1.5."
