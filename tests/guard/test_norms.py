@@ -60,7 +60,7 @@ def test_a_batch_is_its_prompts_one_by_one_with_every_field():
 def test_every_field_by_hand_and_the_first_norm_wins():
     act = Norm(id="act", when=Combination(behaviour=["flying a kite"], context=["airport"]), text="No kites.", action="block")
     aim = Norm(id="aim", when=Combination(context=["airport"], purpose=["for fun"]), text="No fun.")
-    prompt = "an airport, fly1ng a k1te for fun"
+    prompt = "an airport, flying a kite for fun"
     fired = {"stage": "values", "level": "value", "outcome": "fire"}
     assert ValuesStage([act, aim]).check(prompt) == Verdict(**fired, rule="act", span=(12, 25), message="No kites.", action="block")
     assert ValuesStage([aim, act]).check(prompt) == Verdict(
