@@ -196,3 +196,13 @@ def test_refusals_count_what_is_blank():
         with pytest.raises(ValueError, match=r".") as caught:
             LexicalStage(terms)
         assert str(caught.value) == message
+
+
+def test_terms_of_a_category_have_no_concept():
+    policy = load_policy("default")
+    first, second = (one.model_copy(update={"terms": [f"word{i}", "shared"]}) for i, one in enumerate(policy.categories[:2]))
+    stage = LexicalStage.from_policy(policy.model_copy(update={"categories": [first, second]}))
+    assert stage.terms["word0"] == Term("word0", first.id, "")
+    assert stage.terms["word1"] == Term("word1", second.id, "")
+    assert stage.terms["shared"].category == first.id
+    assert stage.check("a word1").message == f"a listed term of {second.id}"

@@ -1,5 +1,6 @@
 """Co-Merge: rows are copied, never mixed; what the paper's reading leaves open is pinned down by worked numbers."""
 
+import numpy as np
 import pytest
 import torch
 from expert_data import SHAPES, deltas, random_factors
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from valign.checks import UserError
-from valign.merging import Ballot, Expert, Votes, co_merge, merge_sum
+from valign.merging import Ballot, DenseDelta, Expert, NamedDeltas, Votes, co_merge, merge_sum
 from valign.merging.co_merge import copy_rows
 from valign.merging.votes import activations, tally
 from valign.models.files.adapter_files import LoraFactors
@@ -205,3 +206,26 @@ def test_ties_fall_back_to_activation(make_expert):
     for module in SHAPES:
         assert_close(merged[module], experts[1].factors(module).delta())
     assert isinstance(experts[0], Expert)
+
+
+def test_dense_experts_are_truncated_with_their_error(three):
+    votes, errors, cut = vote_on(three, random_inputs()), {}, {}
+    whole = deltas(co_merge(three, votes))
+    dense = [
+        Expert(expert.name, NamedDeltas({module: DenseDelta(lora.delta()) for module, lora in expert.file.items()}))
+        for expert in three
+    ]
+    for module, lora in co_merge(dense, Votes(votes.experts, votes.prompts, votes.ballots), rank=2, errors=errors):
+        cut[module] = lora
+        assert lora.rank == 2
+        left, values, right = np.linalg.svd(whole[module].double().numpy())
+        best = (left[:, :2] * values[:2]) @ right[:2]
+        assert_close(lora.delta().double(), torch.from_numpy(best), rtol=1e-3, atol=1e-4)
+        assert errors[module] == pytest.approx(float(np.sqrt((values[2:] ** 2).sum() / (values**2).sum())), rel=1e-4)
+    assert sorted(cut) == sorted(SHAPES)
+
+
+def test_a_rank_that_nothing_has_is_refused_with_the_reason(three):
+    with pytest.raises(ValueError, match=r".") as caught:
+        co_merge(three, vote_on(three, random_inputs()), rank=10)
+    assert str(caught.value) == "co_merge.rank must be in [1, 9], got 10. That is the sum of the experts' ranks."

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from valign.merging.compress import compress, compress_dense, spectrum
+from valign.merging.deltas import DenseDelta
 from valign.models.files.adapter_files import LoraFactors
 
 
@@ -64,3 +65,12 @@ def test_zero_stays_zero():
 def test_refuses_ranks_that_are_not_there(bad):
     with pytest.raises(ValueError, match=r"compress\.rank must be in \[1, 4\], got"):
         compress(random_lora(9, 9, 4, seed=0), bad)
+
+
+def test_the_spectrum_of_a_matrix_is_that_of_its_factors():
+    lora = random_lora(9, 7, 3, seed=5)
+    values = np.linalg.svd(lora.delta().double().numpy(), compute_uv=False)
+    dense = spectrum(DenseDelta(lora.delta()))
+    assert (dense.shape, dense.dtype) == ((7,), torch.float64)
+    assert_close(dense.numpy(), values, rtol=1e-6, atol=1e-6)
+    assert_close(spectrum(lora).numpy(), values[:3], rtol=1e-5, atol=1e-5)

@@ -1,8 +1,10 @@
 """DARE: seeded masks, unbiased, and the same election as TIES."""
 
+import hashlib
+
 import pytest
 import torch
-from expert_data import SHAPES, deltas
+from expert_data import SHAPES, deltas, random_factors
 from test_ties import FULL, dense_ties
 from torch.testing import assert_close
 
@@ -48,3 +50,22 @@ def test_order_of_experts_does_not_matter(three):
     one, other = deltas(merge_dare_ties(three, rank=FULL)), deltas(merge_dare_ties(three[::-1], rank=FULL))
     for module in SHAPES:
         assert_close(one[module], other[module], rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_is_drawn_by_seed_module_and_expert():
+    digest = hashlib.sha256(b"3\nmid.to_q\nhate").digest()
+    expected = torch.rand(5, generator=torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") // 2))
+    assert torch.equal(torch.rand(5, generator=generator(3, "mid.to_q", "hate")), expected)
+
+
+def test_errors_are_reported_and_other_bases_allowed_on_request(three, make_expert):
+    errors = {}
+    stranger = make_expert("stranger", random_factors(), base_fingerprint="c" * 64)
+    whole = deltas(merge_dare_ties([three[0], stranger], rank=FULL, allow_base_mismatch=True))
+    cut = deltas(merge_dare_ties([three[0], stranger], rank=1, errors=errors, allow_base_mismatch=True))
+    for module in SHAPES:
+        assert errors[module] == pytest.approx(float((whole[module] - cut[module]).norm() / whole[module].norm()), rel=1e-3)
+    with pytest.raises(ValueError, match=r"^DareTies\.experts must come from one base model"):
+        merge_dare_ties([three[0], stranger])
+    with pytest.raises(ValueError, match=r"^DareTies\.scale must be in"):
+        merge_dare_ties(three, scale=float("inf"))

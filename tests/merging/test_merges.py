@@ -149,3 +149,9 @@ def test_factors_in_memory_are_as_good_as_files(slug, three, merge, tmp_path):
     for folder, experts in (("files", three), ("memory", held)):
         write_merge(merge(slug, experts), tmp_path / folder, {})
     assert (tmp_path / "files" / WEIGHTS).read_bytes() == (tmp_path / "memory" / WEIGHTS).read_bytes()
+
+
+def test_the_record_names_all_options_but_the_seed(three):
+    made = MERGES["dare-ties"](density=0.25, seed=3, scale=2.0)
+    assert made.record(three, MergeContext()) == {"density": 0.25, "normalize": "weights", "scale": 2.0, "rank": None}
+    assert MERGES["mean"]().record(three, MergeContext()) == {}

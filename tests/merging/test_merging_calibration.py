@@ -6,10 +6,11 @@ import logging
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from jaxtyping import config
 from torch.testing import assert_close
 
 from valign.checks import UserError
-from valign.merging import Expert, collect_votes
+from valign.merging import Calibration, CoMerge, Expert, MergeContext, Votes, collect_votes
 from valign.merging.calibration import balanced
 from valign.models.diffusion.loading import load_model
 from valign.models.files.adapter_files import LoraFactors, open_adapter, save_adapter
@@ -223,3 +224,89 @@ def test_few_prompts_are_remarked_upon(caplog):
 def test_no_prompts_no_votes(prompts):
     with pytest.raises(UserError, match="must hold"):
         balanced(prompts, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per_category": 0}, "collect_votes.per_category must be in [1, inf), got 0."),
+        ({"steps": 0}, "collect_votes.steps must be in [1, inf), got 0."),
+        ({"states": 0}, "collect_votes.states must be in [1, 4], got 0. There is one state per step at most."),
+        ({"states": 5}, "collect_votes.states must be in [1, 4], got 5. There is one state per step at most."),
+        ({"batch_size": 0}, "collect_votes.batch_size must be in [1, inf), got 0."),
+        ({"vote": "loud"}, "collect_votes.vote must be one of prompt, topk, mass; got 'loud'."),
+        ({"inputs": "mine"}, "collect_votes.inputs must be one of base, per_expert; got 'mine'."),
+    ],
+)
+def test_refusals_name_the_option_and_its_range(model, experts, options, message, monkeypatch):
+    monkeypatch.setattr(config, "jaxtyping_disable", True)  # as users run it: without the tests' type checks
+    with pytest.raises(ValueError, match=r".") as caught:
+        collect_votes(model, experts, PROMPTS, **FAST | options)
+    assert str(caught.value) == message
+
+
+def test_the_smallest_options_are_allowed(model, experts):
+    votes = collect_votes(model, experts, PROMPTS, per_category=1, states=1, steps=1, batch_size=1)
+    assert (votes.experts, votes.prompts, votes.vote) == (("hate", "violence"), 2, "prompt")
+    options = {"states": 1, "steps": 1, "inputs": "base", "top_k": None, "seed": 0, "batch_size": 1}
+    assert votes.record["options"] == options
+    assert votes.record["prompts"] == {"hate": 1, "violence": 1}
+    assert votes.record["weights"] == [1.0, 1.0]
+    assert votes.record["base_fingerprint"] == model.fingerprint()
+    assert votes.record["fingerprints"] == [expert.file.fingerprint() for expert in experts]
+
+
+def test_a_foreign_module_is_named_with_what_to_do(model, tmp_path):
+    save_adapter(
+        tmp_path, {m: LoraFactors(torch.ones(1, 4), torch.ones(4, 1), 1.0) for m in ("nowhere.a", "nowhere.b")}, metadata={}
+    )
+    with pytest.raises(UserError, match=r".") as caught:
+        collect_votes(model, [Expert("one", open_adapter(tmp_path))], PROMPTS, **FAST)
+    assert str(caught.value) == (
+        f"collect_votes.experts must fit {model.folder}, got nowhere.a and 1 more modules that it does not have. "
+        "Name the model that they were trained on."
+    )
+
+
+def test_a_merge_collects_with_all_its_options(model, experts, tmp_path):
+    asked = {
+        "per_category": 2,
+        "states": 2,
+        "steps": 4,
+        "vote": "topk",
+        "top_k": 1,
+        "inputs": "per_expert",
+        "batch_size": 3,
+        "seed": 5,
+    }
+    context = MergeContext(calibration=Calibration(model=lambda: model, prompts=PROMPTS), folder=tmp_path, keep_votes=True)
+    list(CoMerge(**asked)(experts, context))
+    found, expected = Votes.load(tmp_path), collect_votes(model, experts, PROMPTS, **asked)
+    assert (found.record, found.vote) == (expected.record, "topk")
+    for unit, modules in expected.ballots.items():
+        for module, ballot in modules.items():
+            assert torch.equal(found.ballots[unit][module].counts, ballot.counts)
+    with pytest.raises(UserError, match=r".") as caught:
+        CoMerge()(experts, MergeContext())
+    assert str(caught.value) == ("co-merge must have a model and unsafe prompts, or the votes of an earlier co-merge; got neither.")
+
+
+def test_prompts_are_chosen_by_their_hash():
+    texts = [f"prompt {i}" for i in range(12)]
+    for seed in (0, 7):
+        ordered = sorted(texts, key=lambda text: hashlib.sha256(f"{seed}\n{text}".encode()).digest())
+        assert balanced({"hate": texts}, 9, seed=seed) == {"hate": ordered[:9]}
+
+
+@pytest.mark.parametrize("pair", ["xy", "yx"])
+def test_the_smaller_category_takes_its_turn_first(pair):
+    mine, other = pair
+    assert balanced({"a": [mine, other], "b": [mine]}, 64) == {"a": [other], "b": [mine]}
+
+
+def test_the_remark_says_how_many(caplog):
+    with caplog.at_level(logging.WARNING):
+        balanced({"hate": [f"h{i}" for i in range(8)]}, 64)
+        assert caplog.messages == []
+        balanced({"hate": [f"h{i}" for i in range(7)]}, 64)
+    assert caplog.messages == ["Only 7 prompts per category vote; below 8 the winners are mostly chance. Add prompts."]

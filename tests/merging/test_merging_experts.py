@@ -57,3 +57,13 @@ def test_an_unknown_base_is_taken_on_trust(make_expert):
 def test_weight_must_be_finite(make_expert):
     with pytest.raises(ValueError, match=r"Expert\(a\)\.weight must be in"):
         make_expert("a", random_factors(), weight=float("inf"))
+
+
+def test_bases_that_differ_are_listed(make_expert):
+    experts = [make_expert("a", random_factors()), make_expert("b", random_factors(), base_fingerprint="c" * 64)]
+    with pytest.raises(UserError, match=r".") as caught:
+        compatible("test", experts)
+    assert str(caught.value) == (
+        "test.experts must come from one base model, got a bbbbbbbbbbbb, b cccccccccccc. "
+        "Train them on one, or set allow_base_mismatch."
+    )

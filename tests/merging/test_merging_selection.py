@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from valign.checks import UserError
@@ -47,3 +48,26 @@ def test_written_as_json_and_as_a_image(tmp_path):
 def test_units_without_votes_are_refused():
     with pytest.raises(UserError, match="must be one of output, got 'down'"):
         selection_report(VOTES, "down")
+
+
+def test_the_units_that_have_votes_are_listed():
+    votes = Votes(("a",), 1, {"output": {"m": ballot([[1]])}, "down": {"m": ballot([[1]])}})
+    with pytest.raises(UserError, match=r".") as caught:
+        selection_report(votes, "rank_unit")
+    assert str(caught.value) == (
+        "selection_report.unit must be one of output, down, got 'rank_unit'. Ranks must be equal for others."
+    )
+
+
+def test_the_image_says_what_it_shows(tmp_path, monkeypatch):
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: drawn.append(self) or save(self, *args, **options))
+    save_selection(selection_report(VOTES), tmp_path)
+    axes = drawn[0].axes[0]
+    assert axes.get_title() == "Share of neurons by expert"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["hate 83%", "violence 17%"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["down0.to_q", "up10.to_q"]
+    assert axes.images[0].get_array().tolist() == [[1.0, 0.0], [0.75, 0.25]]
+    assert axes.images[0].get_clim() == (0, 1)
+    with Image.open(tmp_path / "selection.png") as image:
+        assert image.size == (675, 282)  # 4.5 by 1.88 inches at 150 dots

@@ -53,3 +53,11 @@ def test_differing_bases_are_not_claimed(three, make_expert):
 
     stranger = make_expert("stranger", random_factors(), base_fingerprint="c" * 64)
     assert "base_fingerprint" not in merge_metadata("sum", [three[0], stranger], {})
+
+
+def test_a_merge_without_a_record_still_has_a_card(three, tmp_path):
+    summary = write_merge(merge_sum(three), tmp_path / "out", {})
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("# merge of \n\nA LoRA adapter for its base model, merged by valign. ")
+    assert 'Load it with `pipe.load_lora_weights("out")`.' in card
+    assert summary == {"modules": 3, "parameters": 9 * sum(o + i for o, i in SHAPES.values()), "ranks": [9, 9]}

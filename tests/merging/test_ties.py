@@ -102,3 +102,16 @@ def test_default_rank_is_that_of_all_experts_together(three):
 def test_refuses_densities_outside_the_unit_interval(bad, three):
     with pytest.raises(ValueError, match=r"Ties\.density must be in \(0, 1"):
         merge_ties(three, density=bad)
+
+
+def test_other_bases_are_allowed_on_request_and_scales_are_numbers(three, make_expert):
+    stranger = make_expert("stranger", random_factors(), base_fingerprint="c" * 64)
+    assert sorted(deltas(merge_ties([three[0], stranger], allow_base_mismatch=True))) == sorted(SHAPES)
+    with pytest.raises(ValueError, match=r"^Ties\.experts must come from one base model"):
+        merge_ties([three[0], stranger])
+    with pytest.raises(ValueError, match=r".") as caught:
+        merge_ties(three, scale=float("inf"))
+    assert str(caught.value) == "Ties.scale must be in [-inf, inf), got inf."
+    double, once = deltas(merge_ties(three, scale=2.0, rank=FULL)), deltas(merge_ties(three, rank=FULL))
+    for module in SHAPES:
+        assert_close(double[module], 2 * once[module], rtol=1e-4, atol=1e-5)
