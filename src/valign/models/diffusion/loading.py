@@ -18,19 +18,12 @@ from valign.models.diffusion.pipeline import PipelineModel
 from valign.models.diffusion.sdxl import StableDiffusionXL
 from valign.models.diffusion.stable_diffusion import StableDiffusion
 
-FAMILIES: dict[str, type[PipelineModel]] = {
-    "StableDiffusionPipeline": StableDiffusion,
-    "StableDiffusionXLPipeline": StableDiffusionXL,
-}
+FAMILIES: dict[str, type[PipelineModel]] = {family.pipeline.__name__: family for family in (StableDiffusion, StableDiffusionXL)}
 CLASSES: dict[str, Any] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,
-}
-NETWORKS: dict[type[PipelineModel], tuple[str, ...]] = {
-    StableDiffusion: ("unet", "vae", "text_encoder"),
-    StableDiffusionXL: ("unet", "vae", "text_encoder", "text_encoder_2"),
 }
 UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # judging images is the detectors' work
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -52,11 +45,10 @@ def load_model(name_or_folder: str | Path, *, device: str = "auto", dtype: str =
     kind = DTYPES[dtype] if dtype != "auto" else choose_dtype(place)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    options = {"requires_safety_checker": False} if family is StableDiffusion else {"add_watermarker": False}
     try:
-        parts = {part: _load_part(folder, part, torch.float32 if part == "vae" else kind) for part in NETWORKS[family]}
+        parts = {part: _load_part(folder, part, torch.float32 if part == "vae" else kind) for part in family.networks}
         unused = dict.fromkeys(UNUSED & set(read_json(folder / "model_index.json")))
-        pipe = family.pipeline.from_pretrained(folder, local_files_only=True, **parts, **unused, **options)
+        pipe = family.pipeline.from_pretrained(folder, local_files_only=True, **parts, **unused, **family.load_options)
     except LOAD_ERRORS as error:
         raise UserError(f"{folder} could not be loaded: {first_line(error)}. Download or save the model again.") from error
     return family(pipe.to(place), str(folder))
@@ -106,7 +98,7 @@ def _check_folder(folder: Path) -> type[PipelineModel]:
     kind = index.get("_class_name") if isinstance(index, dict) else None
     if kind not in FAMILIES:
         raise UserError(f"{folder} must be one of {', '.join(FAMILIES)}; got {kind}. Choose a model of a supported architecture.")
-    for part in NETWORKS[FAMILIES[kind]]:
+    for part in FAMILIES[kind].networks:
         files = sorted((folder / part).glob("*"))
         if any(file.suffix == ".safetensors" for file in files):
             continue

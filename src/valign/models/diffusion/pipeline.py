@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Real
@@ -26,6 +26,8 @@ class PipelineModel:
 
     family = ""
     pipeline: Any = None  # the diffusers class
+    networks: tuple[str, ...] = ()  # its parts with weights
+    load_options: ClassVar[dict[str, Any]] = {}  # for the class's `from_pretrained`
     components: Mapping[str, str] = {"denoiser": "unet."}
 
     def __init__(self, pipe: Any, folder: str) -> None:

@@ -1,6 +1,6 @@
 """Stable Diffusion XL: two text encoders side by side, a pooled text vector, and the image's size as a condition."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -19,6 +19,8 @@ class StableDiffusionXL(PipelineModel):
 
     family = "sdxl"
     pipeline = StableDiffusionXLPipeline
+    networks = ("unet", "vae", "text_encoder", "text_encoder_2")
+    load_options: ClassVar = {"add_watermarker": False}
 
     @property
     def text_encoders(self) -> list[nn.Module]:

@@ -1,5 +1,7 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder; noise (1.x, 2.x-base) or velocity (2.x, 768 pixels) prediction."""
 
+from typing import ClassVar
+
 from diffusers import StableDiffusionPipeline
 
 from valign.models.diffusion.base import Conditioning
@@ -11,6 +13,8 @@ class StableDiffusion(PipelineModel):
 
     family = "stable-diffusion"
     pipeline = StableDiffusionPipeline
+    networks = ("unet", "vae", "text_encoder")
+    load_options: ClassVar = {"requires_safety_checker": False}
 
     def _encode_chunk(self, prompts: list[str], length: int | None) -> Conditioning:
         tokens = self._tokens(self.pipe.tokenizer, prompts, length)
