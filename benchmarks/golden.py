@@ -109,6 +109,7 @@ COMMANDS = {
 }
 VOLATILE = {
     "seconds",
+    "start_seconds",
     "train_seconds",
     "total_seconds",
     "step_seconds",
@@ -135,6 +136,7 @@ def run(folder: Path, only: list[str]) -> int:
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     (folder / "table.csv").write_text(TABLE)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "VALIGN_PROGRESS": "0", "COLUMNS": "160"}
+    environment["PYTHONHASHSEED"] = "0"  # peft lists target modules in the order of a set
     (folder / "printed").mkdir(exist_ok=True)
     failed = 0
     for name, line in COMMANDS.items():
