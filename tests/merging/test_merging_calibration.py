@@ -310,3 +310,13 @@ def test_the_remark_says_how_many(caplog):
         assert caplog.messages == []
         balanced({"hate": [f"h{i}" for i in range(7)]}, 64)
     assert caplog.messages == ["Only 7 prompts per category vote; below 8 the winners are mostly chance. Add prompts."]
+
+
+def test_a_model_in_half_precision_votes_with_experts_in_float32(tiny_sd, experts):
+    half = load_model(str(tiny_sd), device="cpu", dtype="bfloat16")
+    for inputs in ("base", "per_expert"):
+        votes = collect_votes(half, experts, {"hate": ["red"]}, inputs=inputs, allow_base_mismatch=True, **FAST)
+        for module, ballot in votes.ballots["output"].items():
+            assert ballot.sums.dtype == torch.float32
+            assert (ballot.sums > 0).all()
+            assert ballot.counts.sum(0).tolist() == [1] * experts[0].file.entries[module].shape[0]
