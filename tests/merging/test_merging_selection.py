@@ -71,3 +71,23 @@ def test_the_image_says_what_it_shows(tmp_path, monkeypatch):
     assert axes.images[0].get_clim() == (0, 1)
     with Image.open(tmp_path / "selection.png") as image:
         assert image.size == (675, 282)  # 4.5 by 1.88 inches at 150 dots
+
+
+def test_modules_come_in_the_order_of_the_network():
+    names = ["up_blocks.2.a", "mid_block.a", "down_blocks.10.a", "down_blocks.9.a", "text.a", "up_blocks.10.a"]
+    report = selection_report(Votes(("a", "b"), 1, {"output": {name: ballot([[1], [0]]) for name in names}}))
+    assert list(report.modules) == [
+        "text.a",
+        "down_blocks.9.a",
+        "down_blocks.10.a",
+        "mid_block.a",
+        "up_blocks.2.a",
+        "up_blocks.10.a",
+    ]
+    assert {module.margin for module in report.modules.values()} == {1.0}  # one prompt, one vote
+
+
+def test_the_image_names_no_software(tmp_path):
+    save_selection(selection_report(VOTES), tmp_path)
+    with Image.open(tmp_path / "selection.png") as image:
+        assert "Software" not in image.info

@@ -61,3 +61,5 @@ def test_a_merge_without_a_record_still_has_a_card(three, tmp_path):
     assert card.startswith("# merge of \n\nA LoRA adapter for its base model, merged by valign. ")
     assert 'Load it with `pipe.load_lora_weights("out")`.' in card
     assert summary == {"modules": 3, "parameters": 9 * sum(o + i for o, i in SHAPES.values()), "ranks": [9, 9]}
+    config = (tmp_path / "out" / "merge_config.yml").read_text()
+    assert f"```yaml\n{config}```" in card
