@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import valign
-from valign.moved import install, moved_modules
+from valign.moved import MovedModules, install, moved_modules
 
 
 def _modules():
@@ -54,3 +54,8 @@ def test_installing_again_changes_nothing():
 def test_an_unknown_path_is_still_an_error():
     with pytest.raises(ModuleNotFoundError, match=r"valign\.models\.nowhere"):
         import_module("valign.models.nowhere")
+
+
+def test_other_packages_are_left_to_the_other_finders():
+    finder = next(finder for finder in sys.meta_path if isinstance(finder, MovedModules))
+    assert finder.find_spec("sklearn", object()) is None  # whatever path a package has: a namespace package's is not a list

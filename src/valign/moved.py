@@ -5,12 +5,13 @@
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 TABLE = Path(__file__).with_name("moved.txt")
 
@@ -28,7 +29,7 @@ class MovedModules(MetaPathFinder, Loader):
         self.table = table
         self.specs: dict[str, ModuleSpec | None] = {}  # of the modules as they are, by old path
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname in self.table else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
