@@ -155,7 +155,7 @@ class RaiseBoth:
 
 
 def test_displacement_stops_the_training_and_keeps_an_earlier_step(sd, cache, tmp_path, capfd):
-    options = {"steps": 40, "val_fraction": 0.0, "checkpoint_every": 1, "alarm_window": 4, "learning_rate": 0.01}
+    options = {"steps": 40, "val_fraction": 0.0, "checkpoint_every": 1, "displacement_window": 4, "learning_rate": 0.01}
     result = train(sd, cache, tmp_path / "run", RaiseBoth(), **options)
     assert result.stopped == "displacement"
     assert result.best_step < result.steps < 40

@@ -29,3 +29,9 @@ def test_recipe_leaves_out_what_does_not_shape_the_result():
 def test_refuses_numbers_out_of_range(name, value, rule):
     with pytest.raises(ValueError, match=rf"PreferenceConfig\.{name} must be in {rule}, got"):
         PreferenceConfig(**{name: value})
+
+
+def test_records_keep_the_names_that_older_runs_have():
+    recorded = PreferenceConfig(displacement_warn=0.3, displacement_stop=0.4, displacement_window=7).recipe()
+    assert (recorded["alarm_warn"], recorded["alarm_stop"], recorded["alarm_window"]) == (0.3, 0.4, 7)
+    assert not [name for name in recorded if name.startswith("displacement")]

@@ -38,8 +38,8 @@ class LivoRecipe:
             pairs_per_step=8,
             steps=15_000,
             empty_prompt_prob=0.0,
-            alarm_warn=0.5,  # the fresh token is a disturbance of its own: step 0 is not the reference
-            alarm_stop=2.0,
+            displacement_warn=0.5,  # the fresh token is a disturbance of its own: step 0 is not the reference
+            displacement_stop=2.0,
             validate_every=500,
             patience=10,
             checkpoint_every=500,

@@ -20,6 +20,8 @@ EXECUTION = (
     "sample_steps",
     "trackers",
 )
+# Names in records that were written before the fields had their names of today.
+RECORDED = {f"displacement_{name}": f"alarm_{name}" for name in ("warn", "stop", "window")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +105,11 @@ class PreferenceConfig:
         0.1, help="change of the prediction on safe prompts at most, relative to the reference's error there", above=0, rare=True
     )
     # stability: running mean of the winner's error above its reference, relative to the reference
-    alarm_warn: float = option(
+    displacement_warn: float = option(
         0.02, help="displacement of the winner's error, relative to the reference, that is warned of", above=0, rare=True
     )
-    alarm_stop: float = option(0.2, help="displacement that stops the training", above=0, rare=True)
-    alarm_window: int = option(50, help="steps that the displacement is averaged over", low=1, rare=True)
+    displacement_stop: float = option(0.2, help="displacement that stops the training", above=0, rare=True)
+    displacement_window: int = option(50, help="steps that the displacement is averaged over", low=1, rare=True)
     # output
     checkpoint_every: int = option(100, help="steps between checkpoints", low=1)
     keep_checkpoints: int = option(2, help="latest checkpoints kept, besides the best", low=1, rare=True)
@@ -128,7 +130,7 @@ class PreferenceConfig:
 
     def recipe(self) -> dict[str, Any]:
         """The options that shape the result; a run resumes only if they are unchanged."""
-        return {name: value for name, value in asdict(self).items() if name not in EXECUTION}
+        return {RECORDED.get(name, name): value for name, value in asdict(self).items() if name not in EXECUTION}
 
     def schedule(self) -> Schedule:
         """Of the learning rate."""

@@ -65,7 +65,7 @@ class PreferenceTask(TrainingTask):
         self.schedule = config.schedule()
         self.max_norm = config.max_grad_norm if config.optimizer == "adamw" and config.max_grad_norm else inf
         self.selection = Selection(config.max_drift, config.patience)
-        self.displacement = DisplacementMonitor(config.alarm_warn, config.alarm_stop, config.alarm_window)
+        self.displacement = DisplacementMonitor(config.displacement_warn, config.displacement_stop, config.displacement_window)
         self.warned = False
         self.loop = LoopConfig(
             steps=config.steps,
