@@ -128,7 +128,7 @@ class AdapterOptions:
 
     def attach(self, context: AttachContext) -> AdapterHandle:
         """Put the method on the network, trainable."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each method attaches itself
 
 
 @dataclass(frozen=True, kw_only=True)

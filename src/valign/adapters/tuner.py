@@ -54,7 +54,7 @@ class TunerConfig(PeftConfig):
     @classmethod
     def model_class(cls) -> "type[TunerModel]":
         """The tuner of this method."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each method names its tuner
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]

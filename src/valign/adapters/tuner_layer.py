@@ -78,11 +78,11 @@ class TunerLayer(nn.Module, BaseTunerLayer):
 
     def start(self, adapter: str, config: Any) -> None:
         """Make this adapter's parameters and buffers."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def factors(self, adapter: str) -> Factors:
         """The change that ``adapter`` makes now."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def before_load(self, adapter: str, saved: dict[str, Tensor]) -> None:
         """Look at ``saved`` (attribute -> tensor) before it is copied in; tensors replaced here are copied instead.

@@ -24,7 +24,7 @@ class OptimizerOptions:
 
     def build(self, groups: Groups, head: Groups, lr: float) -> torch.optim.Optimizer:
         """The optimizer of the adapter's parameter ``groups`` at ``lr``, and of the ``head``'s, which train by AdamW."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
 
 class MatrixOptimizer(torch.optim.Optimizer):
@@ -33,11 +33,11 @@ class MatrixOptimizer(torch.optim.Optimizer):
 
     def check(self, group: dict[str, Any]) -> None:
         """Raises: ValueError or TypeError for options or parameters that this optimizer cannot use."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> tuple[Tensor, float]:
         """``(direction, learning rate)`` of one parameter; moves its state, where ``step`` counts from 1."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)

@@ -101,4 +101,4 @@ class PerturbationOptions:
 
     def start(self, network: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> Perturbation:
         """Hook it to the LoRA on ``network`` and to the optimizer that trains it."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract

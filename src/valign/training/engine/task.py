@@ -86,7 +86,7 @@ class TrainingTask(ABC):
 
     def validate(self, number: int) -> Validation:
         """Called every ``loop.validate_every`` steps and at the end."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: for tasks with a selection
 
     def notes(self, progress: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON-able state of a checkpoint; ``progress`` is the loop's: ``selection``, ``stopped``, ``seconds``."""
