@@ -1,13 +1,16 @@
 """Folding: the same word however it is dressed, and every character knows where it came from."""
 
 import re
+import sys
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from valign.text import View, clean, fold, readings, views
 from valign.text.spelling import LEET, unleet
+from valign.text.unseen import UNSEEN
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,20 @@ from valign.text.spelling import LEET, unleet
         "w - e - a - p - o - n",
         "a w e a p o n",  # the article is no letter of the word
         "wea-pon",
+        "wea\u2011pon",  # no-break hyphen
+        "wea\u2013pon",  # en dash
+        "w\u2014e\u2014a\u2014p\u2014o\u2014n",  # em dashes
+        "wea\u2212pon",  # minus
+        "wea\xb4pon",  # an accent by itself
+        "wea\u02bcpon",  # a spacing modifier, which Unicode counts as a letter
+        "wea\u2764pon",  # any sign beyond ASCII
+        "wea=pon",
+        "wea,pon",
+        "wea[pon",
+        "a\u3164weapon\u3164here",  # fillers for spaces
+        "a\u200bweapon\u200bhere",  # a tokenizer cuts at what has no width
+        "a\u2800wea\u200bpon\u2800here",
+        "a\x7fweapon",
         "weeeapon",
         "ᴡᴇᴀᴘᴏɴ",  # small capitals
         "ⓦⓔⓐⓟⓞⓝ",  # circled
@@ -38,6 +55,16 @@ def test_a_hidden_word_is_read(hidden):
     assert any("weapon" in text.split() for text in readings(hidden)), readings(hidden)
 
 
+def test_an_unseen_character_in_a_word_hides_it_from_nothing():
+    words = {code: f"wea{chr(code)}pon" for code in UNSEEN | {0x7F, 0x80, 0x600}}
+    assert [hex(code) for code, word in words.items() if fold(word) != "weapon" or clean(word) != "weapon"] == []
+
+
+def test_all_that_unicode_calls_ignorable_is_unseen():
+    ignorable = regex.compile(r"\p{Default_Ignorable_Code_Point}")
+    assert {code for code in range(sys.maxunicode + 1) if ignorable.match(chr(code))} <= UNSEEN
+
+
 @pytest.mark.parametrize(
     "plain", ["1950 sci-fi robots", "a b-movie from 1984", "route 66 at night", "a 4k photo, f/1.8", "I am a cat"]
 )
@@ -45,7 +72,7 @@ def test_ordinary_writing_keeps_its_plain_reading(plain):
     assert readings(plain)[0] == fold(plain)
 
 
-HIDDEN = st.text(st.sampled_from("abkt  031@!.-\n\x00éа\u200b"), max_size=40)  # what the rules are about, more often than by chance
+HIDDEN = st.text(st.sampled_from("abkt  031@!.-\n\x00éа\u200b\u3164"), max_size=40)  # what the rules are about
 
 
 @settings(deadline=None)

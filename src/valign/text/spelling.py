@@ -1,7 +1,8 @@
-"""Undo what hides a word from a word list: width, case, accents, invisible characters, look-alikes, leetspeak, spacing.
+"""Undo what hides a word from a word list: width, case, accents, unseen characters, look-alikes, leetspeak, spacing.
 
 A prompt has a plain reading and, where it is written oddly, others. Each rule is tried alone and all are tried together, so that no
 rule hides what another finds. A reading knows where its words came from, so that a finding points into the prompt as it was typed.
+Unseen characters (`valign.text.unseen`) are nothing in the plain reading, and spaces in a second one.
 """
 
 import re
@@ -9,6 +10,8 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+from valign.text.unseen import WIDE, is_unseen
 
 # Letters that look like Latin ones, case-folded: a choice of Unicode's confusables (Cyrillic, Greek, Armenian, small capitals).
 _ALIKE = {
@@ -18,17 +21,21 @@ _ALIKE = {
 }  # fmt: skip
 _ENCLOSED = (0x1F150, 0x1F170, 0x1F1E6)  # black circled and squared A, flag letter A: NFKC undoes the white ones alone
 LOOKALIKES = str.maketrans({char: latin for latin, chars in _ALIKE.items() for char in chars})
+LOOKALIKES |= dict.fromkeys(map(ord, "‐‑‒–—―⁃−⸺⸻〜〰゠᠆˗➖─━╌╴⎯⏤"), "-") | dict.fromkeys(map(ord, "·•‧∙⋅・"), ".")
+LOOKALIKES |= dict.fromkeys([*range(0x2B9, 0x2E0), *range(0x2E5, 0x300)], "'")  # spacing modifiers, letters to Unicode
 LOOKALIKES |= {first + place: chr(ord("a") + place) for first in _ENCLOSED for place in range(26)}
 LEET = {one: str.maketrans("034578$9@!|€1", f"oeastbsgaiie{one}") for one in "il"}  # the digit 1 stands for both
 _LOWER = {code: " " if chr(code).isspace() else chr(code).lower() if chr(code).isprintable() else None for code in range(128)}
 _WORDS = {code: char if char is None or char.isalnum() else " " for code, char in _LOWER.items()}
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")  # of ASCII, without white space
 _TOKEN = re.compile(r"\S+")
 _NO_LETTER = re.compile(r"[\W_]+")
 _LEET_RUN = re.compile(r"[a-z0-9@$!|€]{3,}")
 _TO_LETTER, _TO_SIGN = re.compile(r".*[a-z]"), re.compile(r".*[0134578@$!|€]")  # to the last one of a token
-_SPLIT = re.compile(r"(?<=[a-z])(?:[.*_\-/|+~]+|['’](?!s\b))(?=[a-z])")  # wea-pon, but not the weapon's
+_SIGN = r",:;!?\"(){}%$\[\].*_\-/|+~=^`#&<>\\"  # what may stand inside a word, beside every sign beyond ASCII
+_SPLIT = re.compile(rf"(?<=[a-z])(?:(?:[{_SIGN}]|[^\x00-\x7f\w\s’])+|['’](?!s\b))(?=[a-z])")  # wea-pon, but not the weapon's
 # What a rule needs to have anything to do: these are quick, the rules are not.
-_ODD = re.compile(r"[0134578@$!|€.*_\-/+~'’]\S*[a-z]")
+_ODD = re.compile(rf"(?:[0134578@$!€'{_SIGN}]|[^\x00-\x7f\w\s])\S*[a-z]")
 _ODD_END = re.compile(r"[0134578@$!|€]\S*[a-z]")  # of the text read backwards
 _SINGLES = re.compile(r"(?<!\S)(?:[a-z] \S [a-z]|[a-z] [a-z] \S|\S [a-z] [a-z])(?!\S)")  # of the plain reading
 _LONG = re.compile(r"([a-z])\1{2,}")
@@ -64,37 +71,52 @@ def fold(text: str) -> str:
 
 def readings(prompt: str) -> list[str]:
     """The plain reading (`fold`), then those that differ: leetspeak as letters, spaced-out, split and drawn-out words mended."""
-    text, plain = _lower(prompt), fold(prompt)
-    if not (_ODD.search(text) or _ODD_END.search(text[::-1]) or _LONG.search(text) or _SINGLES.search(plain)):
-        return [plain]  # nothing in it that a rule could change: most prompts, so it must be quick
-    found = [plain]
-    for tokens in (text.split(), *([token for token, _, _ in writing] for writing in _mended(text))):
-        found += [" ".join(filter(None, words)) for words in _spelled(tokens)]
+    found: list[str] = []
+    quick = prompt.isascii() and not _CONTROL.search(prompt)
+    for text in [_lower(prompt)] if quick else map("".join, _writings(prompt)):
+        found.append(plain := fold(text))
+        if not (_ODD.search(text) or _ODD_END.search(text[::-1]) or _LONG.search(text) or _SINGLES.search(plain)):
+            continue  # nothing in it that a rule could change: most prompts, so it must be quick
+        for tokens in (text.split(), *([token for token, _, _ in writing] for writing in _mended(text))):
+            found += [" ".join(filter(None, words)) for words in _spelled(tokens)]
     return list(dict.fromkeys(found))
 
 
 def views(prompt: str) -> Iterator[View]:
     """The same readings with the place of every character, distinct and in the same order; slower."""
-    text = _lower(prompt)
-    origin = [index for index, char in enumerate(prompt) for _ in _fold_one(char)]
     seen = set()
-    for tokens in (_tokens(text, 0, len(text)), *_mended(text)):
-        for words in _spelled([token for token, _, _ in tokens]):
-            view = _view(words, tokens, text, origin)
-            if view.text not in seen:
-                seen.add(view.text)
-                yield view
+    for chars in _writings(prompt):
+        text = "".join(chars)
+        origin = [index for index, folded in enumerate(chars) for _ in folded]
+        for tokens in (_tokens(text, 0, len(text)), *_mended(text)):
+            for words in _spelled([token for token, _, _ in tokens]):
+                view = _view(words, tokens, text, origin)
+                if view.text not in seen:
+                    seen.add(view.text)
+                    yield view
 
 
 def clean(prompt: str) -> str:
     """For an encoder: invisible characters out, width and look-alikes undone, punctuation and accents kept, spaces single."""
-    if prompt.isascii():
+    if prompt.isascii() and not _CONTROL.search(prompt):
         return " ".join(prompt.split())
     words = []
     for word in unicodedata.normalize("NFKC", prompt).split():
         visible = "".join(char for char in word if not _invisible(char))
         words.append(_lower(visible) if _mixed_script(visible) else visible)
     return " ".join(words)
+
+
+def _writings(prompt: str) -> Iterator[list[str]]:
+    """Folded characters, one entry per character of the prompt; then, if there are unseen ones, with spaces for them.
+
+    Where some of them are as wide as a letter, the last writing has spaces for these alone.
+    """
+    yield (plain := list(map(_fold_one, prompt)))
+    unseen = set(filter(is_unseen, prompt))
+    for spaces in (unseen, {char for char in unseen if ord(char) in WIDE}):
+        if spaces:
+            yield [" " if char in spaces else folded for char, folded in zip(prompt, plain)]
 
 
 def _lower(text: str) -> str:
@@ -106,11 +128,12 @@ def _lower(text: str) -> str:
 def _fold_one(char: str) -> str:
     """Zero or more folded characters. Marks and format characters give none; anything that is not a letter or digit is kept."""
     out = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", char)).casefold().translate(LOOKALIKES)
-    return "".join(" " if one.isspace() else one for one in out if not _invisible(one))
+    space = " " if char.isspace() else "'"  # NFKC takes an accent by itself, such as ´, for a space with a mark
+    return "".join(space if one.isspace() else one for one in out if not _invisible(one))
 
 
 def _invisible(char: str) -> bool:
-    return unicodedata.category(char) in ("Cf", "Mn", "Me", "Cc") and not char.isspace()
+    return is_unseen(char) or unicodedata.category(char) in ("Mn", "Me")
 
 
 def _mixed_script(word: str) -> bool:
