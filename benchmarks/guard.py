@@ -1,12 +1,13 @@
 """What does the guard cost per prompt and what does it find, stage by stage and whole, beside word filters on the same prompts?
 
-    python benchmarks/guard.py [--data PATH ...] [--count 256] [--rounds 5] [--threads 2] [--json FILE]
+    python benchmarks/guard.py [--data PATH ...] [--count 256] [--rounds 5] [--threads 2] [--busy N] [--json FILE]
 
-Prints one table. For single prompts: p50, p95, p99 in milliseconds. In batches of 64: prompts per second (median of the rounds),
-and that as a multiple of the whole guard's, which says more on a busy machine. ``cpu ms`` is processor time per prompt in batches.
-Then recall on unsafe and false alarms on safe prompts. At the end: what the learned stage's 8 bits change. ``--data`` takes files
-or folders of labelled prompts (as in `valign guard evaluate`); without it captions are made from word lists, every second one with
-a listed term, so its recall shows nothing.
+Prints one table, in which the whole guard runs with one thread of torch, as it does by itself, and with ``--threads``; ``--busy``
+keeps N processes at work beside it, as on a host with other services. For single prompts: p50, p95, p99 in milliseconds. In
+batches of 64: prompts per second (median of the rounds), and that as a multiple of the whole guard's, which says more on a busy
+machine. ``cpu ms`` is processor time per prompt in batches. Then recall on unsafe and false alarms on safe prompts. At the end:
+what the learned stage's 8 bits change. ``--data`` takes files or folders of labelled prompts (as in `valign guard evaluate`);
+without it captions are made from word lists, every second one with a listed term, so its recall shows nothing.
 
 The word filters are measured if they are installed: ``pip install alt-profanity-check better-profanity``.
 """
@@ -14,8 +15,11 @@ The word filters are measured if they are installed: ``pip install alt-profanity
 import argparse
 import platform
 import re
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -113,8 +117,8 @@ def word_filters(policy: Policy) -> dict[str, Filter]:
     return found
 
 
-def guards(policy: Policy) -> dict[str, Filter]:
-    """Every stage alone, then the whole embedded guard: its decision, and with the rewrite carried out."""
+def guards(policy: Policy, threads: int) -> dict[str, Filter]:
+    """Every stage alone, then the whole embedded guard: its decision, with one thread and with more, and with the rewrite."""
     every = policy.model_copy(
         update={"guard": policy.guard.model_copy(update={"stages": ["lexical", "semantic", "learned", "values"]})}
     )
@@ -128,6 +132,9 @@ def guards(policy: Policy) -> dict[str, Filter]:
 
     found["whole guard, check"] = lambda prompts: [decision.flagged for decision in whole.check_many(prompts)]
     found["whole guard, rewrite"] = rewrite
+    if threads != whole.threads:
+        several = Guard.from_policy(policy, threads=threads)
+        found[f"whole, {threads} threads"] = lambda prompts: [decision.flagged for decision in several.check_many(prompts)]
     return found
 
 
@@ -147,20 +154,35 @@ def compare_bits(policy: Policy, rows: Sequence[LabelledPrompt]) -> str:
     return f"learned stage in 8 bits and in 32: AUROC {areas[0]} and {areas[1]}, {differ:.2%} of the decisions differ"
 
 
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """``count`` processes that compute without end while the body runs."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", help="labelled prompts: files, or folders of files")
     parser.add_argument("--count", type=int, default=256, help="prompts measured, about")
     parser.add_argument("--rounds", type=int, default=5, help="passes over the batches")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--threads", type=int, default=2, help="of torch, for single stages and the guard with several")
+    parser.add_argument("--busy", type=int, default=0, help="processes that compute beside it, without end")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     policy = load_policy("default")
     rows = read(options.data, policy, options.count) if options.data else made_rows(policy, options.count)
-    found = {name: measure(flags, rows, options.rounds) for name, flags in (word_filters(policy) | guards(policy)).items()}
+    filters = word_filters(policy) | guards(policy, options.threads)
+    with busy(options.busy):
+        found = {name: measure(flags, rows, options.rounds) for name, flags in filters.items()}
     unsafe = sum(row.label for row in rows)
-    print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}")
+    print(f"{platform.machine()}, {options.threads} threads, {options.busy} other processes, torch {torch.__version__}")
     print(f"{unsafe} unsafe and {len(rows) - unsafe} safe prompts")
     heads = f"{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'prompts/s':>11}{'x guard':>9}{'cpu ms':>9}{'recall':>9}{'false alarms':>14}"
     print(f"{'':22}{heads}")

@@ -1,10 +1,11 @@
 """The guard as a whole: bad input, fixed point, evasion, rewriting, records."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
-from guard_stand_ins import with_guard
+import torch
+from guard_stand_ins import StandIn, with_guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,3 +230,32 @@ def test_the_shapes_policy_has_a_guard_of_its_own():
     result = guard.guard("a red spider on the left")
     assert result.rewritten
     assert "star" in result.prompt
+
+
+@dataclass
+class CountsThreads(StandIn):
+    """Remembers with how many threads of torch it ran."""
+
+    def check(self, prompt):
+        self.calls.append(torch.get_num_threads())
+        return Verdict(stage=self.name, level=self.level)
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 1), ({"threads": 3}, 3), ({"threads": 0}, 2)])
+def test_a_call_runs_with_one_thread_of_torch_unless_told_otherwise(policy, given, expected):
+    calls: list[int] = []
+    guard = Guard(policy, [CountsThreads("counts", "word", False, calls)], **given)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        guard.guard("a cat")
+        guard.passes("a cat")
+        assert calls == [expected, expected]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_refuses_a_negative_number_of_threads(policy):
+    with pytest.raises(ValueError, match=r"Guard\.threads must be in \[0, inf\), got -1"):
+        Guard(policy, [StandIn("one", "word", False)], threads=-1)

@@ -45,6 +45,7 @@ class GuardOptions:
 
     policy: str = option("default", help="default, shapes, or a policy file", flags=("--policy", "-p"))
     head: Path | None = option(None, help="a head made by `valign guard fit`; the shipped one")
+    threads: int = option(1, help="threads of torch that check a prompt; 0 is as many as torch takes", low=0)
 
 
 GUARDED = configured(guard=GuardOptions, chat=ChatOptions)
@@ -229,7 +230,8 @@ def _guard(ctx: typer.Context) -> Guard:
     from valign.guard import Guard
 
     options = record(ctx, GuardOptions)
-    return Guard.from_policy(_policy(options.policy), head=options.head, chat=record(ctx, ChatOptions).load())
+    chat = record(ctx, ChatOptions).load()
+    return Guard.from_policy(_policy(options.policy), head=options.head, chat=chat, threads=options.threads)
 
 
 def _prompts(prompts: list[str] | None, file: Path | None) -> Iterator[str]:

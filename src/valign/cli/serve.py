@@ -43,6 +43,7 @@ class RulesOptions:
     head: Path | None
     chat: ChatOptions
     keys: Path | None
+    threads: int
 
 
 @example(
@@ -58,6 +59,9 @@ def command(
         str, Option(help="detector that checks images: oracle, nudenet, safety-checker=FOLDER ..., joined by +; none must be said")
     ] = "",
     head: Annotated[Path | None, Option(help="a head made by `valign guard fit`; the shipped one")] = None,
+    guard_threads: Annotated[
+        int, Option(min=0, help="threads of torch that check a prompt; 0 is as many as torch takes, best on an idle machine only")
+    ] = 1,
     keys: Annotated[Path | None, Option(help=f"file of `valign api-key`; keys in {API_KEYS} count as well")] = None,
     audit: Annotated[str, Option(help="audit log: a path, or postgresql://USER@HOST/DATABASE")] = "valign-audit.db",
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
@@ -73,7 +77,7 @@ def command(
     chat, listening, given = record(ctx, ChatOptions), record(ctx, ListenOptions), changes(ctx, Settings)
     most = max(given.get("steps", Settings.steps), given.get("max_steps", Settings.max_steps))
     settings = Settings(**{"names": (Path(model).name,), "check_workers": 8 if chat.chat else 1} | given | {"max_steps": most})
-    load_rules = _rules(RulesOptions(policy=guard, detector=detector, head=head, chat=chat, keys=keys))
+    load_rules = _rules(RulesOptions(policy=guard, detector=detector, head=head, chat=chat, keys=keys, threads=guard_threads))
     locked = bool(_keys(keys).names)
     if listening.host not in LOOPBACK and not listening.open and not locked:
         raise UserError(
@@ -124,7 +128,8 @@ def _rules(options: RulesOptions) -> Any:
     def load() -> Rules:
         from valign.serving.service import Rules
 
-        guard = Guard.from_policy(load_policy(options.policy), chat=judge, detector=watcher, head=options.head)
+        rules = load_policy(options.policy)
+        guard = Guard.from_policy(rules, chat=judge, detector=watcher, head=options.head, threads=options.threads)
         return Rules(guard, _keys(options.keys))
 
     return load

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
+from valign.checks import check_range
 from valign.files import hash_value
 from valign.guard.head.learned import LearnedStage
 from valign.guard.images.regeneration import GenerateImage, generate_checked
@@ -23,6 +24,7 @@ from valign.guard.stages import Stage, StageParts, build_stages
 from valign.guard.waterfall import Waterfall
 from valign.interfaces import Detector, SamplingConfig
 from valign.methods import Method
+from valign.models.devices import torch_threads
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.encoders.minilm import MiniLM
 from valign.models.language.chat import ChatModel
@@ -49,7 +51,8 @@ class Guard:
         template: The last resort; None is the policy's own rewriter.
         detector: Looks at images; None leaves them unchecked, and `GuardedImage.checked` says so.
         token: Gives captions that call for a value principle its token; None generates all with the bare model.
-    Raises: UserError without stages; ValueError if two stages have one name.
+        threads: Of torch while a prompt is checked or rewritten, >= 0; 0 leaves as many as torch has.
+    Raises: UserError without stages; ValueError if two stages have one name, or ``threads`` is negative.
     """
 
     def __init__(
@@ -64,7 +67,10 @@ class Guard:
         template: PolicyRewriter | None = None,
         detector: Detector | None = None,
         token: ValueToken | None = None,
+        threads: int = 1,
     ) -> None:
+        check_range("Guard.threads", threads, low=0)
+        self.threads = threads
         self.policy, self.stages, self.opinion, self.judge = policy, tuple(stages), opinion, judge
         self.rewriter, self.detector, self.token = rewriter, detector, token
         self.acceptor = acceptor or Acceptor.from_policy(policy)
@@ -82,6 +88,7 @@ class Guard:
         head: Path | None = None,
         encoder: MiniLM | None = None,
         token: ValueToken | None = None,
+        threads: int = 1,
     ) -> "Guard":
         """The stages that ``policy.guard.stages`` names, offline. A chat model adds a judge of values and intent, and a rewriter.
 
@@ -104,6 +111,7 @@ class Guard:
             template=template,
             detector=detector,
             token=token,
+            threads=threads,
         )
 
     def fingerprint(self) -> str:
@@ -121,11 +129,13 @@ class Guard:
 
     def check_many(self, prompts: Sequence[str], *, explain: bool = False) -> list[GuardDecision]:
         """A decision per prompt, each stage once for all prompts that are still undecided. Raises: as `check`."""
-        return self._waterfall.decide(prompts, explain=explain)
+        with torch_threads(self.threads):
+            return self._waterfall.decide(prompts, explain=explain)
 
     def passes(self, text: str) -> bool:
         """Whether the guard would let the text through as it is: no stage finds anything, and none fails."""
-        return self._waterfall.passes(text)
+        with torch_threads(self.threads):
+            return self._waterfall.passes(text)
 
     def guard(self, prompt: str) -> GuardResult:
         """A prompt that may be generated from: the same, a rewrite that passes every stage, or None. Raises: as `check`."""
@@ -133,7 +143,8 @@ class Guard:
 
     def finish(self, decision: GuardDecision, prompt: str) -> GuardResult:
         """Carry a decision of `check` or `check_many` out: the second half of `guard`."""
-        return self._rewriting.finish(decision, prompt)
+        with torch_threads(self.threads):
+            return self._rewriting.finish(decision, prompt)
 
     def generate(
         self, model: DiffusionModel, prompt: str, *, seed: int = 0, sampling: SamplingConfig = SamplingConfig()

@@ -1,5 +1,8 @@
 """Where a network runs and in which precision, what the processor can do, and what may go wrong when weights are loaded."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -43,3 +46,35 @@ def first_line(error: Exception) -> str:
     """The first line of an error's message without its full stop, or the name of its class."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+class _Threads:
+    """How many calls hold torch to fewer threads, and how many it had before the first of them."""
+
+    lock = threading.Lock()
+    calls, before = 0, 0
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run with ``count`` threads of torch, then with as many as before; 0 changes nothing.
+
+    Short texts gain little from further threads, and lose much on a busy machine, where each product waits for the slowest of them.
+    torch keeps the number per thread, but a new thread starts with the last one that was set anywhere: calls at the same time must
+    agree on the number to go back to, and a thread that needs more should ask for `torch.get_num_threads` when it starts.
+    """
+    if count == 0:
+        yield
+        return
+    with _Threads.lock:
+        if _Threads.calls == 0:
+            _Threads.before = torch.get_num_threads()
+        _Threads.calls += 1
+        before = _Threads.before
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        with _Threads.lock:
+            _Threads.calls -= 1
+            torch.set_num_threads(before)

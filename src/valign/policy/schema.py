@@ -175,7 +175,7 @@ class GuardRules(Part):
     max_rewrites: Annotated[int, Field(ge=1, le=10)] = 2  # tries of a rewriter before the neutral template
     max_regenerations: Annotated[int, Field(ge=0, le=10)] = 2  # further attempts at an image, each in the next safe style
     other_scripts: Literal["allow", "block"] = (
-        "block"  # prompts mostly in letters that are not Latin, which word lists and encoder cannot read
+        "block"  # prompts with words in letters that are not Latin, which word lists and encoder cannot read
     )
     max_chars: Annotated[int, Field(ge=16, le=100_000)] = 4000  # longer prompts are refused
     ambiguous: list[Text] = []  # listed terms that do not count where the learned stage is sure of the opposite

@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import torch
+
 from valign.checks import check_range
 
 Item = TypeVar("Item")
@@ -74,6 +76,7 @@ class Batcher(Generic[Item, Result]):
             thread.join()
 
     def _work(self) -> None:
+        torch.get_num_threads()  # takes the process's number over now, not while a guard call has lowered it (`torch_threads`)
         while (batch := self._next()) is not None:
             running = [one for one in batch if one.future.set_running_or_notify_cancel()]
             if not running:

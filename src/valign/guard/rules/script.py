@@ -1,37 +1,108 @@
-"""Blocks prompts mostly in other letters than Latin ones, which the word lists and the encoder cannot read."""
+"""Blocks prompts that hold words in letters other than Latin ones, which the word lists and the encoder cannot read.
 
-from collections.abc import Sequence
+Words are judged one by one and before look-alike letters are folded, so that neither an English tail nor letters that look Latin
+make a foreign request readable.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
 
 from valign.guard.records import Verdict
 from valign.policy import Policy
 from valign.text import fold
 
-SHARE = 0.3  # of foreign letters, from which a prompt counts as written in another script
+LAST_LATIN = 0x24F  # last letter of Unicode's block Latin Extended-B
+FIRST_EAST_ASIAN = 0x2E80  # from here on one letter can be a word: Chinese, Japanese and Korean
+SPELT = 3  # single letters in a row, from which they are a word that is spelt out
 
 
 class ScriptStage:
-    """Fires if too many letters stay foreign after look-alikes were read as Latin ones."""
+    """Fires on the first word that cannot be read; the verdict's score is the number of such words."""
 
     name = "script"
     level = "rule"
 
     def __init__(self, policy: Policy) -> None:
         self._action = policy.guard.other_scripts
+        self._listed = listed_words(policy)
 
     def check(self, prompt: str) -> Verdict:
         if prompt.isascii():
             return Verdict(stage=self.name, level="rule")
-        share = foreign_share(prompt)
-        if share < SHARE or self._action == "allow":
-            return Verdict(stage=self.name, level="rule", score=share, threshold=SHARE)
+        unread = [word for word in words(prompt) if not readable(word) and fold(word) not in self._listed]
+        if not unread or self._action == "allow":
+            return Verdict(stage=self.name, level="rule", score=len(unread), threshold=1)
         message = "letters that this policy cannot read"
-        return Verdict(stage=self.name, level="rule", outcome="fire", score=share, threshold=SHARE, message=message, action="block")
+        return Verdict(
+            stage=self.name, level="rule", outcome="fire", score=len(unread), threshold=1, message=message, action="block"
+        )
 
     def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
         return [self.check(prompt) for prompt in prompts]
 
 
-def foreign_share(prompt: str) -> float:
-    """Share of letters beyond Latin, in [0, 1]; 0 without letters."""
-    letters = [char for char in fold(prompt) if char.isalpha()]
-    return sum(ord(char) > 0x24F for char in letters) / len(letters) if letters else 0.0
+def listed_words(policy: Policy) -> frozenset[str]:
+    """Every word of the policy's lists, folded. One that is written in look-alike letters is left to its list, which finds it."""
+    concepts = [concept for category in policy.categories for concept in category.concepts]
+    texts = [text for category in policy.categories for text in category.terms]
+    texts += [text for concept in concepts for text in (concept.name, *concept.paraphrases, *concept.terms)]
+    texts += [text for rule in policy.always_block for terms in rule.every for text in terms]
+    for norm in policy.norms:
+        texts += [*norm.when.context, *norm.when.behaviour, *norm.when.purpose]
+    return frozenset(word for text in texts for word in fold(text).split())
+
+
+def words(prompt: str) -> Iterator[str]:
+    """Letters between spaces, punctuation and signs, without marks and digits; `SPELT` single letters in a row are one word."""
+    singles: list[str] = []
+    for word in _split(prompt):
+        if len(word) > 1:
+            yield from _spelt(singles)
+            singles = []
+            yield word
+        else:
+            singles.append(word)
+    yield from _spelt(singles)
+
+
+def readable(word: str) -> bool:
+    """Whether a word's letters can be read as Latin ones.
+
+    One foreign letter can be (a formula's, or a look-alike), unless it is a word by itself as in Chinese. So can look-alikes among
+    Latin letters, which hide an English word. Foreign letters only, or several of which one looks like no Latin letter, cannot.
+    """
+    foreign = [char for char in word if _foreign(char)]
+    if any(ord(char) >= FIRST_EAST_ASIAN for char in foreign):
+        return False
+    if len(foreign) < 2:
+        return True
+    return len(foreign) < len(word) and not any(_beyond(fold(char)) for char in foreign)
+
+
+def _split(prompt: str) -> Iterator[str]:
+    word = ""
+    for char in unicodedata.normalize("NFKC", prompt):
+        kind = unicodedata.category(char)
+        if kind[0] == "L":
+            word += char
+        elif kind[0] in "ZPS" or kind == "Cc":
+            if word:
+                yield word
+            word = ""
+    if word:
+        yield word
+
+
+def _spelt(letters: Sequence[str]) -> Iterator[str]:
+    if len(letters) >= SPELT:
+        yield "".join(letters)
+    else:
+        yield from letters
+
+
+def _foreign(char: str) -> bool:
+    return _beyond(unicodedata.normalize("NFKD", char).casefold())
+
+
+def _beyond(text: str) -> bool:
+    return any(char.isalpha() and ord(char) > LAST_LATIN for char in text)
