@@ -163,6 +163,15 @@ class Detector(Protocol):
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]: ...
 
 
+def scores_of(detector: Detector, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
+    """The detector's scores, checked: one row per image, one column per class, all in [0, 1]."""
+    shape = (len(images), len(detector.card.classes))
+    scores = np.asarray(detector.detect(images), dtype=np.float64).reshape(shape) if images else np.zeros(shape)
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError(f"{detector.card.name} must score in [0, 1], got {scores.min()} to {scores.max()}. Rescale its output.")
+    return scores
+
+
 @runtime_checkable
 class Chat(Protocol):
     """Messages in, text out."""

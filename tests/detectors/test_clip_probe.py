@@ -35,6 +35,12 @@ def test_by_hand():  # features (1, 0); harmless at 90 degrees, harmful at 60: l
     torch.testing.assert_close(probe_logit(torch.tensor([[1.0, 0.0]]), vectors), torch.tensor([[50.0]]))
 
 
+def test_a_probe_with_one_nan_is_refused(tmp_path):
+    save_probe(tmp_path / "probe.safetensors", torch.tensor([[[0.0, float("nan")], [1.0, 0.0]]]), ["harm"], "colours")
+    with pytest.raises(UserError, match=r"probe\.safetensors: vectors must be finite, got NaN"):
+        ClipProbeDetector(tmp_path, encoder=ColourEncoder())
+
+
 def test_fitted_probe_separates_and_is_the_same_on_every_run(tmp_path):
     images = colours("red", "tomato", "maroon", "blue", "navy", "green", "lime", "teal")
     labels = torch.tensor([[i < 3, 5 <= i <= 6] for i in range(8)])

@@ -1,10 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from valign.checks import UserError
-from valign.detectors.base import check_pin, flagged, hash_weights, measure_error, scores_of
-from valign.interfaces import DetectorCard
+from valign.detectors.base import check_pin, flagged, hash_weights, measure_error
+from valign.interfaces import DetectorCard, scores_of
 
 
 class Redness:
@@ -54,6 +56,13 @@ def test_scores_outside_the_unit_interval_are_refused():
     with pytest.raises(ValueError, match=r"redness must score in \[0, 1\], got 1\.5"):
         scores_of(Loud(), colours("red"))
     assert scores_of(Redness(), []).shape == (0, 2)
+
+
+def test_what_has_no_score_is_harmful():
+    card = DetectorCard("d", ("a", "b"), 0.5, "")
+    assert flagged(np.array([[0.1, np.nan], [0.1, 0.2]]), card).tolist() == [True, False]
+    with pytest.raises(ValueError, match=r"redness must score in \[0, 1\], got nan"):
+        scores_of(SimpleNamespace(card=Redness.card, detect=lambda images: np.full((1, 2), np.nan)), colours("red"))
 
 
 def test_card_refuses_double_classes_and_impossible_rates():

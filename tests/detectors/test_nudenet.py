@@ -25,6 +25,10 @@ def test_only_two_classes_count_and_the_best_box_wins():
     assert scores.tolist() == [[0, 0], [0, 0.7], [0, 0]]
 
 
+def test_a_score_that_is_no_number_is_not_a_zero():
+    assert np.isnan(counted_scores([[box("MALE_GENITALIA_EXPOSED", float("nan")), box("MALE_GENITALIA_EXPOSED", 0.1)]])).any()
+
+
 def test_more_boxes_never_lower_a_score():
     boxes = [box("FEMALE_GENITALIA_EXPOSED", 0.4)]
     assert (counted_scores([[*boxes, box("FEMALE_GENITALIA_EXPOSED", 0.1)]]) >= counted_scores([boxes])).all()
@@ -36,6 +40,7 @@ def test_reads_colours_in_the_order_of_opencv_and_pins_the_weights(monkeypatch, 
     class NudeDetector:
         def __init__(self, model_path=None, inference_resolution=320):
             self.resolution = inference_resolution
+            self.onnx_session = SimpleNamespace(run=lambda *inputs: [np.array(inputs)])
 
         def detect(self, array):
             seen.append(array)
@@ -49,6 +54,9 @@ def test_reads_colours_in_the_order_of_opencv_and_pins_the_weights(monkeypatch, 
     assert seen[0][0, 0].tolist() == [7, 0, 255]
     assert flagged(scores, detector.card).tolist() == [True]  # 0.2 counts
     assert np.asarray(scores).shape == (1, 2)
+    assert detector.network.onnx_session.run(0.5)[0].tolist() == [0.5]
+    with pytest.raises(ValueError, match="nudenet must give finite numbers, got NaN"):
+        detector.network.onnx_session.run(float("nan"))  # NudeNet drops such boxes, as if nothing were there
     with pytest.raises(UserError, match="nudenet weights must have SHA-256 0, got"):
         NudeNetDetector(sha256="0")
 

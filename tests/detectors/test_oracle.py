@@ -28,6 +28,15 @@ def test_scores_are_probabilities_per_category(random_oracle):
     assert (scores <= 1).all()
 
 
+def test_an_oracle_with_one_nan_is_refused(tmp_path):
+    net = OracleNet(CONFIG)
+    with torch.no_grad():
+        net.glyph.bias[0] = float("nan")
+    save_oracle(tmp_path, net, CONFIG)
+    with pytest.raises(UserError, match=r"oracle\.safetensors: glyph\.bias must be finite, got NaN"):
+        OracleDetector(tmp_path)
+
+
 def test_batches_do_not_matter(random_oracle):
     images = _noise(7)
     whole = random_oracle.detect(images)

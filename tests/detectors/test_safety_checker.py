@@ -78,6 +78,15 @@ def test_wrong_folder_and_wrong_pin(folder, tmp_path):
         SafetyCheckerDetector(folder, sha256="abc")
 
 
+def test_a_limit_that_is_no_number_is_refused(folder, tmp_path):
+    model = SafetyCheckerDetector(folder).model
+    with torch.no_grad():
+        model.concept_embeds_weights[0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"concept_embeds_weights must be finite, got NaN"):
+        SafetyCheckerDetector(tmp_path)
+
+
 def test_shape_centre_and_scale():
     image = Image.new("RGB", (40, 20), "black")
     image.paste((255, 255, 255), (10, 0, 30, 20))  # the centre square is white

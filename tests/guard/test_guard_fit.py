@@ -202,6 +202,23 @@ def test_refuses_a_file_whose_tensors_do_not_fit(head, tmp_path):
         load_head(tmp_path / "narrow.safetensors")
 
 
+def test_refuses_a_file_with_a_number_that_is_not_finite(head, tmp_path):
+    path = tmp_path / "head.safetensors"
+    bias = head.weights["hidden.bias"].clone()
+    bias[0] = float("nan")
+    save_head(Head(head.settings, {**head.weights, "hidden.bias": bias}), path)
+    with pytest.raises(UserError, match=r"head\.safetensors: hidden\.bias must be finite, got NaN or infinity"):
+        load_head(path)
+    save_head(Head(replace(head.settings, thresholds={"balanced": {"any": float("nan")}}), head.weights), path)
+    with pytest.raises(UserError, match=r"head\.safetensors: its thresholds must be finite"):
+        load_head(path)
+
+
+def test_a_logit_that_is_not_finite_is_no_probability(head, minilm):
+    high = dict(head.weights, **{"out.bias": torch.full_like(head.weights["out.bias"], float("-inf"))})
+    assert np.isnan(Head(head.settings, high).score(minilm, ["a boat"])).all()  # the sigmoid of -inf would be 0: harmless
+
+
 def test_refuses_one_kind_of_rows(policy, minilm):
     with pytest.raises(UserError, match="must be safe and unsafe prompts"):
         fit_head([row(0, "a", 0)], policy, minilm)

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 from guard_stand_ins import Judge, StandIn
 
-from valign.guard import Guard
+from valign.guard import Guard, Verdict
 
 
 @pytest.mark.parametrize(("words", "meaning", "value", "good"), list(product([False, True], repeat=4)))
@@ -107,3 +107,19 @@ def test_refuses_to_start_without_stages(policy):
 def test_refuses_two_stages_of_one_name(policy):
     with pytest.raises(ValueError, match="distinct names, got lexical, lexical"):
         Guard(policy, [StandIn("lexical", "word", True), StandIn("lexical", "word", False)])
+
+
+@pytest.mark.parametrize("numbers", [{"score": float("nan")}, {"threshold": float("inf")}, {"scores": {"hate": float("nan")}}])
+def test_a_number_that_is_not_finite_is_a_check_that_failed(policy, numbers, monkeypatch):
+    stage = StandIn("learned", "semantic", False)
+    monkeypatch.setattr(stage, "check", lambda prompt: Verdict(stage="learned", level="semantic", **numbers))
+    decision = Guard(policy, [stage]).check("a red apple")
+    assert (decision.action, decision.error) == ("block", "learned: failed: a score is not finite")
+
+
+def test_a_judge_without_a_number_does_not_excuse(policy, monkeypatch):
+    judge = Judge("prohibition")
+    excused = Verdict(stage="judge", level="intention", rule="prohibition", score=float("nan"))
+    monkeypatch.setattr(judge, "judge", lambda prompt, findings: excused)
+    decision = Guard(policy, [StandIn("lexical", "word", True)], judge=judge).check("a red apple")
+    assert (decision.action, decision.intent) == ("block", "harmful")

@@ -102,6 +102,13 @@ def test_refuses_what_is_not_clip(folder, tiny_sd, tmp_path):
         ClipEncoder(tmp_path)
     with pytest.raises(UserError, match="must hold a CLIP model, got clip_text_model"):
         ClipEncoder(tiny_sd / "text_encoder")
+    holed = CLIPModel.from_pretrained(folder)
+    with torch.no_grad():
+        holed.visual_projection.weight[0, 0] = float("nan")
+    holed.save_pretrained(tmp_path / "holed")
+    shutil.copytree(folder, tmp_path / "holed", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    with pytest.raises(UserError, match=r"holed: visual_projection\.weight must be finite, got NaN"):
+        ClipEncoder(tmp_path / "holed")
     broken = shutil.copytree(folder, tmp_path / "broken")
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])

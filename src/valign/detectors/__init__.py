@@ -5,12 +5,12 @@ from inspect import signature
 
 from valign.checks import UserError
 from valign.detectors.any_of import AnyOf
-from valign.detectors.base import flagged, measure_error, scores_of
+from valign.detectors.base import flagged, measure_error
 from valign.detectors.clip_probe import ClipProbeDetector
 from valign.detectors.nudenet import NudeNetDetector
 from valign.detectors.oracle import OracleDetector
 from valign.detectors.safety_checker import SafetyCheckerDetector
-from valign.interfaces import Detector, DetectorCard
+from valign.interfaces import Detector, DetectorCard, scores_of
 from valign.plugins import with_plugins
 
 DETECTORS: Mapping[str, Callable[..., Detector]] = with_plugins(

@@ -6,9 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
-from valign.detectors.base import scores_of
 from valign.files import hash_value
-from valign.interfaces import Detector, DetectorCard
+from valign.interfaces import Detector, DetectorCard, scores_of
 
 
 def to_half(scores: Float[np.ndarray, "image class"], threshold: float) -> Float[np.ndarray, "image class"]:

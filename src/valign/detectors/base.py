@@ -10,23 +10,14 @@ from PIL.Image import Image
 
 from valign.checks import UserError
 from valign.files import hash_file, hash_value
-from valign.interfaces import Detector, DetectorCard
+from valign.interfaces import Detector, DetectorCard, scores_of
 
 WEIGHT_SUFFIXES = (".safetensors", ".onnx")
 
 
-def scores_of(detector: Detector, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
-    """The detector's scores, checked: one row per image, one column per class, all in [0, 1]."""
-    shape = (len(images), len(detector.card.classes))
-    scores = np.asarray(detector.detect(images), dtype=np.float64).reshape(shape) if images else np.zeros(shape)
-    if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError(f"{detector.card.name} must score in [0, 1], got {scores.min()} to {scores.max()}. Rescale its output.")
-    return scores
-
-
 def flagged(scores: Float[np.ndarray, "image class"], card: DetectorCard) -> Bool[np.ndarray, " image"]:
-    """Which images are harmful: any class at or above the threshold."""
-    return np.asarray((scores >= card.threshold).any(axis=1))
+    """Which images are harmful: any class at or above the threshold, or without a number."""
+    return np.asarray(~(scores < card.threshold).all(axis=1))
 
 
 def measure_error(detector: Detector, images: Sequence[Image], harmful: Sequence[bool]) -> DetectorCard:

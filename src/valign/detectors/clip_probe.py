@@ -22,6 +22,7 @@ from valign.detectors.base import check_pin
 from valign.files import atomic_path, hash_file, hash_value
 from valign.interfaces import DetectorCard
 from valign.methods import Method
+from valign.models.files.finite import check_finite
 
 METHOD = Method(
     slug="clip-probe",
@@ -134,4 +135,5 @@ def _open(path: Path) -> tuple[Tensor, tuple[str, ...], str]:
         raise UserError(
             f"{path} must hold vectors [class, 2, dim], class names and encoder, got {tuple(vectors.shape)}. Use save_probe."
         )
+    check_finite(path, {"vectors": vectors})
     return vectors, classes, header["encoder"]

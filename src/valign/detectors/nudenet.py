@@ -20,14 +20,30 @@ COUNTED = ("FEMALE_GENITALIA_EXPOSED", "MALE_GENITALIA_EXPOSED")
 
 
 def counted_scores(detections: Sequence[Sequence[dict[str, Any]]]) -> Float[np.ndarray, "image class"]:
-    """The best box's score per counted class, 0 without a box; every other class is ignored."""
+    """The best box's score per counted class, 0 without a box; other classes are ignored. NaN is kept."""
     scores = np.zeros((len(detections), len(COUNTED)))
     for row, boxes in enumerate(detections):
         for box in boxes:
             if box["class"] in COUNTED:
                 column = COUNTED.index(box["class"])
-                scores[row, column] = max(scores[row, column], float(box["score"]))
+                scores[row, column] = np.maximum(scores[row, column], float(box["score"]))
     return np.clip(scores, 0, 1)
+
+
+class _FiniteSession:
+    """The network's session, which refuses NaN and infinity: NudeNet itself drops boxes without a score above its own limit."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, *arguments: Any, **options: Any) -> Any:
+        outputs = self._session.run(*arguments, **options)
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise ValueError("nudenet must give finite numbers, got NaN or infinity. Check its .onnx file.")
+        return outputs
 
 
 class NudeNetDetector:
@@ -42,6 +58,7 @@ class NudeNetDetector:
                 "NudeNet must be installed to be used. Run: pip install 'valign[nudenet]' (its licence file is AGPL-3.0)."
             ) from None
         self.network = nudenet.NudeDetector(model_path=str(model) if model else None, inference_resolution=resolution)
+        self.network.onnx_session = _FiniteSession(self.network.onnx_session)
         weights = hash_file(Path(model)) if model else hash_weights(Path(nudenet.__file__).parent)
         check_pin("nudenet", weights, sha256)
         self.card = DetectorCard("nudenet", COUNTED, 0.2, weights)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from valign.checks import UserError
 from valign.files import atomic_path, hash_file, read_json, write_json
 from valign.interfaces import DetectorCard
+from valign.models.files.finite import check_finite
 
 CELL = 8  # pixels per cell of the feature map
 REACH = 4  # cells on a side of the window that is read at a place
@@ -109,8 +110,10 @@ class OracleDetector:
         if not weights.exists():
             raise UserError(f"{weights} does not exist. Name a folder with oracle.json and oracle.safetensors.")
         self.config = OracleConfig.read(folder / "oracle.json")
+        tensors = load_file(weights)
+        check_finite(weights, tensors)
         self.net = OracleNet(self.config).eval()
-        self.net.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()})
+        self.net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         self.batch_size = batch_size
         classes = tuple(dict.fromkeys(self.config.categories.values()))
         measured = self.config.measured

@@ -18,6 +18,7 @@ from valign.detectors.base import check_pin, hash_weights
 from valign.interfaces import DetectorCard
 from valign.methods import Method
 from valign.models.encoders.clip import CLIP_MEAN, CLIP_STD
+from valign.models.files.finite import check_finite
 from valign.models.images import pil_to_tensor
 
 METHOD = Method(
@@ -49,6 +50,7 @@ class SafetyCheckerDetector:
         folder = Path(folder)
         folder = folder / "safety_checker" if (folder / "safety_checker").is_dir() else folder
         self.model = _load(folder)
+        check_finite(folder, self.model.state_dict())
         weights = hash_weights(folder)
         check_pin("safety-checker", weights, sha256)
         classes = tuple(f"concept-{index}" for index in range(len(self.model.concept_embeds)))

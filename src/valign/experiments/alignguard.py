@@ -9,7 +9,7 @@ from valign.data.prompts.sources import GrammarSource
 from valign.detectors.base import flagged
 from valign.evaluation import ReportOptions, System, adapter_system, evaluate
 from valign.files import read_json, write_json
-from valign.interfaces import Detector, SamplingConfig
+from valign.interfaces import Detector, SamplingConfig, scores_of
 from valign.merging import MERGES
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.lora import load_adapter, unload_adapters
@@ -91,6 +91,6 @@ def _scores(
             images = model.generate(prompts, seeds=range(len(prompts)), sampling=SamplingConfig.of(config))
         finally:
             unload_adapters(model)
-        scores[name] = float(flagged(detector.detect(images), detector.card).mean())
+        scores[name] = float(flagged(scores_of(detector, images), detector.card).mean())
     write_json(path, scores)
     return scores

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from valign.guard.head.learned import SHIPPED, LearnedStage
 from valign.guard.records import Verdict
@@ -58,7 +59,10 @@ def build_stages(parts: StageParts) -> list[Stage]:
 
 
 def run_stage(stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
-    """A verdict per prompt, with its time. If the batch fails, each prompt is tried alone, and one that fails is an error."""
+    """A verdict per prompt, with its time. If the batch fails, each prompt is tried alone, and one that fails is an error.
+
+    So is a verdict with a number that is not finite: no limit holds NaN back.
+    """
     if not prompts:
         return []
     start = perf_counter()
@@ -69,7 +73,18 @@ def run_stage(stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
     except Exception:
         verdicts = [_run_one(stage, prompt) for prompt in prompts]
     each = (perf_counter() - start) * 1000 / len(prompts)
-    return [replace(verdict, milliseconds=each) for verdict in verdicts]
+    return [replace(sound(verdict, stage), milliseconds=each) for verdict in verdicts]
+
+
+def sound(verdict: Verdict, stage: Any) -> Verdict:
+    """The verdict, or an error of ``stage`` in its place if one of its numbers is NaN or infinite."""
+    numbers = (verdict.score, verdict.threshold, verdict.ranking, *verdict.scores.values())
+    if all(number is None or isfinite(number) for number in numbers):
+        return verdict
+    return replace(
+        Verdict(stage=verdict.stage, level=verdict.level, outcome="error", message="failed: a score is not finite"),
+        action=getattr(stage, "on_error", None),
+    )
 
 
 def _run_one(stage: Stage, prompt: str) -> Verdict:

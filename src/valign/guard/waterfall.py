@@ -15,7 +15,7 @@ from valign.guard.rules.block_rule import BlockRuleStage
 from valign.guard.rules.intention import IntentionRules, IntentJudge
 from valign.guard.rules.script import ScriptStage
 from valign.guard.rules.second_opinion import SecondOpinion
-from valign.guard.stages import Stage, run_stage
+from valign.guard.stages import Stage, run_stage, sound
 from valign.policy import Action, Policy
 from valign.text import clean
 
@@ -146,7 +146,7 @@ class Waterfall:
         """The judge's verdict with its time; an exception is an error, and a good intent by rules may meet an objection."""
         start = perf_counter()
         try:
-            verdict = judge.judge(prompt, tuple(trace))
+            verdict = sound(judge.judge(prompt, tuple(trace)), judge)
         except Exception as error:
             message = f"{judge.name} failed: {type(error).__name__}"
             verdict = Verdict(stage=judge.name, level="intention", outcome="error", message=message)

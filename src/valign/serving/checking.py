@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
-from valign.detectors.base import scores_of
 from valign.guard.guard import Guard
 from valign.guard.records import GuardDecision
-from valign.interfaces import Detector
+from valign.interfaces import Detector, scores_of
 from valign.serving.batching import Batcher
 from valign.serving.limits import Capacity
 from valign.serving.metrics import Metrics

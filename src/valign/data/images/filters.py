@@ -8,7 +8,7 @@ from PIL import Image
 
 from valign.checks import UserError, check_choice
 from valign.data.prompts.pairs import PromptPair
-from valign.interfaces import Detector
+from valign.interfaces import Detector, scores_of
 
 FILTERS = ("none", "detector")
 
@@ -37,7 +37,7 @@ def score_pairs(
     """`harm_scores` of every pair, from one call of the detector; ``(None, None)`` without one."""
     if detector is None or not pairs:
         return [(None, None)] * len(pairs)
-    scores = np.asarray(detector.detect([*unsafe, *safe]))
+    scores = scores_of(detector, [*unsafe, *safe])
     return [harm_scores(detector.card.classes, pair, scores[i], scores[len(pairs) + i]) for i, pair in enumerate(pairs)]
 
 

@@ -21,7 +21,7 @@ from valign.data.images.pairs import pair_seed
 from valign.data.journal import Journal
 from valign.data.prompts.pairs import PromptPair
 from valign.files import atomic_path, hash_file, hash_value
-from valign.interfaces import Detector, Sampler, SamplingConfig
+from valign.interfaces import Detector, Sampler, SamplingConfig, scores_of
 from valign.policy import BlockRules, Policy, Principle, ValueScene
 from valign.progress import track
 
@@ -164,7 +164,7 @@ def as_asked(
         own, other = (contrast.score(images, [getattr(row, name) for row in rows]) for name in ("text", "other"))
         good = np.asarray(own) > np.asarray(other)
     if detector is not None:
-        scores, card = np.asarray(detector.detect(images)), detector.card
+        scores, card = scores_of(detector, images), detector.card
         for index, (row, principle) in enumerate(zip(rows, principles, strict=True)):
             if principle.kind == "toxicity":
                 known = row.side == "violating" and principle.category in card.classes

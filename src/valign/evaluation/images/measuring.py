@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
-from valign.detectors.base import flagged, scores_of
+from valign.detectors.base import flagged
 from valign.evaluation.images.clip_score import ImageTextEncoder, clip_scores
 from valign.evaluation.images.drift import cosine_drift, pixel_rmse
 from valign.evaluation.images.fidelity import FidelityReader, read_fidelity
 from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.results import ImageResult, prompt_columns
 from valign.evaluation.suite import EvalPrompt, Suite
-from valign.interfaces import Detector
+from valign.interfaces import Detector, scores_of
 from valign.progress import track
 
 Features = Callable[[Sequence[Image]], Any]  # images -> [image, dim]

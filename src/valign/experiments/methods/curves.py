@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from valign.detectors.base import flagged, scores_of
+from valign.detectors.base import flagged
 from valign.evaluation.images.folder import make_images
 from valign.evaluation.report.plots import Frame, Plot, curves, round_up
 from valign.evaluation.report.sections import Section
 from valign.evaluation.suite import Suite
 from valign.evaluation.systems import System
 from valign.files import atomic_folder, read_json
-from valign.interfaces import Detector, SamplingConfig
+from valign.interfaces import Detector, SamplingConfig, scores_of
 from valign.training.engine.checkpoint import Checkpoints
 from valign.training.tasks.preference.trainable import TrainableAdapter
 

@@ -75,8 +75,8 @@ class Acceptor:
         if self.encoder is not None:
             one, two = self.encoder.encode([clean(prompt), clean(text)])
             meaning = float(one @ two)
-        if words < self.keep_words:
+        if not words >= self.keep_words:
             return Acceptance("keeps too few words", words, meaning)
-        if meaning is not None and meaning < self.keep_meaning:
+        if meaning is not None and not meaning >= self.keep_meaning:  # NaN too
             return Acceptance("keeps too little of the meaning", words, meaning)
         return Acceptance("", words, meaning)

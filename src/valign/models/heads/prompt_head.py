@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import inf
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.nn.functional import embedding_bag, gelu, linear, normalize
 from valign.checks import UserError
 from valign.files import atomic_path, hash_file
 from valign.models.encoders.minilm import LAYERS, WIDTH, MiniLM, Tokens, Weights, pool, quick_weights, run_layers
+from valign.models.files.finite import check_finite
 from valign.models.heads.ngrams import bag_of
 
 FORMAT = 1
@@ -61,7 +62,7 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class Head:
-    """Settings and tensors; ``[text, column]`` probabilities out."""
+    """Settings and tensors; ``[text, column]`` probabilities out, NaN where a logit is not finite."""
 
     settings: HeadSettings
     # ngrams.weight [bucket, d], attend.weight [q, 384] or none, hidden.weight [h, 384 (1 + q) + d], hidden.bias, out.*, upper.*
@@ -76,7 +77,7 @@ class Head:
         for tokens in encoder.batches(seen):
             lower = encoder.lower(tokens, LAYERS - self.settings.tuned_layers, quick=quick)
             logits = self.logits(self.vectors(lower, tokens, quick=quick), [seen[number] for number in tokens.owner])
-            np.maximum.at(out, list(tokens.owner), logits.sigmoid().numpy())
+            np.maximum.at(out, list(tokens.owner), logits.where(logits.isfinite(), nan).sigmoid().numpy())  # NaN is kept
         return out
 
     def vectors(
@@ -196,6 +197,9 @@ def load_head(path: Path) -> Head:
         shapes = _shapes(weights)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} could not be read as a guard head: {error}. Train it again.") from error
+    check_finite(path, weights)
+    if not all(isfinite(limit) for limits in settings.thresholds.values() for limit in limits.values()):
+        raise UserError(f"{path}: its thresholds must be finite, got NaN or infinity. Run `valign guard calibrate`.")
     inputs = WIDTH * (1 + shapes.get(ATTEND, (0,))[0]) + shapes["ngrams.weight"][1]
     expected = (settings.buckets, len(settings.columns), inputs)
     if (shapes["ngrams.weight"][0], shapes["out.weight"][0], shapes["hidden.weight"][1]) != expected:
