@@ -6,10 +6,11 @@ import torch
 
 from valign.checks import UserError
 from valign.data.build import DataConfig, build_data
-from valign.data.images.latents import image_tensor, open_latents
+from valign.data.images.latents import open_latents
 from valign.data.images.rows import load_image_rows
 from valign.data.prompts.pairs import PromptPair, load_pairs
 from valign.files import read_json
+from valign.images import image_tensor
 from valign.interfaces import DetectorCard, SamplingConfig
 from valign.policy import load_policy
 

@@ -7,9 +7,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from valign.checks import UserError
-from valign.data.images.latents import EMPTY_PROMPT_ROW, image_tensor, open_latents, write_latents
+from valign.data.images.latents import EMPTY_PROMPT_ROW, open_latents, write_latents
 from valign.data.prompts.pairs import PromptPair
 from valign.files import read_json, write_json, write_text
+from valign.images import image_tensor
 
 
 @dataclass
@@ -145,10 +146,10 @@ def test_a_kill_between_the_last_batch_and_the_renaming_loses_nothing(tmp_path, 
 
 def test_a_missing_or_broken_image_is_named(tmp_path, images):
     (images / "p1_safe.png").write_bytes(b"half a pictu")
-    with pytest.raises(UserError, match=r"p1_safe\.png is missing or no image"):
+    with pytest.raises(UserError, match=r"p1_safe\.png must be an image that is read .* run `valign data build` again"):
         write_latents(FakeEncoder(), PAIRS, images, tmp_path / "latents")
     (images / "p1_safe.png").unlink()
-    with pytest.raises(UserError, match=r"p1_safe\.png is missing or no image"):
+    with pytest.raises(UserError, match=r"p1_safe\.png does not exist"):
         write_latents(FakeEncoder(), PAIRS, images, tmp_path / "latents")
 
 

@@ -50,8 +50,11 @@ def test_reads_colours_in_the_order_of_opencv_and_pins_the_weights(monkeypatch, 
     package = SimpleNamespace(NudeDetector=NudeDetector, __file__=str(tmp_path / "__init__.py"))
     monkeypatch.setitem(sys.modules, "nudenet", package)
     detector = NudeNetDetector()
-    scores = detector.detect([Image.new("RGB", (2, 2), (255, 0, 7))])
+    images = [Image.new("RGB", (2, 2), (255, 0, 7)), Image.new("RGBA", (2, 2)), Image.new("L", (50, 5000))]
+    scores = detector.detect(images)[:1]
     assert seen[0][0, 0].tolist() == [7, 0, 255]
+    assert seen[1][0, 0].tolist() == [255, 255, 255]  # transparent: white, as viewers show it
+    assert seen[2].shape == (4096, 41, 3)  # NudeNet pads to a square of the longer side
     assert flagged(scores, detector.card).tolist() == [True]  # 0.2 counts
     assert np.asarray(scores).shape == (1, 2)
     assert detector.network.onnx_session.run(0.5)[0].tolist() == [0.5]

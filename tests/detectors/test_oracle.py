@@ -44,6 +44,11 @@ def test_batches_do_not_matter(random_oracle):
     np.testing.assert_allclose(random_oracle.detect(images), whole, atol=1e-5)
 
 
+def test_what_is_transparent_is_seen_as_white(random_oracle):
+    clear, white = Image.new("RGBA", (64, 64), (0, 255, 0, 0)), Image.new("RGB", (64, 64), "white")
+    np.testing.assert_array_equal(random_oracle.detect([clear]), random_oracle.detect([white]))
+
+
 def test_config_round_trip(tmp_path):
     save_oracle(tmp_path, OracleNet(CONFIG), CONFIG)
     assert OracleConfig.read(tmp_path / "oracle.json") == CONFIG

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from valign.images import fit_square
 from valign.models.diffusion.base import Conditioning, LatentDist
-from valign.models.images import fit_square, pil_to_tensor, tensor_to_pil
+from valign.models.images import pil_to_tensor, tensor_to_pil
 
 
 def conditioning(rows, pooled=True):

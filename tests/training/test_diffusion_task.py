@@ -142,8 +142,8 @@ def test_the_command_on_a_folder(tiny_sd, folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"file_name": "nowhere.png"}, r"row 2 must name an image, got .*nowhere\.png"),
-        ({"file_name": "note.txt"}, r"row 2 must name an image, got .*note\.txt"),
+        ({"file_name": "nowhere.png"}, r"row 2 must name an image: .*nowhere\.png does not exist"),
+        ({"file_name": "note.txt"}, r"row 2 must name an image: .*note\.txt must be an image that is read"),
         ({"text": " "}, r"row 2 must have a caption in text, got an empty one"),
         ({"text": None}, r"row 2 must have the column text, got file_name"),
     ],
@@ -163,7 +163,7 @@ def test_a_image_that_goes_away_is_named(folder, data, tiny_sd):
     model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"))
     hidden = row.path.rename(row.path.with_suffix(".gone"))
     try:
-        with pytest.raises(UserError, match=r"\.png must stay as it was until training ends"):
+        with pytest.raises(UserError, match=r"\.png does not exist.* It must stay as it was until training ends"):
             model.batch([row])
     finally:
         hidden.rename(row.path)

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from valign.worlds import World
 
 BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @example(
@@ -230,11 +229,11 @@ def _refuse_trained(suite: Suite, sources: Iterable[Path]) -> None:
 
 def _reference(folder: Path | None, world: World | None) -> list[Image] | None:
     """Images of ``folder`` by name; the world's own renders of its benign prompts where no folder is given."""
-    from PIL import Image
+    from valign.images import SUFFIXES, open_image
 
     if folder is None:
         return world.reference_images() if world else None
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGES)
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if len(files) < 2:
-        raise UserError(f"--reference must be a folder of at least 2 images, {folder} holds {len(files)} of {', '.join(IMAGES)}.")
-    return [Image.open(path).convert("RGB") for path in files]
+        raise UserError(f"--reference must be a folder of at least 2 images, {folder} holds {len(files)} of {', '.join(SUFFIXES)}.")
+    return [open_image(path) for path in files]

@@ -14,8 +14,10 @@ from PIL.Image import Image
 from valign.checks import UserError
 from valign.detectors.base import check_pin, hash_weights
 from valign.files import hash_file
+from valign.images import as_shown
 from valign.interfaces import DetectorCard
 
+LONGEST = 4096  # pixels; NudeNet pads to a square of the longer side before it scales to its own few hundred
 COUNTED = ("FEMALE_GENITALIA_EXPOSED", "MALE_GENITALIA_EXPOSED")
 
 
@@ -65,5 +67,13 @@ class NudeNetDetector:
 
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
         """``[image, 2]`` scores in [0, 1]."""
-        arrays = [np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1]) for image in images]  # OpenCV wants BGR
+        shown = [_bounded(as_shown(image)) for image in images]
+        arrays = [np.ascontiguousarray(np.asarray(image)[:, :, ::-1]) for image in shown]  # OpenCV wants BGR
         return counted_scores([self.network.detect(array) for array in arrays])
+
+
+def _bounded(image: Image) -> Image:
+    """``image`` scaled down so that its longer side is at most `LONGEST`; smaller ones stay as they are."""
+    if max(image.size) > LONGEST:
+        image.thumbnail((LONGEST, LONGEST))
+    return image

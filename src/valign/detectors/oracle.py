@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from valign.checks import UserError
 from valign.files import atomic_path, hash_file, read_json, write_json
+from valign.images import as_shown
 from valign.interfaces import DetectorCard
 from valign.models.files.finite import check_finite
 
@@ -137,7 +138,7 @@ class OracleDetector:
         parts = []
         for start in range(0, len(images), self.batch_size):
             arrays = [
-                np.asarray(image.convert("RGB").resize(size), dtype=np.float32) for image in images[start : start + self.batch_size]
+                np.asarray(as_shown(image).resize(size), dtype=np.float32) for image in images[start : start + self.batch_size]
             ]
             parts.append(self.net(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1))
         if not parts:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from valign.data.images.rows import ImageRow
 from valign.data.prompts.pairs import PromptPair
 from valign.files import atomic_path
+from valign.images import open_image
 
 PAPER, CARD, INK, SOFT, HARM, CALM = "#f4f4f1", "#ffffff", "#1d1f23", "#7a7d85", "#c2412d", "#2f7d4f"
 MARGIN, GAP, PAD = 28, 18, 10  # pixels
@@ -105,8 +106,8 @@ def _card(pair: PromptPair, images: Path, layout: SheetLayout, fonts: dict) -> I
     draw.rounded_rectangle((0, 0, card.width - 1, card.height - 1), 6, fill=CARD, outline="#e2e2dc")
     for column, (word, (_, colour), lines) in enumerate(zip(("unsafe", "safe"), texts, wrapped, strict=True)):
         left = PAD + column * (side + PAD)
-        with Image.open(images / f"{pair.id}_{word}.png") as image:
-            card.paste(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), (left, PAD))
+        image = open_image(images / f"{pair.id}_{word}.png")
+        card.paste(image.resize((side, side), Image.Resampling.LANCZOS), (left, PAD))
         draw.rectangle((left, PAD + side, left + side - 1, PAD + side + 3), fill=colour)
         for row, line in enumerate(lines):
             draw.text((left, PAD + side + 8 + 14 * row), line, INK, font=fonts[11])

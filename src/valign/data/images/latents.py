@@ -18,12 +18,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor
 
 from valign.checks import UserError
@@ -31,6 +29,7 @@ from valign.data.images.cache import EncodedImages, open_cache
 from valign.data.images.row_store import RowWriter
 from valign.data.prompts.pairs import PromptPair
 from valign.files import atomic_path, hash_file, hash_value, read_json, write_json
+from valign.images import image_tensor, open_image
 from valign.interfaces import LatentEncoder
 from valign.progress import track
 from valign.runs import Run
@@ -114,19 +113,6 @@ def open_latents(data: Path, *, base: str | None = None) -> LatentCache:
     """
     folder = data if (data / "index.parquet").exists() else data / "latents"
     return open_cache(LatentCache, folder, data, base)
-
-
-def image_tensor(image: Image.Image, size: int) -> Float[Tensor, "3 {size} {size}"]:
-    """An image in [-1, 1]: transparent parts on white, shorter side scaled to ``size`` (bicubic), the middle cut out square."""
-    if image.mode in ("RGBA", "LA", "P"):
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("RGB")
-    if image.size != (size, size):
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
 def write_latents(
@@ -217,10 +203,9 @@ def write_rows(path: Path, rows: int, batch_size: int, what: str, encode: Callab
 
 def load_pixels(path: Path, size: int) -> Float[Tensor, "3 {size} {size}"]:
     try:
-        with Image.open(path) as image:
-            return image_tensor(image, size)
-    except OSError:
-        raise UserError(f"{path} is missing or no image. Delete {path.parent} and run `valign data build` again.") from None
+        return image_tensor(open_image(path), size)
+    except UserError as error:
+        raise UserError(f"{error} Delete {path.parent} and run `valign data build` again.") from None
 
 
 def _write_index(pairs: Sequence[PromptPair], texts: Sequence[str], path: Path) -> None:

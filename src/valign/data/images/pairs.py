@@ -18,6 +18,7 @@ from valign.data.images.rows import ImageRow, write_image_rows
 from valign.data.journal import Journal
 from valign.data.prompts.pairs import PromptPair
 from valign.files import atomic_path, hash_file
+from valign.images import open_image
 from valign.interfaces import Detector, Sampler, SamplingConfig
 from valign.progress import track
 
@@ -110,8 +111,8 @@ def _open_chunks(pairs: Sequence[PromptPair], journal: Journal, size: int, what:
 
 def _readable(path: Path) -> Image.Image | None:
     try:
-        return Image.open(path).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return open_image(path)
+    except UserError:
         return None
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from valign.checks import UserError
-from valign.data.images.latents import image_tensor
 from valign.data.prompts.tables import find_table, read_records
 from valign.data.tasks.base import Task, TaskData, assemble
 from valign.files import hash_file
+from valign.images import image_tensor, open_image
 
 TABLES = ("metadata", "train")  # names of the table in a folder of images
 
@@ -72,10 +71,9 @@ class CaptionRow(CaptionedImage):
     def pixels(self, size: int) -> Float[Tensor, "3 {size} {size}"]:
         """As `image_tensor` makes it. Raises: UserError if the file has gone since it was listed."""
         try:
-            with Image.open(self.path) as image:
-                return image_tensor(image, size)
-        except OSError as error:
-            raise UserError(f"{self.path} must stay as it was until training ends, got: {error}. Put it back.") from error
+            return image_tensor(open_image(self.path), size)
+        except UserError as error:
+            raise UserError(f"{error} It must stay as it was until training ends. Put it back.") from error
 
 
 def read_captions(
@@ -111,8 +109,7 @@ def _rows(place: Path, task: CaptionTask) -> list[CaptionRow]:
 
 def _digest(path: Path, where: str) -> str:
     try:
-        with Image.open(path) as image:
-            image.verify()
+        open_image(path)
         return hash_file(path)
-    except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
-        raise UserError(f"{where} must name an image, got {path}: {error}. Mend or delete the row.") from error
+    except UserError as error:
+        raise UserError(f"{where} must name an image: {error} Mend or delete the row.") from error

@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
+from valign.images import as_shown
+
 
 def cosine_drift(
     before: Float[np.ndarray, "image dim"], after: Float[np.ndarray, "image_after dim_after"]
@@ -32,5 +34,5 @@ def pixel_rmse(before: Sequence[Image], after: Sequence[Image]) -> Float[np.ndar
 def _rmse(first: Image, second: Image) -> float:
     if first.size != second.size:
         raise ValueError(f"pixel_rmse must compare images of one size, got {first.size} and {second.size}.")
-    left, right = (np.asarray(image.convert("RGB"), dtype=np.float64) / 255 for image in (first, second))
+    left, right = (np.asarray(as_shown(image), dtype=np.float64) / 255 for image in (first, second))
     return float(np.sqrt(np.mean((left - right) ** 2)))

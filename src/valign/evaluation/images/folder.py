@@ -13,6 +13,7 @@ from valign.checks import UserError
 from valign.evaluation.suite import Suite
 from valign.evaluation.systems import System
 from valign.files import atomic_path
+from valign.images import open_image
 from valign.progress import track
 from valign.runs import Run
 
@@ -33,12 +34,9 @@ class ImageFolder:
         if self._blocked(prompt_id).exists():
             return None
         try:
-            with Image.open(self._png(prompt_id)) as image:
-                return image.convert("RGB")
-        except OSError as error:
-            raise UserError(
-                f"{self._png(prompt_id)} could not be read: {error}. Delete it and run the evaluation again."
-            ) from error
+            return open_image(self._png(prompt_id))
+        except UserError as error:
+            raise UserError(f"{error} Delete it and run the evaluation again.") from error
 
     def save(self, prompt_id: str, image: Image.Image | None) -> None:
         if image is None:

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from valign.data.images.latents import image_tensor
 from valign.data.tasks.base import Task, TaskData
 from valign.data.tasks.captions import CaptionedImage, PairRow
 from valign.files import hash_value
+from valign.images import image_tensor
 from valign.worlds.shapes.grammar import KINDS, TAUGHT, caption, split_scene
 from valign.worlds.shapes.renderer import Scene, render
 from valign.worlds.shapes.vocabulary import BENIGN, GROUP_OF, GROUPS
