@@ -68,6 +68,12 @@ def count_frames(source: Path | bytes, *, name: str = "") -> int:
         return _frames(image)
 
 
+def count_pixels(source: Path | bytes, *, name: str = "", formats: tuple[str, ...] = FORMATS) -> int:
+    """Pixels of all frames together; nothing is decoded. Raises: UserError if it is no image."""
+    with _opened(source, name, formats) as image:
+        return image.width * image.height * _frames(image)
+
+
 def as_shown(image: Image.Image) -> Image.Image:
     """An image as viewers show it: RGB of 8 bits on white, turned as its tag says, colours by its profile or gamma.
 

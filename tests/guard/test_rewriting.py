@@ -60,6 +60,9 @@ class Fixed:
         return np.array([[1.0, 0.0], [self.cosine, (1 - self.cosine**2) ** 0.5]], np.float32)
 
 
+LITTLE = "keeps too little of the meaning"
+
+
 @pytest.mark.parametrize(("cosine", "reason"), [(0.71, ""), (0.69, LITTLE), (float("nan"), LITTLE)])
 def test_meaning_has_a_limit(cosine, reason):
     assert Acceptor(encoder=Fixed(cosine))("a red fox", "a red hen").reason == reason

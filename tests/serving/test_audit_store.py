@@ -1,5 +1,6 @@
 """The log on disk: SQLite, and PostgreSQL where a server can be started."""
 
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -12,7 +13,7 @@ from sqlalchemy import create_engine
 
 from valign.checks import UserError
 from valign.serving.audit_chain import BrokenChain, Entry, verify
-from valign.serving.audit_store import TABLE, AuditError, AuditStore
+from valign.serving.audit_store import TABLE, AuditError, AuditStore, default_anchor
 
 
 def entry(number, **changes):
@@ -118,6 +119,9 @@ def test_a_deleted_or_replaced_sqlite_file_is_not_written_to(tmp_path):
     path.rename(tmp_path / "elsewhere.db")
     with pytest.raises(AuditError, match="No such file"):
         store.append([entry(2)])
+    with pytest.raises(UserError, match=r"log\.db is gone, and .*log\.db\.head knows of 1 entries"):
+        AuditStore(str(path), create=True)
+    (tmp_path / "log.db.head").rename(tmp_path / "elsewhere.head")
     AuditStore(str(path), create=True)
     with pytest.raises(AuditError, match="gone or was replaced"):
         store.append([entry(2)])
@@ -154,3 +158,101 @@ def test_no_password_in_messages():
     with pytest.raises(UserError) as caught:
         AuditStore("postgresql://someone:hunter2@127.0.0.1:1/none", create=True)
     assert "hunter2" not in str(caught.value)
+
+
+def tampered(path, statement):
+    with changing(str(path)) as connection:
+        connection.exec_driver_sql(statement)
+
+
+@pytest.fixture
+def anchored(tmp_path):
+    """A log of three entries, as the service leaves it."""
+    store = AuditStore(str(tmp_path / "log.db"), create=True)
+    store.append([entry(0, request="", body='{"kind":"start","anchor":"log.db.head"}')])
+    store.append([entry(1), entry(2)])
+    return tmp_path / "log.db", store
+
+
+MISSING = ("entry 3, which was written, is missing", "missing: the anchor knows of 3 entries")
+
+
+@pytest.mark.parametrize(
+    ("statement", "found", "says"),
+    [
+        (
+            "delete from valign_audit where seq = 3",
+            "entry 3, which was written, is missing",
+            "missing: the anchor knows of 3 entries",
+        ),
+        ("delete from valign_audit", *MISSING),
+        ("delete from valign_audit where seq = 1", "it begins with entry 2", "entry 1: missing"),
+        ("insert into valign_audit values (0, 'x', 'y', '', '{}', 'x')", "it begins with entry 0", "entry 0: entries count from 1"),
+        ("update valign_audit set hash = 'f' where seq = 3", "entry 3, which was written, is another one", "entry 3: its hash"),
+    ],
+)
+def test_what_is_missing_at_an_end_is_noticed_by_everybody(anchored, statement, found, says):
+    path, running = anchored
+    tampered(path, statement)
+    with pytest.raises(AuditError, match=found):
+        running.append([entry(3)])
+    with pytest.raises(UserError, match=rf"was tampered with: {found}"):
+        AuditStore(str(path), create=True)
+    reader = AuditStore(str(path))
+    with pytest.raises(BrokenChain, match=says):
+        verify(reader.links(), anchor=reader.known())
+
+
+def test_a_write_ahead_file_that_is_gone_is_noticed(anchored):
+    path, running = anchored
+    running.append([entry(3)])
+    Path(f"{path}-wal").unlink()
+    with pytest.raises(AuditError, match=r"log\.db-wal is gone or was replaced"):
+        running.append([entry(4)])
+
+
+def test_a_log_without_its_write_ahead_file_is_not_gone_on_with(anchored, tmp_path):
+    path, _ = anchored
+    (tmp_path / "copy").mkdir()
+    for name in ("log.db", "log.db.head"):
+        shutil.copy(path.parent / name, tmp_path / "copy")
+    with pytest.raises(UserError, match="entry 3, which was written, is missing"):
+        AuditStore(str(tmp_path / "copy" / "log.db"), create=True)
+
+
+def test_an_anchor_that_is_gone_damaged_or_of_another_key_is_noticed(anchored, tmp_path):
+    path, _ = anchored
+    anchor = Path(f"{path}.head")
+    kept = anchor.read_text()
+    anchor.unlink()
+    assert AuditStore(str(path)).lost_anchor()
+    with pytest.raises(UserError, match=r"its anchor .*log\.db\.head is gone"):
+        AuditStore(str(path), create=True)
+    anchor.write_text(kept[:-9])
+    with pytest.raises(UserError, match="must hold a number and two hashes, it is damaged"):
+        AuditStore(str(path), create=True)
+    signed = AuditStore(str(tmp_path / "signed.db"), create=True, secret=b"one key")
+    signed.append([entry(1)])
+    assert AuditStore(str(tmp_path / "signed.db"), secret=b"one key").known() == AuditStore(str(tmp_path / "signed.db")).known()
+    with pytest.raises(UserError, match="was not signed with this VALIGN_AUDIT_KEY"):
+        AuditStore(str(tmp_path / "signed.db"), create=True, secret=b"another")
+
+
+def test_several_servers_on_one_log_keep_the_latest_head(tmp_path):
+    first, second = (AuditStore(str(tmp_path / "log.db"), create=True) for _ in range(2))
+    first.append([entry(1)])
+    second.append([entry(2)])
+    first.append([entry(3)])
+    assert second.known().seq == 3
+    second.append([entry(4)])
+    assert verify(second.links(), anchor=second.known()).entries == 4
+
+
+def test_the_anchor_of_a_postgres_log_stands_where_it_is_told(server, tmp_path):
+    url = emptied(server[0])
+    AuditStore(url, create=True, anchor=tmp_path / "head").append([entry(1), entry(2)])
+    with changing(url) as connection:
+        connection.exec_driver_sql("delete from valign_audit where seq = 2")
+    with pytest.raises(UserError, match="entry 2, which was written, is missing"):
+        AuditStore(url, create=True, anchor=tmp_path / "head")
+    assert default_anchor(url) != default_anchor(url + "2")

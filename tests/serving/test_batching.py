@@ -1,12 +1,13 @@
 """The queue: order, company, errors, cancellation, draining."""
 
 import threading
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from valign.serving.batching import Batcher
+from valign.serving.batching import LEFT_BEHIND, Batcher, HungError
 
 
 def held(handle, **options):
@@ -108,3 +109,95 @@ def test_a_closed_queue_takes_nothing():
     batcher.close()
     with pytest.raises(RuntimeError, match="shutting down"):
         batcher.submit("x")
+
+
+class Panic(BaseException):
+    """As a library in another language raises it."""
+
+
+@pytest.mark.parametrize("raised", [Panic(), SystemExit(1), StopIteration()])
+def test_whatever_is_raised_the_next_item_is_handled(raised):
+    def handle(items):
+        if items == ["bad"]:
+            raise raised
+        return items
+
+    batcher = Batcher("test", handle, batch_size=1)
+    with pytest.raises(RuntimeError, match=f"test died of {type(raised).__name__}"):
+        batcher.submit("bad").result(5)
+    assert batcher.submit("good").result(5) == "good"
+    batcher.close()
+
+
+def hanging(go, **options):
+    """A batcher that hangs at items "hang" until the event is set."""
+    return Batcher("test", lambda items: [go.wait(20) if item == "hang" else item for item in items], batch_size=1, **options)
+
+
+def test_a_call_that_hangs_is_given_up_and_others_go_on():
+    go = threading.Event()
+    batcher = hanging(go, deadline=0.1)
+    stuck, behind = batcher.submit("hang"), batcher.submit("next")
+    with pytest.raises(HungError, match=r"test: not done within 0\.1 s"):
+        stuck.result(5)
+    assert behind.result(5) == "next"
+    batcher.close(5)  # the thread that hangs is not waited for
+    go.set()
+
+
+def test_a_queue_takes_nothing_while_too_many_calls_hang_and_recovers():
+    go = threading.Event()
+    batcher = hanging(go, deadline=0.05, workers=4)
+    for _ in range(4 + LEFT_BEHIND):
+        with pytest.raises(HungError, match="not done within"):
+            batcher.submit("hang").result(5)
+    with pytest.raises(HungError, match="calls hang"):
+        batcher.submit("more")
+    go.set()
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        try:
+            assert batcher.submit("more").result(5) == "more"
+            break
+        except HungError:
+            time.sleep(0.01)
+    batcher.close()
+
+
+def test_closing_does_not_wait_for_what_hangs():
+    go = threading.Event()
+    batcher = hanging(go)
+    stuck, behind = batcher.submit("hang"), batcher.submit("next")
+    batcher.close(0.1)
+    for future in (stuck, behind):
+        with pytest.raises(HungError, match="not done when the service stopped"):
+            future.result(5)
+    go.set()
+
+
+def test_owners_take_turns():
+    batcher, go, calls, _ = held(lambda items: items, owner=lambda item: item[0], batch_size=1)
+    futures = [batcher.submit(item) for item in ("a1", "a2", "a3", "b1", "c1", "b2")]
+    go.set()
+    batcher.close()
+    assert calls[1:] == [["a1"], ["b1"], ["c1"], ["a2"], ["b2"], ["a3"]]
+    assert [future.result(0) for future in futures] == ["a1", "a2", "a3", "b1", "c1", "b2"]
+
+
+def test_turns_and_calls_are_measured_by_cost():
+    batcher, go, calls, _ = held(
+        lambda items: items, owner=lambda item: item[0], cost=lambda item: float(len(item)), batch_size=9, batch_cost=6
+    )
+    for item in ("a-long-one", "a2", "b1", "b2", "b3", "b4"):
+        batcher.submit(item)
+    go.set()
+    batcher.close()
+    assert calls[1:] == [["a-long-one"], ["b1", "b2", "b3"], ["b4", "a2"]]
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+def test_items_may_wait_for_items_behind_them(workers):
+    batcher = Batcher("test", lambda items: [item() for item in items], batch_size=1, workers=workers)
+    for _ in range(20):
+        assert batcher.submit(lambda: batcher.submit(lambda: "inner").result(5)).result(5) == "inner"
+    batcher.close()

@@ -12,8 +12,9 @@ from serving_stand_ins import Model, Watcher, ask, make_service, quick_policy, r
 
 from valign.guard import Guard
 from valign.serving.audit_store import AuditStore
+from valign.serving.gate import PAGE as PATH
 from valign.serving.keys import Keys
-from valign.serving.playground import PATH, SLIDERS, Playground, mount
+from valign.serving.playground import SLIDERS, Playground, mount
 from valign.serving.settings import Settings
 
 KEY = "the-key-of-these-tests"
@@ -54,8 +55,9 @@ def test_examine_shows_words_rewrite_and_stages(tmp_path):
 
 def test_a_slider_changes_what_is_shown_but_not_what_is_logged(tmp_path):
     async def moved(play):
-        assert play.levels() == {"keep_words": 0.4, "keep_meaning": 0.7}
-        values = [{"keep_words": 0.95}.get(name, play.levels().get(name, 0)) for name in SLIDERS]
+        assert await play.levels() == {"keep_words": 0.4, "keep_meaning": 0.7}
+        own = await play.levels()
+        values = [{"keep_words": 0.95}.get(name, own.get(name, 0)) for name in SLIDERS]
         return await play.examine("me", PROMPT, values)
 
     verdict, _ = told(make_service(tmp_path), moved)

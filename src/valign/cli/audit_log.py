@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,14 +30,21 @@ Json = Annotated[bool, Option("--json", help="one JSON object per entry, on stdo
 def verify(
     url: Url,
     head: Annotated[str, Option(help="a hash that you noted earlier; it must still be in the log")] = "",
+    anchor: Annotated[Path | None, Option(help="file with the head that the service wrote; the one beside the log")] = None,
 ) -> None:
     """Recompute every hash of the chain. Prints entries and head: note it elsewhere. Exit code 1 if the log was tampered with."""
+    from valign.cli.serve import AUDIT_KEY
     from valign.serving.audit_chain import BrokenChain
     from valign.serving.audit_chain import verify as walk
-    from valign.serving.audit_store import AuditStore
+    from valign.serving.audit_store import AuditError, AuditStore, default_anchor
 
     try:
-        found = walk(AuditStore(url).links(), head=head)
+        store = AuditStore(url, anchor=anchor or default_anchor(url), secret=os.environ.get(AUDIT_KEY, "").encode())
+        if store.lost_anchor():
+            raise BrokenChain(0, "the log had an anchor, and it is gone")
+        found = walk(store.links(), head=head, anchor=store.known())
+    except AuditError as error:
+        raise UserError(f"The audit log {error}.") from None
     except BrokenChain as error:
         err.print(Text(f"Tampered with: {error}.", style="red"))
         sys.exit(1)

@@ -64,12 +64,13 @@ def command(
     ] = 1,
     keys: Annotated[Path | None, Option(help=f"file of `valign api-key`; keys in {API_KEYS} count as well")] = None,
     audit: Annotated[str, Option(help="audit log: a path, or postgresql://USER@HOST/DATABASE")] = "valign-audit.db",
+    anchor: Annotated[Path | None, Option(help="file that keeps the audit log's head; the log's name with .head")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     playground: Annotated[bool, Option("--playground", help="a web page at /playground; needs the extra [ui]")] = False,
 ) -> None:
     """Serve OpenAI's /v1/moderations and /v1/images/generations, guarded and logged. SIGHUP reads policy and keys again."""
     from valign.serving.app import create_app
-    from valign.serving.audit_store import AuditStore
+    from valign.serving.audit_store import AuditStore, default_anchor
     from valign.serving.server import serve
     from valign.serving.service import Service
     from valign.serving.settings import Settings
@@ -85,9 +86,8 @@ def command(
         )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("valign").setLevel(logging.INFO)
-    service = Service(
-        lambda: _model(model, adapter, device), load_rules, AuditStore(audit, create=True), secret=_secret(), settings=settings
-    )
+    store = AuditStore(audit, create=True, anchor=anchor or default_anchor(audit), secret=os.environ.get(AUDIT_KEY, "").encode())
+    service = Service(lambda: _model(model, adapter, device), load_rules, store, secret=_secret(), settings=settings)
     app = create_app(service)
     if playground or settings.compare:
         from valign.serving.playground import mount

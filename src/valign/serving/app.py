@@ -11,13 +11,16 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from valign.checks import UserError
 from valign.serving import errors, generations, moderations
 from valign.serving.gate import Gate
+from valign.serving.json_body import Body, read
 from valign.serving.metrics import CONTENT_TYPE_LATEST
 from valign.serving.schemas import (
     ErrorAnswer,
@@ -35,6 +38,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 STARTED = int(time.time())
 
+
+def _takes(model: type[BaseModel]) -> dict[str, Any]:
+    """The description of a route whose body is read off the event loop, so that FastAPI does not see it."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 api = APIRouter(prefix="/v1", responses=ERRORS, dependencies=[Depends(HTTPBearer(auto_error=False))])
 health = APIRouter()
 
@@ -51,12 +61,12 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="valign", version=version("valign"), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_exception_handler(RequestValidationError, lambda request, error: _respond(_invalid(error)))
     app.add_exception_handler(HTTPException, lambda request, error: _respond(_http(error)))
     app.add_exception_handler(errors.ApiError, lambda request, error: _respond(error))
     app.include_router(api)
     app.include_router(health)
     app.add_middleware(Gate, service=service)
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
     return app
 
 
@@ -66,20 +76,21 @@ async def models(request: Request) -> ModelList:
     return ModelList(data=[ModelEntry(id=name, created=STARTED) for name in _service(request).settings.names])
 
 
-@api.post("/moderations")
-async def moderation(body: ModerationRequest, request: Request) -> ModerationAnswer:
+@api.post("/moderations", openapi_extra=_takes(ModerationRequest))
+async def moderation(request: Request) -> ModerationAnswer:
     """Judge texts, or one message of texts and images."""
     service, caller = _service(request), _caller(request)
-    service.limit.take(caller.name)
+    body = await _read(ModerationRequest, request)
     with _prompt_errors("input"):
         return await moderations.moderate(service, caller, body)
 
 
-@api.post("/images/generations")
-async def generation(body: ImageRequest, request: Request) -> ImageAnswer:
+@api.post("/images/generations", openapi_extra=_takes(ImageRequest))
+async def generation(request: Request) -> ImageAnswer:
     """Generate images of a prompt, or of its safe rewrite; those that passed every check are handed out."""
     service, caller = _service(request), _caller(request)
-    service.limit.take(caller.name, body.n or 1)
+    body = await _read(ImageRequest, request)
+    service.limit.take(caller.name, body.n or 1, counted=1)
     with _prompt_errors("prompt"):
         return await generations.generate(service, caller, body)
 
@@ -109,6 +120,22 @@ async def ready(request: Request, response: Response) -> dict[str, Any]:
 @health.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     return Response(_service(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _read(model: type[Body], request: Request) -> Body:
+    return await _service(request).parse(read, model, await request.body(), request.headers.get("content-type", ""))
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI's description, with the bodies that `_takes` names."""
+    if app.openapi_schema is None:
+        found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        bodies = models_json_schema(
+            [(ModerationRequest, "validation"), (ImageRequest, "validation")], ref_template="#/components/schemas/{model}"
+        )[1]
+        found["components"]["schemas"] |= bodies["$defs"]
+        app.openapi_schema = found
+    return app.openapi_schema
 
 
 def _service(request: Request) -> Service:
@@ -146,18 +173,6 @@ def _reloading_on_hangup(service: Service) -> Iterator[None]:
 
 def _respond(error: errors.ApiError) -> Response:
     return Response(json.dumps(error.body), error.status, error.headers, media_type="application/json")
-
-
-def _invalid(error: RequestValidationError) -> errors.ApiError:
-    """The first error of a body, by field. The message never repeats what was sent."""
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if part != "body"]
-    param = str(place[0])[:64] if place and isinstance(place[0], str) else None
-    if first["type"] == "json_invalid":
-        return errors.invalid("The body must be JSON.", param=None, code="invalid_json")
-    if first["type"] == "extra_forbidden":
-        return errors.invalid("This parameter is not known here.", param=param, code="unknown_parameter")
-    return errors.invalid(f"{param or 'The body'}: {first['msg']}.", param=param)
 
 
 def _http(error: HTTPException) -> errors.ApiError:

@@ -41,6 +41,13 @@ def with_body(body: bytes, receive: Receive) -> Receive:
     return again
 
 
+async def hung_up(receive: Receive) -> Message:
+    """Wait until the client closes its connection; what it still sends is dropped."""
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message
+
+
 async def answer(error: errors.ApiError, send: Send) -> None:
     headers = [(b"content-type", b"application/json"), *((k.encode(), v.encode()) for k, v in error.headers.items())]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})

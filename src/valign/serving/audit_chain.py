@@ -1,14 +1,16 @@
 """A log in which no entry can be changed, moved or taken out unseen: every entry's hash covers the hash before it.
 
 ``hash = SHA-256(JSON [previous hash, seq, at, request, prompt, body])``. Anybody can check a chain without a secret. What a chain
-alone cannot show is an end that was cut off, or a log that was written anew as a whole: note a head's hash in another place, and
-`verify` looks for it.
+alone cannot show is an end that was cut off, or a log that was written anew as a whole: the anchor does (`audit_anchor`), and a
+head's hash that was noted in another place.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from valign.serving.audit_anchor import Head
 
 GENESIS = "0" * 64  # what stands before the first entry
 
@@ -67,20 +69,28 @@ def extend(seq: int, head: str, entries: Iterable[Entry]) -> list[Link]:
     return links
 
 
-def verify(links: Iterable[Link], *, head: str = "") -> Verified:
+def verify(links: Iterable[Link], *, head: str = "", anchor: Head | None = None) -> Verified:
     """Walk the whole chain, one link in memory at a time.
 
-    Args: head: A hash noted earlier; it must still stand in the chain.
+    Args:
+        head: A hash noted earlier; it must still stand in the chain.
+        anchor: An entry that is known to have been written: number and hash.
     Raises: BrokenChain at the first fault.
     """
     previous, seq, seen = GENESIS, 0, head in ("", GENESIS)
     for link in links:
+        if link.seq < 1:
+            raise BrokenChain(link.seq, "entries count from 1: this one was put in")
         if link.seq != seq + 1:
             raise BrokenChain(seq + 1, f"missing; the next one there is {link.seq}")
         if link.hash != link_hash(previous, link.seq, link.at, link.request, link.prompt, link.body):
             raise BrokenChain(link.seq, "its hash does not fit: it, or the one before it, was changed")
+        if anchor is not None and link.seq == anchor.seq and link.hash != anchor.hash:
+            raise BrokenChain(link.seq, "its hash is not the one that the anchor holds: the log was written anew")
         previous, seq = link.hash, link.seq
         seen = seen or link.hash == head
+    if anchor is not None and anchor.seq > seq:
+        raise BrokenChain(seq + 1, f"missing: the anchor knows of {anchor.seq} entries")
     if not seen:
         raise BrokenChain(seq, "the noted head is not in the log: its end was cut off, or it was written anew")
     return Verified(seq, previous)

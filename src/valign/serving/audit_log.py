@@ -12,6 +12,8 @@ from valign.serving.metrics import Metrics
 
 LOG = logging.getLogger(__name__)
 GROUP = 256  # entries of one transaction at most
+DEADLINE = 20.0  # seconds of a transaction; the store's own waits are shorter
+DEADLINE = 20.0  # seconds of a transaction; the store's own waits are shorter
 
 
 class AuditLog:
@@ -19,18 +21,19 @@ class AuditLog:
 
     def __init__(self, store: AuditStore, metrics: Metrics) -> None:
         self._store, self._metrics = store, metrics
-        self._batcher: Batcher[Entry, Link] = Batcher("audit", store.append, batch_size=GROUP)
+        self.anchor = None if store.anchor is None else store.anchor.file.name  # so that a log knows that it has one
+        self._batcher: Batcher[Entry, Link] = Batcher("audit", store.append, batch_size=GROUP, deadline=DEADLINE)
 
     async def write(self, entries: Sequence[Entry]) -> None:
         """Raises: ApiError 503 if the entries are not in the log."""
         works = [self._batcher.submit(entry) for entry in entries]
         try:
             await asyncio.gather(*map(asyncio.wrap_future, works))
-        except AuditError as error:
+        except (AuditError, RuntimeError) as error:
             LOG.error("The audit log cannot be written: %s", error)
             self._metrics.audit_failures.inc(len(entries))
             raise errors.log_down() from None
 
-    def close(self) -> None:
-        self._batcher.close()
+    def close(self, seconds: float) -> None:
+        self._batcher.close(seconds)
         self._store.close()

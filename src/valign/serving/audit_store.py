@@ -1,16 +1,32 @@
 """The log in a database: SQLite, or PostgreSQL by URL. One transaction per group of entries; several servers may share one log."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Column, Connection, Integer, MetaData, Select, String, Table, Text, create_engine, event, inspect, select
+from sqlalchemy import (
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    Select,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    func,
+    inspect,
+    select,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from valign.checks import UserError
+from valign.serving.audit_anchor import Anchor, Head
 from valign.serving.audit_chain import GENESIS, Entry, Link, extend
 
 LOCK_WAIT = 2  # seconds that a writer waits for another one before it gives up
@@ -28,7 +44,10 @@ TABLE = Table(
     Column("hash", String(64), nullable=False),
 )
 LAST = select(TABLE.c.seq, TABLE.c.hash).order_by(TABLE.c.seq.desc()).limit(1)
+FIRST = select(func.min(TABLE.c.seq))
 INSERT = TABLE.insert()
+NO_REQUEST = ""  # of the service's own entries
+ANCHORED = "anchor"  # key of the service's own entries from the day on which the log has an anchor
 
 
 class AuditError(Exception):
@@ -41,12 +60,24 @@ class AuditStore:
     Args:
         url: A path or ``sqlite:///path``, or ``postgresql://user@host/database``.
         create: Make the file and the table if they are missing.
-    Raises: UserError for a URL of another kind, or if nothing is there and ``create`` is false.
+        anchor: File that holds the head (`valign.serving.audit_anchor`); None is a file beside SQLite's, and none for PostgreSQL.
+        secret: Signs the anchor.
+    Raises: UserError for a URL of another kind, or if nothing is there and ``create`` is false; with ``create`` also if entries
+        are missing at either end.
     """
 
-    def __init__(self, url: str, *, create: bool = False) -> None:
+    def __init__(self, url: str, *, create: bool = False, anchor: Path | None = None, secret: bytes = b"") -> None:
         self._url, self._file = _resolve(url)
         self.name = self._url.render_as_string(hide_password=True)
+        beside = Path(f"{self._file}.head") if self._file is not None else None
+        self.anchor = Anchor(file, secret) if (file := anchor or beside) is not None else None
+        self._known = self.anchor.read() if self.anchor is not None else None  # the last entry that must still be there
+        self._wal: tuple[int, int] | None = None  # which file that is, as long as this connection is open
+        if create and self._file is not None and self._known is not None and not self._file.exists():
+            raise UserError(
+                f"The audit log {self._file} is gone, and {beside} knows of {self._known.seq} entries. Bring it back, or move the "
+                "latter away to begin a new log."
+            )
         if self._file is not None and not create and not self._file.exists():
             raise UserError(f"The audit log {self._file} does not exist. Check the path; `valign serve --audit` makes it.")
         if self._file is not None and create:
@@ -54,7 +85,7 @@ class AuditStore:
         options: dict[str, Any] = {"timeout": LOCK_WAIT} if self._file else _postgres_options(writes=create)
         self._engine = create_engine(self._url, connect_args=options, pool_pre_ping=self._file is None)
         if self._file:
-            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "connect", self._prepare_sqlite)
         try:
             if create:
                 TABLE.metadata.create_all(self._engine)
@@ -65,6 +96,8 @@ class AuditStore:
                 f"The audit log {self.name} cannot be opened: {_reason(error)}. Check the URL and the server."
             ) from None
         self._inode = self._identity()
+        if create:
+            self._check_start()
 
     def append(self, entries: Sequence[Entry]) -> list[Link]:
         """Write the entries behind the last one, in order, in one transaction. Raises: AuditError if that failed."""
@@ -73,14 +106,31 @@ class AuditStore:
                 raise AuditError(f"{self.name} is gone or was replaced")
             with self._engine.begin() as connection:
                 self._lock(connection, durable=any(entry.durable for entry in entries))
+                if (fault := self._fault(connection)) is not None:
+                    raise AuditError(f"{self.name}: {fault}")
                 seq, head = connection.execute(LAST).first() or (0, GENESIS)
                 links = extend(seq, head, entries)
                 connection.execute(INSERT, [vars(link) for link in links])
+            self._known = Head(links[-1].seq, links[-1].hash)
+            if self.anchor is not None:
+                self.anchor.write(self._known)
         return links
 
-    def links(self, *, after: int = 0) -> Iterator[Link]:
-        """All entries behind ``after``, oldest first, a page at a time."""
-        yield from self._read(select(TABLE).where(TABLE.c.seq > after).order_by(TABLE.c.seq))
+    def links(self, *, after: int | None = None) -> Iterator[Link]:
+        """All entries, or those behind ``after``, oldest first, a page at a time. Also those that should not be there."""
+        query = select(TABLE) if after is None else select(TABLE).where(TABLE.c.seq > after)
+        yield from self._read(query.order_by(TABLE.c.seq))
+
+    def known(self) -> Head | None:
+        """The head that the anchor knows; read it before the entries: the log may grow meanwhile."""
+        return self.anchor.read() if self.anchor is not None else None
+
+    def lost_anchor(self) -> bool:
+        """Whether the log's entries say that it has an anchor, and there is none."""
+        if self.anchor is None or self.anchor.file.exists():
+            return False
+        own = self._read(select(TABLE).where(TABLE.c.request == NO_REQUEST))
+        return any(f'"{ANCHORED}":' in link.body for link in own)
 
     def newest(self, count: int) -> list[Link]:
         """The last entries, oldest first."""
@@ -99,6 +149,42 @@ class AuditStore:
             for row in connection.execution_options(yield_per=PAGE).execute(query):
                 yield Link(**row._mapping)
 
+    def _check_start(self) -> None:
+        try:
+            with self._failing(), self._engine.connect() as connection:
+                fault = self._fault(connection)
+            if fault is None and self.lost_anchor():
+                fault = f"its anchor {self.anchor.file} is gone" if self.anchor is not None else None
+        except AuditError as error:
+            raise UserError(f"The audit log {error}. Check the URL and the server.") from None
+        if fault is not None:
+            raise UserError(
+                f"The audit log {self.name} was tampered with: {fault}. Look at it with `valign audit-log verify`, then move it "
+                "and its anchor away to begin a new one."
+            )
+
+    def _fault(self, connection: Connection) -> str | None:
+        """What is missing at either end of the log, or a companion file of SQLite's; None if nothing is."""
+        first = connection.execute(FIRST).scalar()
+        if first is not None and first != 1:
+            return f"it begins with entry {first}"
+        if self._known is not None:
+            found = connection.execute(select(TABLE.c.hash).where(TABLE.c.seq == self._known.seq)).scalar()
+            if found != self._known.hash:
+                return f"entry {self._known.seq}, which was written, is {'missing' if found is None else 'another one'}"
+        if self._file is not None:
+            wal = Path(f"{self._file}-wal")
+            now = _file_identity(wal) if wal.exists() else None
+            if self._wal is not None and now != self._wal:
+                return f"{wal} is gone or was replaced"
+            self._wal = now
+        return None
+
+    def _prepare_sqlite(self, connection: Any, _: Any) -> None:
+        self._wal = None
+        connection.isolation_level = None  # transactions begin where `_lock` says so, not where the driver guesses
+        connection.execute("PRAGMA journal_mode = WAL")
+
     def _lock(self, connection: Connection, *, durable: bool) -> None:
         """Keep other writers out until this transaction ends; readers go on."""
         if self._file is None:
@@ -109,16 +195,13 @@ class AuditStore:
 
     def _identity(self) -> tuple[int, int] | None:
         """Which file this is: SQLite would go on writing to one that was deleted. Raises: OSError if it is not there."""
-        if self._file is None:
-            return None
-        found = os.stat(self._file)
-        return found.st_dev, found.st_ino
+        return None if self._file is None else _file_identity(self._file)
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, UserError) as error:
             raise AuditError(f"{self.name}: {_reason(error)}") from error
 
 
@@ -143,9 +226,16 @@ def _resolve(url: str) -> tuple[Any, Path | None]:
     raise UserError("--audit must be a path, sqlite:///PATH or postgresql://USER@HOST/DATABASE, got another kind of URL.")
 
 
-def _prepare_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # transactions begin where `_lock` says so, not where the driver guesses
-    connection.execute("PRAGMA journal_mode = WAL")
+def _file_identity(file: Path) -> tuple[int, int]:
+    found = os.stat(file)
+    return found.st_dev, found.st_ino
+
+
+def default_anchor(url: str) -> Path:
+    """Where the command line keeps a log's anchor: beside a file, else here, under a name of the URL's own."""
+    found, file = _resolve(url)
+    name = hashlib.sha256(found.render_as_string(hide_password=True).encode()).hexdigest()[:12]
+    return Path(f"{file}.head") if file is not None else Path(f"valign-audit-{name}.head")
 
 
 def _postgres_options(*, writes: bool) -> dict[str, Any]:

@@ -71,9 +71,17 @@ def check_down(stage: str) -> ApiError:
     return ApiError(503, message, code="check_unavailable", kind="server_error", retry_after=5)
 
 
+def model_down() -> ApiError:
+    return ApiError(503, "The model does not answer.", code="model_unavailable", kind="server_error", retry_after=30)
+
+
 def log_down() -> ApiError:
     message = "The audit log cannot be written, so nothing can be let through."
     return ApiError(503, message, code="audit_unavailable", kind="server_error", retry_after=5)
+
+
+def head_too_large(limit: int) -> ApiError:
+    return ApiError(431, f"The request's head must have at most {limit} bytes.", code="request_too_large")
 
 
 def failed() -> ApiError:

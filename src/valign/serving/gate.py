@@ -1,4 +1,4 @@
-"""ASGI middleware around all routes: request id, API key, limits on body and time, metrics, and errors as answers."""
+"""ASGI middleware around all routes: request id, API key, rate, limits on body and time, metrics, and errors as answers."""
 
 import asyncio
 import logging
@@ -7,16 +7,28 @@ from itertools import count
 from time import perf_counter
 
 from valign.serving import errors
-from valign.serving.asgi import App, Message, Receive, Scope, Send, answer, read_body, with_body
+from valign.serving.asgi import App, Message, Receive, Scope, Send, answer, hung_up, read_body, with_body
+from valign.serving.batching import HungError
 from valign.serving.service import Caller, Service
 
 LOG = logging.getLogger(__name__)
 GUARDED = "/v1/"  # routes below it need a key
-ROUTES = ("/v1/moderations", "/v1/images/generations", "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json")
+TAKING = ("/v1/moderations", "/v1/images/generations")  # routes with a body
+ROUTES = (*TAKING, "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json")
+PAGE, PAGE_BODY = "/playground", 2**18  # what the page sends is small, and it asks for the key itself
+HUNG_UP = 499  # in the metrics: nobody was there any more to get an answer
+
+
+class ClientGone(Exception):
+    """The client closed its connection before it had an answer."""
 
 
 class Gate:
-    """ASGI middleware. The body is read here, within its limits of size and time, and only for a caller with a valid key."""
+    """ASGI middleware. A body is read here, within limits of size and time, for known routes and callers with a valid key alone.
+
+    Every request with a key counts against the key's rate, also one that is refused afterwards. A request ends with its client, and
+    with its key.
+    """
 
     def __init__(self, app: App, service: Service) -> None:
         self._app, self._service = app, service
@@ -37,16 +49,23 @@ class Gate:
             await send(message)
 
         try:
-            limit = None  # of time: the playground holds connections open
-            if scope["path"].startswith(GUARDED):
-                scope.setdefault("state", {})["caller"] = Caller(self._authorize(scope), request)
-                limit = self._service.settings.timeout
-            if scope["method"] == "POST":
-                limits = self._service.settings
-                body = await read_body(receive, limit=limits.max_body, seconds=limits.body_timeout)
-                receive = with_body(body, receive)
-            async with asyncio.timeout(limit):
-                await self._app(scope, receive, send_marked)
+            path, posted, limits = scope["path"], scope["method"] == "POST", self._service.settings
+            if path.startswith(GUARDED):
+                caller = Caller(self._authorize(scope), request)
+                scope.setdefault("state", {})["caller"] = caller
+                body = None
+                if posted:
+                    self._service.limit.take(caller.name)
+                if posted and path in TAKING:
+                    body = await read_body(receive, limit=limits.max_body, seconds=limits.body_timeout)
+                await self._run(scope, body, receive, send_marked, caller)
+            else:
+                if posted and path.startswith(PAGE):
+                    body = await read_body(receive, limit=PAGE_BODY, seconds=limits.body_timeout)
+                    receive = with_body(body, receive)
+                await self._app(scope, receive, send_marked)  # without a limit of time: the page holds connections open
+        except ClientGone:
+            status = HUNG_UP
         except Exception as error:
             explained = self._explain(error, request)
             if status == 0:
@@ -55,6 +74,28 @@ class Gate:
             route = scope["path"] if scope["path"] in ROUTES else "other"
             self._service.metrics.requests.labels(route, status).inc()
             self._service.metrics.seconds.labels(route).observe(perf_counter() - start)
+
+    async def _run(self, scope: Scope, body: bytes | None, receive: Receive, send: Send, caller: Caller) -> None:
+        """The application, until it answered, its time is up, its client hung up, or its key was taken away.
+
+        Raises: ClientGone; TimeoutError; ApiError 401; whatever the application raises.
+        """
+        gone = asyncio.create_task(hung_up(receive))
+        work = asyncio.create_task(self._app(scope, with_body(body or b"", lambda: asyncio.shield(gone)), send))  # type: ignore[arg-type]
+        try:
+            with self._service.sessions.open(caller.name) as ended:
+                await asyncio.wait((work, gone, ended), timeout=self._service.settings.timeout, return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    work.result()
+                elif ended.done():
+                    raise errors.wrong_key()
+                else:
+                    raise ClientGone if gone.done() else TimeoutError
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait((work,))  # it writes into the log what became of it
 
     def _authorize(self, scope: Scope) -> str:
         """The name of the key's owner. Raises: ApiError 401, or 503 before the keys are read."""
@@ -71,4 +112,4 @@ class Gate:
         if isinstance(error, TimeoutError):
             return errors.timed_out(self._service.settings.timeout)
         LOG.error("%s failed: %s", request, type(error).__name__, exc_info=error)
-        return errors.failed()
+        return errors.model_down() if isinstance(error, HungError) else errors.failed()

@@ -52,6 +52,13 @@ class Keys:
         return self.names.get(_hash(key))
 
 
+def gone(old: Keys, new: Keys) -> set[str]:
+    """Owners of keys that were valid before and are not now; one who got another key in place of it is among them."""
+    if not old.names:  # everybody was let in, by the name of nobody
+        return {ANONYMOUS} if new.names else set()
+    return {name for key, name in old.names.items() if new.names.get(key) != name}
+
+
 def new_key(name: str, file: Path) -> str:
     """A new random key, returned and written nowhere; the file gets its hash. Raises: UserError if the name is taken."""
     if not re.fullmatch(r"[\w.-]+", name):

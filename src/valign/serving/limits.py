@@ -26,14 +26,17 @@ class RateLimit:
         self.per_minute, self._clock = per_minute, clock
         self._buckets: dict[str, _Bucket] = {}
 
-    def take(self, name: str, cost: int = 1) -> None:
-        """Count ``cost`` requests. Raises: ApiError 429 with the seconds to wait; the refused request is not counted."""
+    def take(self, name: str, cost: int = 1, *, counted: int = 0) -> None:
+        """Count ``cost`` requests, of which ``counted`` were counted before.
+
+        Raises: ApiError 429 with the seconds to wait; then no more is counted.
+        """
         if not self.per_minute:
             return
         now, rate = self._clock(), self.per_minute / 60
         bucket = self._buckets.setdefault(name, _Bucket(self.per_minute, now))
         bucket.tokens, bucket.seen = min(self.per_minute, bucket.tokens + (now - bucket.seen) * rate), now
-        wanted = min(float(cost), self.per_minute)  # a larger cost could never be met
+        wanted = min(float(cost), self.per_minute) - counted  # a larger cost could never be met
         if bucket.tokens < wanted - ROUNDING:
             raise errors.too_many_requests((wanted - bucket.tokens) / rate)
         bucket.tokens -= wanted

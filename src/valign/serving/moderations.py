@@ -1,15 +1,16 @@
 """``POST /v1/moderations``: texts, or one message of texts and images, judged by the guard and its detector."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
-
-from PIL.Image import Image
 
 from valign.guard.records import GuardDecision
 from valign.serving import errors
 from valign.serving.categories import PartFindings, image_findings, merge, text_findings
-from valign.serving.images import decode
-from valign.serving.schemas import ImagePart, ModerationAnswer, ModerationRequest
+from valign.serving.images import frames, unpack
+from valign.serving.schemas import ImagePart, ModerationAnswer, ModerationRequest, TextPart
 from valign.serving.service import Caller, Service
+from valign.serving.settings import Settings
 
 
 async def moderate(service: Service, caller: Caller, body: ModerationRequest) -> ModerationAnswer:
@@ -18,16 +19,11 @@ async def moderate(service: Service, caller: Caller, body: ModerationRequest) ->
     parts = [body.input] if isinstance(body.input, str) else body.input
     if len(parts) > limits.max_inputs:
         raise errors.invalid(f"input must have at most {limits.max_inputs} parts.", param="input")
-    read = [
-        decode(part.image_url.url, max_pixels=limits.max_pixels, param="input")
-        if isinstance(part, ImagePart)
-        else (part if isinstance(part, str) else part.text)
-        for part in parts
-    ]
-    texts = [part for part in read if isinstance(part, str)]
+    service.limit.take(caller.name, len(parts), counted=1)
+    read, texts = await service.parse(_read, parts, limits)
     decisions = iter(await service.moderate(caller, texts) if texts else [])
     found = [
-        _of_text(policy, next(decisions)) if isinstance(part, str) else await _of_image(service, caller, part) for part in read
+        await _of_image(service, caller, part) if isinstance(part, bytes) else _of_text(policy, next(decisions)) for part in read
     ]
     together = not isinstance(parts[0], str)
     groups = [found] if together else [[one] for one in found]
@@ -37,6 +33,18 @@ async def moderate(service: Service, caller: Caller, body: ModerationRequest) ->
         results=[merge([finding for finding, _ in group]) for group in groups],
         guard=[{"parts": [own for _, own in group]} for group in groups],
     )
+
+
+def _read(parts: Sequence[str | TextPart | ImagePart], limits: Settings) -> tuple[list[str | bytes], list[str]]:
+    """Texts and images' bytes in order, and the texts alone. Raises: ApiError 400 beyond the limits of a request."""
+    files = iter(
+        unpack([part.image_url.url for part in parts if isinstance(part, ImagePart)], max_pixels=limits.max_pixels, param="input")
+    )
+    read = [next(files) if isinstance(part, ImagePart) else part if isinstance(part, str) else part.text for part in parts]
+    texts = [part for part in read if isinstance(part, str)]
+    if sum(map(len, texts)) > limits.max_text:
+        raise errors.invalid(f"input must have at most {limits.max_text} characters in all.", param="input")
+    return read, texts
 
 
 def _of_text(policy: Any, decision: GuardDecision) -> tuple[PartFindings, dict[str, Any]]:
@@ -55,8 +63,9 @@ def _of_text(policy: Any, decision: GuardDecision) -> tuple[PartFindings, dict[s
     return text_findings(policy, decision), own
 
 
-async def _of_image(service: Service, caller: Caller, image: Image) -> tuple[PartFindings, dict[str, Any]]:
-    scores, threshold, detector = await service.moderate_image(caller, image)
-    flagged = max(scores.values()) >= threshold
+async def _of_image(service: Service, caller: Caller, data: bytes) -> tuple[PartFindings, dict[str, Any]]:
+    read = partial(frames, data, max_pixels=service.settings.max_pixels, param="input")
+    scores, threshold, detector = await service.moderate_image(caller, read)
+    flagged = not max(scores.values()) < threshold
     own = {"type": "image", "action": "block" if flagged else "allow", "flagged": flagged, "scores": scores, "threshold": threshold}
     return image_findings(scores, threshold, detector), own | {"detector": detector}

@@ -6,7 +6,8 @@ images.
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -17,11 +18,11 @@ from valign.guard.guard import Guard
 from valign.guard.records import GuardResult
 from valign.serving import playground_html as html
 from valign.serving.errors import ApiError
+from valign.serving.gate import PAGE
 from valign.serving.image_queue import GenerationRequest, ServedImage
 from valign.serving.service import Caller, Service
 from valign.serving.what_if import retuned, thresholds_of
 
-PATH = "/playground"
 INTRO = (
     "# Playground\nWhat the guard finds in a prompt, and the image. Move a slider to see what another threshold would find: "
     "images always follow the server's own rules."
@@ -43,30 +44,38 @@ class Playground:
         self._series, self._number = secrets.token_hex(8), count()
 
     def caller(self, user: str | None) -> Caller:
-        """The caller, from the login; counted against the same rate as the key's other requests. Raises: ApiError 429."""
+        """The caller, from the login; counted against the same rate as the key's other requests.
+
+        Raises: ApiError 401 if there is no such key any more, 429.
+        """
+        owners = self._service.rules.keys.names.values()
+        if owners and user not in owners:
+            raise wrong_key()
         caller = Caller(user or "playground", f"page_{self._series}{next(self._number):x}")
         self._service.limit.take(caller.name)
         return caller
 
-    def levels(self) -> dict[str, float]:
+    async def levels(self) -> dict[str, float]:
         """The server's own value of every slider of `SLIDERS` that applies under its policy. Raises: ApiError."""
         guard = self._service.rules.guard
-        found = thresholds_of(guard) | {"keep_words": guard.acceptor.keep_words, "keep_meaning": guard.acceptor.keep_meaning}
+        found = await self._service.run(thresholds_of, guard)
+        found |= {"keep_words": guard.acceptor.keep_words, "keep_meaning": guard.acceptor.keep_meaning}
         return {name: round(value, 3) for name, value in found.items() if name in SLIDERS}
 
     async def examine(self, user: str | None, prompt: str, values: Sequence[float]) -> tuple[str, str]:
         """Verdict and stages, under the values of `SLIDERS`; the server's own decision is what is logged."""
         try:
-            own = self.levels()
-            moved = {name: value for name, value in zip(SLIDERS, values) if name in own and abs(value - own[name]) >= STEP / 2}
-            guard = self._service.rules.guard
-            decision = (await self._service.moderate(self.caller(user), [prompt]))[0]
-            if moved:
-                result = await self._service.run(_under, guard, moved, prompt)
-            else:
-                result = await self._service.run(guard.finish, decision, prompt)
+            caller = self.caller(user)
+            return await self._service.sessions.run(caller.name, self._examine(caller, prompt, values))
         except (ApiError, UserError) as error:
             return html.mistake(str(error)), ""
+
+    async def _examine(self, caller: Caller, prompt: str, values: Sequence[float]) -> tuple[str, str]:
+        own, guard = await self.levels(), self._service.rules.guard
+        moved = {name: value for name, value in zip(SLIDERS, values) if name in own and abs(value - own[name]) >= STEP / 2}
+        decision = (await self._service.moderate(caller, [prompt]))[0]
+        work = partial(_under, guard, moved, prompt) if moved else partial(guard.finish, decision, prompt)
+        result = await self._service.run(work)
         return html.verdict(result, prompt), html.stages(result.decision.trace)
 
     async def generate(self, user: str | None, prompt: str, seed: int, steps: int) -> str:
@@ -78,17 +87,20 @@ class Playground:
                 prompt=prompt, count=1, seed=int(seed) % 2**32, steps=steps, guidance_scale=limits.guidance_scale
             )
             caller = self.caller(user)
-            parts = []
-            if limits.compare:
-                parts.append(_figure("as typed", await self._service.compare(caller, request)))
-            result, images = await self._service.generate(caller, request)
+            return await self._service.sessions.run(caller.name, self._generate(caller, request))
         except (ApiError, UserError) as error:
             return html.mistake(str(error))
+
+    async def _generate(self, caller: Caller, request: GenerationRequest) -> str:
+        parts = []
+        if self._service.settings.compare:
+            parts.append(_figure("as typed", await self._service.compare(caller, request)))
+        result, images = await self._service.generate(caller, request)
         return html.images([*parts, _figure(f"from: {result.prompt}", images[0])])
 
 
 def mount(app: FastAPI, service: Service, *, login: bool) -> FastAPI:
-    """Put the page under `PATH`.
+    """Put the page under `valign.serving.gate.PAGE`.
 
     Args: login: Ask for a key's name and the key itself. Without keys the page is as open as the rest.
     Raises: UserError if gradio is not installed.
@@ -103,10 +115,10 @@ def mount(app: FastAPI, service: Service, *, login: bool) -> FastAPI:
         return service.ready and service.rules.keys.name_of(key) == name
 
     page = _page(gradio, Playground(service), service)
-    return gradio.mount_gradio_app(
+    mounted = gradio.mount_gradio_app(
         app,
         page,
-        PATH,
+        PAGE,
         auth=known if login else None,
         auth_message="Sign in with the name of your API key, and the key as the password.",
         footer_links=[],
@@ -114,6 +126,14 @@ def mount(app: FastAPI, service: Service, *, login: bool) -> FastAPI:
         css=html.CSS,
         theme=gradio.themes.Base(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
+    pages = next(route.app for route in mounted.routes if getattr(route, "path", "") == PAGE)
+
+    def log_out(names: Collection[str]) -> None:
+        for token in [token for token, user in pages.tokens.items() if user in names]:
+            del pages.tokens[token]
+
+    service.sessions.on_end.append(log_out)
+    return mounted
 
 
 def _page(gr: Any, play: Playground, service: Service) -> Any:
@@ -130,10 +150,10 @@ def _page(gr: Any, play: Playground, service: Service) -> Any:
         with gr.Accordion("What if the thresholds were others?", open=False, elem_id="thresholds"):
             sliders = [gr.Slider(0, 1, step=STEP, label=label, visible=False) for label in SLIDERS.values()]
 
-        def show() -> list[Any]:
+        async def show() -> list[Any]:
             """Values of the sliders, asked for when the page is loaded: the service may not be ready earlier."""
             try:
-                own = play.levels()
+                own = await play.levels()
             except ApiError:
                 own = {}
             return [gr.update(value=own.get(name, 0), visible=name in own) for name in SLIDERS]

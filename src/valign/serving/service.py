@@ -5,8 +5,11 @@ Fail closed: an answer leaves only after its decision is in the audit log, and a
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, TypeVar
 
 from PIL.Image import Image
@@ -14,21 +17,25 @@ from PIL.Image import Image
 from valign.guard.guard import Guard
 from valign.guard.records import GuardDecision, GuardResult
 from valign.guard.waterfall import require_prompt
-from valign.interfaces import Sampler, SamplingConfig
+from valign.interfaces import Sampler, SamplingConfig, scores_of
 from valign.serving import errors
 from valign.serving.audit_log import AuditLog
 from valign.serving.audit_record import Recorder
 from valign.serving.audit_store import AuditStore
-from valign.serving.checking import Checks
+from valign.serving.batching import Batcher
+from valign.serving.checking import Checks, WatchedDetector
 from valign.serving.image_queue import GenerationRequest, ImageQueue, ServedImage, ServedResult
-from valign.serving.keys import Keys
+from valign.serving.keys import Keys, gone
 from valign.serving.limits import RateLimit
 from valign.serving.metrics import Metrics
+from valign.serving.sessions import Sessions
 from valign.serving.settings import Settings
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 WARM_PROMPT = "a red apple"
+RELOAD = 120.0  # seconds that reading policy and keys anew may take
+STOP = 10.0  # seconds that a stop waits for threads; requests were waited for before
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Service:
         self.settings = settings or Settings()
         self.metrics = Metrics()
         self.limit = RateLimit(self.settings.per_minute)
+        self.sessions = Sessions()
         self.image_size = 0  # pixels of a side; known when ready
         self.reload_failed = False
         self.on_ready: Callable[[], None] = lambda: None
@@ -77,6 +85,8 @@ class Service:
         self._load, self._load_rules = load, load_rules
         self._log = AuditLog(store, self.metrics)
         self._checks = Checks(self.settings, self.metrics)
+        self.parse = self._checks.parse
+        self._loader, self._reader = _Loader("load", inf), _Loader("reload", RELOAD)
         self._rules: Rules | None = None
         self._queue: ImageQueue | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -99,26 +109,29 @@ class Service:
         self._loading = asyncio.create_task(self._prepare())
 
     async def stop(self) -> None:
-        """Finish what was admitted, then close the log."""
+        """Finish what was admitted, then close the log. Threads that hang are left behind."""
         self.metrics.ready.set(0)
+        until = time.monotonic() + STOP
         if self._loading is not None:
-            await asyncio.wait([self._loading])
-        for part in (self._checks, self._queue, self._log):
+            await asyncio.wait([self._loading], timeout=STOP)
+        for part in (self._checks, self._queue, self._loader, self._reader, self._log):
             if part is not None:
-                await asyncio.to_thread(part.close)
+                await asyncio.to_thread(part.close, max(0.1, until - time.monotonic()))
 
     async def reload(self) -> bool:
         """Read policy and keys again. Returns True; or False if they are broken, and the old ones stay in force."""
         async with self._reloading:
             try:
-                rules = await asyncio.to_thread(self._make_rules)
+                rules = await self._reader.run(self._make_rules)
                 await self._log.write([self._event("reload", rules)])
             except Exception as error:
                 LOG.error("Nothing was reloaded, the old policy and keys stay: %s", error)
                 self.reload_failed = True
             else:
                 LOG.info("Reloaded the keys and policy %s", rules.guard.policy.id)
-                self._rules, self.reload_failed = rules, False
+                old, self._rules, self.reload_failed = self._rules, rules, False
+                if old is not None:
+                    self.sessions.end(gone(old.keys, rules.keys))
             self.metrics.reloads.labels("failed" if self.reload_failed else "done").inc()
             return not self.reload_failed
 
@@ -128,23 +141,26 @@ class Service:
         Raises: UserError for what is not a prompt; ApiError 503 if a check or the log is down.
         """
         guard = self.rules.guard
-        for prompt in prompts:
-            require_prompt(guard.policy, prompt)
-        decisions = await self._checks.decide(guard, prompts, explain=True)
+        await self.parse(_require_prompts, guard, prompts)
+        decisions = await self._checks.decide(guard, prompts, owner=caller.request, explain=True)
         await self._log.write([self._record.decision(caller.request, caller.name, *pair) for pair in zip(prompts, decisions)])
         for decision in decisions:
             _require_checks(decision)
         return decisions
 
-    async def moderate_image(self, caller: Caller, image: Image) -> tuple[dict[str, float], float, str]:
-        """Logged scores of an image by the detector's classes, its threshold, its name. Raises: ApiError."""
+    async def moderate_image(self, caller: Caller, read: Callable[[], Sequence[Image]]) -> tuple[dict[str, float], float, str]:
+        """Logged scores of an image by the detector's classes, its threshold, its name; the highest over its frames.
+
+        Args: read: Gives the frames; called in the detector's thread.
+        Raises: ApiError.
+        """
         detector = self.rules.guard.detector
         if detector is None:
             raise errors.invalid("This server has no image check. Send text.", param="input")
         card = detector.card
         facts: dict[str, Any] = {"detector": card.name, "threshold": card.threshold}
         try:
-            facts["scores"] = await self._checks.look(detector, image)  # type: ignore[arg-type]
+            facts["scores"] = await self._checks.look(detector, read, owner=caller.request)
         except errors.ApiError:
             raise
         except Exception as error:
@@ -162,9 +178,9 @@ class Service:
         """
         guard, queue = self.rules.guard, self._queue
         assert queue is not None
-        require_prompt(guard.policy, request.prompt)
+        await self.parse(_require_prompts, guard, [request.prompt])
         queue.require_places(request.count)
-        decision = (await self._checks.decide(guard, [request.prompt]))[0]
+        decision = (await self._checks.decide(guard, [request.prompt], owner=caller.request))[0]
         result, images, outcome = GuardResult(decision=decision, prompt=None), list[ServedImage](), "failed"
         try:
             result, images = await queue.generate(guard, decision, request)
@@ -183,8 +199,8 @@ class Service:
         """
         guard, queue = self.rules.guard, self._queue
         assert queue is not None
-        require_prompt(guard.policy, request.prompt)
-        decision = (await self._checks.decide(guard, [request.prompt]))[0]
+        await self.parse(_require_prompts, guard, [request.prompt])
+        decision = (await self._checks.decide(guard, [request.prompt], owner=caller.request))[0]
         _require_checks(decision)
         if not self.settings.compare or guard.detector is None or decision.blocked:
             raise errors.blocked("input", decision.categories)
@@ -201,7 +217,7 @@ class Service:
 
     async def _prepare(self) -> None:
         try:
-            model, rules = await asyncio.to_thread(self._warm)
+            model, rules = await self._loader.run(self._warm)
             await self._log.write([self._event("start", rules, model=self.settings.names[0])])
         except Exception as error:
             LOG.error("The service cannot start: %s", error)
@@ -217,21 +233,53 @@ class Service:
         model, rules = self._load(), self._make_rules()
         image = model.generate([WARM_PROMPT], sampling=SamplingConfig(steps=1, guidance_scale=self.settings.guidance_scale))[0]
         self.image_size = image.width
-        if rules.guard.detector is not None:
-            rules.guard.detector.detect([image])
+        if isinstance(watched := rules.guard.detector, WatchedDetector):
+            scores_of(watched.detector, [image])  # the first call may take longer than any later one
         return model, rules
 
     def _make_rules(self) -> Rules:
+        """Policy and keys as they are now, tried once. Their detector runs in the supervised threads of `Checks`."""
         rules = self._load_rules()
-        rules.guard.check(WARM_PROMPT, explain=True)
-        return rules
+        guard = copy(rules.guard)
+        if guard.detector is not None:
+            guard.detector = self._checks.watched(guard.detector)
+        guard.check(WARM_PROMPT, explain=True)
+        return replace(rules, guard=guard)
 
     def _event(self, kind: str, rules: Rules, **facts: Any) -> Any:
         policy, detector = rules.guard.policy, rules.guard.detector
         name, weights = (detector.card.name, detector.card.weights_sha256) if detector is not None else (None, None)
         return self._record.event(
-            kind, policy=policy.fingerprint(), policy_id=policy.id, detector=name, detector_sha256=weights, **facts
+            kind,
+            anchor=self._log.anchor,
+            policy=policy.fingerprint(),
+            policy_id=policy.id,
+            detector=name,
+            detector_sha256=weights,
+            **facts,
         )
+
+
+class _Loader:
+    """Runs one function at a time in a supervised thread."""
+
+    def __init__(self, name: str, deadline: float) -> None:
+        self._queue: Batcher[Callable[[], Any], Any] = Batcher(
+            name, lambda jobs: [job() for job in jobs], batch_size=1, deadline=deadline
+        )
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Raises: whatever the function raises; HungError if it does not end in time."""
+        found: T = await asyncio.wrap_future(self._queue.submit(function))
+        return found
+
+    def close(self, seconds: float) -> None:
+        self._queue.close(seconds)
+
+
+def _require_prompts(guard: Guard, prompts: Sequence[str]) -> None:
+    for prompt in prompts:
+        require_prompt(guard.policy, prompt)
 
 
 def _require_checks(decision: GuardDecision) -> None:

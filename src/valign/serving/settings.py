@@ -30,11 +30,23 @@ class Settings:
     check_workers: int = option(1, help="threads that check; more only where stages wait for a chat endpoint", low=1, rare=True)
     max_inputs: int = option(64, help="texts of one moderation request", low=1, rare=True)
     max_body: int = option(4 * 2**20, help="bytes of a request", low=1, rare=True)
-    max_pixels: int = option(4096 * 4096, help="pixels of an image that is sent for moderation", low=1, rare=True)
+    max_text: int = option(64_000, help="characters of all texts of one moderation request", low=1, rare=True)
+    max_pixels: int = option(
+        4096 * 4096, help="pixels of all images of one moderation request, every frame counted", low=1, rare=True
+    )
+    check_timeout: float = option(
+        60.0, help="seconds that one call of the guard or the image check may take; then it is given up", above=0, rare=True
+    )
+    stall: float = option(
+        900.0, help="seconds after which a call of the model counts as hung, and another thread goes on", above=0, rare=True
+    )
     timeout: float = option(300.0, help="seconds until a request is aborted", above=0)
     body_timeout: float = option(30.0, help="seconds in which a request's body must have come", above=0, rare=True)
     per_minute: float = option(
-        0.0, help="requests per minute and key, an image counts as one; 0 is without limit", low=0, flags=("--rate",)
+        0.0,
+        help="requests per minute and key; each image and each text counts as one; 0 is without limit",
+        low=0,
+        flags=("--rate",),
     )
     prompts: Literal["hashed", "full"] = option("hashed", help="what the audit log keeps of a prompt", flags=("--audit-prompts",))
     compare: bool = option(
