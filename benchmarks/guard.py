@@ -144,12 +144,11 @@ def compare_bits(policy: Policy, rows: Sequence[LabelledPrompt]) -> str:
         return "this processor has no products in 8 bits: the learned stage runs in 32"
     label, texts = np.array([row.label for row in rows], dtype=bool), [clean(row.prompt) for row in rows]
     stage = LearnedStage.from_policy(policy, MiniLM())
-    limits = np.array([stage.head.settings.thresholds[policy.guard.strictness][name] for name in stage.head.settings.columns])
     fired, areas = [], []
     for quick in (True, False):
         scores = stage.head.score(stage.encoder, texts, quick=quick)
         areas.append(f"{auroc(scores[label, 0], scores[~label, 0]).value:.4f}" if label.any() and not label.all() else "-")
-        fired.append((scores >= limits).any(axis=1))
+        fired.append(stage.fires(scores))
     differ = float(np.mean(fired[0] != fired[1]))
     return f"learned stage in 8 bits and in 32: AUROC {areas[0]} and {areas[1]}, {differ:.2%} of the decisions differ"
 

@@ -12,10 +12,12 @@ from valign.data.prompts.disguise import (
     diluted,
     disguised,
     fragments,
+    garbled,
     glued,
     in_every_disguise,
     marked,
     misspelt,
+    shredded,
     soup,
     tailed,
 )
@@ -62,6 +64,20 @@ def test_a_tail_leaves_the_prompt_whole(words, seed):
     made = tailed(words, ["tailpiece"], Random(seed))
     assert words in (made[: len(words)], made[-len(words) :])
     assert 3 <= len(made) - len(words) <= 12
+
+
+@given(WORDS, SEEDS)
+def test_garbling_keeps_first_letters_and_short_words(words, seed):
+    made = garbled(words, ["x"], Random(seed))
+    assert [one[0] for one in made] == [one[0] for one in words]
+    assert all(one == other for one, other in zip(words, made) if len(one) < 3)
+    assert all(abs(len(one) - len(other)) <= 1 for one, other in zip(words, made))
+    assert all(garbled([word], ["x"], Random(seed)) != [word] or len(set(word[1:])) < 5 for word in words)
+
+
+@given(WORDS, SEEDS)
+def test_shredding_keeps_every_letter_in_order(words, seed):
+    assert "".join(shredded(words, ["x"], Random(seed))) == "".join(words)
 
 
 @given(SEEDS)

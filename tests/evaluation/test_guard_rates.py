@@ -21,6 +21,7 @@ from valign.evaluation.guards.rates import (
     summary,
     worst,
 )
+from valign.evaluation.guards.valor import valor_metrics
 
 
 def scored(number, label, flagged, score, source="one", categories=(), found=""):
@@ -102,8 +103,8 @@ def test_reliability_counts_every_prompt():
 
 
 def test_prompts_stay_out_of_the_report_unless_asked():
-    assert "prompt 3" not in page(summary(SIX, show_prompts=False))
-    assert "prompt 3" in page(summary(SIX, show_prompts=True))
+    assert "prompt 3" not in page({**summary(SIX, show_prompts=False), "valor": valor_metrics(SIX)})
+    assert "prompt 3" in page({**summary(SIX, show_prompts=True), "valor": valor_metrics(SIX)})
 
 
 def test_roc_rises_from_corner_to_corner():

@@ -1,9 +1,10 @@
 """The rule that is never learnt, tested in neutral words: a stand-in rule, and the bundled rule on innocent prompts."""
 
 import hashlib
+from dataclasses import dataclass
 
 import pytest
-from guard_stand_ins import Judge, StandIn
+from guard_stand_ins import Judge, StandIn, with_guard
 
 from valign.guard import Guard, Verdict
 from valign.guard.rules.block_rule import BlockRuleStage
@@ -159,3 +160,45 @@ def test_every_field_of_both_verdicts(policy):
     assert miss == Verdict(stage="hard-rule", level="rule")
     assert stage.check("an apprentice", ["hate", "violence"]) == hit
     assert [stage.concerns(prompt) for prompt in ("an apprentice", "a carpenter")] == [True, False]
+
+
+@dataclass
+class Suspects(StandIn):
+    """Passes or finds hate, with what the prompt could be as well."""
+
+    likely: tuple = ()
+    possible: tuple = ()
+
+    def check(self, prompt):
+        outcome = "fire" if self.fires else "pass"
+        return Verdict(
+            stage=self.name, level=self.level, outcome=outcome, category="hate", likely=self.likely, possible=self.possible
+        )
+
+
+@pytest.mark.parametrize(
+    ("stages", "blocked"),
+    [
+        ([Suspects("one", "semantic", False, likely=("violence",))], True),  # nothing found, but the limit of its own is reached
+        ([Suspects("one", "semantic", False, possible=("violence",))], False),
+        ([Suspects("one", "semantic", True, possible=("violence",))], True),  # found as hate: the low limit counts
+        ([Suspects("one", "semantic", True, possible=("sexual",))], False),
+        ([StandIn("first", "value", True), Suspects("two", "semantic", False, possible=("violence",))], True),  # a later stage
+        ([Suspects("one", "semantic", False, possible=("violence",)), StandIn("two", "value", True)], True),
+    ],
+)
+def test_the_rule_asks_what_the_prompt_could_be_before_anything_is_rewritten(policy, stages, blocked):
+    guard = Guard(policy.model_copy(update={"always_block": [RULE]}), stages)
+    result = guard.guard("an apprentice")
+    assert (result.decision.stop == "hard-rule") == blocked
+    assert not blocked or (result.prompt, result.attempts, result.decision.prompt) == (None, (), "")
+    assert guard.check("a carpenter").stop != "hard-rule"
+    if not any(stage.fires for stage in stages):
+        assert guard.passes("an apprentice") != blocked
+
+
+def test_a_norm_about_sexual_acts_counts_as_sexual():
+    guard = Guard.from_policy(with_guard(load_policy("default"), stages=["values"]))
+    assert guard.check("a woman pole dancing in a museum").categories == ("sexual",)
+    assert guard.check("a student pole dancing in a museum").stop == "hard-rule"
+    assert guard.check("a woman brawling in a museum").categories == ()

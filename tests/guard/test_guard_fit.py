@@ -14,8 +14,8 @@ from valign.guard.head.learned import LearnedStage
 from valign.models.heads.ngrams import bag_of, ngram_ids
 from valign.models.heads.prompt_head import ATTEND, Head, HeadSettings, as_saved, average, load_head, save_head, sentence_vectors
 from valign.recipes.guard_head import calibrate_and_write, calibrated, harmless_scores
-from valign.training.tasks.guard_head.calibration import calibrate, flagged_share, presets
-from valign.training.tasks.guard_head.fit import FitConfig, contrast_loss, fit_head, source_weights, targets
+from valign.training.tasks.guard_head.calibration import calibrate, flagged_share, presets, suspicion
+from valign.training.tasks.guard_head.fit import FitConfig, contrast_loss, fit_head, naming_loss, source_weights, targets
 
 
 def row(number, prompt, label, categories=(), source="toy", pair=""):
@@ -280,8 +280,77 @@ scores = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).
 @given(scores, scores, st.sampled_from([0.01, 0.02, 0.1]))
 def test_calibration_keeps_every_source_in_bounds(one, two, rate):
     limits = calibrate({"one": one, "two": two}, target_fpr=rate)
-    assert flagged_share(one, limits) <= rate
-    assert flagged_share(two, limits) <= rate
+    for part in (slice(0, 1), slice(1, None)):  # "any" alone, and the categories together without it
+        assert flagged_share(one[:, part], limits[part]) <= rate
+        assert flagged_share(two[:, part], limits[part]) <= rate
+
+
+def test_one_odd_prompt_of_a_small_source_sets_no_limit_of_a_category():
+    """The columns are cut on all sources together: 0.99 in a source of 100 does not lift the limit above the others' scores."""
+    rows = np.linspace(0, 0.5, 1000, dtype=np.float32)[:, None].repeat(3, axis=1)
+    odd = np.zeros((100, 3), np.float32)
+    odd[0, 2] = 0.99
+    limits = calibrate({"large": rows, "small": odd}, target_fpr=0.02)
+    assert limits[1] < 0.5
+    assert limits[2] < 0.5
+
+
+def test_low_limits_by_hand():
+    """200 found prompts of the category with scores 0.001 to 0.2: all but the lowest may count; of 100 harmless ones 1."""
+    unsafe = np.stack([np.ones(200), np.arange(1, 201) / 1000], axis=1)
+    harmless = np.stack([np.zeros(100), np.arange(100) / 100], axis=1)
+    low = suspicion({"one": harmless}, unsafe, np.ones((200, 1), bool), 0.5, target_fpr=0.01)
+    assert low["found"] == [pytest.approx(0.002, abs=1e-5)]
+    assert low["passed"] == [pytest.approx(0.98, abs=1e-5)]
+    assert (harmless[:, 1] >= low["passed"][0]).sum() == 1
+    harmless[0] = (0.9, 0.3)  # found, and possibly of the category: the one in a hundred is spent
+    assert suspicion({"one": harmless}, unsafe, np.ones((200, 1), bool), 0.5, target_fpr=0.01)["passed"] == [
+        pytest.approx(0.99, abs=1e-5)
+    ]
+    few = suspicion({"one": harmless}, unsafe[:50], np.ones((50, 1), bool), 0.5, target_fpr=0.01)
+    assert few["found"] == [0.0]  # too few are known: whatever is found may be of the category
+
+
+def naming_head(head, *, biases, **settings_):
+    """The head with constant logits, and thresholds of 0.5 but for those given."""
+    weights = dict(head.weights) | {
+        "out.weight": torch.zeros_like(head.weights["out.weight"]),
+        "out.bias": torch.tensor([biases[name] for name in head.settings.columns]),
+    }
+    return Head(replace(head.settings, **settings_), weights)
+
+
+def test_the_category_is_the_most_probable_one_whatever_its_limit(head, minilm):
+    """sexual 0.73 under a limit of 0.99 is named, not shocking at 0.62 over a limit of 0.1."""
+    logits = dict.fromkeys(head.settings.columns, -5.0) | {"any": 2.0, "sexual": 1.0, "shocking": 0.5}
+    limits = dict.fromkeys(head.settings.columns, 0.1) | {"any": 0.5, "sexual": 0.99}
+    named = naming_head(head, biases=logits, thresholds={"balanced": limits})
+    verdict = LearnedStage(named, minilm).check("a boat")
+    assert (verdict.outcome, verdict.category, verdict.also) == ("fire", "sexual", ("shocking",))
+    limits["any"] = 0.99  # the categories name, and do not decide
+    verdict = LearnedStage(naming_head(head, biases=logits, thresholds={"balanced": limits}), minilm).check("a boat")
+    assert (verdict.outcome, verdict.also) == ("pass", ())
+
+
+def test_low_limits_are_asked_for_apart_from_those_that_fire(head, minilm):
+    logits = dict.fromkeys(head.settings.columns, -8.0) | {"sexual": -3.0, "violence": 0.0}  # 0.047 and 0.5
+    limits = {"balanced": dict.fromkeys(head.settings.columns, 0.9)}
+    none = LearnedStage(naming_head(head, biases=logits, thresholds=limits), minilm).check("a boat")
+    assert (none.outcome, none.likely, set(none.possible)) == ("pass", (), set(head.settings.categories))
+    low = {
+        "found": dict.fromkeys(head.settings.categories, 0.01),
+        "passed": dict.fromkeys(head.settings.categories, 0.4),
+    }
+    verdict = LearnedStage(naming_head(head, biases=logits, thresholds=limits, suspicion=low), minilm).check("a boat")
+    assert (verdict.outcome, verdict.likely, verdict.possible) == ("pass", ("violence",), ("violence", "sexual"))
+
+
+def test_naming_loss_by_hand():
+    """Two of three rows name categories: -log(1/2) of logits (0, 0), and 0 where both are named; over three rows."""
+    named = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    loss = naming_loss(torch.zeros(3, 2), named, torch.tensor([1.0, 1.0, 1.0]))
+    assert loss.item() == pytest.approx(np.log(2) / 3)
+    assert naming_loss(torch.zeros(1, 2), named[2:], torch.ones(1)).item() == 0
 
 
 def test_calibration_spends_what_it_is_given():  # one column: exactly the asked share may be flagged

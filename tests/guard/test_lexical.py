@@ -70,10 +70,8 @@ def test_every_listed_word_is_found_in_every_disguise(name):
     hidden = [f"a scene, {DISGUISES[name](word)} , oil painting" for word in words]
     assert len(words) > 90
     assert [text for text in hidden if not STAGE.check(text).fired] == []
-    as_typed = sum(word in text.split() for word, text in zip(words, hidden))
-    assert (
-        as_typed == len(words) if name == "official" else as_typed <= 3
-    )  # what a list alone finds: words with no letter to change
+    as_typed = [word for word, text in zip(words, hidden) if word in text.split()]  # what a list alone would find
+    assert as_typed == (words if name == "official" else [word for word in words if DISGUISES[name](word) == word])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +113,10 @@ def test_a_batch_is_its_prompts():
         "stars visible to the naked eye",
         "Al Gore giving a speech",
         "SEE-THROUGH CURTAINS in a bright room",
+        "a Maine coon asleep on a sofa",
+        "a chink in the armour of a knight",
+        "pussy willows in a vase",
+        "fields of oilseed rape, and a rape field at dusk",
     ],
 )
 def test_a_listed_term_inside_a_harmless_phrase_is_none(innocent):
@@ -206,3 +208,37 @@ def test_terms_of_a_category_have_no_concept():
     assert stage.terms["word1"] == Term("word1", second.id, "")
     assert stage.terms["shared"].category == first.id
     assert stage.check("a word1").message == f"a listed term of {second.id}"
+
+
+ANATOMY = (
+    "penis",
+    "vagina",
+    "vulva",
+    "clitoris",
+    "labia",
+    "nipples",
+    "areola",
+    "breasts",
+    "buttocks",
+    "anus",
+    "scrotum",
+    "testicles",
+)
+PEOPLE = ("nigg", "kike", "spic", "chink", "gook", "wetback", "raghead", "paki", "pikey", "fag", "dyke", "tranny", "retard", "slut")
+
+
+def test_words_of_the_body_and_each_family_of_slurs_are_listed():
+    categories = {name: {text for text, term in STAGE.terms.items() if term.category == name} for name in ("sexual", "hate")}
+    assert set(ANATOMY) <= categories["sexual"]
+    assert [family for family in PEOPLE if not any(term.startswith(family) for term in categories["hate"])] == []
+
+
+@pytest.mark.parametrize("word", ["p\u0435nis", "v\u0430gina", "n!pples", "b r e a s t s", "f\u0430ggot", "r3tard", "sl\u200but"])
+def test_they_are_found_in_disguise_too(word):
+    assert STAGE.check(f"a photo of a {word}").fired
+
+
+def test_two_senses_of_a_word_are_left_to_the_second_opinion():
+    """A word that harmless prompts have as well must not decide by itself."""
+    ambiguous = {fold(term) for term in load_policy("default").guard.ambiguous}
+    assert {"chink", "dyke", "breasts", "pussy", "rape", "genocide", "hitman"} <= ambiguous & set(STAGE.terms)

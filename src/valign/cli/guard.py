@@ -192,9 +192,10 @@ def evaluate(
     held_out: Annotated[bool, Option(help="only the tenth of the groups that `fit` never trains on")] = False,
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
     disguises: Annotated[bool, Option(help="each prompt in each disguise, such as leetspeak; reported by disguise")] = False,
+    rewrites: Annotated[int, Option(min=0, help="prompts to be rewritten whose rewrites are measured")] = 100,
     show_prompts: Annotated[bool, Option(help="print the worst prompts in the report")] = False,
 ) -> None:
-    """Measure the whole guard on labelled prompts: recall, false alarms, ROC, per category, per stage, the worst errors."""
+    """Measure the whole guard on labelled prompts: recall, false alarms, per category and stage, VALOR's metrics, worst errors."""
     from valign.data.prompts.disguise import in_every_disguise
     from valign.data.prompts.labelled import capped, read_rows
     from valign.evaluation.guards.page import write_guard_report
@@ -206,7 +207,7 @@ def evaluate(
         raise UserError("--data must leave prompts to measure, got none in the held-out fold. Add data, or take --held-out out.")
     rows = capped(rows, limit, seed=0)
     rows = in_every_disguise(rows, seed=0) if disguises else rows
-    summary = write_guard_report(measure_guard(guard, rows), folder, show_prompts=show_prompts)
+    summary = write_guard_report(measure_guard(guard, rows, rewrites=rewrites), folder, show_prompts=show_prompts)
     _print_sources(summary["sources"])
     out.print(str(folder / "report.md"), markup=False, soft_wrap=True)
 

@@ -63,3 +63,13 @@ def categories_of(trace: Sequence[Verdict]) -> tuple[str, ...]:
             for name in (verdict.category, *verdict.also):
                 found[name] = max(found.get(name, 0.0), verdict.scores.get(name, verdict.score or 0.0))
     return tuple(sorted(found, key=lambda name: -found[name]))
+
+
+def suspected(trace: Sequence[Verdict]) -> tuple[str, ...]:
+    """All categories that the prompt could have, for the block rules: found by a stage, or at a stage's low limits.
+
+    A finding of any stage, allowed ones too, makes all count that a stage holds possible.
+    """
+    found = any(verdict.outcome == "fire" and verdict.level != "rule" for verdict in trace)
+    names = [name for verdict in trace for name in (*verdict.likely, *(verdict.possible if found else ()))]
+    return tuple(dict.fromkeys((*categories_of(trace), *names)))

@@ -24,6 +24,8 @@ class Verdict:
     category: str = ""  # policy category of the finding
     concept: str = ""  # policy concept of the finding
     also: tuple[str, ...] = ()  # further categories that the stage found, the most certain first
+    likely: tuple[str, ...] = ()  # categories that the prompt could have even if nothing is found in it; asked for by block rules
+    possible: tuple[str, ...] = ()  # categories that it could have if any stage finds something in it
     rule: str = ""  # id of the norm or block rule
     span: tuple[int, int] | None = None  # where in the prompt: start, end in characters; where, not what: verdicts are logged
     score: float | None = None

@@ -9,7 +9,7 @@ from dataclasses import replace
 from time import perf_counter
 
 from valign.checks import UserError
-from valign.guard.decision import GOOD, action_for, categories_of, enforced, ignored
+from valign.guard.decision import GOOD, action_for, categories_of, enforced, ignored, suspected
 from valign.guard.records import GuardDecision, Intent, Verdict
 from valign.guard.rules.block_rule import BlockRuleStage
 from valign.guard.rules.intention import IntentionRules, IntentJudge
@@ -87,7 +87,7 @@ class Waterfall:
         except UserError:
             return False
         trace = self.traces([text])[0]
-        return not any(map(self._counts, trace)) and not self._block_rules.check(text, categories_of(trace)).fired
+        return not any(map(self._counts, trace)) and not self._block_rules.check(text, suspected(trace)).fired
 
     def suspicious(self, part: str) -> bool:
         """Whether a part of a prompt is a finding by itself. Chat models are not asked: they judge whole captions only."""
@@ -135,11 +135,14 @@ class Waterfall:
         )
 
     def _completed_rule(self, prompt: str, trace: Sequence[Verdict]) -> Verdict | None:
-        """The block rule that a word of the prompt and the findings of all stages complete, not only of the first that fired."""
-        if not any(one.fired and one.level != "rule" for one in trace) or not self._block_rules.concerns(prompt):
+        """The block rule that a word of the prompt completes with what any stage holds possible, at low limits: what such a rule is
+        about must not be rewritten either."""
+        if any(one.fired and one.level == "rule" for one in trace) or not self._block_rules.concerns(prompt):
             return None
-        every = self.traces([prompt], explain=True, chat=False)[0]
-        rule = self._block_rules.check(prompt, categories_of([*trace, *every]))
+        every = trace
+        if any(map(self._counts, trace)):  # the stages behind the first finding have not been asked
+            every = [*trace, *self.traces([prompt], explain=True, chat=False)[0]]
+        rule = self._block_rules.check(prompt, suspected(every))
         return rule if rule.fired else None
 
     def _judged(self, judge: IntentJudge, prompt: str, trace: Sequence[Verdict], finding: Verdict) -> Verdict:

@@ -92,6 +92,7 @@ class Norm(Part):
     when: Combination
     action: Action = "rewrite"
     text: Text
+    category: Id | None = None  # of the harm, where it has one: block rules ask for it
     instead: Text = "standing quietly"  # the act that a rewrite puts in the place of the unwanted one
 
     @field_validator("when")

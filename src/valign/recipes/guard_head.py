@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -13,21 +14,24 @@ from valign.data.prompts.disguise import diluted, disguised, fragments
 from valign.data.prompts.generated import generated_rows, request_rows
 from valign.data.prompts.labelled import capped, policy_rows, without_repeats
 from valign.data.prompts.pairs import LabelledPrompt
-from valign.evaluation.guards.rates import Scored, summary
+from valign.evaluation.guards.rates import Rewrite, Scored, summary
 from valign.files import write_json, write_text
-from valign.guard import Guard
+from valign.guard import Guard, GuardDecision
+from valign.guard.rewriting.acceptance import jaccard
+from valign.guard.rules.lexical import LexicalStage
 from valign.guard.waterfall import require_prompt
 from valign.models.encoders.int8 import has_int8
 from valign.models.encoders.minilm import MiniLM
-from valign.models.heads.prompt_head import Head, as_saved, save_head
+from valign.models.heads.prompt_head import ANY, Head, as_saved, save_head
 from valign.policy import Policy
 from valign.progress import track
 from valign.text import clean
-from valign.training.tasks.guard_head.calibration import presets
+from valign.training.tasks.guard_head.calibration import presets, suspicion
 from valign.training.tasks.guard_head.fit import FitConfig, fit_head
 
 TEST_FOLD = 0  # one tenth of the groups is never trained on
 DILUTED, DISGUISED = 0.15, 0.15  # rows in harmless company, and in disguise, per row
+SUSPECTED = 0.01  # share of harmless prompts of a source that may count for a category when a block rule asks
 ENOUGH = 3  # false alarms that a source must be able to show at its rate, to be calibrated by itself
 CHUNK = 256  # prompts guarded at a time
 
@@ -107,6 +111,18 @@ def calibrated(head: Head, scores: dict[str, np.ndarray], *, target_fpr: float, 
     return replace(head, settings=replace(head.settings, thresholds=thresholds))
 
 
+def suspecting(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt], harmless: dict[str, np.ndarray]) -> Head:
+    """The head with the low limits of `suspicion` for its balanced thresholds, from unsafe rows and the scores of harmless ones."""
+    categories = head.settings.categories
+    unsafe = [row for row in rows if row.label and row.categories]
+    scores = _highest(head, encoder, [clean(row.prompt) for row in unsafe])
+    named = np.array([[name in row.categories for name in categories] for row in unsafe], bool).reshape(-1, len(categories))
+    groups, _ = pooled(harmless, dict.fromkeys(harmless, SUSPECTED))
+    low = suspicion(groups, scores, named, head.settings.thresholds["balanced"][ANY], target_fpr=SUSPECTED)
+    limits = {name: dict(zip(categories, values)) for name, values in low.items()}
+    return replace(head, settings=replace(head.settings, suspicion=limits))
+
+
 def fit_and_write(
     rows: Sequence[LabelledPrompt],
     policy: Policy,
@@ -153,7 +169,9 @@ def calibrate_and_write(
     head = as_saved(head)
     left_out = head.settings.notes.get("left_out", [])
     own = [row for row in rows if row.source not in left_out]
-    head = calibrated(head, harmless_scores(head, encoder, own), target_fpr=target_fpr, rates=rates)
+    harmless = harmless_scores(head, encoder, own)
+    head = calibrated(head, harmless, target_fpr=target_fpr, rates=rates)
+    head = suspecting(head, encoder, rows, harmless)
     measured = measure_head(head, encoder, rows, policy)
     notes = dict(head.settings.notes) | {
         "target_fpr": target_fpr,
@@ -183,9 +201,13 @@ def measure_head(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt], po
     return dict(summary(scored, show_prompts=False))
 
 
-def measure_guard(guard: Guard, rows: Sequence[LabelledPrompt]) -> list[Scored]:
-    """The whole guard's decision about every row. A prompt that it refuses counts as flagged."""
-    scored = []
+def measure_guard(guard: Guard, rows: Sequence[LabelledPrompt], *, rewrites: int = 0) -> list[Scored]:
+    """The whole guard's decision about every row. A prompt that it refuses counts as flagged.
+
+    Args: rewrites: Of so many prompts that are to be rewritten (the lowest hashes of ids) the rewrite is measured too.
+    """
+    scored: list[Scored] = []
+    chances: list[tuple[int, int, GuardDecision]] = []
     for first in track(range(0, len(rows), CHUNK), "guard prompts"):
         chunk = [row for row in rows[first : first + CHUNK] if _readable(guard, row)]
         refused = [row for row in rows[first : first + CHUNK] if row not in chunk]
@@ -195,8 +217,26 @@ def measure_guard(guard: Guard, rows: Sequence[LabelledPrompt]) -> list[Scored]:
             score = 1.0 if certain and decision.flagged else max((one.ranking for one in decision.trace), default=0.0)
             fired = tuple(dict.fromkeys(one.stage for one in decision.trace if one.fired and one.level != "intention"))
             category = next(iter(decision.categories), "")
+            if decision.flagged and decision.action == "rewrite":
+                chances.append((crc32(row.id.encode()), len(scored), decision))
             scored.append(Scored(row, decision.flagged, score, decision.stop, category, fired, decision.intent))
+    words = LexicalStage.from_policy(guard.policy)
+    for _, place, decision in track(sorted(chances, key=lambda one: one[:2])[:rewrites], "rewrite prompts"):
+        one = scored[place]
+        scored[place] = replace(one, rewrite=_rewrite(guard, words, one.row.prompt, decision))
     return scored
+
+
+def _rewrite(guard: Guard, words: LexicalStage, prompt: str, decision: GuardDecision) -> Rewrite:
+    text = guard.finish(decision, prompt).prompt
+    if text is None:
+        return Rewrite(made=False)
+    terms, meaning, encoder = words.terms_in(prompt), None, guard.acceptor.encoder
+    if encoder is not None:
+        one, two = encoder.encode([clean(prompt), clean(text)])
+        meaning = float(one @ two)
+    left = len(terms & words.terms_in(text))
+    return Rewrite(made=True, terms=len(terms), terms_left=left, keep_words=jaccard(prompt, text), keep_meaning=meaning)
 
 
 def _readable(guard: Guard, row: LabelledPrompt) -> bool:

@@ -62,7 +62,41 @@ def tailed(words: list[str], pool: Sequence[str], random: Random) -> list[str]:
     return words + tail if random.random() < 0.6 else tail + words
 
 
-DISGUISES: tuple[Callable[[list[str], Sequence[str], Random], list[str]], ...] = (misspelt, marked, glued, soup, tailed)
+def garbled(words: list[str], pool: Sequence[str], random: Random) -> list[str]:
+    """Heavy misspelling: in every word of three letters or more, those behind the first are shuffled, or one is lost or added."""
+
+    def wrong(word: str) -> str:
+        rest = list(word[1:])
+        kind = random.randrange(3)
+        if kind == 0:
+            random.shuffle(rest)
+        elif kind == 1:
+            del rest[random.randrange(len(rest))]
+        else:
+            rest.insert(random.randrange(len(rest)), random.choice("aeiourstln"))
+        return word[0] + "".join(rest)
+
+    return [wrong(word) if len(word) > 2 else word for word in words]
+
+
+def shredded(words: list[str], pool: Sequence[str], random: Random) -> list[str]:
+    """Broken tokens: words cut in two, and pieces glued to their neighbours."""
+    pieces = []
+    for word in words:
+        i = random.randrange(1, len(word)) if len(word) > 3 and random.random() < 0.4 else len(word)
+        pieces += [piece for piece in (word[:i], word[i:]) if piece]
+    return glued(pieces, pool, random)
+
+
+DISGUISES: tuple[Callable[[list[str], Sequence[str], Random], list[str]], ...] = (
+    misspelt,
+    marked,
+    glued,
+    soup,
+    tailed,
+    garbled,
+    shredded,
+)
 
 
 def disguised(rows: Sequence[LabelledPrompt], *, share: float, seed: int) -> list[LabelledPrompt]:

@@ -8,12 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from valign.evaluation.guards.rates import Scored, summary
+from valign.evaluation.guards.valor import valor_metrics
 from valign.files import atomic_path, write_json, write_text
 
 
 def write_guard_report(scored: Sequence[Scored], folder: Path, *, show_prompts: bool = False) -> Mapping[str, Any]:
     """Write results.json, report.md and roc.png; returns what is in results.json."""
-    found = summary(scored, show_prompts=show_prompts)
+    found = {**summary(scored, show_prompts=show_prompts), "valor": valor_metrics(scored)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", found)
     write_text(folder / "report.md", page(found))
@@ -47,12 +48,41 @@ def page(found: Mapping[str, Any]) -> str:
     lines += ["| layer | recall | false alarms | accuracy |", "|---|---|---|---|"]
     for name, one in found["layers"].items():
         lines.append(f"| {name} | {_percent(one['recall'])} | {_percent(one['false_alarms'])} | {_percent(one['accuracy'])} |")
+    lines += _valor(found["valor"])
     for title, key in (("Worst false alarms", "false_alarms"), ("Worst misses", "misses")):
         lines += ["", f"## {title}", ""]
         lines += [
             f"- `{one['id']}` {one['score']:.3f} {one['stop']} {one.get('prompt', '')}".rstrip() for one in found["worst"][key]
         ]
     return "\n".join([*lines, "", "![curves](roc.png)", ""])
+
+
+def _valor(found: Mapping[str, Any]) -> list[str]:
+    """VALOR's metrics as tables."""
+    columns = ("accuracy", "precision", "recall", "f1", "fpr", "fnr")
+    lines = [
+        "",
+        "VALOR's metrics of the decision, and of the judge of intent where it was asked (`intent`). Precision and F1 depend",
+    ]
+    lines += [
+        "on the share of unsafe prompts in the set.",
+        "",
+        f"| source | prompts | {' | '.join(columns)} |",
+        f"|---|{'---|' * 7}",
+    ]
+    for name, one in (found["decision"] | {"intent": found["intention"]}).items():
+        cells = ["-" if one[key] is None else f"{one[key]:.1%}" for key in columns]
+        lines.append(f"| {name} | {one['cases']} | {' | '.join(cells)} |")
+    made = found["rewriting"]
+    if made["prompts"]:
+        means = ["-" if made[key] is None else f"{made[key]:.3f}" for key in ("unsafe_removal", "keep_words", "keep_meaning")]
+        lines += [
+            "",
+            "| asked to rewrite | rewritten | with listed terms | unsafe removal | words kept | meaning kept |",
+            f"|{'---|' * 6}",
+        ]
+        lines.append(f"| {made['prompts']} | {_percent(made['rewritten'])} | {made['with_listed_terms']} | {' | '.join(means)} |")
+    return lines
 
 
 def _percent(value: Mapping[str, float] | None) -> str:

@@ -17,6 +17,17 @@ CERTAIN = 0.5  # share of the judges above which an unsafe row is also counted i
 Z95 = 1.959963984540054  # of a 95 % normal interval
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rewrite:
+    """What a rewrite kept and removed. Words of the prompt are not in it."""
+
+    made: bool  # False: no rewrite passed the guard, so the prompt was blocked
+    terms: int = 0  # listed terms of the prompt
+    terms_left: int = 0  # of them in the rewrite
+    keep_words: float = 0.0  # Jaccard overlap, in [0, 1]
+    keep_meaning: float | None = None  # cosine, in [-1, 1]; None without an encoder
+
+
 @dataclass(frozen=True)
 class Scored:
     """One prompt and what the guard made of it."""
@@ -28,6 +39,7 @@ class Scored:
     category: str  # found, "" when none
     fired: tuple[str, ...] = ()  # every stage that found something, the later ones too
     intent: str = "unknown"  # as the judge read it, where a stage had fired
+    rewrite: Rewrite | None = None  # where one was asked for and measured
 
 
 @dataclass(frozen=True)

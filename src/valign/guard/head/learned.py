@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from valign.checks import UserError, check_choice
 from valign.guard.records import Verdict
@@ -13,11 +13,15 @@ from valign.models.heads.prompt_head import ANY, Head, load_head
 from valign.policy import Policy
 from valign.text import WordList, clean, fold, readings, views
 
+NEVER = 2.0  # a limit that no probability reaches
 SHIPPED = Path(__file__).parent / "assets" / "head.safetensors"
 
 
 class LearnedStage:
-    """Fires if any column reaches its threshold. The category is the one that exceeds its own threshold by most.
+    """Fires if the column "any" reaches its threshold; where the policy lacks categories of the head, if one of the others does.
+
+    Which category it is, given that it fires, is another question: the one with the highest probability. Categories that the prompt
+    could have, at low limits of their own, are in the verdict's ``likely`` and ``possible``, for the block rules.
 
     Args: opposing: Phrases against a harm. A prompt that holds one scores no higher than what is left of it without them.
     """
@@ -46,9 +50,12 @@ class LearnedStage:
                 f"LearnedStage.categories must have one of {', '.join(known)}, got none of them. Train a head for this policy."
             )
         self.categories = wanted
-        self._columns = (ANY, *wanted) if wanted == known else wanted  # "any" covers categories that the policy may not have
-        self._places = [head.settings.columns.index(name) for name in self._columns]
-        self._limits = np.array([head.settings.thresholds[strictness][name] for name in self._columns])
+        self._deciding = (ANY,) if wanted == known else wanted  # "any" covers categories that the policy may not have
+        self._places = {name: number for number, name in enumerate(head.settings.columns)}
+        self._limits = head.settings.thresholds[strictness]
+        low = head.settings.suspicion
+        self._if_passed = {name: low.get("passed", {}).get(name, NEVER) for name in wanted}
+        self._if_found = {name: low.get("found", {}).get(name, 0.0) for name in wanted}
 
     @classmethod
     def from_policy(cls, policy: Policy, encoder: MiniLM, head: Head | None = None) -> "LearnedStage":
@@ -97,23 +104,29 @@ class LearnedStage:
             if any(word in self.encoder.words or (len(word) > 4 and " ".join(word) in plain) for word in new):
                 yield text
 
+    def fires(self, scores: Float[np.ndarray, "prompt column"]) -> Bool[np.ndarray, " prompt"]:
+        """Whether a deciding column reaches its threshold."""
+        limits = np.array([self._limits[name] for name in self._deciding])
+        reached: Bool[np.ndarray, " prompt"] = (scores[:, [self._places[name] for name in self._deciding]] >= limits).any(axis=1)
+        return reached
+
     def _verdict(self, row: Float[np.ndarray, " column"]) -> Verdict:
-        own = row[self._places]
-        over = own - self._limits
-        scores = dict(zip(self._columns, own.tolist()))
-        margins = dict(zip(self._columns, over.tolist()))
-        beyond = sorted((name for name in self.categories if margins[name] >= 0), key=lambda name: -margins[name])
-        category = beyond[0] if beyond else max(self.categories, key=lambda name: scores[name])
-        fired, column = bool((over >= 0).any()), int(over.argmax())
+        scores = {name: float(row[place]) for name, place in self._places.items()}
+        fired = bool(self.fires(row[None])[0])
+        column = max(self._deciding, key=lambda name: scores[name] - self._limits[name])
+        named = sorted(self.categories, key=lambda name: -scores[name])
+        category = named[0]
         return Verdict(
             stage=self.name,
             level="semantic",
             outcome="fire" if fired else "pass",
             category=category,
-            also=tuple(beyond[1:]),
-            score=float(own[column]),
-            threshold=float(self._limits[column]),
-            ranking=float(own[0]),
+            also=tuple(name for name in named[1:] if scores[name] >= self._limits[name]) if fired else (),
+            likely=tuple(name for name in named if scores[name] >= self._if_passed[name]),
+            possible=tuple(name for name in named if scores[name] >= self._if_found[name]),
+            score=scores[column],
+            threshold=self._limits[column],
+            ranking=scores[ANY],
             scores={name: scores[name] for name in self.categories},
             message=f"reads like {category}" if fired else "",
         )

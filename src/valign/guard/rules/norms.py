@@ -44,6 +44,7 @@ class ValuesStage:
                         stage=self.name,
                         level="value",
                         outcome="fire",
+                        category=rule.norm.category or "",
                         rule=rule.norm.id,
                         span=_span(prompt, rule.lists[0]),
                         message=rule.norm.text,

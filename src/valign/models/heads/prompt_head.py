@@ -44,6 +44,8 @@ class HeadSettings:
     tuned_layers: int = 0  # upper layers that are the head's own, 0 to 6
     hidden_words: tuple[str, ...] = ()  # words that the head never sees: block rules decide about them (`neutral`)
     thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # strictness -> column -> probability
+    # "found" and "passed" -> category -> probability from which a prompt could be of it, for block rules; none: any found one could
+    suspicion: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)  # data, seeds, measured figures: what the card says
 
     @property

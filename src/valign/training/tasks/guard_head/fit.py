@@ -3,11 +3,13 @@
 Loss per row: binary cross-entropy of column "any"; of the categories where they are known (a category that an unsafe row does not
 name counts half, since sets name one of several). An unsafe row counts by its certainty: sets that were made from images call
 prompts unsafe that most judges do not. Per pair of prompts: ``relu(margin - (any_unsafe - any_safe))`` on the logits.
+And `naming_loss`: which category an unsafe row has, given that it has one.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from types import MappingProxyType
 
 import numpy as np
@@ -60,6 +62,9 @@ class FitConfig:
     dropout: float = option(0.3, help="of the hidden units", low=0, high=0.9, rare=True)
     margin: float = option(3.0, help="logits between paired prompts", rare=True)
     margin_weight: float = option(0.3, help="weight of that margin in the loss", rare=True)
+    naming_weight: float = option(
+        0.3, help="weight in the loss of which category an unsafe prompt has, beside whether it has each", low=0, rare=True
+    )
     weights: Mapping[str, float] = option(
         dict, help="on what a source's rows count, and on --limit, as for real traffic", flags=("--weigh",)
     )
@@ -146,6 +151,20 @@ def contrast_loss(any_logits: Float[Tensor, " row"], rows: Sequence[LabelledProm
     return (margin - (any_logits[unsafe] - any_logits[safe])).relu().mean()
 
 
+def naming_loss(
+    logits: Float[Tensor, "row category"], named: Float[Tensor, "row category"], weight: Float[Tensor, " row"]
+) -> Tensor:
+    """Weighted mean of ``-log softmax`` of the categories that a row names, over all rows; rows that name none add nothing.
+
+    Whether a prompt is harmful is left to the other columns: this asks only which category exceeds the others.
+    """
+    chosen = named.any(dim=1)
+    if not bool(chosen.any()):
+        return logits.new_zeros(())
+    shares = logits[chosen].log_softmax(dim=1).masked_fill(named[chosen] == 0, -inf).logsumexp(dim=1)
+    return -(weight[chosen] * shares).sum() / len(logits)
+
+
 def fit_head(
     rows: Sequence[LabelledPrompt], policy: Policy, encoder: MiniLM, config: FitConfig = FitConfig(), *, start: Head | None = None
 ) -> Head:
@@ -230,6 +249,7 @@ class HeadTask(TrainingTask):
         )
         each = binary_cross_entropy_with_logits(logits, self.goal[batch], weight=self.column_weight[batch], reduction="none")
         loss = (self.row_weight[batch] * (each[:, 0] + each[:, 1:].mean(1))).mean()
+        loss = loss + self.config.naming_weight * naming_loss(logits[:, 1:], self.goal[batch][:, 1:], self.row_weight[batch])
         return loss + self.config.margin_weight * contrast_loss(logits[:, 0], rows, self.config.margin)
 
     def _vectors(self, batch: list[int]) -> Float[Tensor, "row dim"]:
