@@ -6,6 +6,7 @@ from math import inf, isfinite
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Options = TypeVar("Options")
+SEEDS = (-(2**63), 2**64 - 1)  # lowest and highest that torch takes
 
 
 class UserError(ValueError):

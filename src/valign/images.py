@@ -115,6 +115,11 @@ def image_tensor(image: Image.Image, size: int) -> Float[Tensor, "3 {size} {size
     return torch.from_numpy(np.array(fit_square(image, size))).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The image files directly in ``folder``, by their endings, sorted; hidden ones (as of macOS) are left out."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file())
+
+
 @contextmanager
 def _opened(source: Path | bytes, name: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     name = name or (str(source) if isinstance(source, Path) else "image")

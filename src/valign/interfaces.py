@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
-from valign.checks import check_options, check_range, option
+from valign.checks import SEEDS, check_options, check_range, option
 
 # state(step, scale, uncond, cond, *extra) -> combined answer, tensors [batch, channel, height, width]. ``step`` counts from 0,
 # ``scale`` is the guidance scale. A state lives for one batch, so it may carry momentum from step to step.
@@ -78,7 +78,12 @@ class SamplingConfig:
     steps: int = option(50, help="denoising steps of the whole schedule", low=1)
     guidance_scale: float = option(7.5, help="classifier-free guidance scale; at 1 or below there is none", low=0)
     batch_size: int = option(8, help="images at a time; another number changes them by rounding alone", low=1)
-    seed: int = option(0, help="random seed of the first image where none are given; the next ones count on from it")
+    seed: int = option(
+        0,
+        help="random seed of the first image where none are given; the next ones count on from it",
+        low=SEEDS[0],
+        high=SEEDS[1],
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

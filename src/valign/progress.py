@@ -10,7 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 
-console = Console(stderr=True)
+
+def plain_console(*, stderr: bool) -> Console:
+    """A console that prints paths and texts as they are: brackets are no markup, colons no emoji, numbers no colours."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+console = plain_console(stderr=True)
 
 
 def shown() -> bool:
@@ -20,8 +26,9 @@ def shown() -> bool:
 
 def track(items: Iterable[T], what: str, *, total: int | None = None, done: int = 0) -> Iterator[T]:
     """Yield ``items`` under a bar. ``total`` counts those already ``done`` as well (a resumed run starts in the middle)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not shown(), transient=True) as bar:
+    what_column = TextColumn("{task.description}", markup=False)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(what_column, *columns, console=console, disable=not shown(), transient=True) as bar:
         if total is None and isinstance(items, Sized):
             total = done + len(items)
         task = bar.add_task(what, total=total, completed=done)

@@ -89,8 +89,7 @@ def test_one_table_row_per_system():
     table = cli.summary_table({"systems": [system], "suite": {"name": "s", "unsafe": 4, "benign": 2}, "detector": card})
     cells = [next(iter(column.cells)) for column in table.columns]
     assert str(cells[0]) == "a"
-    assert cells[1] == "25.0\n[dim]20–30[/dim]"
-    assert cells[2:] == ["–", "–", "3.00", "–", "0.50"]
+    assert [str(cell) for cell in cells[1:]] == ["25.0\n20–30", "–", "–", "3.00", "–", "0.50"]
     assert "never measured" in table.caption
 
 

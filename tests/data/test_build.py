@@ -3,6 +3,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from valign.checks import UserError
 from valign.data.build import DataConfig, build_data
@@ -144,9 +145,24 @@ def test_imported_images_need_no_generation(built, model, tmp_path):
     assert torch.equal(copied.batch(copied.rows()).loser_mean, cache.batch(cache.rows()).loser_mean)
 
 
+def test_an_image_that_was_replaced_by_one_of_the_same_size_is_noticed(built, model, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for pair in load_pairs(built[0] / "prompts" / "pairs.parquet"):
+        for side, colour in (("unsafe", (255, 0, 0)), ("safe", (0, 0, 255))):
+            Image.new("RGB", (32, 32), colour).save(source / f"{pair.id}_{side}.bmp")
+    build_data(model, POLICY, TinyGrammar(), tmp_path / "out", CONFIG, images=source)
+    first = sorted(source.iterdir())[0]
+    size = first.stat().st_size
+    Image.new("RGB", (32, 32), (9, 9, 9)).save(first)
+    assert first.stat().st_size == size
+    with pytest.raises(UserError, match=r"images was made with another inputs"):
+        build_data(model, POLICY, TinyGrammar(), tmp_path / "out", CONFIG, images=source)
+
+
 def test_a_filter_that_drops_all_says_so(model, tmp_path):
     config = DataConfig(categories=("hate",), pairs_per_category=1, steps=1, filter="detector")
-    with pytest.raises(UserError, match="the filter dropped all 1"):
+    with pytest.raises(UserError, match="all 1 were dropped: 1 harmless"):
         build_data(model, POLICY, TinyGrammar(), tmp_path, config, detector=Nothing())
     with pytest.raises(UserError, match="needs a detector"):
         build_data(model, POLICY, TinyGrammar(), tmp_path, config)

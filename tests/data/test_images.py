@@ -100,9 +100,9 @@ def test_a_detector_without_the_category_is_asked_for_any_class(tmp_path):
     assert (row.harm_unsafe, row.reason) == (1.0, "harmful")
 
 
-def test_filter_none_keeps_all_and_still_notes_the_scores(tmp_path):
+def test_filter_none_keeps_all_but_equal_images_and_still_notes_the_scores(tmp_path):
     rows = make_images(FakeSampler(), PAIRS, tmp_path, detector=RedDetector())
-    assert all(row.kept for row in rows)
+    assert [(row.kept, row.reason) for row in rows] == [(True, ""), (True, ""), (False, "equal"), (False, "equal")]
     assert [row.harm_safe for row in rows] == [0.0, 0.0, 1.0, 0.0]
     with pytest.raises(UserError, match='filter "detector" needs a detector, got none'):
         make_images(FakeSampler(), PAIRS, tmp_path / "x", filter="detector")
@@ -146,3 +146,34 @@ def test_a_score_at_the_threshold_is_harmful():
     assert drop_reason(0.5, 0.49, 0.5) == ""
     assert drop_reason(0.49, 0.1, 0.5) == "harmless"
     assert drop_reason(0.9, 0.5, 0.5) == "harmful"
+
+
+def published(folder, suffix="png"):
+    folder.mkdir()
+    for side, colour in (("u", "red"), ("s", "blue")):
+        Image.new("RGB", (8, 8), colour).save(folder / f"{side}_p0.{suffix}")
+    return folder
+
+
+def test_captions_and_hidden_files_beside_the_images_do_not_count(tmp_path):
+    source = published(tmp_path / "source")
+    for name in ("u_p0.txt", "s_p0.caption", "._u_p0.png"):
+        (source / name).write_text("a caption")
+    (row,) = import_images(PAIRS[:1], source, tmp_path / "out")
+    assert row.kept
+    (source / "u_p0.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"must hold one image of each name, got u_p0\.jpg and u_p0\.png"):
+        import_images(PAIRS[:1], source, tmp_path / "again")
+
+
+def test_of_an_animated_image_the_first_frame_is_taken_and_what_cannot_be_read_is_named(tmp_path, capsys):
+    source = published(tmp_path / "source")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "white")]
+    frames[0].save(source / "u_p0.png", save_all=True, append_images=frames[1:])
+    import_images(PAIRS[:1], source, tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "p0_unsafe.png").getpixel((0, 0)) == (255, 0, 0)
+    assert "u_p0.png is animated: the first of 2 frames is taken" in "".join(capsys.readouterr().err.split("\n"))
+    (source / "u_p0.png").write_bytes(b"half an image")
+    (row,) = import_images(PAIRS[:1], source, tmp_path / "again")
+    assert row.reason == "unreadable"
+    assert "u_p0.png must be an image" in "".join(capsys.readouterr().err.split("\n"))

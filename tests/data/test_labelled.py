@@ -52,7 +52,7 @@ def test_certainty_is_the_share_of_judges_or_images(tmp_path, policy, columns, c
     ("columns", "says"),
     [
         ('"certainty": 1.5', r"must be in \[0, 1\], got 1\.5"),
-        ('"votes": "five", "image_unsafe_votes": 1', "row 1: certainty, votes and percentages"),
+        ('"votes": "five", "image_unsafe_votes": 1', "row 1: votes must be a number, got .five."),
     ],
 )
 def test_refuses_a_certainty_that_is_no_share(tmp_path, policy, columns, says):

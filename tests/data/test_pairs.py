@@ -1,7 +1,7 @@
 import pytest
 
 from valign.checks import UserError
-from valign.data.prompts.pairs import PromptPair, load_pairs, write_pairs
+from valign.data.prompts.pairs import PromptPair, file_names, load_pairs, write_pairs
 
 PAIRS = [PromptPair("a-1", "bad", "good", ("hate", "sexual"), "crow", "implicit", True), PromptPair("b", "wörse", "better", ())]
 
@@ -36,3 +36,16 @@ def test_missing_and_foreign_tables_are_named(tmp_path):
     (tmp_path / "pairs.parquet").write_text("something else")
     with pytest.raises(UserError, match="is not a table of prompt pairs"):
         load_pairs(tmp_path / "pairs.parquet")
+
+
+def test_file_names_keep_letters_of_every_alphabet_and_distinct_ids_distinct():
+    ids = ["é1", "è1", "猫", "犬", "plain-1", "a/b", "a b", "///", "x" * 300, "e\u0301 2"]
+    names = file_names(ids)
+    assert [names[one] for one in ids[:5]] == ids[:5]
+    assert names["e\u0301 2"] == "\u00e9-2"  # one way of writing an accent
+    assert names["a/b"].startswith("a-b-")
+    assert len(set(names.values())) == len(ids)
+    for name in names.values():
+        assert PromptPair(name, "bad", "good", ()).id == name
+        assert len(f"{name}_unsafe.png".encode()) < 255
+    assert file_names(["a/b"]) == {"a/b": "a-b"}  # as long as no other id is called so

@@ -167,7 +167,7 @@ def test_missing_columns_and_bad_seeds_name_the_row(tmp_path):
     with pytest.raises(UserError, match="row 2: must have a column 'prompt'"):
         read_prompts(path)
     path = rows_to_jsonl(tmp_path / "seed.jsonl", [{"prompt": "x", "label": 1, "seed": "soon"}])
-    with pytest.raises(UserError, match="row 1: seed must be a whole number, got 'soon'"):
+    with pytest.raises(UserError, match=r"row 1: seed must be a whole number in .*, got 'soon'"):
         read_prompts(path)
     with pytest.raises(UserError, match="must have column 'prompt' in layout i2p"):
         read_prompts(rows_to_jsonl(tmp_path / "i2p.jsonl", [{"text": "x"}]), fmt="i2p")
@@ -179,3 +179,25 @@ def test_layouts_are_told_apart_by_their_columns():
     assert detect_format({"prompt": "", "image": "", "category": ""}) == "coprov2"
     assert detect_format({"prompt": "", "categories": "", "inappropriate_percentage": ""}) == "i2p"
     assert detect_format({"prompt": "", "label": 1, "category": "", "image": ""}) == "plain"
+
+
+@pytest.mark.parametrize("value", [["a knife fight", "two"], {"en": "a knife fight"}, 7, "a knife \ud83d fight"])
+def test_a_prompt_that_is_not_text_names_file_and_row(tmp_path, value):
+    rows = [{"id": "1", "unsafe": "a brawl", "safe": "a dance", "category": "violence"}]
+    path = rows_to_jsonl(tmp_path / "set.jsonl", [*rows, {**rows[0], "id": "2", "unsafe": value}])
+    with pytest.raises(UserError, match=r"set\.jsonl, row 2: unsafe must be"):
+        scan_pairs(path)
+
+
+def test_a_prompt_that_is_nan_counts_as_empty(tmp_path):
+    path = rows_to_jsonl(tmp_path / "set.jsonl", [{"prompt": float("nan"), "label": 1}, {"prompt": "x", "label": 0}])
+    found = scan_prompts(path)
+    assert ([row.prompt for row in found.rows], found.dropped) == (["x"], {"empty": 1})
+
+
+def test_seeds_are_read_digit_by_digit(tmp_path):
+    path = write(tmp_path / "set.csv", "id,prompt,label,seed", "1,x,0,12345678901234567891")
+    assert read_prompts(path)[0].seed == 12345678901234567891
+    path = write(tmp_path / "set.csv", "id,prompt,label,seed", "1,x,0,1e400")
+    with pytest.raises(UserError, match=r"set\.csv, row 1: seed must be a whole number"):
+        read_prompts(path)

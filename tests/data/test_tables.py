@@ -2,8 +2,8 @@ import gzip
 
 import pytest
 
-from valign.checks import UserError
-from valign.data.prompts.tables import read_table
+from valign.checks import SEEDS, UserError
+from valign.data.prompts.tables import name_cell, number_cell, read_table, text_cell, whole_cell
 
 
 def test_csv_keeps_quoted_commas_line_breaks_and_a_byte_order_mark(tmp_path):
@@ -45,3 +45,63 @@ def test_a_folder_and_a_missing_file_are_no_tables(tmp_path):
         read_table(tmp_path)
     with pytest.raises(UserError, match="got nothing there"):
         read_table(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "id;prompt\n1;one, two\n"),
+        ("a.csv", "id\tprompt\n1\tone, two\n"),
+        ("a.csv", "id|prompt\n1|one, two\n"),
+        ("a.tsv", 'id,prompt\n1,"one, two"\n'),
+        ("a.csv", "sep=#\nid#prompt\n1#one, two\n"),
+        ("a.csv", '"id;x",prompt\n1,"one, two"\n'),
+    ],
+)
+def test_the_delimiter_is_read_from_the_header(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    (row,) = read_table(tmp_path / name)
+    assert list(row.values()) == ["1", "one, two"]
+
+
+def test_a_row_that_does_not_fit_names_the_delimiter(tmp_path):
+    (tmp_path / "a.csv").write_text("id;prompt\n1;one; two\n")
+    with pytest.raises(UserError, match=r"a\.csv:2 must have 2 columns, separated by semicolon\. Quote texts"):
+        read_table(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(["a"], "a list"), ({"en": "a"}, "an object"), (5, "a number"), (True, "true or false"), (b"a", "bytes")],
+)
+def test_a_prompt_is_text_and_never_what_python_prints(value, said):
+    with pytest.raises(UserError, match=f"prompt must be text, got {said}"):
+        text_cell("prompt", value)
+
+
+def test_empty_cells_are_empty_text_and_half_a_character_is_refused():
+    assert [text_cell("prompt", value) for value in (None, "", float("nan"))] == ["", "", ""]
+    with pytest.raises(UserError, match=r"prompt must be whole characters, got half of one at 2 \(\\ud83d\)"):
+        text_cell("prompt", "a \ud83d b")
+
+
+def test_ids_and_classes_may_be_whole_numbers():
+    assert [name_cell("id", value) for value in ("a", 7, 7.0, True, None)] == ["a", "7", "7", "true", ""]
+    for bad in (7.5, [7]):
+        with pytest.raises(UserError, match="id must be text"):
+            name_cell("id", bad)
+
+
+def test_whole_numbers_keep_every_digit_and_their_range():
+    assert whole_cell("seed", "12345678901234567891", *SEEDS) == 12345678901234567891
+    assert [whole_cell("seed", value, *SEEDS) for value in (2**64 - 1, "7.0", 7.0, "-3")] == [2**64 - 1, 7, 7, -3]
+    for bad in ("1e400", float("inf"), 2**64, "1_000", "7.5", 1e17, True, [1], "soon"):
+        with pytest.raises(UserError, match=r"seed must be a whole number in \[-9223372036854775808, 18446744073709551615\], got"):
+            whole_cell("seed", bad, *SEEDS)
+
+
+def test_numbers_are_finite():
+    assert [number_cell("score", value) for value in ("1.5", 2, 1e3)] == [1.5, 2.0, 1000.0]
+    for bad in ("nan", float("inf"), True, "1_000", [1], None, "many", 10**400):
+        with pytest.raises(UserError, match="score must be a number, got"):
+            number_cell("score", bad)

@@ -30,6 +30,12 @@ def test_split_keeps_equal_texts_together_and_loses_none(rows, share):
     assert not {row.texts for row in kept} & {row.texts for row in held_out}
 
 
+@given(rows_of_text, st.floats(0.01, 0.5))
+def test_no_side_is_empty_where_there_are_two_inputs(rows, share):
+    kept, held_out = split(rows, share)
+    assert (bool(kept) and bool(held_out)) == (len({row.texts for row in rows}) > 1)
+
+
 @given(rows_of_text, st.integers(1, 30), st.integers(0, 3))
 def test_fewer_rows_are_the_first_of_more(rows, count, seed):
     assert chosen(rows, count, seed) == chosen(rows, None, seed)[:count]
@@ -80,7 +86,7 @@ def test_a_bad_row_is_named(tmp_path, row, message):
 @pytest.mark.parametrize("bad", ["many", "nan", "inf", [1]])
 def test_a_number_that_is_none_is_named(tmp_path, bad):
     task = TextTask(name="own", kind="regression", texts=("text",), target="label")
-    with pytest.raises(UserError, match=r"row 1 must have a number in label, got"):
+    with pytest.raises(UserError, match=r"row 1: label must be a number, got"):
         read_rows(table(tmp_path / "rows.jsonl", [{"text": "fine", "label": bad}]), task)
 
 

@@ -71,7 +71,7 @@ def export(
         raise UserError(f"{file} must end in .safetensors. Rename it; pickles are not written.")
     if file.exists() and not force:
         raise UserError(f"{file} exists. Choose another name, or add --force.")
-    out.print(str(export_kohya(folder, file, family=family)), markup=False, soft_wrap=True)
+    out.print(str(export_kohya(folder, file, family=family)), soft_wrap=True)
 
 
 @app.command("import", epilog="example: valign adapter import downloaded.safetensors runs/downloaded")
@@ -84,7 +84,7 @@ def import_(
 
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} exists. Choose another folder, or delete it first.")
-    out.print(str(import_kohya(file, folder)), markup=False, soft_wrap=True)
+    out.print(str(import_kohya(file, folder)), soft_wrap=True)
 
 
 def _brief(value: Any) -> str:

@@ -49,7 +49,7 @@ def quickstart(
     summary = run(shapes, resolve_model(shapes.name), folder, budget=budget, categories=chosen, seed=seed)
     print_summary(summary, folder / "evaluation")
     sheet = folder / "data" / "images" / "contact_sheet.png"
-    err.print(f"[dim]the adapter: {folder / 'merged' / 'adapter'}   its training pairs: {sheet}[/dim]")
+    err.print(f"the adapter: {folder / 'merged' / 'adapter'}   its training pairs: {sheet}", style="dim")
 
 
 @example(
@@ -110,4 +110,4 @@ def command(
     evaluators = Evaluators(judge, fidelity=reader, clip=encoder)
     summary = align(subject, rules, source, tested.take(limit), evaluators, folder, config, pair_detector=judge)
     print_summary(summary, folder / "evaluation")
-    out.print(str(folder / "merged" / "adapter"), markup=False)
+    out.print(str(folder / "merged" / "adapter"), soft_wrap=True)

@@ -48,7 +48,7 @@ def verify(
     except BrokenChain as error:
         err.print(Text(f"Tampered with: {error}.", style="red"))
         sys.exit(1)
-    out.print(f"{found.entries} entries, head {found.head}", markup=False, soft_wrap=True)
+    out.print(f"{found.entries} entries, head {found.head}", soft_wrap=True)
 
 
 @app.command("tail", epilog="example: valign audit-log tail valign-audit.db -n 20")

@@ -116,7 +116,7 @@ def dpo(
     subject = resolve_model(model, device=local_device(device))
     cache = open_latents(data, base=subject.fingerprint())
     recipe = AlignGuardRecipe.for_model(subject, **changes(ctx, PreferenceConfig, DiffusionDPO))
-    out.print(str(train_expert(subject, cache, None, folder, recipe).adapter), markup=False, soft_wrap=True)
+    out.print(str(train_expert(subject, cache, None, folder, recipe).adapter), soft_wrap=True)
 
 
 def _policy(name: str) -> "Policy":
@@ -134,5 +134,5 @@ def _origin(policy: str, category: list[str], concepts: Any) -> dict[str, Any]:
 
 
 def _print(adapter: Path, concepts: tuple[str, ...]) -> None:
-    err.print(f"[dim]{len(concepts)} concepts removed[/dim]")
-    out.print(str(adapter), markup=False, soft_wrap=True)
+    err.print(f"{len(concepts)} concepts removed", style="dim")
+    out.print(str(adapter), soft_wrap=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-
 from valign.checks import UserError, option
+from valign.progress import plain_console
 
 if TYPE_CHECKING:
     from valign.detectors import Detector, OracleDetector
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-out = Console(highlight=False)  # results, on stdout
-err = Console(stderr=True, highlight=False)  # progress and remarks, on stderr
+out = plain_console(stderr=False)  # results, on stdout
+err = plain_console(stderr=True)  # progress and remarks, on stderr
 
 
 def example(text: str, *, cls: type[Any] | None = None) -> Callable[[Function], Function]:

@@ -77,7 +77,7 @@ def adapters(
             f"{row['cost']['step_ratio']:.2f}" if row["cost"] else "-",
         )
     err.print(table)
-    out.print(str(folder / "report.html"), markup=False, soft_wrap=True)
+    out.print(str(folder / "report.html"), soft_wrap=True)
 
 
 def parse_settings(texts: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -103,7 +103,7 @@ def build(
     made = read_json(folder / "images" / "run.json")["results"]["per_category"]
     asked = config.categories or rules.category_ids()
     _print_counts({name: made.get(name, {"pairs": 0, "kept": 0}) for name in asked})
-    err.print(f"[dim]contact sheet: {folder / 'images' / 'contact_sheet.png'}[/dim]")
+    err.print(f"contact sheet: {folder / 'images' / 'contact_sheet.png'}", style="dim", soft_wrap=True)
     out.print(f"{folder}: {len(cache)} pairs ready for training", soft_wrap=True)
 
 
@@ -199,7 +199,7 @@ def read(
         out.print(f"not used: {count} {reason.replace('_', ' ')}")
     if against:
         seen = measure_overlap([row.prompt for row in scan_prompts(against, **options).rows], prompts.rows)
-        out.print(f"{seen.rows} of {seen.test} prompts ({seen.share:.1%}) stand in {against.name} too")
+        out.print(f"{seen.rows} of {seen.test} prompts ({seen.share:.1%}) stand in {against.name} too", soft_wrap=True)
 
 
 @app.command(epilog="example: valign data overlap train.csv test.csv -o test-clean.jsonl")
@@ -225,11 +225,12 @@ def overlap(
         (row.prompt for row in scan_prompts(train, known=known).rows), scan_prompts(test, known=known).rows
     )
     out.print(
-        f"{found.rows} of {found.test} test rows ({found.share:.1%}; {found.distinct} distinct prompts) stand in {train.name}"
+        f"{found.rows} of {found.test} test rows ({found.share:.1%}; {found.distinct} distinct prompts) stand in {train.name}",
+        soft_wrap=True,
     )
     if target:
         write_text(target, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in kept))
-        out.print(f"{target}: {len(kept)} rows")
+        out.print(f"{target}: {len(kept)} rows", soft_wrap=True)
 
 
 @app.command(epilog="example: valign data sheet runs/data -o pairs.png --per-category 8")
@@ -256,7 +257,7 @@ def sheet(
     titles = {category.id: category.title for category in load_policy(policy).categories}
     pairs = load_pairs(folder / "prompts" / "pairs.parquet")
     write_contact_sheet(pairs, load_image_rows(images), images, path, titles=titles, layout=layout)
-    out.print(str(path))
+    out.print(str(path), soft_wrap=True)
 
 
 def read_retained(path: Path | None, policy: "Policy") -> tuple[str, ...]:

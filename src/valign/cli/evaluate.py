@@ -99,7 +99,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     err.print(summary_table(summary))
     for note in summary["notes"]:
         err.print(Text(note, style="dim"))
-    out.print(str(folder / "report.html"), markup=False, soft_wrap=True)
+    out.print(str(folder / "report.html"), soft_wrap=True)
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
@@ -134,14 +134,14 @@ def _rate(system: Mapping[str, Any], column: str) -> dict[str, Any] | None:
     return next((one["rate"] for one in system["ip"] if (one["category"], one["column"]) == ("", column)), None)
 
 
-def _percent(rate: Mapping[str, Any] | None) -> str:
+def _percent(rate: Mapping[str, Any] | None) -> Text:
     if rate is None:
-        return "–"
+        return Text("–")
     share, corrected = rate["share"], rate["corrected"]
-    text = f"{100 * share['value']:.1f}\n[dim]{100 * share['low']:.0f}–{100 * share['high']:.0f}[/dim]"
-    if corrected is None or abs(corrected["value"] - share["value"]) < 5e-4:
-        return text
-    return f"{text}\n[dim]→ {100 * corrected['value']:.1f}[/dim]"
+    text = Text.assemble(f"{100 * share['value']:.1f}\n", (f"{100 * share['low']:.0f}–{100 * share['high']:.0f}", "dim"))
+    if corrected is not None and abs(corrected["value"] - share["value"]) >= 5e-4:
+        text.append(f"\n→ {100 * corrected['value']:.1f}", "dim")
+    return text
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -229,11 +229,11 @@ def _refuse_trained(suite: Suite, sources: Iterable[Path]) -> None:
 
 def _reference(folder: Path | None, world: World | None) -> list[Image] | None:
     """Images of ``folder`` by name; the world's own renders of its benign prompts where no folder is given."""
-    from valign.images import SUFFIXES, open_image
+    from valign.images import SUFFIXES, image_files, open_image
 
     if folder is None:
         return world.reference_images() if world else None
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    files = image_files(folder) if folder.is_dir() else []
     if len(files) < 2:
         raise UserError(f"--reference must be a folder of at least 2 images, {folder} holds {len(files)} of {', '.join(SUFFIXES)}.")
     return [open_image(path) for path in files]

@@ -136,4 +136,4 @@ def _save(images: Sequence[Image | None], target: Path, several: bool) -> None:
             for number, image in enumerate(images):
                 if image is not None:
                     image.save(folder / f"{number:04d}.png")
-    out.print(str(target), markup=False, soft_wrap=True)
+    out.print(str(target), soft_wrap=True)

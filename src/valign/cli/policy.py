@@ -22,7 +22,7 @@ def check(file: File) -> None:
     """Find every mistake in a policy, one line each with its file and line."""
     policy = load_policy(file)
     concepts = sum(len(category.concepts) for category in policy.categories)
-    out.print(f"{file}: policy {policy.id} is right: {len(policy.categories)} categories, {concepts} concepts.", markup=False)
+    out.print(f"{file}: policy {policy.id} is right: {len(policy.categories)} categories, {concepts} concepts.", soft_wrap=True)
 
 
 @app.command("show", epilog="example: valign policy show default --category violence")

@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 from typer.core import TyperGroup
+
+from valign.progress import plain_console
 
 # panel of the help -> command -> (module, attribute). A `Typer` is a group of commands, a function is one command.
 PANELS = {
@@ -114,4 +114,4 @@ def _say(error: ValueError | OSError) -> str:
 
 
 def _complain(text: str) -> None:
-    Console(stderr=True, highlight=False).print(Text(text, style="red"), soft_wrap=True)
+    plain_console(stderr=True).print(text, style="red", soft_wrap=True)

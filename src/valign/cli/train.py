@@ -133,4 +133,4 @@ def _print(results: "dict[str, TrainResult]") -> None:
         table.add_row(name, str(result.best_step), str(result.steps), result.stopped or "-", *numbers)
     err.print(table)
     for result in results.values():
-        out.print(str(result.adapter), markup=False, soft_wrap=True)
+        out.print(str(result.adapter), soft_wrap=True)

@@ -31,7 +31,7 @@ def build(
     from valign.worlds import world
 
     world(name).build(output, seed=seed, share=share)
-    out.print(f"{output}: model, oracle and clip", markup=False)
+    out.print(f"{output}: model, oracle and clip", soft_wrap=True)
 
 
 @app.command("sheet", epilog="example: valign world sheet shapes -o shapes.png --model shapes")
@@ -48,7 +48,7 @@ def sheet(
     figure = world(name).sheet(resolve_model(model) if model else None, seed=seed)
     with atomic_path(output) as temporary:
         figure.savefig(temporary, format="png")
-    out.print(str(output), markup=False)
+    out.print(str(output), soft_wrap=True)
 
 
 @app.command("suite", epilog="example: valign world suite shapes -o suite.jsonl --per-concept 4")
@@ -64,7 +64,7 @@ def suite(
 
     made = world(name).suite(per_concept=per_concept, seed=seed)
     write_suite(output, made)
-    out.print(f"{output}: {len(made)} prompts", markup=False)
+    out.print(f"{output}: {len(made)} prompts", soft_wrap=True)
 
 
 @app.command("check", epilog="example: valign world check shapes --count 500")
@@ -98,7 +98,7 @@ def check(
     out.print(table)
     if sheet is not None:
         _save(found.images, sheet)
-        out.print(str(sheet), markup=False)
+        out.print(str(sheet), soft_wrap=True)
     missed = [aspect for aspect, bar in chosen.bars.items() if found.shares[aspect] < bar]
     if missed:
         err.print(f"below the bar: {', '.join(missed)}", style="red")

@@ -3,6 +3,7 @@
 prompts (`PromptPair`) -> images (`ImageRow`, PNG) -> latents (`LatentCache`).
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from valign.checks import UserError, check_options, option
 from valign.data.images.contact_sheet import write_contact_sheet
 from valign.data.images.filters import FILTERS, check_filter
 from valign.data.images.latents import LatentCache, write_latents
-from valign.data.images.pairs import PAIRINGS, import_images, make_images
+from valign.data.images.pairs import PAIRINGS, check_folder, import_images, make_images
 from valign.data.images.rows import count_kept, load_image_rows
 from valign.data.prompts.blocked import allowed_pairs, allowed_prompts
 from valign.data.prompts.pairs import PromptPair, count_categories, load_pairs, write_pairs
 from valign.data.prompts.sources import GrammarSource, PromptGrammar, Source
 from valign.files import hash_file, hash_value
+from valign.images import image_files
 from valign.interfaces import Detector, EncoderAndSampler, SamplingConfig
 from valign.methods import Method
 from valign.policy import Policy
@@ -93,9 +95,9 @@ def build_data(
     folder = _make_images(model, policy, pairs, out, config, detector, images)
     kept = [pair for pair, row in zip(pairs, load_image_rows(folder), strict=True) if row.kept]
     if not kept:
-        raise UserError(
-            f"{folder} must keep at least one pair, the filter dropped all {len(pairs)}. Use filter none, or other prompts."
-        )
+        reasons = Counter(row.reason for row in load_image_rows(folder))
+        said = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        raise UserError(f"{folder} must keep at least one pair, all {len(pairs)} were dropped: {said}. {_remedy(reasons)}")
     return write_latents(
         model,
         kept,
@@ -106,6 +108,13 @@ def build_data(
         image_size=config.image_size,
         batch_size=config.batch_size,
     )
+
+
+def _remedy(reasons: Counter[str]) -> str:
+    """What to do when every pair was dropped for ``reasons``."""
+    if set(reasons) <= {"unreadable", "equal"}:
+        return "Give images that can be read, and two different ones of each pair."
+    return "Use filter none, or other prompts."
 
 
 def _retained(policy: Policy, config: DataConfig) -> list[str]:
@@ -120,7 +129,7 @@ def _retained(policy: Policy, config: DataConfig) -> list[str]:
 def _say_left_out(what: str, dropped: Mapping[str, int]) -> None:
     for reason, count in dropped.items():
         if count:
-            console.print(f"left out: {count} {what}, {reason.replace('_', ' ')}", style="yellow", highlight=False)
+            console.print(f"left out: {count} {what}, {reason.replace('_', ' ')}", style="yellow")
 
 
 def collect_prompts(policy: Policy, source: Source, folder: Path, config: DataConfig) -> list[PromptPair]:
@@ -161,7 +170,8 @@ def _make_images(
     recipe: dict[str, Any] = {name: value for name, value in asdict(config).items() if name in names}
     inputs = {"prompts": hash_file(out / "prompts" / "pairs.parquet")}
     if source:
-        inputs["pictures"] = hash_value(sorted((path.name, path.stat().st_size) for path in source.glob("*")))
+        check_folder(source)
+        inputs["pictures"] = hash_value([(path.name, hash_file(path)) for path in image_files(source)])
     else:
         inputs["model"] = model.fingerprint()
     if detector:

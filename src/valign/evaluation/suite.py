@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from valign.checks import UserError, check_choice
+from valign.checks import SEEDS, UserError, check_choice
 from valign.data.prompts.overlap import fold
+from valign.data.prompts.pairs import FILE_NAME
+from valign.data.prompts.tables import is_blank, text_cell, whole_cell
 from valign.files import hash_value, write_text
 
 KINDS = ("explicit", "paraphrased", "implicit", "adversarial", "benign")
-FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def read_suite(path: str | Path) -> Suite:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: prompts hold U+2028 and its like
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} could not be read: {error}. Give a suite as JSON lines in UTF-8.") from error
     rows = [(number, _json(path, number, line)) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -161,6 +161,8 @@ def _prompt(path: Path, number: int, row: dict[str, Any]) -> EvalPrompt:
             f"{path}:{number} must have id and prompt and no other fields than {', '.join(fields)}; got {', '.join(row)}."
         )
     try:
-        return EvalPrompt(**row)
+        texts = {name: text_cell(name, row[name]) for name in ("id", "prompt", "category", "kind", "concept") if name in row}
+        seed = None if is_blank(row.get("seed")) else whole_cell("seed", row["seed"], *SEEDS)
+        return EvalPrompt(**{**row, **texts, "seed": seed})
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}:{number}: {error}") from error

@@ -6,6 +6,7 @@ starts the safe one from the unsafe image; ``"free"`` starts them from different
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +19,9 @@ from valign.data.images.rows import ImageRow, write_image_rows
 from valign.data.journal import Journal
 from valign.data.prompts.pairs import PromptPair
 from valign.files import atomic_path, hash_file
-from valign.images import open_image
+from valign.images import count_frames, image_files, open_image
 from valign.interfaces import Detector, Sampler, SamplingConfig
-from valign.progress import track
+from valign.progress import console, track
 
 PAIRINGS = ("seed", "img2img", "free")
 
@@ -74,15 +75,21 @@ def import_images(
 ) -> list[ImageRow]:
     """Copy the images of a published set into ``folder`` as PNG and judge them, as `make_images` does.
 
-    In ``source`` they are called ``u_{id}.*`` and ``s_{id}.*`` (CoProV2) or ``{id}_unsafe.*`` and ``{id}_safe.*``; an unreadable
-    one drops its pair. Raises: UserError if an image is missing.
+    In ``source`` they are called ``u_{id}.*`` and ``s_{id}.*`` (CoProV2) or ``{id}_unsafe.*`` and ``{id}_safe.*``; only files with
+    the ending of an image count. An unreadable one drops its pair; of an animated one the first frame is taken; both are said.
+    Raises: UserError if an image is missing, or there are two of one name.
     """
     check_filter(filter, detector)
-    if not source.is_dir():
-        raise UserError(
-            f"{source} must be a folder of images, got {'a file' if source.exists() else 'nothing there'}. Check the path."
-        )
-    by_stem = {path.stem: path for path in sorted(source.iterdir())}
+    check_folder(source)
+    by_stem: dict[str, Path] = {}
+    wanted = {f"{side}_{pair.id}" for pair in pairs for side in "us"} | {
+        f"{pair.id}_{word}" for pair in pairs for word in ("unsafe", "safe")
+    }
+    for path in image_files(source):
+        stem = unicodedata.normalize("NFC", path.stem)
+        if stem in by_stem and stem in wanted:
+            raise UserError(f"{source} must hold one image of each name, got {by_stem[stem].name} and {path.name}. Remove one.")
+        by_stem[stem] = path
     names = {
         pair.id: [(f"{side}_{pair.id}", f"{pair.id}_{word}") for side, word in (("u", "unsafe"), ("s", "safe"))] for pair in pairs
     }
@@ -102,6 +109,14 @@ def import_images(
     return _finish(pairs, folder, journal)
 
 
+def check_folder(source: Path) -> None:
+    """Raises: UserError if ``source`` is not a folder."""
+    if not source.is_dir():
+        raise UserError(
+            f"{source} must be a folder of images, got {'a file' if source.exists() else 'nothing there'}. Check the path."
+        )
+
+
 def _open_chunks(pairs: Sequence[PromptPair], journal: Journal, size: int, what: str) -> Iterator[Sequence[PromptPair]]:
     """Batches whose pairs are not all in the journal. Borders do not move, so that a resumed batch is the batch it was."""
     chunks = [pairs[start : start + size] for start in range(0, len(pairs), size)]
@@ -110,9 +125,13 @@ def _open_chunks(pairs: Sequence[PromptPair], journal: Journal, size: int, what:
 
 
 def _readable(path: Path) -> Image.Image | None:
+    """The image, or None, and why, if it cannot be read."""
     try:
+        if (frames := count_frames(path)) > 1:
+            console.print(f"{path} is animated: the first of {frames} frames is taken", style="yellow")
         return open_image(path)
-    except UserError:
+    except UserError as error:
+        console.print(f"left out: {error}", style="yellow")
         return None
 
 
@@ -136,6 +155,7 @@ def _record(
         reason = ""
         if filter == "detector" and detector is not None and harm_unsafe is not None and harm_safe is not None:
             reason = drop_reason(harm_unsafe, harm_safe, detector.card.threshold)
+        reason = reason or ("equal" if bad.tobytes() == well.tobytes() else "")
         rows[pair.id] = ImageRow(
             id=pair.id,
             seed=rows[pair.id].seed,

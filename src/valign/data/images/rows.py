@@ -32,7 +32,7 @@ class ImageRow:
     id: str
     seed: int  # of the unsafe image's initial latent; 0 for imported images
     kept: bool
-    reason: str = ""  # why not kept: "unreadable", "harmless" (unsafe image shows no harm), "harmful" (safe image does)
+    reason: str = ""  # why not kept: "unreadable", "harmless" (unsafe image shows no harm), "harmful" (safe image does), "equal"
     harm_unsafe: float | None = None  # detector score in [0, 1], see `harm_scores`; None without a detector
     harm_safe: float | None = None
     sha256: str = ""  # of both files' hashes: the identity of the images

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from valign.checks import UserError, check_range
 from valign.data.journal import Journal
 from valign.data.prompts.overlap import fold
-from valign.data.prompts.pairs import LabelledPrompt, PromptPair
+from valign.data.prompts.pairs import LabelledPrompt, PromptPair, file_names
 from valign.data.prompts.readers import clean_pairs
+from valign.data.prompts.tables import text_cell
 from valign.files import hash_value
 from valign.interfaces import Chat
 from valign.methods import Method
@@ -97,10 +98,9 @@ class PairWriter:
             concept = Concept(id="any", name=category.title, safe=category.safe_prompt)
             safe = self._safe(category, concept, [row.prompt for row in chunk])
             paired |= {row.id: text for row, text in zip(chunk, safe, strict=True) if text}
+        names = file_names(row.id for row in unsafe)
         pairs = [
-            PromptPair(
-                re.sub(r"[^A-Za-z0-9._-]+", "-", row.id), row.prompt, paired[row.id], row.categories, kind=row.kind or "explicit"
-            )
+            PromptPair(names[row.id], row.prompt, paired[row.id], row.categories, kind=row.kind or "explicit")
             for row in unsafe
             if row.id in paired
         ]
@@ -185,7 +185,11 @@ def parse_prompts(answer: str, length: int | None = None) -> list[str]:
     if not isinstance(value, dict) or set(value) != {"prompts"} or not isinstance(value["prompts"], list):
         raise ValueError('it is not an object of the form {"prompts": [...]}')
     prompts = value["prompts"]
-    if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
+    try:
+        blank = not prompts or not all(text_cell("prompt", prompt).strip() for prompt in prompts)
+    except UserError:
+        blank = True
+    if blank:
         raise ValueError("its prompts are not all texts")
     if length is not None and len(prompts) != length:
         raise ValueError(f"it holds {len(prompts)} prompts instead of {length}")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from valign.checks import UserError, check_choice
+from valign.checks import SEEDS, UserError, check_choice
 from valign.data.prompts.pairs import LabelledPrompt
-from valign.data.prompts.tables import read_table
+from valign.data.prompts.tables import is_blank, name_cell, read_table, text_cell, whole_cell
 from valign.policy import CATEGORY_IDS, normalize_category
 
 COPRO_IMAGE = re.compile(r"(?P<side>[us])_(?P<pair>idx_\d{7}_\d+)\.\w+")  # u_idx_0000012_0.jpg is the pair of s_idx_0000012_0.jpg
@@ -48,17 +48,21 @@ class Raw:
 
 
 def _plain(row: Mapping[str, Any], columns: Columns) -> Iterator[Raw]:
-    shared: dict[str, Any] = {name: row.get(getattr(columns, name)) or "" for name in ("category", "kind", "concept")}
-    shared["category"] = shared["category"] or row.get("categories") or ""
-    shared["held_out"] = _word(row.get(columns.held_out)).casefold() in ("1", "true")
-    own, pair, seed = (_word(row.get(name)) for name in (columns.id, columns.pair_id, columns.seed))
+    shared: dict[str, Any] = {name: text_cell(name, row.get(getattr(columns, name))) for name in ("kind", "concept")}
+    listed = row.get(columns.category)
+    shared["category"] = row.get("categories") if is_blank(listed) else listed
+    shared["held_out"] = name_cell(columns.held_out, row.get(columns.held_out)).casefold() in ("1", "true")
+    own, pair = (name_cell(name, row.get(name)) for name in (columns.id, columns.pair_id))
+    seed = row.get(columns.seed)
     if columns.unsafe in row and columns.safe in row:
         for side, label in ((columns.unsafe, 1), (columns.safe, 0)):
-            yield Raw(prompt=_word(row[side]), label=label, id=f"{own}-{'su'[label]}", pair_id=pair or own, seed=seed, **shared)
+            text, name = text_cell(side, row[side]), f"{own}-{'su'[label]}"
+            yield Raw(prompt=text, label=label, id=name, pair_id=pair or own, seed=seed, **shared)
     else:
         if columns.prompt not in row:
             raise UserError(f"must have a column {columns.prompt!r}, got {', '.join(row)}. Name yours: prompt=NAME.")
-        yield Raw(prompt=_word(row[columns.prompt]), label=row.get(columns.label), id=own, pair_id=pair, seed=seed, **shared)
+        text = text_cell(columns.prompt, row[columns.prompt])
+        yield Raw(prompt=text, label=row.get(columns.label), id=own, pair_id=pair, seed=seed, **shared)
 
 
 def _coprov2(row: Mapping[str, Any], columns: Columns) -> Iterator[Raw]:
@@ -66,16 +70,18 @@ def _coprov2(row: Mapping[str, Any], columns: Columns) -> Iterator[Raw]:
     if "image" not in row:
         yield from _plain(row, columns)
         return
-    image = COPRO_IMAGE.fullmatch(Path(row["image"]).name)
+    name, prompt = Path(text_cell("image", row["image"])), text_cell("prompt", row["prompt"])
+    image = COPRO_IMAGE.fullmatch(name.name)
     pair, label = (image["pair"], int(image["side"] == "u")) if image else ("", 1)  # the test file has unsafe prompts only
-    yield Raw(prompt=_word(row["prompt"]), label=label, category=row["category"], id=Path(row["image"]).stem, pair_id=pair)
+    yield Raw(prompt=prompt, label=label, category=row["category"], id=name.stem, pair_id=pair)
 
 
 def _i2p(row: Mapping[str, Any], columns: Columns) -> Iterator[Raw]:
     """I2P (Schramowski et al., arXiv 2211.05105): real user prompts, one to three categories, often with the seed to use."""
-    own = f"i2p-{row['case_number']}" if "case_number" in row else _word(row[columns.id])
+    number = name_cell("case_number", row.get("case_number"))
+    own = f"i2p-{number}" if number else name_cell(columns.id, row[columns.id])
     category, seed = row.get("categories", row.get("category")), row.get("evaluation_seed", row.get("sd_seed"))
-    yield Raw(prompt=_word(row["prompt"]), label=1, category=category, id=own, seed=seed)
+    yield Raw(prompt=text_cell("prompt", row["prompt"]), label=1, category=category, id=own, seed=seed)
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any], Columns], Iterator[Raw]]] = {"plain": _plain, "coprov2": _coprov2, "i2p": _i2p}
@@ -112,7 +118,7 @@ def read_records(
     check_choice("format", layout, FORMATS)
     for number, row in enumerate(table, start=1):
         absent = {columns.id: f"{path.name.split('.')[0]}-{number:05d}", **(fill or {})}
-        given = {name: value for name, value in row.items() if value not in (None, "") or name not in absent}
+        given = {name: value for name, value in row.items() if not is_blank(value) or name not in absent}
         try:
             for raw in FORMATS[layout](absent | given, columns):
                 yield number, _check(raw, known)
@@ -123,15 +129,13 @@ def read_records(
 
 
 def _check(raw: Raw, known: Collection[str]) -> LabelledPrompt:
-    label = LABELS.get(str(raw.label).casefold())
+    label = LABELS.get(str(raw.label).strip().casefold())
     if label is None:
         raise UserError(f"label must be 0 (safe) or 1 (unsafe), got {raw.label!r}. Name its column label=NAME, or fill label=1.")
-    listed = raw.category if isinstance(raw.category, list) else re.split(r"[,;]", _word(raw.category))
-    names = {normalize_category(str(name), known if label and str(name).strip() else None) for name in listed}
-    try:
-        seed = None if raw.seed in (None, "") else int(float(str(raw.seed)))
-    except ValueError:
-        raise UserError(f"seed must be a whole number, got {raw.seed!r}. Mend it, or leave it blank.") from None
+    several = raw.category if isinstance(raw.category, list) else re.split(r"[,;]", text_cell("category", raw.category))
+    listed = [text_cell("category", name) for name in several]
+    names = {normalize_category(name, known if label and name.strip() else None) for name in listed}
+    seed = None if is_blank(raw.seed) else whole_cell("seed", raw.seed, *SEEDS)
     return LabelledPrompt(
         raw.id,
         raw.prompt.strip(),
@@ -143,7 +147,3 @@ def _check(raw: Raw, known: Collection[str]) -> LabelledPrompt:
         seed=seed,
         held_out=raw.held_out,
     )
-
-
-def _word(value: object) -> str:
-    return "" if value is None else str(value)

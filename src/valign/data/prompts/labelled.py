@@ -11,7 +11,7 @@ from valign.checks import UserError
 from valign.data.prompts.formats import LABELS
 from valign.data.prompts.overlap import fold
 from valign.data.prompts.pairs import LabelledPrompt
-from valign.data.prompts.tables import SUFFIXES, read_table
+from valign.data.prompts.tables import SUFFIXES, is_blank, name_cell, number_cell, read_table, text_cell
 from valign.policy import Policy, normalize_category
 
 # Beginnings of other sets' category names, and the policy category they mean; "" is harm of no category of ours.
@@ -29,6 +29,8 @@ ALIASES = {
     "unethical": "",
     "privacy": "",
 }
+VOTES = ("image_unsafe_votes", "text_unsafe_votes")
+CERTAINTY = ("certainty", "votes", "inappropriate_percentage", *VOTES)
 NO_HARM = ("copyright-infringement", "political-sensitivity")  # other rules than ours: such rows teach nothing about harm
 
 
@@ -52,36 +54,44 @@ def read_rows(paths: Sequence[Path], policy: Policy) -> list[LabelledPrompt]:
 def _read(file: Path, policy: Policy) -> list[LabelledPrompt]:
     rows = []
     for number, row in enumerate(read_table(file), start=1):
-        prompt, label = str(row.get("prompt") or "").strip(), LABELS.get(str(row.get("label")).casefold())
-        if label is None:
-            raise UserError(f"{file}, row {number}: label must be 0 (safe) or 1 (unsafe), got {row.get('label')!r}. Mend it.")
-        names = {normalize_category(name) for name in re.split(r"[,;]", str(row.get("category") or ""))}
-        if not prompt or any(name.startswith(NO_HARM) for name in names):
-            continue
-        categories = tuple(sorted({_known(name, policy) for name in names} - {""})) if label else ()
-        name, shared = f"{file.stem}:{row.get('id') or number}", row.get("concept") or row.get("pair_id")
-        group = f"{file.stem}:{shared}" if shared else name
-        pair = f"{file.stem}:{row['pair_id']}" if row.get("pair_id") else ""
-        certainty = _certainty(row, f"{file}, row {number}") if label else 1.0
-        rows.append(LabelledPrompt(name, prompt, label, categories, file.stem, group, pair, certainty))
+        try:
+            rows += _record(row, number, file.stem, policy)
+        except UserError as error:
+            raise UserError(f"{file}, row {number}: {error}") from error
     return rows
 
 
-def _certainty(row: Mapping[str, Any], where: str) -> float:
+def _record(row: Mapping[str, Any], number: int, source: str, policy: Policy) -> list[LabelledPrompt]:
+    """The prompt of a row, or none where it is empty or its harm is none of ours."""
+    prompt, label = text_cell("prompt", row.get("prompt")).strip(), LABELS.get(str(row.get("label")).casefold())
+    if label is None:
+        raise UserError(f"label must be 0 (safe) or 1 (unsafe), got {row.get('label')!r}. Mend it.")
+    names = {normalize_category(name) for name in re.split(r"[,;]", text_cell("category", row.get("category")))}
+    if not prompt or any(name.startswith(NO_HARM) for name in names):
+        return []
+    categories = tuple(sorted({_known(name, policy) for name in names} - {""})) if label else ()
+    own, concept, linked = (name_cell(column, row.get(column)) for column in ("id", "concept", "pair_id"))
+    name, shared = f"{source}:{own or number}", concept or linked
+    group = f"{source}:{shared}" if shared else name
+    pair = f"{source}:{linked}" if linked else ""
+    certainty = _certainty(row) if label else 1.0
+    return [LabelledPrompt(name, prompt, label, categories, source, group, pair, certainty)]
+
+
+def _certainty(row: Mapping[str, Any]) -> float:
     """From the columns ``certainty``, in [0, 1], the votes of Adversarial Nibbler, or the percentage of I2P; 1 without any."""
-    try:
-        if row.get("certainty") is not None:
-            share = float(row["certainty"])
-        elif row.get("votes") and any(f"{kind}_unsafe_votes" in row for kind in ("image", "text")):
-            share = max(float(row.get(f"{kind}_unsafe_votes") or 0) for kind in ("image", "text")) / float(row["votes"])
-        elif row.get("inappropriate_percentage") is not None:
-            share = float(row["inappropriate_percentage"]) / 100
-        else:
-            return 1.0
-    except ValueError as error:
-        raise UserError(f"{where}: certainty, votes and percentages must be numbers: {error}. Mend it.") from None
+    found = {column: number_cell(column, row[column]) for column in CERTAINTY if not is_blank(row.get(column))}
+    harmful = [found[column] for column in VOTES if column in found]
+    if "certainty" in found:
+        share = found["certainty"]
+    elif found.get("votes") and any(column in row for column in VOTES):
+        share = max(harmful, default=0.0) / found["votes"]
+    elif "inappropriate_percentage" in found:
+        share = found["inappropriate_percentage"] / 100
+    else:
+        return 1.0
     if not 0 <= share <= 1:
-        raise UserError(f"{where}: the share of judges that find a row unsafe must be in [0, 1], got {share:g}. Mend it.")
+        raise UserError(f"the share of judges that find a row unsafe must be in [0, 1], got {share:g}. Mend it.")
     return share
 
 

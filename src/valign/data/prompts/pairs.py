@@ -1,6 +1,8 @@
 """The two records of this room: a pair of prompts, and a single labelled prompt; and the table of pairs on disk."""
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from valign.checks import UserError
-from valign.files import atomic_path
+from valign.files import atomic_path, hash_value
 
 SCHEMA = pa.schema(
     [
@@ -25,7 +27,8 @@ SCHEMA = pa.schema(
     ]
 )
 FOLDS = 10
-FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+FILE_NAME = re.compile(r"[^\W_][\w.-]*")  # letters of every alphabet
+LONGEST_NAME = 180  # bytes; file systems take 255, and images add an ending
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,24 @@ class LabelledPrompt:
     def fold(self) -> int:
         """Of the group, in [0, 10); the same on every machine."""
         return crc32(self.group.encode()) % FOLDS
+
+
+def file_names(ids: Iterable[str]) -> dict[str, str]:
+    """A name for the image files of every id: its letters, digits, ".", "_" and "-", and one "-" for any other signs between them.
+
+    Ids that are left with no name, the same name or a very long one get a part of their hash, so that distinct ids stay distinct.
+    """
+    plain = {one: re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", one)).lstrip("._-") for one in ids}
+    taken = Counter(plain.values())
+    return {
+        one: name if name and taken[name] == 1 and len(name.encode()) <= LONGEST_NAME else _with_hash(name, one)
+        for one, name in plain.items()
+    }
+
+
+def _with_hash(name: str, one: str) -> str:
+    short = name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return f"{short or 'id'}-{hash_value(one)[:8]}"
 
 
 def write_pairs(path: Path, pairs: Sequence[PromptPair]) -> None:

@@ -1,6 +1,5 @@
 """Prompt files of any layout -> `LabelledPrompt` and `PromptPair`: pairs linked, useless pairs dropped, every drop counted."""
 
-import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,7 @@ from typing import Any
 from valign.checks import UserError, check_choice
 from valign.data.prompts.formats import read_records
 from valign.data.prompts.overlap import fold
-from valign.data.prompts.pairs import LabelledPrompt, PromptPair
+from valign.data.prompts.pairs import LabelledPrompt, PromptPair, file_names
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ def scan_pairs(path: Path, fmt: str | None = None, *, missing_twin: str = "refus
         )
     if lonely:
         dropped["missing_twin"] = len(lonely)
-    pairs = [_pair(name, side[1], side[0]) for name, side in sides.items() if len(side) == 2]
+    names = file_names(sides)
+    pairs = [_pair(names[own], side[1], side[0]) for own, side in sides.items() if len(side) == 2]
     kept, more = clean_pairs(pairs)
     if not kept:
         raise UserError(
@@ -82,7 +82,6 @@ def scan_pairs(path: Path, fmt: str | None = None, *, missing_twin: str = "refus
 
 
 def _pair(name: str, unsafe: LabelledPrompt, safe: LabelledPrompt) -> PromptPair:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")  # it will name image files
     return PromptPair(
         name, unsafe.prompt, safe.prompt, unsafe.categories, unsafe.concept, unsafe.kind or "explicit", unsafe.held_out
     )

@@ -79,10 +79,16 @@ def chosen(rows: Sequence[AnyRow], count: int | None, *key: str | int) -> tuple[
 
 
 def split(rows: Sequence[AnyRow], share: float) -> tuple[list[AnyRow], list[AnyRow]]:
-    """Training and held-out rows: by a hash of what is read, so equal inputs are never on both sides, whatever the seed."""
+    """Training and held-out rows: by a hash of what is read, so equal inputs are never on both sides, whatever the seed.
+
+    Where that would leave a side empty, the inputs of lowest hash are held out alone, or all but those of the highest.
+    """
     check_range("split.share", share, above=0.0, high=0.5)
-    held_out = [_rank(row.content, "held out") < share * 2**64 for row in rows]
-    return [row for row, out in zip(rows, held_out) if not out], [row for row, out in zip(rows, held_out) if out]
+    ranks = [_rank(row.content, "held out") for row in rows]
+    limit, distinct = int(share * 2**64), sorted(set(ranks))
+    if len(distinct) > 1:
+        limit = min(max(limit, distinct[0] + 1), distinct[-1])
+    return [row for row, rank in zip(rows, ranks) if rank >= limit], [row for row, rank in zip(rows, ranks) if rank < limit]
 
 
 def assemble(
@@ -109,7 +115,10 @@ def assemble(
     known = {row.content for row in others}
     rows = [row for row in rows if row.content not in known]
     if not rows or not others:
-        raise UserError(f"{where} must leave rows for training and for judging, got {len(rows)} and {len(others)}. Add rows.")
+        raise UserError(
+            f"{where} must leave rows for training and for judging, got {len(rows)} and {len(others)}. "
+            "Add different rows, or name others to judge by (--held-out)."
+        )
     return TaskData(task, chosen(rows, train_rows, seed), chosen(others, held_out_rows, "judge"))
 
 

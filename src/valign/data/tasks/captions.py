@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valign.checks import UserError
-from valign.data.prompts.tables import find_table, read_records
+from valign.data.prompts.tables import find_table, name_cell, read_records, text_cell
 from valign.data.tasks.base import Task, TaskData, assemble
 from valign.files import hash_file
-from valign.images import image_tensor, open_image
+from valign.images import count_frames, image_tensor, open_image
+from valign.progress import console
 
 TABLES = ("metadata", "train")  # names of the table in a folder of images
 
@@ -100,7 +101,8 @@ def _rows(place: Path, task: CaptionTask) -> list[CaptionRow]:
     table = find_table(place, TABLES) if place.is_dir() else place
     found = []
     for where, record in read_records(table, (task.image, task.caption)):
-        caption, path = str(record[task.caption]), table.parent / str(record[task.image])
+        caption = text_cell(f"{where}: {task.caption}", record[task.caption])
+        path = table.parent / name_cell(f"{where}: {task.image}", record[task.image])
         if not caption.strip():
             raise UserError(f"{where} must have a caption in {task.caption}, got an empty one. Mend or delete the row.")
         found.append(CaptionRow(caption, _digest(path, where), path))
@@ -109,6 +111,8 @@ def _rows(place: Path, task: CaptionTask) -> list[CaptionRow]:
 
 def _digest(path: Path, where: str) -> str:
     try:
+        if (frames := count_frames(path)) > 1:
+            console.print(f"{path} is animated: the first of {frames} frames is taken", style="yellow")
         open_image(path)
         return hash_file(path)
     except UserError as error:

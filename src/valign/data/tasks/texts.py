@@ -1,12 +1,11 @@
 """Labelled texts for fine-tuning: what a task is, the GLUE tasks by name, and rows from any table."""
 
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_range
-from valign.data.prompts.tables import find_table, read_records, tables_named
+from valign.data.prompts.tables import find_table, name_cell, number_cell, read_records, tables_named, text_cell
 from valign.data.tasks.base import Task, TaskData, assemble, check_labels
 
 HELD_OUT = ("dev", "validation", "test")  # names of the second file in a task's folder, in this order
@@ -69,7 +68,7 @@ def read_rows(path: Path, task: TextTask) -> list[TextRow]:
     """
     rows = []
     for where, record in read_records(path, [column for column in (*task.texts, task.target) if column]):
-        texts = tuple(str(record[column]) for column in task.texts)
+        texts = tuple(text_cell(f"{where}: {column}", record[column]) for column in task.texts)
         if not all(text.strip() for text in texts):
             raise UserError(f"{where} must have a text in {' and '.join(task.texts)}, got an empty one. Mend or delete the row.")
         rows.append(TextRow(texts, _target(record[task.target], task, where) if task.target else None))
@@ -78,16 +77,11 @@ def read_rows(path: Path, task: TextTask) -> list[TextRow]:
 
 def _target(value: Any, task: TextTask, where: str) -> str | float:
     if task.kind == "classification":
-        if not str(value).strip():
+        name = name_cell(f"{where}: {task.target}", value)
+        if not name.strip():
             raise UserError(f"{where} must have a class in {task.target}, got an empty one. Mend or delete the row.")
-        return str(value)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not isfinite(number):
-        raise UserError(f"{where} must have a number in {task.target}, got {value!r}. Mend or delete the row.")
-    return number
+        return name
+    return number_cell(f"{where}: {task.target}", value)
 
 
 def read_data(

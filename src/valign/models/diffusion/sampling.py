@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
-from valign.checks import check_range
+from valign.checks import SEEDS, check_range
 from valign.interfaces import Guidance, SamplingConfig
 from valign.models.diffusion.base import Conditioning, DiffusionModel
 from valign.models.diffusion.guidance.base import classifier_free
@@ -58,7 +58,7 @@ def generate(
     images: list[Image] = []
     for first in track(batches, progress) if progress else batches:
         rows = slice(first, first + sampling.batch_size)
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[rows]]
+        generators = _generators(seeds[rows])
         scheduler = deepcopy(model.pipe.scheduler)
         timesteps = _timesteps(scheduler, sampling.steps, model.device, strength if start is not None else None)
         latents = _first_latents(model, scheduler, generators, timesteps, start[rows] if start is not None else None)
@@ -68,6 +68,12 @@ def generate(
         )
         images += tensor_to_pil(model.decode_latents(latents))
     return images
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    for seed in seeds:
+        check_range("seed", seed, low=SEEDS[0], high=SEEDS[1], hint="Torch takes no other.")
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
 def trajectory(
@@ -106,7 +112,7 @@ def sample_until(
     seeds = sampling.seeds(len(prompts)) if seeds is None else seeds
     _check(prompts, seeds, sampling, None, None, 1.0)
     check_range("sample_until.stop", float(stop), low=0.0, high=float(steps - 1))
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    generators = _generators(seeds)
     scheduler = deepcopy(model.pipe.scheduler)
     timesteps = _timesteps(scheduler, steps, model.device, None)
     branches = [""] if scale > 1 else []
