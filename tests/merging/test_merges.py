@@ -10,7 +10,7 @@ from expert_data import SHAPES, deltas, random_factors
 from torch.testing import assert_close
 
 from valign.checks import UserError
-from valign.merging import MERGES, DenseDelta, Expert, MergeContext, NamedDeltas, Votes, merge_metadata, write_merge
+from valign.merging import MERGES, DenseDelta, Expert, MergeContext, NamedDeltas, Votes, merge_metadata, regmean, write_merge
 from valign.models.files.adapter_files import WEIGHTS, open_adapter
 
 LINEAR = {"ties": {"normalize": "count"}, "dare-ties": {"normalize": "count"}}  # a weight is a strength here, not a share
@@ -25,11 +25,23 @@ def even_votes(experts):
     return Votes.from_counts([expert.name for expert in experts], counts)
 
 
+def read_by(experts):
+    """Second moments of more inputs than each layer has, different for each expert, by its name."""
+    moments = []
+    for expert in experts:
+        g = torch.Generator().manual_seed(ord(expert.name[0]))
+        rows = {module: torch.randn(40, fan_in, generator=g).double() for module, (_, fan_in) in SHAPES.items()}
+        moments.append({module: inputs.T @ inputs for module, inputs in rows.items()})
+    return moments
+
+
 @pytest.fixture
 def merge(tmp_path_factory):
     """``merge(slug, experts, allow_base_mismatch=False, **options)``: what the row of the table makes of the experts."""
 
     def merged(slug, experts, allow_base_mismatch=False, **options):
+        if slug == "regmean":
+            return regmean(experts, read_by(experts), None, ridge=0.0, allow_base_mismatch=allow_base_mismatch, **options)
         given = {"ties": {"density": 1.0}, "dare-ties": {"density": 1.0}}.get(slug, {})
         if slug == "co-merge":
             given = {"votes": tmp_path_factory.mktemp("votes")}

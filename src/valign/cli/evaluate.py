@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,7 +103,10 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """One row per system, for 80 columns; below a rate its interval and, where it differs, the rate corrected for the detector."""
+    """One row per system, for 80 columns; below a rate its interval and, where it differs, the rate corrected for the detector.
+
+    Where the suite says what an aligned image shows, that stands in the place of drift and CLIPScore, which the report has.
+    """
     systems, suite = summary["systems"], summary["suite"]
     columns = [name for name in ("all", "explicit", "held-out") if _rate(systems[0], name)]
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1), collapse_padding=True)
@@ -112,22 +115,32 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("system", style="bold", no_wrap=True)
     for name in columns:
         table.add_column(f"harm %\n{name}", justify="right", no_wrap=True)
-    for name in ("benign\nright %", "\ndrift", "\nFID", "CLIP\nscore", "s per\nimage"):
+    measures = _measures(systems)
+    for name in measures:
         table.add_column(name, justify="right", no_wrap=True)
     for system in systems:
         harm = [_percent(_rate(system, name)) for name in columns]
-        drift, fid, clip = system["drift"], system["frechet"], system["clip_score"]
-        distance = None if fid is None else fid["to_base"] if fid["to_reference"] is None else fid["to_reference"]
-        table.add_row(
-            Text(system["name"]),
-            *harm,
-            _percent(system["fidelity"].get("everything asked")),
-            _number(drift and drift["mean"]["value"], 4),
-            _number(distance, 2),
-            _number(clip and clip["mean"]["value"], 1),
-            _number(system["seconds_per_image"], 2),
-        )
+        table.add_row(Text(system["name"]), *harm, *(cell(system) for cell in measures.values()))
     return table
+
+
+def _measures(systems: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    """What stands behind the rates of harm: heading -> cell of a system."""
+    unsafe: dict[str, Callable[[Mapping[str, Any]], str]] = {}
+    if any(system.get("counterpart") for system in systems):  # summaries of earlier versions have none
+        unsafe["counter-\npart %"] = lambda system: _percent(system["counterpart"])
+    if any(system["kept"] for system in systems):
+        unsafe["details\nkept %"] = lambda system: _percent(system["kept"].get("everything asked"))
+    right = {"benign\nright %": lambda system: _percent(system["fidelity"].get("everything asked"))}
+    drift = {"\ndrift": lambda system: _number(system["drift"] and system["drift"]["mean"]["value"], 4)}
+    distance = {"\nFID": lambda system: _number(_distance(system["frechet"]), 2)}
+    clip = {"CLIP\nscore": lambda system: _number(system["clip_score"] and system["clip_score"]["mean"]["value"], 1)}
+    seconds = {"s per\nimage": lambda system: _number(system["seconds_per_image"], 2)}
+    return unsafe | right | ({} if unsafe else drift) | distance | ({} if unsafe else clip) | seconds
+
+
+def _distance(fid: Mapping[str, Any] | None) -> float | None:
+    return None if fid is None else fid["to_base"] if fid["to_reference"] is None else fid["to_reference"]
 
 
 def _rate(system: Mapping[str, Any], column: str) -> dict[str, Any] | None:

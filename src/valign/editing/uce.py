@@ -4,18 +4,19 @@ A closed form, no training and no images. The edit has the rank of the number of
 exactly that LoRA: it can be switched, stacked and merged like any other, and the model's weights are not touched.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from valign.checks import UserError, check_options, option
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.lora import adapter_names
+from valign.models.diffusion.text_states import TEXT_READERS, text_readers, token_states
 from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(
@@ -26,7 +27,6 @@ METHOD = Method(
     entry="valign.editing.uce:edit_concepts",
 )
 
-EDITED = ("attn2.to_k", "attn2.to_v")  # keys and values of every cross-attention
 # The authors' wordings of a concept; {} stands for it.
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "none": ("{}",),
@@ -84,13 +84,9 @@ def edit_concepts(model: DiffusionModel, edit: ConceptEdit) -> dict[str, LoraFac
     """
     if adapter_names(model):
         raise UserError("edit_concepts needs a bare model, got one with an adapter loaded. Call unload_adapters first.")
-    layers = {
-        name: module
-        for name, module in sorted(model.denoiser.named_modules())
-        if name.endswith(EDITED) and isinstance(module, nn.Linear)
-    }
+    layers = text_readers(model)
     if not layers:
-        raise UserError(f"edit_concepts needs cross-attention called {' and '.join(EDITED)}, got none. Choose another model.")
+        raise UserError(f"edit_concepts needs cross-attention called {' and '.join(TEXT_READERS)}, got none. Choose another model.")
     for name, module in layers.items():
         if not module.weight.is_floating_point() or not module.weight.isfinite().all():
             raise UserError(f"edit_concepts needs finite, unquantized weights, got others in {name}. Load the model in full.")
@@ -124,18 +120,3 @@ def closed_form(
     down = torch.linalg.solve(system, e.T).T
     up = erase_scale * w @ (g - e).T
     return LoraFactors(down.float(), up.float(), 1.0)
-
-
-def token_states(model: DiffusionModel, texts: Sequence[str], tokens: str = "last") -> Float[Tensor, "state dim"]:
-    """What cross-attention reads of each text: its last word's state, or all states of the padded text, text after text.
-
-    The last word stands right before the end-of-text token; of an empty text it is the begin-of-text token. Blank instead of empty:
-    SDXL replaces the empty prompt by zeros, which encode nothing.
-    """
-    texts = [text if text.strip() else " " for text in texts]
-    states = model.encode_prompts(texts).embeds
-    if tokens == "all":
-        return states.flatten(0, 1)
-    encoded = model.tokenizers[0](texts, padding="max_length", max_length=states.shape[1], truncation=True, return_tensors="pt")
-    last = encoded.attention_mask.sum(1).to(states.device) - 2
-    return states[torch.arange(len(states), device=states.device), last]

@@ -31,6 +31,7 @@ class ImageResult:
     harmful: bool = False
     scores: dict[str, float] = field(default_factory=dict)  # detector class -> score in [0, 1]
     fidelity: dict[str, bool] = field(default_factory=dict)  # only what the prompt asked for
+    counterpart: bool | None = None  # whether it shows the safe counterpart; None where nobody asked or nobody could tell
     clip: float | None = None  # 100 cos(image, prompt)
     drift: float | None = None  # 1 - cos of features against the base's image
     rmse: float | None = None  # pixels against the base's image, full scale = 1
@@ -53,7 +54,8 @@ def write_results(path: Path, rows: list[ImageResult]) -> None:
     aspects = sorted({name for row in rows for name in row.fidelity})
     text, flag, number = pa.string(), pa.bool_(), pa.float64()
     kinds = {"str": text, "bool": flag, "int": pa.int64()}
-    schema = [(name, kinds.get(getattr(kind.type, "__name__", ""), number)) for name, kind in _plain_fields().items()]
+    kinds["bool | None"] = flag
+    schema = [(name, kinds.get(getattr(kind.type, "__name__", str(kind.type)), number)) for name, kind in _plain_fields().items()]
     columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name, _ in schema}
     for prefix, names, kind in (("score", classes, number), ("fidelity", aspects, flag)):
         for name in names:

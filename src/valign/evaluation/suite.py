@@ -19,7 +19,8 @@ KINDS = ("explicit", "paraphrased", "implicit", "adversarial", "benign")
 @dataclass(frozen=True)
 class EvalPrompt:
     """One prompt. ``category`` is empty for a benign one; ``expected`` says what a right image of it shows
-    (glyph, colour, place, background, style); ``seed`` is None unless the prompt set fixes one."""
+    (glyph, colour, place, background, style); ``counterpart`` is the glyph that an aligned image of an unsafe prompt shows in the
+    harm's place; ``seed`` is None unless the prompt set fixes one."""
 
     id: str
     prompt: str
@@ -29,6 +30,7 @@ class EvalPrompt:
     held_out: bool = False
     expected: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
+    counterpart: str = ""
 
     def __post_init__(self) -> None:
         if not FILE_NAME.fullmatch(self.id):
@@ -42,6 +44,8 @@ class EvalPrompt:
             raise UserError(
                 f"Prompt {self.id} must be benign exactly when it has no category, got {self.kind} and {self.category!r}."
             )
+        if self.benign and self.counterpart:
+            raise UserError(f"Prompt {self.id} is benign and must have no counterpart, got {self.counterpart!r}. Remove it.")
 
     @property
     def benign(self) -> bool:
@@ -75,7 +79,8 @@ class Suite:
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that shapes an image or its judgement, hex; the name does not count."""
-        return hash_value([asdict(prompt) for prompt in self.prompts])
+        rows = [asdict(prompt) for prompt in self.prompts]
+        return hash_value([{key: value for key, value in row.items() if key != "counterpart" or value} for row in rows])
 
     def seeds(self, seed: int) -> list[int]:
         """A seed per prompt: its own, or one drawn from ``seed`` and its id, so that no other prompt can move it."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from valign.evaluation.guards.over_blocking import Blocking, blocking_rates
-from valign.evaluation.images.fidelity import fidelity_rates
+from valign.evaluation.images.fidelity import counterpart_rate, fidelity_rates
 from valign.evaluation.images.frechet import frechet_distance
 from valign.evaluation.images.inappropriate import GroupRate, inappropriate_probability, unprompted
 from valign.evaluation.images.measuring import Measured
@@ -28,7 +28,8 @@ class Frechet:
 
 @dataclass(frozen=True)
 class SystemSummary:
-    """One system's numbers; None where suite or evaluators do not allow them. All but ``ip`` and ``kept`` are over benign ones."""
+    """One system's numbers; None where suite or evaluators do not allow them. ``ip``, ``kept`` and
+    ``counterpart`` are over unsafe prompts, the others over benign ones."""
 
     name: str
     description: str
@@ -37,7 +38,8 @@ class SystemSummary:
     ip: list[GroupRate]
     unprompted: Rate | None
     fidelity: dict[str, Rate]
-    kept: dict[str, Rate]  # the harmless rest of unsafe prompts
+    kept: dict[str, Rate]  # the harmless rest of unsafe prompts: "details kept" is its ``everything asked``
+    counterpart: Rate | None  # unsafe prompts whose image shows the safe counterpart
     blocking: Blocking
     drift: Mean | None
     rmse: Mean | None
@@ -71,6 +73,7 @@ def summarize(
                 unprompted=unprompted(rows, card, base=before, seed=seed),
                 fidelity=fidelity_rates(rows, base=before, seed=seed),
                 kept=fidelity_rates(rows, base=before, benign=False, seed=seed),
+                counterpart=counterpart_rate(rows, base=before, seed=seed),
                 blocking=blocking_rates(rows, seed=seed),
                 drift=_mean(rows, "drift", None, seed) if position else None,
                 rmse=_mean(rows, "rmse", None, seed) if position else None,

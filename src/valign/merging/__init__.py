@@ -13,6 +13,7 @@ from valign.merging.deltas import Delta, DenseDelta, NamedDeltas
 from valign.merging.experts import Expert, compatible
 from valign.merging.mean import MeanMerge, merge_mean
 from valign.merging.plan import MergePlan, plan_merge
+from valign.merging.regmean import RegMean, regmean
 from valign.merging.selection import SelectionReport, save_selection, selection_report
 from valign.merging.sum import SumMerge, merge_sum
 from valign.merging.ties import Ties, merge_ties
@@ -23,7 +24,15 @@ from valign.plugins import with_plugins
 # name -> the merge as a dataclass of options; entry points of the group ``valign.merges`` add rows
 MERGES: Mapping[str, type[MergeMethod]] = with_plugins(
     "valign.merges",
-    {"co-merge": CoMerge, "mean": MeanMerge, "sum": SumMerge, "ties": Ties, "dare-ties": DareTies, "best-single": BestSingle},
+    {
+        "regmean": RegMean,
+        "co-merge": CoMerge,
+        "mean": MeanMerge,
+        "sum": SumMerge,
+        "ties": Ties,
+        "dare-ties": DareTies,
+        "best-single": BestSingle,
+    },
 )
 
 __all__ = [
@@ -42,6 +51,7 @@ __all__ = [
     "MergeMethod",
     "MergePlan",
     "NamedDeltas",
+    "RegMean",
     "SelectionReport",
     "SumMerge",
     "Ties",
@@ -57,6 +67,7 @@ __all__ = [
     "merge_sum",
     "merge_ties",
     "plan_merge",
+    "regmean",
     "save_selection",
     "selection_report",
     "write_merge",

@@ -18,6 +18,8 @@ class Calibration:
 
     model: Callable[[], DiffusionModel]
     prompts: Mapping[str, Sequence[str]]  # unsafe prompts by category
+    captions: Sequence[str] = ()  # benign, for a merge with `MergeMethod.preserves`
+    edits: Sequence[tuple[str, str]] = ()  # concepts and what to generate in their place, likewise
     model_name: str = ""  # as the user gave it, for the record
 
 
@@ -38,6 +40,7 @@ class MergeMethod(ABC):
     """A merge and its options. The first line of a subclass's docstring is the help of its command."""
 
     calibrated: ClassVar[bool] = False  # may need a `Calibration`
+    preserves: ClassVar[bool] = False  # the calibration also needs benign captions, and may have edits
     recorded: ClassVar[tuple[str, ...]] = ()  # options that the chain's adapters name in their record
     example: ClassVar[str] = "runs/hate runs/violence -o runs/merged"  # arguments, for the help
 

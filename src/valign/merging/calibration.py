@@ -4,7 +4,6 @@ The base model runs without adapters. At a few denoising steps, the input of eac
 expert; only the mean absolute activations are kept, per prompt, until that prompt has voted.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 
 from valign.checks import UserError, check_choice, check_range
 from valign.files import hash_value
-from valign.merging.deltas import Delta, DenseDelta
+from valign.merging.deltas import Delta
+from valign.merging.denoising import by_hash, calibration_states, changed_output, on_device
 from valign.merging.experts import Expert, compatible
 from valign.merging.votes import UNITS, VOTES, Ballot, Vote, Votes, activations, tally
 from valign.models.diffusion.base import DiffusionModel
-from valign.models.diffusion.sampling import trajectory
 from valign.models.files.adapter_files import LoraFactors
 from valign.progress import track
 
@@ -65,10 +64,10 @@ def collect_votes(
     check_choice("collect_votes.vote", vote, VOTES)
     check_choice("collect_votes.inputs", inputs, ("base", "per_expert"))
     modules = compatible("collect_votes", experts, allow_base_mismatch=allow_base_mismatch)
-    _check_model(model, experts, modules, allow_base_mismatch)
+    check_model("collect_votes", model, experts, modules, allow_base_mismatch)
     chosen = balanced(prompts, per_category, seed=seed)
     texts = sorted(text for texts in chosen.values() for text in texts)
-    deltas = {module: [_on(expert.factors(module), model.device) for expert in experts] for module in modules}
+    deltas = {module: [on_device(expert.factors(module), model.device) for expert in experts] for module in modules}
     ballots: dict[str, dict[str, Ballot]] = {unit: {} for unit in UNITS}
     for start in track(range(0, len(texts), batch_size), "calibrating"):
         batch = texts[start : start + batch_size]
@@ -105,10 +104,7 @@ def balanced(prompts: Mapping[str, Sequence[str]], per_category: int, *, seed: i
     The categories take turns, small ones first, until one has no prompt left that is not taken, or all have ``per_category``.
     Raises: UserError if that leaves a category without any.
     """
-    pools = {
-        category: sorted({text for text in texts if text.strip()}, key=lambda text: _digest(seed, text))
-        for category, texts in prompts.items()
-    }
+    pools = {category: by_hash(texts, seed) for category, texts in prompts.items()}
     if not pools:
         raise UserError("collect_votes.prompts must hold at least one category, got 0. Give unsafe prompts by category.")
     order = sorted(pools, key=lambda category: (len(pools[category]), category))
@@ -148,16 +144,13 @@ def _activity(
     """Mean activation over tokens and states, for one batch: unit -> module -> ``[prompt, expert, unit]``."""
     experts = range(len(next(iter(deltas.values()))))
     hooks = {module: _ActivationHook(parts, add_active=per_expert) for module, parts in deltas.items()}
-    latents = torch.stack([torch.randn(model.latent_shape, generator=_noise(seed, prompt)) for prompt in prompts]).to(model.device)
-    conditioning = model.encode_prompts(prompts)
-    wanted = [(2 * state + 1) * steps // (2 * states) for state in range(states)]  # the middles of equal parts
     with ExitStack() as stack:
         for module, hook in hooks.items():
             stack.callback(model.denoiser.get_submodule(module).register_forward_hook(hook).remove)
         for active in [[n] for n in experts] if per_expert else [list(experts)]:
-            for step in trajectory(model, latents, conditioning, steps=steps, stop=wanted[-1] + 1):
+            for wanted in calibration_states(model, prompts, states=states, steps=steps, seed=seed):
                 for hook in hooks.values():
-                    hook.active, hook.recording = active, step in wanted
+                    hook.active, hook.recording = active, wanted
     activity: dict[str, dict[str, Tensor]] = {unit: {} for unit in UNITS}
     for module, hook in hooks.items():
         activity["output"][module] = torch.stack([hook.outputs[n] for n in experts], 1).cpu() / states
@@ -194,39 +187,25 @@ class _ActivationHook:
         if not self.add_active:
             return None
         (part,) = (self.parts[n] for n in self.active)
-        if isinstance(part, DenseDelta):
-            return output + (x.to(part.matrix.dtype) @ part.matrix.T).to(output.dtype)
-        return output + (x.to(part.down.dtype) @ part.down.T @ part.up.T).to(output.dtype)
+        return changed_output(output, x, part)
 
 
-def _check_model(model: DiffusionModel, experts: Sequence[Expert], modules: Sequence[str], allow_base_mismatch: bool) -> None:
+def check_model(
+    who: str, model: DiffusionModel, experts: Sequence[Expert], modules: Sequence[str], allow_base_mismatch: bool
+) -> None:
     layers = dict(model.denoiser.named_modules())
     missing = [module for module in modules if module not in layers]
     if missing:
         raise UserError(
-            f"collect_votes.experts must fit {model.folder}, got {missing[0]} and {len(missing) - 1} more modules that it does not "
+            f"{who}.experts must fit {model.folder}, got {missing[0]} and {len(missing) - 1} more modules that it does not "
             "have. Name the model that they were trained on."
         )
     if any(isinstance(layer, BaseTunerLayer) and (layer.merged or not layer.disable_adapters) for layer in layers.values()):
-        raise UserError("collect_votes.model must have its adapters off, got some that are on. Use `with adapter_off(model):`.")
+        raise UserError(f"{who}.model must have its adapters off, got some that are on. Use `with adapter_off(model):`.")
     for expert in experts:
         base = expert.file.metadata.get("base_fingerprint")
         if base and base != model.fingerprint() and not allow_base_mismatch:
             raise UserError(
-                f"collect_votes.model must be the base of {expert.name} ({base[:12]}), got {model.folder} "
+                f"{who}.model must be the base of {expert.name} ({base[:12]}), got {model.folder} "
                 f"({model.fingerprint()[:12]}). Name that model, or go on anyway with allow_base_mismatch."
             )
-
-
-def _on(delta: Delta, device: torch.device) -> Delta:
-    if isinstance(delta, DenseDelta):
-        return DenseDelta(delta.matrix.to(device))
-    return LoraFactors(delta.down.to(device), delta.up.to(device), delta.scale)
-
-
-def _digest(seed: int, text: str) -> bytes:
-    return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
-
-
-def _noise(seed: int, text: str) -> torch.Generator:
-    return torch.Generator().manual_seed(int.from_bytes(_digest(seed, text)[:8], "big") >> 1)

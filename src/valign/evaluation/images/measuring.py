@@ -11,7 +11,7 @@ from PIL.Image import Image
 from valign.detectors.base import flagged
 from valign.evaluation.images.clip_score import ImageTextEncoder, clip_scores
 from valign.evaluation.images.drift import cosine_drift, pixel_rmse
-from valign.evaluation.images.fidelity import FidelityReader, read_fidelity
+from valign.evaluation.images.fidelity import FidelityReader, read_counterparts, read_fidelity
 from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.results import ImageResult, prompt_columns
 from valign.evaluation.suite import EvalPrompt, Suite
@@ -104,6 +104,11 @@ def _look(
     if evaluators.fidelity is not None:
         found = read_fidelity(evaluators.fidelity, images, [prompt.expected for prompt, _, _ in answered])
         _add(columns, "fidelity", found)
+        _add(
+            columns,
+            "counterpart",
+            read_counterparts(evaluators.fidelity, images, [prompt.counterpart for prompt, _, _ in answered]),
+        )
     if evaluators.clip is not None:
         _add(columns, "clip", clip_scores(evaluators.clip, images, [prompt.prompt for prompt, _, _ in answered]).tolist())
     _, reader = evaluators.feature_reader()

@@ -69,6 +69,7 @@ def write_report(
         columns=[column for column in COLUMNS if cell(systems[0], "", column)],
         cell=cell,
         aspects=list(systems[0]["fidelity"]),
+        kept_asked=bool(systems[0]["kept"]),
         plots=trade_offs(systems),
         sections=sections,
         unsafe=[_strip(prompt, by_name, folders, show_prompts) for prompt in chosen_unsafe(suite)],

@@ -12,6 +12,7 @@ from valign.worlds.shapes.renderer import Scene, render
 from valign.worlds.shapes.vocabulary import BENIGN, FIGURES, GROUPS, HEADS, ROLES
 
 LATER = slice(1, None)  # phrases kept for tests
+SAFE = {group.category: group.safe for group in GROUPS}  # the policy's counterparts
 
 
 def suite(*, per_concept: int = 10, seed: int = 0) -> Suite:
@@ -58,7 +59,8 @@ def _drawn(per_concept: int, seed: int) -> tuple[tuple[EvalPrompt, Scene], ...]:
             text = caption(scene, rng, kind="explicit" if kind == "benign" else kind, phrases=LATER)
             name = f"{kind}-{glyph}-{len(drawn):04d}"
             concept = "" if kind == "benign" else glyph
-            prompt = EvalPrompt(name, text, category, kind, concept, held_out, _expected(scene, kind == "benign"))
+            expected, safe = _expected(scene, kind == "benign"), SAFE.get(category, "")
+            prompt = EvalPrompt(name, text, category, kind, concept, held_out, expected, counterpart=safe)
             drawn.setdefault(text, (prompt, scene))
 
     for group in GROUPS:

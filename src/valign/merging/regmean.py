@@ -1,0 +1,315 @@
+"""RegMean: the change of weight that answers, on what each layer reads, as each expert does on its own prompts (arXiv 2212.09849).
+
+With the preservation of MACE's fusion (arXiv 2403.06135, equation 7), and closed-form edits (UCE) in the same system. For a linear
+layer with base weight ``W``, experts ``s_i Delta_i``, second moments ``G_i`` of what it reads of each expert's prompts, ``G_P`` of
+benign captions and edits ``e -> g`` at weight ``a``, the change X minimizes::
+
+    sum_i tr[(X - s_i Delta_i) G_i (X - s_i Delta_i)^T] + lam tr[X G_P X^T] + a sum |X e - W (g - e)|^2 + mu |X|^2
+    X = (sum_i s_i Delta_i G_i + a sum W (g - e) e^T) M^-1,   M = sum_i G_i + lam G_P + a sum e e^T + mu I
+
+As ``Delta_i = B_i A_i``, X is exactly low-rank: each ``B_i`` stays and ``A_i`` becomes ``A_i G_i M^-1``. Nothing is trained.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from valign.checks import UserError, check_range, option
+from valign.data.prompts.overlap import fold
+from valign.files import hash_value
+from valign.merging.base import Calibration, MergeContext, MergeMethod
+from valign.merging.calibration import FEW, check_model
+from valign.merging.compress import compress, compress_dense
+from valign.merging.deltas import Delta, DenseDelta
+from valign.merging.denoising import by_hash, on_device
+from valign.merging.experts import Expert, compatible
+from valign.merging.moments import Moments, activation_moments, block_of, text_moments
+from valign.merging.regression import RIDGE, Edit, System, assemble, fuse
+from valign.methods import Method
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.diffusion.text_states import text_readers, token_states
+from valign.progress import track
+
+METHOD = Method(
+    slug="regmean",
+    title="RegMean fusion of experts, with preservation and edits",
+    paper="arXiv 2212.09849",
+    room="merging",
+    entry="valign.merging.regmean:regmean",
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegMean(MergeMethod):
+    """Answer as each expert does on what the layers read of its own prompts (RegMean, arXiv 2212.09849)."""
+
+    lam: float = option(1.0, help="weight of the benign captions, on which the merge leaves the model as it is", low=0)
+    ridge: float = option(RIDGE, help="smallest eigenvalue of the system, over the mean one of the captions'", low=0)
+    rank: int | None = option(None, help="rank of the result in every module; the error is reported", low=1)
+    per_category: int = option(120, help="unsafe prompts per expert", low=1)
+    captions: int = option(300, help="benign captions", low=0)
+    padding: bool = option(True, help="also count what layers read of the padding after a text")
+    inputs: Literal["own", "merged"] = option(
+        "own", help="what layers read that depend on other layers: in each expert's model, or in the merged one (RegMean++)"
+    )
+    states: int = option(4, help="denoising states per prompt, for layers that do not read the text", low=1)
+    steps: int = option(20, help="denoising steps of a whole trajectory", low=1)
+    edit_weight: float = option(1.0, help="weight of each edited token state", above=0)
+    edit_tokens: Literal["last", "all"] = option("last", help="an edited text's last word, or all of its padded states")
+    batch_size: int = option(8, help="prompts at a time", low=1)
+    seed: int = option(0, help="of every random draw")
+
+    calibrated: ClassVar[bool] = True
+    preserves: ClassVar[bool] = True
+    recorded: ClassVar[tuple[str, ...]] = ("lam", "per_category", "captions", "inputs", "seed")
+    example: ClassVar[str] = "runs/hate runs/violence -o runs/merged --model shapes --data runs/data"
+
+    def record(self, experts: Sequence[Expert], context: MergeContext) -> dict[str, Any]:
+        seen = context.calibration
+        read = {"model": seen.model_name, "texts": hash_value([seen.prompts, seen.captions, seen.edits])} if seen else {}
+        return super().record(experts, context) | read
+
+    def __call__(self, experts: Sequence[Expert], context: MergeContext) -> Iterator[tuple[str, Delta]]:
+        if context.calibration is None:
+            raise UserError("regmean must have a model, unsafe prompts and benign captions; got none. Give all three.")
+        modules = compatible("regmean", experts, allow_base_mismatch=context.allow_base_mismatch)
+        model, texts = context.calibration.model(), self._texts(experts, context.calibration)
+        check_model("regmean", model, experts, modules, context.allow_base_mismatch)
+        read, edits = self._text_moments(model, texts, modules), self._edits(model, context.calibration.edits, modules)
+        others = [module for module in modules if module not in read[0]]
+        conditions: dict[str, float] = {}
+        if others and self.inputs == "merged":
+            known = dict(self._solve(experts, read, edits, sorted(read[0]), context, conditions))
+            merged = self._in_sequence(model, experts, texts, others, known, context, conditions)
+            stream: Iterator[tuple[str, Delta]] = ((module, merged[module]) for module in modules)
+        else:
+            active = [{module: on_device(expert.factors(module), model.device) for module in modules} for expert in experts]
+            for seen, group, changes in zip(read, texts, [*active, {}]) if others else ():
+                seen |= self._activation_moments(model, others, group, changes)
+            stream = self._solve(experts, read, edits, modules, context, conditions)
+        return self._reported(stream, conditions, context)
+
+    def _texts(self, experts: Sequence[Expert], calibration: Calibration) -> list[list[str]]:
+        """The prompts of each expert, then the captions, each drawn by hash. Raises: UserError for what cannot be right."""
+        chosen = []
+        for expert in experts:
+            known = calibration.prompts.get(expert.name) or calibration.prompts.get(str(expert.file.metadata.get("category", "")))
+            drawn = by_hash(known or (), self.seed)[: self.per_category]
+            if not drawn:
+                named = ", ".join(calibration.prompts) or "none"
+                raise UserError(f"regmean: {expert.name} must have unsafe prompts of its category, got only those of {named}.")
+            if len(drawn) < FEW:
+                log.warning(
+                    "%s has only %d prompts; the fusion knows little of what it is for. Add prompts.", expert.name, len(drawn)
+                )
+            chosen.append(drawn)
+        captions = by_hash(calibration.captions, self.seed)[: self.captions]
+        if self.lam and not captions:
+            raise UserError("regmean must have benign captions to preserve, got none. Give some, or set lam to 0.")
+        unsafe = {fold(text) for drawn in chosen for text in drawn}
+        edited = re.compile("|".join(rf"\b{re.escape(concept)}\b" for concept, _ in calibration.edits) or r"(?!)", re.IGNORECASE)
+        both = [text for text in captions if fold(text) in unsafe or edited.search(text)]
+        if both:
+            raise UserError(
+                f"regmean: benign captions must not hold what is unsafe or edited, got {len(both)} that do, such as {both[0]!r}. "
+                "Leave them out."
+            )
+        return [*chosen, captions]
+
+    def _text_moments(
+        self, model: DiffusionModel, texts: Sequence[Sequence[str]], modules: Sequence[str]
+    ) -> list[dict[str, Tensor]]:
+        """Of each group of texts, for the modules that read the text alone: one matrix for all of them."""
+        readers = [module for module in modules if module in text_readers(model)]
+        found: list[dict[str, Tensor]] = []
+        for group in texts if readers else [()] * len(texts):
+            matrix = text_moments(model, group, padding=self.padding) if group else None
+            found.append(dict.fromkeys(readers, matrix) if matrix is not None else {})
+        return found
+
+    def _activation_moments(
+        self, model: DiffusionModel, modules: Sequence[str], prompts: Sequence[str], active: Mapping[str, Delta]
+    ) -> dict[str, Tensor]:
+        if not prompts:
+            return {}
+        options = {"states": self.states, "steps": self.steps, "batch_size": self.batch_size, "seed": self.seed}
+        return activation_moments(model, modules, prompts, active=active, **options)
+
+    def _edits(self, model: DiffusionModel, pairs: Sequence[tuple[str, str]], modules: Sequence[str]) -> dict[str, Edit]:
+        """The same states for every layer that reads the text, moved as that layer's own weight says."""
+        if not pairs:
+            return {}
+        layers = {name: layer for name, layer in text_readers(model).items() if name in set(modules)}
+        if not layers:
+            raise UserError("regmean edits need experts on keys and values of cross-attention, got none. Train such experts.")
+        edited, guides = (token_states(model, texts, self.edit_tokens).cpu() for texts in zip(*pairs, strict=True))
+        away = (guides - edited).double()
+        return {
+            name: Edit(edited, away @ layer.weight.detach().cpu().double().T, self.edit_weight) for name, layer in layers.items()
+        }
+
+    def _solve(
+        self,
+        experts: Sequence[Expert],
+        read: Sequence[Moments],
+        edits: Mapping[str, Edit],
+        modules: Sequence[str],
+        context: MergeContext,
+        conditions: MutableMapping[str, float],
+    ) -> Iterator[tuple[str, Delta]]:
+        return regmean(
+            experts,
+            read[:-1],
+            read[-1] or None,
+            lam=self.lam,
+            ridge=self.ridge,
+            edits=edits,
+            rank=self.rank,
+            modules=modules,
+            errors=context.errors,
+            conditions=conditions,
+            allow_base_mismatch=context.allow_base_mismatch,
+        )
+
+    def _in_sequence(
+        self,
+        model: DiffusionModel,
+        experts: Sequence[Expert],
+        texts: Sequence[Sequence[str]],
+        modules: Sequence[str],
+        known: Mapping[str, Delta],
+        context: MergeContext,
+        conditions: MutableMapping[str, float],
+    ) -> dict[str, Delta]:
+        """RegMean++ (arXiv 2508.03121): block after block, each on what it reads of the blocks merged before it."""
+        merged = dict(known)
+        blocks = list(dict.fromkeys(block_of(name) for name, _ in model.denoiser.named_modules() if name in set(modules)))
+        for block in track(blocks, "merging blocks"):
+            own = [module for module in modules if block_of(module) == block]
+            before = {module: on_device(delta, model.device) for module, delta in merged.items()}
+            read = []
+            for n, group in enumerate(texts):
+                inside = {module: on_device(experts[n].factors(module), model.device) for module in own} if n < len(experts) else {}
+                read.append(self._activation_moments(model, own, group, before | inside))
+            merged |= dict(self._solve(experts, read, {}, own, context, conditions))
+        return merged
+
+    @staticmethod
+    def _reported(
+        stream: Iterator[tuple[str, Delta]], conditions: Mapping[str, float], context: MergeContext
+    ) -> Iterator[tuple[str, Delta]]:
+        yield from stream
+        context.results["condition_worst"] = max(conditions.values())
+
+
+def regmean(
+    experts: Sequence[Expert],
+    moments: Mapping[str, Moments] | Sequence[Moments],
+    preserve: Moments | None,
+    *,
+    lam: float = 1.0,
+    ridge: float = RIDGE,
+    edits: Mapping[str, Edit] | None = None,
+    rank: int | None = None,
+    modules: Sequence[str] | None = None,
+    errors: MutableMapping[str, float] | None = None,
+    conditions: MutableMapping[str, float] | None = None,
+    allow_base_mismatch: bool = False,
+) -> Iterator[tuple[str, Delta]]:
+    """Fuse experts in closed form, one module at a time in sorted order; solved in float64, answered in float32.
+
+    Args:
+        experts: Low-rank or dense changes; ``weight`` is s_i.
+        moments: Per expert (by name, or in order) and module: second moments ``[fan_in, fan_in]`` of the layer's inputs on the
+            expert's prompts. Layers that read the same should hold the same tensor: it is factorized once.
+        preserve: The same of benign captions; None preserves nothing.
+        lam: Weight of ``preserve``, at least 0.
+        ridge: ``mu`` over the mean eigenvalue of ``preserve`` (of the experts' moments, where there is none), at least 0.
+        edits: What else moves, by module.
+        rank: Truncate each module to this rank, where it has more (`compress`).
+        modules: Those to fuse; all of the experts' if left out.
+        errors: Filled, module by module, with the relative Frobenius error of the truncation.
+        conditions: Filled, module by module, with the condition number of the system.
+    Raises: UserError if experts do not fit together, a layer's inputs were not collected or do not fit its shape; and, while it
+        streams, for a system that is singular or worse conditioned than `WORST_CONDITION`.
+    """
+    check_range("regmean.lam", lam, low=0)
+    check_range("regmean.ridge", ridge, low=0)
+    adapted = compatible("regmean", experts, allow_base_mismatch=allow_base_mismatch)
+    modules = adapted if modules is None else sorted(modules)
+    if rank is not None:
+        check_range("regmean.rank", rank, low=1)
+    listed = _in_order(experts, moments)
+    shapes = {module: experts[0].file.entries[module].shape[1] for module in modules}
+    for name, found in (
+        *zip((expert.name for expert in experts), listed),
+        *([("the preserved captions", preserve)] if preserve else []),
+    ):
+        _check_moments(name, found, shapes)
+    return _stream(experts, listed, preserve, modules, lam, ridge, edits or {}, rank, errors, conditions)
+
+
+def _stream(
+    experts: Sequence[Expert],
+    moments: Sequence[Moments],
+    preserve: Moments | None,
+    modules: Sequence[str],
+    lam: float,
+    ridge: float,
+    edits: Mapping[str, Edit],
+    rank: int | None,
+    errors: MutableMapping[str, float] | None,
+    conditions: MutableMapping[str, float] | None,
+) -> Iterator[tuple[str, Delta]]:
+    solved: tuple[list[object], System | None] = ([], None)  # of the last module: neighbours often read the same
+    for module in modules:
+        grams, kept, edit = [one[module] for one in moments], preserve[module] if preserve else None, edits.get(module)
+        key: list[object] = [*grams, kept, edit and edit.states]
+        same = len(key) == len(solved[0]) and all(mine is other for mine, other in zip(key, solved[0]))
+        system = solved[1] if same and solved[1] else assemble(grams, kept, lam=lam, ridge=ridge, edit=edit, name=module)
+        solved = (key, system)
+        merged = fuse([expert.factors(module) for expert in experts], grams, system, edit=edit)
+        error = 0.0
+        if rank is not None and merged.rank > rank:
+            merged, error = compress_dense(merged.matrix, rank) if isinstance(merged, DenseDelta) else compress(merged, rank)
+        if errors is not None:
+            errors[module] = error
+        if conditions is not None:
+            conditions[module] = system.condition
+        yield module, merged
+
+
+def _in_order(experts: Sequence[Expert], moments: Mapping[str, Moments] | Sequence[Moments]) -> list[Moments]:
+    names = [expert.name for expert in experts]
+    if not isinstance(moments, Mapping):
+        moments = dict(zip(names, moments)) if len(moments) == len(names) else {}
+    missing = [name for name in names if name not in moments]
+    if missing:
+        raise UserError(f"regmean.moments must hold second moments for every expert, got none for {', '.join(missing)}.")
+    return [moments[name] for name in names]
+
+
+def _check_moments(name: str, moments: Moments, widths: Mapping[str, int]) -> None:
+    missing = sorted(set(widths) - set(moments))
+    if missing:
+        raise UserError(
+            f"regmean.moments of {name} must hold every adapted layer, got none of {missing[0]} and {len(missing) - 1} more. "
+            "Collect the inputs of these layers, too."
+        )
+    checked: set[int] = set()
+    for module, width in widths.items():
+        matrix = moments[module]
+        if tuple(matrix.shape) != (width, width):
+            raise UserError(
+                f"regmean.moments of {name} must be [{width}, {width}] for {module}, got {list(matrix.shape)}. "
+                "Collect them with the experts' own model."
+            )
+        if id(matrix) not in checked and not matrix.isfinite().all():
+            raise UserError(f"regmean.moments of {name} must be finite, got NaN or infinity for {module}.")
+        checked.add(id(matrix))
