@@ -15,7 +15,7 @@ from valign.data.prompts.sources import Source
 from valign.evaluation import Evaluators, ReportOptions, System, adapter_system, base_system, evaluate, guided_system
 from valign.evaluation.suite import Suite, refuse_overlap
 from valign.interfaces import Detector, SamplingConfig
-from valign.merging import Expert
+from valign.merging import MERGES, Expert
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.guidance.negative import NegativePrompt
@@ -23,6 +23,7 @@ from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
 from valign.models.files.adapter_files import open_adapter
 from valign.policy import Policy
 from valign.recipes.alignguard import AlignGuardRecipe, train_experts
+from valign.recipes.merge_search import WEIGHT, Candidate, search_merge, tuning_suite
 from valign.recipes.merged import merge_experts, merges_without_scores
 from valign.training import TrainResult
 
@@ -41,11 +42,14 @@ class AlignConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     experts: AlignGuardRecipe = field(default_factory=AlignGuardRecipe)
-    merge: str = option("co-merge", help="how experts become one adapter", choices=merges_without_scores())
-    calibration: int = option(64, help="votes per category in Co-Merge", low=1)
-    strength: float = option(
-        1.0, help="weight of every expert in the merge; above 1 it reaches concepts that no expert has seen", low=0
+    merge: str = option("regmean", help="how experts become one adapter", choices=merges_without_scores())
+    calibration: int | None = option(
+        None, help="unsafe prompts per expert that a merge looks at; its own number if left out", low=1
     )
+    strength: float | None = option(
+        None, help="weight of every expert in the merge; chosen on tuning prompts if left out, where the merge has a grid", low=0
+    )
+    search: int = option(96, help="tuning prompts on which every candidate for the strength is measured", low=6)
     sld: tuple[str, ...] = option(("medium",), help="strength of Safe Latent Diffusion to compare with")
     steps: int = option(50, help="denoising steps of every image", low=1)
     guidance_scale: float = option(7.5, help="classifier-free guidance scale", low=0)
@@ -67,6 +71,22 @@ class TrainedExperts:
     def weighted(self, weight: float) -> list[Expert]:
         """The experts for a merge, each at this weight."""
         return [Expert(name, open_adapter(result.adapter), weight) for name, result in self.results.items()]
+
+    def merged(self, model: DiffusionModel, config: "AlignConfig", out: Path, candidate: Candidate) -> Path:
+        """The experts merged into ``out`` as a candidate says; returns the adapter's folder."""
+        given: dict[str, Any] = {name: value for name, value in candidate.items() if name != WEIGHT}
+        if config.calibration is not None and MERGES[config.merge].calibrated:
+            given["per_category"] = config.calibration
+        return merge_experts(
+            model,
+            self.weighted(candidate.get(WEIGHT, 1.0)),
+            self.pairs,
+            out,
+            merge=config.merge,
+            captions=self.cache.retained_prompts,
+            options=given,
+            seed=config.seed,
+        )
 
 
 def train_on_policy(
@@ -104,6 +124,7 @@ def align(
     config: AlignConfig | None = None,
     *,
     pair_detector: Detector | None = None,
+    tuning: Suite | None = None,
 ) -> dict[str, Any]:
     """Align ``model`` to ``policy`` and measure it; returns the evaluation's summary.
 
@@ -111,18 +132,13 @@ def align(
         source: Where the prompt pairs come from (grammar, file or chat model).
         suite: Test prompts; refused if one of them is in the training data.
         pair_detector: Filters the image pairs, where ``config.data.filter`` asks for it.
+        tuning: Prompts that choose the merge's strength; of the training data if left out. None may be a test prompt.
     Raises: UserError for whatever a step refuses; what earlier steps made stays.
     """
     config = config or AlignConfig()
     trained = train_on_policy(model, policy, source, out, config, pair_detector=pair_detector, suite=suite)
-    merged = merge_experts(
-        model,
-        trained.weighted(config.strength),
-        trained.pairs,
-        out / "merged",
-        merge=config.merge,
-        per_category=config.calibration,
-        seed=config.seed,
+    merged = trained.merged(
+        model, config, out / "merged", strength_of(model, trained, suite, evaluators, out, config, tuning=tuning)
     )
     systems = [*baselines(model, policy, config), _aligned(model, merged, config)]
     return evaluate(
@@ -133,6 +149,32 @@ def align(
         sampling=SamplingConfig.of(config),
         report=ReportOptions(title=f"Before and after alignment ({policy.id} policy)"),
     )
+
+
+def strength_of(
+    model: DiffusionModel,
+    trained: TrainedExperts,
+    suite: Suite,
+    evaluators: Evaluators,
+    out: Path,
+    config: AlignConfig,
+    *,
+    tuning: Suite | None = None,
+) -> Candidate:
+    """How strongly the experts enter the merge: as configured, or as `search_merge` chooses in ``out/search``.
+
+    Raises: UserError, before any image, if a tuning prompt is a test prompt.
+    """
+    if config.strength is not None or not MERGES[config.merge].grid:
+        return {WEIGHT: 1.0 if config.strength is None else config.strength}
+    benign = trained.cache.retained_prompts or tuple(dict.fromkeys(pair.safe for pair in trained.pairs))
+    own = tuning_suite(trained.pairs, benign, limit=config.search, seed=config.seed) if tuning is None else tuning
+    refuse_overlap(suite, [prompt.prompt for prompt in own.prompts])
+
+    def make(candidate: Candidate, folder: Path) -> Path:
+        return trained.merged(model, config, folder, candidate)
+
+    return search_merge(model, config.merge, make, own.take(config.search), evaluators, SamplingConfig.of(config), out / "search")
 
 
 def baselines(model: DiffusionModel, policy: Policy, config: AlignConfig) -> list[System]:

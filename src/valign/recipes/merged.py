@@ -31,7 +31,9 @@ def merge_experts(
     out: Path,
     *,
     merge: str = "co-merge",
-    per_category: int = 64,
+    captions: Sequence[str] = (),
+    edits: Sequence[tuple[str, str]] = (),
+    options: Mapping[str, Any] | None = None,
     seed: int = 0,
     scores: Callable[[], Mapping[str, float]] | None = None,
 ) -> Path:
@@ -39,23 +41,33 @@ def merge_experts(
 
     Args:
         merge: A name in `MERGES`.
-        per_category: Training prompts of each expert's category that a calibrated merge looks at.
+        captions: Benign prompts, for a merge that preserves; the pairs' safe prompts if none are given.
+        edits: Concepts and what to generate in their place, for a merge that preserves.
+        options: Of the merge, by name.
         scores: Share of harmful images by expert, lower is better; called only by a merge with the option ``scores``.
     Raises: UserError for another name, a merge that needs scores without them, and whatever the merge refuses.
     """
     check_choice("merge", merge, MERGES)
     kind = MERGES[merge]
-    known: dict[str, Any] = {"seed": seed, "per_category": per_category, "scores": scores}
-    own = {item.name: known[item.name] for item in fields(kind) if item.name in known}
+    known: dict[str, Any] = {"seed": seed, "scores": scores}
+    given = dict(options or {})
+    own = {item.name: known[item.name] for item in fields(kind) if item.name in known} | given
     if "scores" in own and scores is None:
         raise UserError(f"merge must not be {merge} without scores of the experts. Choose another, or use `valign merge`.")
     inputs = {expert.name: expert.file.fingerprint() for expert in experts}
-    recipe: dict[str, Any] = {"merge": merge, "weights": [expert.weight for expert in experts]}
+    recipe: dict[str, Any] = {"merge": merge, "weights": [expert.weight for expert in experts], "options": given}
     calibration = None
     if kind.calibrated:
         prompts = calibration_prompts(pairs, [expert.name for expert in experts])
-        inputs, recipe = inputs | {"prompts": hash_value(prompts)}, recipe | {"per_category": per_category}
-        calibration = Calibration(model=lambda: model, prompts=prompts)
+        preserved = tuple(captions) or tuple(dict.fromkeys(pair.safe for pair in pairs))
+        calibration = Calibration(
+            model=lambda: model,
+            prompts=prompts,
+            captions=preserved if kind.preserves else (),
+            edits=edits if kind.preserves else (),
+        )
+        inputs |= {"prompts": hash_value(prompts)}
+        inputs |= {"captions": hash_value(preserved), "edits": hash_value(list(edits))} if kind.preserves else {}
     run = Run.open(out, step="merge", recipe=recipe, inputs=inputs, seed=seed)
     if run.done and (out / "adapter").is_dir():
         return out / "adapter"

@@ -60,9 +60,10 @@ class LatentCache(EncodedImages):
         self.concepts: tuple[str, ...] = tuple(table["concept"])
         self.kinds: tuple[str, ...] = tuple(table["kind"])
         self.safe_text_rows: Int[Tensor, " pair"] = torch.tensor(table["safe_text_row"], dtype=torch.long)
-        retained = pq.read_table(folder / "retained.parquet").to_pydict()["text_row"]
-        self.retained_rows: Int[Tensor, " text"] = torch.tensor(retained, dtype=torch.long)  # none given: the safe prompts
-        if not retained:
+        retained = pq.read_table(folder / "retained.parquet").to_pydict()
+        self.retained_rows: Int[Tensor, " text"] = torch.tensor(retained["text_row"], dtype=torch.long)
+        self.retained_prompts: tuple[str, ...] = tuple(retained["prompt"])
+        if not self.retained_prompts:  # the safe prompts stand in
             self.retained_rows = self.safe_text_rows.unique()
 
     def rows(self, category: str | None = None, concepts: Collection[str] | None = None) -> Int[Tensor, " row"]:
