@@ -137,9 +137,8 @@ def align(
     """
     config = config or AlignConfig()
     trained = train_on_policy(model, policy, source, out, config, pair_detector=pair_detector, suite=suite)
-    merged = trained.merged(
-        model, config, out / "merged", strength_of(model, trained, suite, evaluators, out, config, tuning=tuning)
-    )
+    strength = strength_of(model, trained, suite, evaluators, out, config, tuning=tuning)
+    merged = trained.merged(model, config, out / "merged", strength)
     systems = [*baselines(model, policy, config), _aligned(model, merged, config)]
     return evaluate(
         systems,

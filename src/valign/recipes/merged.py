@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def merge_experts(
     pairs: Sequence[PromptPair],
     out: Path,
     *,
-    merge: str = "co-merge",
+    merge: str = "regmean",
     captions: Sequence[str] = (),
     edits: Sequence[tuple[str, str]] = (),
     options: Mapping[str, Any] | None = None,
@@ -59,15 +59,11 @@ def merge_experts(
     calibration = None
     if kind.calibrated:
         prompts = calibration_prompts(pairs, [expert.name for expert in experts])
-        preserved = tuple(captions) or tuple(dict.fromkeys(pair.safe for pair in pairs))
-        calibration = Calibration(
-            model=lambda: model,
-            prompts=prompts,
-            captions=preserved if kind.preserves else (),
-            edits=edits if kind.preserves else (),
-        )
-        inputs |= {"prompts": hash_value(prompts)}
-        inputs |= {"captions": hash_value(preserved), "edits": hash_value(list(edits))} if kind.preserves else {}
+        calibration, inputs = Calibration(model=lambda: model, prompts=prompts), inputs | {"prompts": hash_value(prompts)}
+        if kind.preserves:
+            preserved = tuple(captions) or tuple(dict.fromkeys(pair.safe for pair in pairs))
+            calibration = replace(calibration, captions=preserved, edits=edits)
+            inputs |= {"captions": hash_value(preserved), "edits": hash_value(list(edits))}
     run = Run.open(out, step="merge", recipe=recipe, inputs=inputs, seed=seed)
     if run.done and (out / "adapter").is_dir():
         return out / "adapter"

@@ -1,5 +1,6 @@
 """The chain on a world's bundled model, with the world's own oracle and CLIP: seconds for a check, minutes for the quickstart."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from valign.data.build import DataConfig
 from valign.data.prompts.sources import GrammarSource
 from valign.detectors.oracle import OracleDetector
 from valign.evaluation import Evaluators
+from valign.evaluation.suite import Suite, overlap
 from valign.models.diffusion.base import DiffusionModel
 from valign.policy import load_policy
 from valign.recipes.align import AlignConfig, align
 from valign.recipes.alignguard import AlignGuardRecipe
 from valign.worlds import World
 
+TUNING_SEED = 1000  # added to the run's for prompts that choose a merge's strength
 RETAINED = 300  # benign prompts on which the experts are held to the base model
 STEPS, BATCH = 20, 40  # denoising steps of the bundled model's images, and images at a time
 
@@ -33,7 +36,6 @@ def world_config(world: World, budget: str, *, categories: tuple[str, ...] | Non
             batch_size=BATCH,
         ),
         experts=AlignGuardRecipe.shapes(steps=spent.steps, seed=seed),
-        strength=world.strength,
         sld=("medium",),
         steps=STEPS,
         batch_size=BATCH,
@@ -58,17 +60,29 @@ def quickstart(
     policy, per_concept = load_policy(world.policy), world.budgets[budget].per_concept
     chosen = categories or world.quick_categories
     config = world_config(world, budget, categories=chosen, seed=seed)
-    tests = world.suite(per_concept=per_concept, seed=seed)
-    kept = tuple(prompt for prompt in tests.prompts if prompt.benign or prompt.category in chosen)
+    tests = _of_categories(world.suite(per_concept=per_concept, seed=seed), chosen)
+    tuning = _of_categories(world_tuning(world, tests, per_concept=per_concept, seed=seed), chosen)
     oracle = world.oracle()
     evaluators = world_evaluators(world, oracle, per_concept=per_concept, seeds=(seed,))
     return align(
         model,
         policy,
         GrammarSource(world.grammar()),
-        replace(tests, prompts=kept),
+        tests,
         evaluators,
         out,
         config,
         pair_detector=oracle,
+        tuning=tuning,
     )
+
+
+def world_tuning(world: World, tests: Suite, *, per_concept: int, seed: int) -> Suite:
+    """Prompts that choose a merge's strength: of another seed, without held-out concepts, and none that ``tests`` holds."""
+    others = world.suite(per_concept=per_concept, seed=seed + TUNING_SEED)
+    seen = {one.id for one in overlap(others, [prompt.prompt for prompt in tests.prompts])}
+    return replace(others, prompts=tuple(prompt for prompt in others.prompts if not prompt.held_out and prompt.id not in seen))
+
+
+def _of_categories(suite: Suite, categories: Collection[str]) -> Suite:
+    return replace(suite, prompts=tuple(prompt for prompt in suite.prompts if prompt.benign or prompt.category in categories))

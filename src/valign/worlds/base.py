@@ -67,7 +67,6 @@ class World:
     tasks: Mapping[str, Callable[..., TaskData]]  # for fine-tuning, by name
     budgets: Mapping[str, WorldBudget]  # "small" tries the path, "quick" takes minutes, "full" is for the documentation's tables
     quick_categories: tuple[str, ...]  # aligned by `valign quickstart` where none is named
-    strength: float  # weight of the experts in Co-Merge
     build: Callable[..., None]  # trains the bundled networks anew into a folder; takes ``seed`` and ``share`` of the steps
     sheet: Callable[..., Figure]  # a contact sheet; takes a model, whose images stand beside the world's own, and ``seed``
     measure: Callable[..., ModelMeasurement]  # takes a model, the oracle, ``count``, ``seed``, ``steps``, ``guidance_scale``

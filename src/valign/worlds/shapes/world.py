@@ -39,7 +39,6 @@ SHAPES = World(
     tasks={"glyphs": glyph_data, "glyph-stream": glyph_data, "counterparts": counterpart_data, "expert": expert_data},
     budgets={"small": SMALL, "quick": QUICK, "full": FULL},
     quick_categories=("hate", "violence", "shocking"),
-    strength=2.5,  # Co-Merge shares the neurons out among the experts
     build=_build,
     sheet=contact_sheet,
     measure=measure_model,
