@@ -107,6 +107,43 @@ def test_co_merge_on_a_pipeline(tiny_sd, tmp_path):
     assert {lora.rank for _, lora in open_adapter(tmp_path / "units").items()} == {2}
 
 
+def test_regmean_on_a_pipeline(tiny_sd, tmp_path):
+    from valign.data.prompts.pairs import PromptPair, write_pairs
+    from valign.models.diffusion.loading import load_model
+    from valign.models.diffusion.text_states import text_readers
+
+    model = load_model(str(tiny_sd), device="cpu")
+    shapes = {name: tuple(layer.weight.shape) for name, layer in text_readers(model).items()}
+    for name, seed in (("hate", 0), ("violence", 1)):
+        metadata = {"base_fingerprint": model.fingerprint(), "category": name}
+        save_adapter(tmp_path / name / "adapter", random_factors(shapes, rank=2, seed=seed), metadata=metadata)
+    words = ("red", "blue", "photo")
+    pairs = [
+        PromptPair(f"{name}{i}", f"a {name} {word}", f"a {word}", (name,))
+        for name in ("hate", "violence")
+        for i, word in enumerate(words)
+    ]
+    write_pairs(tmp_path / "data" / "prompts" / "pairs.parquet", pairs)
+    experts = (tmp_path / "hate", tmp_path / "violence")
+    asked = ("--model", tiny_sd, "--data", tmp_path / "data", "--device", "cpu")
+    summary = json.loads(merge("regmean", *experts, "-o", tmp_path / "out", "--weight", "hate=1.5", *asked).stdout)
+    assert (summary["modules"], summary["ranks"]) == (len(shapes), [4, 4])
+    record = open_adapter(tmp_path / "out").metadata
+    assert record["merge_method"] == "regmean"
+    assert (record["options"]["lam"], record["options"]["captions"]) == (1.0, 300)
+    DiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None).load_lora_weights(tmp_path / "out")
+    (tmp_path / "benign.csv").write_text("prompt\na green photo\na woman\n")
+    more = ("--benign", tmp_path / "benign.csv", "--edit", "shapes")
+    edited = json.loads(merge("regmean", *experts, "-o", tmp_path / "edited", *asked, *more).stdout)
+    assert edited["ranks"] == [4 + 14, 4 + 14]  # one state for each of the policy's fourteen concepts that training may know
+    (tmp_path / "unsafe.csv").write_text("prompt,label,categories\nred,1,hate\nblue,1,violence\n")
+    with pytest.raises(UserError, match="needs --benign FILE, captions on which the merge leaves the model as it is"):
+        merge("regmean", *experts, "-o", tmp_path / "x", "--model", tiny_sd, "--prompts", tmp_path / "unsafe.csv")
+    with pytest.raises(UserError, match="regmean needs --model, the base model of the experts"):
+        merge("regmean", *experts, "-o", tmp_path / "x", "--data", tmp_path / "data")
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,6 +6,7 @@ from expert_data import SHAPES, random_factors
 
 from valign.merging import plan_merge
 from valign.merging.deltas import inner
+from valign.merging.moments import moment_bytes
 
 
 def test_figures_are_those_of_the_dense_deltas(three):
@@ -33,6 +34,13 @@ def test_weights_count_and_zero_experts_do_not_divide_by_zero(make_expert):
     assert plan.cosines[0][1] == pytest.approx(-1)
     assert plan.cosines[0][2] == 0
     assert plan.norms[1] == pytest.approx(2 * plan.norms[0])
+
+
+def test_memory_of_the_second_moments_is_known_before():
+    """Every layer that reads the text shares one float64 matrix a group; one self-attention's inputs one of float32."""
+    attention = {f"mid.attn1.{part}": 10 for part in ("to_q", "to_k", "to_v", "to_out.0")}
+    text = {f"{block}.attn2.{part}": 7 for block in ("mid", "up.0") for part in ("to_k", "to_v")}
+    assert moment_bytes(attention | text, groups=3) == 3 * (8 * 7**2 + 4 * 2 * 10**2)
 
 
 def test_inner_product_without_the_matrices(three):

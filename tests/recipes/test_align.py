@@ -78,8 +78,11 @@ def test_runs_on_every_family_from_a_file_of_prompts(family, pairs, tmp_path, re
     assert (out / "evaluation" / "report.html").stat().st_size > 10_000
     merged = open_adapter(out / "merged" / "adapter")
     assert [source["name"] for source in merged.metadata["sources"]] == ["hate", "violence"]  # in the policy's order
-    report = json.loads((out / "merged" / "run.json").read_text())
-    assert sum(report["results"]["shares"].values()) == pytest.approx(1)
+    assert json.loads((out / "merged" / "run.json").read_text())["results"]["condition_worst"] > 1
+    chosen = json.loads((out / "search" / "choice.json").read_text())["chosen"]
+    assert {source["weight"] for source in merged.metadata["sources"]} == {chosen["weight"]}
+    measured = json.loads((out / "search" / "evaluation" / "summary.json").read_text())
+    assert len(measured["systems"]) == 5  # the base and four candidates
 
 
 def test_a_second_call_does_nothing_again(tiny_sd, pairs, tmp_path):

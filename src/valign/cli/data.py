@@ -269,7 +269,7 @@ def read_retained(path: Path | None, policy: "Policy") -> tuple[str, ...]:
     rows = scan_prompts(path, fill={"label": 0}, known=policy.category_ids()).rows
     found = tuple(dict.fromkeys(row.prompt for row in rows if row.label == 0))
     if not found:
-        raise UserError(f"{path} must hold benign prompts (label 0, or no labels), got none. Give another file to --retain.")
+        raise UserError(f"{path} must hold benign prompts (label 0, or no labels), got none. Give another file.")
     return found
 
 

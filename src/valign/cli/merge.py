@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,9 +56,21 @@ class CalibrationOptions:
     """What a calibrated merge looks at."""
 
     model: str = option("", help="the base model: shapes, a pipeline folder or a hub id", flags=("--model", "-m"))
-    data: Path | None = option(None, help="data set whose unsafe prompts vote", flags=("--data", "-d"))
+    data: Path | None = option(None, help="data set whose unsafe prompts are looked at", flags=("--data", "-d"))
     prompts: Path | None = option(None, help="file of unsafe prompts with categories, instead of --data")
     device: str = option("auto", help="auto, cpu, cuda, ...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreservingOptions(CalibrationOptions):
+    """What a merge looks at that also preserves and edits."""
+
+    benign: Path | None = option(
+        None,
+        help="file of benign captions to leave as they are; the data set's, or its safe prompts, if left out",
+        flags=("--benign",),
+    )
+    edit: str = option("", help="policy whose concepts are also moved to their safe counterparts (UCE): a name or a YAML file")
 
 
 def merge_command(name: str) -> Any:
@@ -65,7 +78,8 @@ def merge_command(name: str) -> Any:
     from valign.merging import MERGES, MergeContext
 
     kind = MERGES[name]
-    parts: dict[str, Any] = {"method": kind} | ({"calibration": CalibrationOptions} if kind.calibrated else {})
+    seen = PreservingOptions if kind.preserves else CalibrationOptions
+    parts: dict[str, Any] = {"method": kind} | ({"calibration": seen} if kind.calibrated else {})
     single = Typer(add_completion=False)
 
     @single.command(
@@ -82,7 +96,7 @@ def merge_command(name: str) -> Any:
         allow_base_mismatch: Mismatch = False,
     ) -> None:
         method, chosen = record(ctx, kind), parse_experts(experts, weight, out=folder)
-        given = calibration(name, chosen, record(ctx, CalibrationOptions)) if method.needs_calibration else None
+        given = calibration(name, chosen, record(ctx, seen)) if method.needs_calibration else None
         context = MergeContext(allow_base_mismatch=allow_base_mismatch, calibration=given, folder=folder, keep_votes=True)
         write(folder, name, method, chosen, context)
 
@@ -107,7 +121,8 @@ def plan(
         out.print(_plan_table(result))
         out.print(
             f"{result.modules} modules match. Their sum at rank {result.rank}: {result.error:.1%} error, "
-            f"{result.worst_error:.1%} in the worst module ({result.worst_module}).",
+            f"{result.worst_error:.1%} in the worst module ({result.worst_module}). regmean would hold second moments of "
+            f"{result.moment_bytes / 1e6:,.1f} MB.",
             markup=False,
         )
 
@@ -162,14 +177,36 @@ def calibration(name: str, experts: "Sequence[Expert]", options: CalibrationOpti
 
     texts = _calibration_prompts(name, experts, options.data, options.prompts)
     if not options.model:
-        raise UserError(f"{name} needs --model, the base model of the experts, or --votes of an earlier {name}.")
-    return Calibration(model=lambda: resolve_model(options.model, device=options.device), prompts=texts, model_name=options.model)
+        other = "" if isinstance(options, PreservingOptions) else f", or --votes of an earlier {name}"
+        raise UserError(f"{name} needs --model, the base model of the experts{other}.")
+    more = _preserved(name, options) if isinstance(options, PreservingOptions) else {}
+    load = partial(resolve_model, options.model, device=options.device)
+    return Calibration(model=load, prompts=texts, model_name=options.model, **more)
+
+
+def _preserved(name: str, options: PreservingOptions) -> dict[str, Any]:
+    """Captions and edits. Raises: UserError if there are no captions, or the policy is not one."""
+    from valign.cli.data import read_retained
+    from valign.data.images.latents import open_latents
+    from valign.data.prompts.pairs import load_pairs
+    from valign.policy import load_policy
+    from valign.recipes.baselines import policy_concepts
+
+    edits = tuple(zip(*policy_concepts(load_policy(options.edit)), strict=True)) if options.edit else ()
+    if options.benign is not None:
+        return {"captions": read_retained(options.benign, load_policy(options.edit or "default")), "edits": edits}
+    if options.data is None:
+        raise UserError(f"{name} needs --benign FILE, captions on which the merge leaves the model as it is.")
+    latents = options.data / "latents"
+    kept = open_latents(options.data).retained_prompts if (latents / "run.json").exists() else ()
+    safe = [pair.safe for pair in load_pairs(options.data / "prompts" / "pairs.parquet")]
+    return {"captions": kept or tuple(dict.fromkeys(safe)), "edits": edits}
 
 
 def _calibration_prompts(name: str, experts: "Sequence[Expert]", data: Path | None, prompts: Path | None) -> dict[str, list[str]]:
     """Unsafe prompts by category: of the experts' categories where all are known, otherwise of all that there are."""
     if (data is None) == (prompts is None):
-        raise UserError(f"{name} needs one of --data FOLDER and --prompts FILE, the unsafe prompts that vote.")
+        raise UserError(f"{name} needs one of --data FOLDER and --prompts FILE, the unsafe prompts to look at.")
     found: dict[str, list[str]] = {}
     if data is not None:
         from valign.data.prompts.pairs import load_pairs
@@ -188,7 +225,7 @@ def _calibration_prompts(name: str, experts: "Sequence[Expert]", data: Path | No
     trained = {str(expert.file.metadata.get("category", "")) for expert in experts}
     if trained <= found.keys():
         found = {category: found[category] for category in sorted(trained)}
-    err.print(f"Prompts of {', '.join(sorted(name or 'no category' for name in found))} vote.", markup=False)
+    err.print(f"Prompts of {', '.join(sorted(name or 'no category' for name in found))} are looked at.", markup=False)
     return found
 
 

@@ -24,7 +24,7 @@ from valign.worlds import World
 SLD = ("weak", "medium", "strong", "max")
 # Weight of each expert in a merge, and of the joint adapter, found on the prompts of another seed. Above 1 where neurons or entries
 # are shared out.
-WEIGHTS = {"co-merge": 2.5, "ties": 2.5, "dare-ties": 2.5, "mean": 1.0, "sum": 1.1, "best-single": 1.0, JOINT: 1.5}
+WEIGHTS = {"regmean": 1.75, "co-merge": 2.5, "ties": 2.5, "dare-ties": 2.5, "mean": 1.0, "sum": 1.1, "best-single": 1.0, JOINT: 1.5}
 SCORING = 16  # training prompts per category that choose the best single expert
 
 
@@ -33,7 +33,7 @@ def bench_alignguard(world: World, model: DiffusionModel, out: Path, *, budget: 
     policy, per_concept = load_policy(world.policy), world.budgets[budget].per_concept
     oracle = world.oracle()
     evaluators = world_evaluators(world, oracle, per_concept=per_concept, seeds=(seed,))
-    config = replace(world_config(world, budget, seed=seed), sld=SLD)
+    config = replace(world_config(world, budget, merge="co-merge", seed=seed), sld=SLD)  # experts that any merge can take
     source = GrammarSource(world.grammar())
     trained = train_on_policy(model, policy, source, out, config, pair_detector=oracle)
     joint_steps = config.experts.training.steps * len(trained.results)
@@ -50,7 +50,7 @@ def bench_alignguard(world: World, model: DiffusionModel, out: Path, *, budget: 
             trained.pairs,
             out / "merged" / name,
             merge=name,
-            per_category=config.calibration,
+            captions=trained.cache.retained_prompts,
             seed=seed,
             scores=scores,
         )

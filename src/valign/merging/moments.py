@@ -15,7 +15,7 @@ from valign.checks import UserError, check_range
 from valign.merging.deltas import Delta
 from valign.merging.denoising import calibration_states, changed_output
 from valign.models.diffusion.base import DiffusionModel
-from valign.models.diffusion.text_states import padded_states, token_mask
+from valign.models.diffusion.text_states import TEXT_READERS, padded_states, token_mask
 from valign.progress import track
 
 Moments = Mapping[str, Tensor]  # module -> [fan_in, fan_in]; layers that read the same hold the same tensor
@@ -118,6 +118,20 @@ class _Collector:
         flat = x.reshape(-1, x.shape[-1]).float()
         self.totals[module] = self.totals.get(module, 0) + flat.T @ flat
         self.owners[module], self.last = module, (x, module)
+
+
+def moment_bytes(widths: Mapping[str, int], *, groups: int) -> int:
+    """Bytes of the second moments of layers with these input sizes, for so many groups of prompts.
+
+    All that read the text share one float64 matrix; queries, keys and values of one self-attention share one of float32.
+    """
+    text = {width for module, width in widths.items() if module.endswith(TEXT_READERS)}
+    inputs = {
+        re.sub(r"attn1\.to_[qkv]$", "attn1.", module): width
+        for module, width in widths.items()
+        if not module.endswith(TEXT_READERS)
+    }
+    return groups * (8 * sum(width**2 for width in text) + 4 * sum(width**2 for width in inputs.values()))
 
 
 def block_of(module: str) -> str:

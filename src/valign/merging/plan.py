@@ -8,6 +8,7 @@ from valign.checks import check_range
 from valign.merging.compress import discarded, spectrum
 from valign.merging.deltas import add, inner
 from valign.merging.experts import Expert, compatible
+from valign.merging.moments import moment_bytes
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class MergePlan:
     error: float  # relative Frobenius error of the sum, truncated to `rank` in every module
     worst_module: str
     worst_error: float
+    moment_bytes: int  # second moments that `regmean` would hold
 
 
 def plan_merge(experts: Sequence[Expert], *, rank: int | None = None, allow_base_mismatch: bool = False) -> MergePlan:
@@ -54,4 +56,6 @@ def plan_merge(experts: Sequence[Expert], *, rank: int | None = None, allow_base
     worst = max(sorted(errors), key=lambda module: errors[module])
     error = sqrt(lost / energy) if energy > 0 else 0.0
     names = tuple(expert.name for expert in experts)
-    return MergePlan(len(modules), names, ranks, tuple(norms), cosines, rank, error, worst, errors[worst])
+    widths = {module: experts[0].file.entries[module].shape[1] for module in modules}
+    held = moment_bytes(widths, groups=n + 1)
+    return MergePlan(len(modules), names, ranks, tuple(norms), cosines, rank, error, worst, errors[worst], held)

@@ -10,6 +10,7 @@ from valign.data.prompts.sources import GrammarSource
 from valign.detectors.oracle import OracleDetector
 from valign.evaluation import Evaluators
 from valign.evaluation.suite import Suite, overlap
+from valign.merging import MERGES
 from valign.models.diffusion.base import DiffusionModel
 from valign.policy import load_policy
 from valign.recipes.align import AlignConfig, align
@@ -21,9 +22,15 @@ RETAINED = 300  # benign prompts on which the experts are held to the base model
 STEPS, BATCH = 20, 40  # denoising steps of the bundled model's images, and images at a time
 
 
-def world_config(world: World, budget: str, *, categories: tuple[str, ...] | None = None, seed: int = 0) -> AlignConfig:
-    """Options of the chain on the bundled model, at a budget of the world. No mirrored images: its prompts say left and right."""
+def world_config(
+    world: World, budget: str, *, categories: tuple[str, ...] | None = None, merge: str = AlignConfig.merge, seed: int = 0
+) -> AlignConfig:
+    """Options of the chain on the bundled model, at a budget of the world. No mirrored images: its prompts say left and right.
+
+    For a merge that preserves benign captions the experts need not: without retained prompts they train in half the time.
+    """
     spent = world.budgets[budget]
+    experts = AlignGuardRecipe.shapes(steps=spent.steps, seed=seed)
     return AlignConfig(
         data=DataConfig(
             categories=categories,
@@ -35,7 +42,8 @@ def world_config(world: World, budget: str, *, categories: tuple[str, ...] | Non
             seed=seed,
             batch_size=BATCH,
         ),
-        experts=AlignGuardRecipe.shapes(steps=spent.steps, seed=seed),
+        experts=experts.changed(retain_weight=0.0) if MERGES[merge].preserves else experts,
+        merge=merge,
         sld=("medium",),
         steps=STEPS,
         batch_size=BATCH,
@@ -60,8 +68,8 @@ def quickstart(
     policy, per_concept = load_policy(world.policy), world.budgets[budget].per_concept
     chosen = categories or world.quick_categories
     config = world_config(world, budget, categories=chosen, seed=seed)
-    tests = _of_categories(world.suite(per_concept=per_concept, seed=seed), chosen)
-    tuning = _of_categories(world_tuning(world, tests, per_concept=per_concept, seed=seed), chosen)
+    tests = of_categories(world.suite(per_concept=per_concept, seed=seed), chosen)
+    tuning = of_categories(world_tuning(world, tests, per_concept=per_concept, seed=seed), chosen)
     oracle = world.oracle()
     evaluators = world_evaluators(world, oracle, per_concept=per_concept, seeds=(seed,))
     return align(
@@ -84,5 +92,6 @@ def world_tuning(world: World, tests: Suite, *, per_concept: int, seed: int) -> 
     return replace(others, prompts=tuple(prompt for prompt in others.prompts if not prompt.held_out and prompt.id not in seen))
 
 
-def _of_categories(suite: Suite, categories: Collection[str]) -> Suite:
+def of_categories(suite: Suite, categories: Collection[str]) -> Suite:
+    """The benign prompts, and the unsafe ones of these categories."""
     return replace(suite, prompts=tuple(prompt for prompt in suite.prompts if prompt.benign or prompt.category in categories))

@@ -27,7 +27,7 @@ DESCRIBED = {
     "esd-x": "LoRA in cross-attention, trained away from all concepts",
     "esd-u": "LoRA outside cross-attention, trained away from all concepts",
     "dpo": f"one LoRA on all pairs at weight {WEIGHTS[JOINT]:g}",
-    "alignguard": "an expert per category, Co-Merge",
+    "alignguard": "an expert per category, merged",
     LIVO: "a value token where a principle is found; half of the time for bias",
 }
 WINDOW, NEAR = 4, 0.44  # words read at a time, and their cosine (all-MiniLM-L6-v2); 1 in 50 benign training prompts reaches it

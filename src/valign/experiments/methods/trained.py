@@ -9,17 +9,17 @@ from pathlib import Path
 from valign.data.images.value_sets import ValueDataConfig, build_values
 from valign.data.prompts.sources import GrammarSource
 from valign.detectors.oracle import OracleDetector
+from valign.evaluation import Evaluators
 from valign.files import read_json
 from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.files.adapter_files import open_adapter
 from valign.policy import Policy
-from valign.recipes.align import AlignConfig, train_on_policy
+from valign.recipes.align import AlignConfig, strength_of, train_on_policy
 from valign.recipes.alignguard import JOINT, AlignGuardRecipe, train_expert
 from valign.recipes.baselines import concept_edit, make_uce, policy_concepts
 from valign.recipes.livo import LivoRecipe, train_livo
-from valign.recipes.merged import merge_experts
-from valign.recipes.quickstart import BATCH, STEPS, world_config
+from valign.recipes.quickstart import BATCH, STEPS, of_categories, world_config, world_tuning
 from valign.training.tasks.erasing import ErasingConfig, train_erasing
 from valign.worlds import World
 
@@ -84,8 +84,10 @@ def train_methods(
     """Train everything of one run into ``out``, or go on: alignguard, dpo, uce, livo, esd-x, esd-u."""
     trained = train_on_policy(model, policy, GrammarSource(world.grammar()), out, config.align, pair_detector=oracle)
     categories, pairs = tuple(trained.results), trained.pairs
-    experts = trained.weighted(config.align.strength)
-    merged = merge_experts(model, experts, pairs, out / "merged", per_category=config.align.calibration, seed=config.align.seed)
+    tests = world.suite(per_concept=config.per_concept, seed=config.align.seed)
+    tuning = of_categories(world_tuning(world, tests, per_concept=config.per_concept, seed=config.align.seed), categories)
+    strength = strength_of(model, trained, tests, Evaluators(oracle, fidelity=oracle), out, config.align, tuning=tuning)
+    merged = trained.merged(model, config.align, out / "merged", strength)
     joint = train_expert(model, trained.cache, None, out / JOINT, config.joint(policy))
     values = build_values(
         model, policy, out / "values", config.values, detector=oracle, contrast=world.contrast(oracle), pairs=pairs

@@ -1,0 +1,121 @@
+"""How a merge's strength is chosen: the rule, the prompts it is chosen on, and that a search goes on where it stopped."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from valign.checks import UserError
+from valign.data.prompts.pairs import PromptPair
+from valign.evaluation import Evaluators
+from valign.evaluation.suite import EvalPrompt, Suite
+from valign.interfaces import DetectorCard, SamplingConfig
+from valign.merging import MERGES
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.text_states import text_readers
+from valign.models.files.adapter_files import LoraFactors, save_adapter
+from valign.recipes.merge_search import choose, search_merge, tuning_suite
+from valign.recipes.quickstart import of_categories, world_tuning
+from valign.worlds import world
+
+
+def system(name, harm, benign=None, counterpart=None, clip=None):
+    def rate(value):
+        return None if value is None else {"share": {"value": value}}
+
+    return {
+        "name": name,
+        "ip": [{"category": "", "column": "all", "rate": rate(harm)}],
+        "fidelity": {} if benign is None else {"everything asked": rate(benign)},
+        "counterpart": rate(counterpart),
+        "clip_score": None if clip is None else {"mean": {"value": clip}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("others", "chosen"),
+    [
+        ([system("a", 0.10, 0.98, 0.5), system("b", 0.02, 0.98, 0.4)], "b"),  # harm first
+        ([system("a", 0.10, 0.976, 0.5), system("b", 0.02, 0.970, 0.9)], "a"),  # b loses more than half a point of 0.98
+        ([system("a", 0.02, 0.98, 0.4), system("b", 0.02, 0.98, 0.9), system("c", 0.02, 0.98, 0.9)], "b"),  # shown, then weakest
+        ([system("a", 0.00, 0.50, 0.9), system("b", 0.30, 0.90, 0.1)], "b"),  # none keeps: the one that keeps most
+    ],
+)
+def test_the_rule(others, chosen):
+    assert choose([system("base", 1.0, 0.98, 0.0), *others]) == chosen
+
+
+def test_without_a_reader_of_scenes_clip_says_what_is_kept_and_without_both_harm_alone():
+    assert choose([system("base", 1, clip=30.0), system("a", 0.2, clip=29.8), system("b", 0.1, clip=20.0)]) == "a"
+    assert choose([system("base", 1), system("a", 0.2), system("b", 0.1)]) == "b"
+
+
+def test_tuning_prompts_of_training_data_are_of_both_kinds_and_all_categories():
+    pairs = [
+        PromptPair(f"{name}-{n}", f"a {name} {n}", f"a calm {n}", (name,), "", kind)
+        for name in ("hate", "violence")
+        for n, kind in enumerate(("explicit", "implicit", "other", "explicit", "explicit"))
+    ]
+    suite = tuning_suite(pairs, [f"a calm {n}" for n in range(9)], limit=9)
+    assert len(suite) == 9
+    assert sum(prompt.benign for prompt in suite.prompts) == 3
+    assert suite.categories() == ("hate", "violence")
+    assert suite == tuning_suite(pairs[::-1][::-1], [f"a calm {n}" for n in range(8, -1, -1)], limit=9)
+
+
+def test_a_worlds_tuning_prompts_are_no_test_prompts_and_hold_nothing_held_out():
+    shapes = world("shapes")
+    tests = shapes.suite(per_concept=2, seed=3)
+    tuning = of_categories(world_tuning(shapes, tests, per_concept=2, seed=3), ["hate"])
+    assert tuning.categories() == ("hate",)
+    assert any(prompt.benign for prompt in tuning.prompts)
+    assert not any(prompt.held_out for prompt in tuning.prompts)
+    assert not {prompt.prompt for prompt in tuning.prompts} & {prompt.prompt for prompt in tests.prompts}
+
+
+class Dark:
+    """Calls dark images harmful."""
+
+    card = DetectorCard("dark", ("hate",), 0.5, "0" * 64)
+
+    def detect(self, images):
+        return np.array([[1 - np.asarray(image.convert("L")).mean() / 255] for image in images])
+
+
+def test_a_search_measures_every_candidate_once_and_goes_on(tiny_sd, tmp_path):
+    model, calls = load_model(tiny_sd, device="cpu"), []
+    factors = {
+        name: LoraFactors(torch.ones(1, layer.in_features), torch.ones(layer.out_features, 1), 1.0)
+        for name, layer in text_readers(model).items()
+    }
+
+    def make(candidate, folder):
+        calls.append(candidate["weight"])
+        scaled = {name: dataclasses.replace(lora, scale=candidate["weight"]) for name, lora in factors.items()}
+        save_adapter(folder / "adapter", scaled, metadata={"base_fingerprint": model.fingerprint()})
+        return folder / "adapter"
+
+    tuning = Suite("t", (EvalPrompt("u", "a red man", "hate", "explicit"), EvalPrompt("b", "a blue photo")))
+    arguments = (tuning, Evaluators(Dark()), SamplingConfig(steps=1, guidance_scale=1.0), tmp_path)
+    chosen = search_merge(model, "sum", make, *arguments, grid=({"weight": 0.5}, {"weight": 2.0}))
+    assert calls == [0.5, 2.0]
+    assert json.loads((tmp_path / "choice.json").read_text())["chosen"] == chosen
+    assert (tmp_path / "evaluation" / "report.html").exists()
+    images = sorted((tmp_path / "evaluation" / "images").iterdir())
+    assert [folder.name for folder in images] == ["base", "sum-weight-0.5", "sum-weight-2"]
+    before = (tmp_path / "evaluation" / "summary.json").stat().st_mtime_ns
+    assert search_merge(model, "sum", make, *arguments, grid=({"weight": 0.5}, {"weight": 2.0})) == chosen
+    assert (tmp_path / "evaluation" / "summary.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="best-single has no grid to search"):
+        search_merge(model, "best-single", make, *arguments)
+    one_sided = (Suite("t", tuning.prompts[:1]), *arguments[1:])
+    with pytest.raises(UserError, match="must hold unsafe and benign prompts"):
+        search_merge(model, "sum", make, *one_sided, grid=({"weight": 0.5},))
+
+
+def test_every_grid_is_of_the_merges_own_options():
+    for kind in MERGES.values():
+        known = {"weight", *(item.name for item in dataclasses.fields(kind))}
+        assert all(set(candidate) <= known for candidate in kind.grid)
