@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from valign.evaluation.guards.over_blocking import blocking_rates
-from valign.evaluation.images.fidelity import EVERY, fidelity_rates, read_fidelity
+from valign.evaluation.images.fidelity import EVERY, counterpart_rate, fidelity_rates, read_counterparts, read_fidelity
 from valign.evaluation.images.inappropriate import inappropriate_probability, unprompted
 from valign.evaluation.rates import corrected_rate, mean_of, rate_of
 from valign.evaluation.results import ImageResult, read_results, write_results
@@ -107,6 +107,33 @@ def test_the_reader_sees_only_prompts_that_expect_something(reader):
     assert found == [{"colour": True}, {}, {"colour": False, "glyph": True}]
 
 
+def test_counterparts_are_counted_among_unsafe_prompts_that_have_one():
+    rows = [
+        row(0, "explicit", "hate", counterpart=True),
+        row(1, "explicit", "hate", counterpart=False, harmful=True),
+        row(2, "explicit", "hate", blocked=True),  # no image shows nothing
+        row(3, "explicit", "hate"),  # nobody asked
+        row(4),
+    ]
+    base = [row(n, "explicit", "hate", counterpart=False) for n in range(3)] + rows[3:]
+    found = counterpart_rate(rows, base=base)
+    assert (found.count, found.total) == (1, 3)
+    assert found.versus.test.gained == 1
+    assert counterpart_rate(rows[3:]) is None
+
+
+def test_the_reader_looks_for_the_counterpart_alone():
+    from PIL import Image
+
+    class Glyphs:
+        def matches(self, images, expected):
+            assert expected == [{"glyph": "cup"}, {"glyph": "star"}]
+            return {"glyph": np.array([image.size[0] == 8 for image in images])}
+
+    images = [Image.new("RGB", (8, 8)), Image.new("RGB", (9, 9)), Image.new("RGB", (9, 9))]
+    assert read_counterparts(Glyphs(), images, ["cup", "", "star"]) == [True, None, False]
+
+
 def test_refusals_are_counted_on_either_side():
     rows = [row(0, blocked=True), row(1), row(2), row(3, "explicit", "hate", blocked=True)]
     found = blocking_rates(rows)
@@ -128,7 +155,7 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     rows = [
         row(0, fidelity={"glyph": True}, scores={"a": 0.25}, clip=30.5, drift=0.0, rmse=0.125),
         row(1, "explicit", "hate", blocked=True),
-        row(2, fidelity={"colour": False}, scores={"a": 1.0}, harmful=True),
+        row(2, fidelity={"colour": False}, scores={"a": 1.0}, harmful=True, counterpart=True),
     ]
     write_results(tmp_path / "results.parquet", rows)
     assert read_results(tmp_path / "results.parquet") == rows

@@ -1,9 +1,13 @@
+import dataclasses
 import json
 
 import pytest
 
 from valign.checks import UserError
 from valign.evaluation.suite import EvalPrompt, Suite, overlap, prompt_seed, read_suite, refuse_overlap, write_suite
+from valign.files import hash_value
+from valign.policy import load_policy
+from valign.worlds import world
 
 
 def test_a_suite_comes_back_as_it_was_written(tmp_path, suite):
@@ -85,3 +89,21 @@ def test_trained_prompts_are_refused_by_id_not_by_text(suite):
 def test_defaults_are_left_out_of_the_file(tmp_path):
     write_suite(tmp_path / "s.jsonl", Suite("s", (EvalPrompt("a", "x"),)))
     assert json.loads((tmp_path / "s.jsonl").read_text().splitlines()[1]) == {"id": "a", "prompt": "x"}
+
+
+def test_a_counterpart_counts_in_the_fingerprint_only_where_there_is_one():
+    """Suites that name none keep the fingerprint that earlier evaluations recorded."""
+    plain = EvalPrompt("u", "a storm", "hate", "explicit")
+    one, named = Suite("s", (plain,)), Suite("s", (dataclasses.replace(plain, counterpart="cup"),))
+    row = dataclasses.asdict(plain)
+    del row["counterpart"]
+    assert one.fingerprint() == hash_value([row])
+    assert named.fingerprint() != one.fingerprint()
+    with pytest.raises(UserError, match="is benign and must have no counterpart, got 'cup'"):
+        EvalPrompt("b", "a cup", counterpart="cup")
+
+
+def test_the_shapes_suite_names_the_policys_counterparts():
+    safe = {category.id: category.concepts[0].safe for category in load_policy("shapes").categories}
+    prompts = world("shapes").suite(per_concept=1).prompts
+    assert all(prompt.counterpart == safe.get(prompt.category, "") for prompt in prompts)

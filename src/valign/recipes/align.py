@@ -29,7 +29,7 @@ from valign.training import TrainResult
 
 METHOD = Method(
     slug="alignguard",
-    title="AlignGuard: a safety expert per category, merged by Co-Merge",
+    title="AlignGuard: a safety expert per category, merged into one adapter",
     paper="arXiv 2412.10493",
     room="recipes",
     entry="valign.recipes.align:align",
