@@ -326,3 +326,69 @@ def test_a_change_of_weight_keeps_double_precision():
     found = LoraFactors(down, up, 0.3).delta()
     assert_close(found, 0.3 * up @ down, rtol=1e-14, atol=0)
     assert LoraFactors(down.half(), up.half(), 0.3).delta().dtype == torch.float32
+
+
+EMPTY = {"unet.mid.to_k.lora_A.weight": torch.ones(0, 4), "unet.mid.to_k.lora_B.weight": torch.ones(4, 0)}
+
+
+def hostile(tmp_path, *, tensors=None, config=None, header=None):
+    """A diffusers file of one module with something wrong in it."""
+    good = {"unet.mid.to_q.lora_A.weight": torch.ones(2, 4), "unet.mid.to_q.lora_B.weight": torch.ones(4, 2)}
+    said = json.dumps({f"unet.{key}": value for key, value in (config or {}).items()}) if header is None else header
+    save_file({**good, **(tensors or {})}, tmp_path / WEIGHTS, metadata={"lora_adapter_metadata": said})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"header": "[1]"}, "lora_adapter_metadata in its header must be a JSON object"),
+        ({"header": "[" * 100_000}, "lora_adapter_metadata in its header must be a JSON object"),
+        ({"header": "no json"}, "lora_adapter_metadata in its header must be a JSON object"),
+        ({"config": {"r": 2, "lora_alpha": None}}, "lora_alpha must be a finite number, got None"),
+        ({"config": {"r": 2, "lora_alpha": float("nan")}}, "lora_alpha must be a finite number, got nan"),
+        ({"config": {"r": "2", "lora_alpha": 2}}, "r must be a finite number, got '2'"),
+        ({"config": {"r": 2, "lora_alpha": 1e308}}, r"the scale of mid\.to_q must be at most 1e\+06, got 5e\+307"),
+        (
+            {"config": {"r": 2, "lora_alpha": 2, "rank_pattern": {r"([\w.]+)+!": 2}}},
+            "keys of rank_pattern must be names",
+        ),
+        ({"config": {"r": 2, "lora_alpha": 2, "alpha_pattern": {"(": 2}}}, "keys of alpha_pattern must be names"),
+        ({"config": {"r": 2, "lora_alpha": 2, "alpha_pattern": {"to_q": "2"}}}, "alpha_pattern must be a finite number, got '2'"),
+        ({"config": {"r": 2, "lora_alpha": 2, "rank_pattern": [1]}}, "rank_pattern must be a mapping"),
+        ({"config": {"r": 2, "lora_alpha": 2, "use_rslora": "no"}}, "use_rslora must be a bool, got 'no'"),
+        ({"tensors": {"unet.mid.to_q.alpha": torch.ones(3)}}, r"alpha must be one finite number, got shape \(3,\)"),
+        ({"tensors": {"unet.mid.to_q.alpha": torch.tensor(float("inf"))}}, "alpha must be one finite number"),
+        (
+            {"tensors": {"unet.mid.to_k.lora_A.weight": torch.ones(0, 4), "unet.mid.to_k.lora_B.weight": torch.ones(4, 0)}},
+            "rank of at",
+        ),
+    ],
+)
+def test_a_header_is_checked_field_by_field(tmp_path, wrong, says):
+    with pytest.raises(UserError, match=rf"{WEIGHTS}.*{says}"):
+        open_adapter(hostile(tmp_path, **wrong))
+
+
+def test_factors_that_are_not_finite_are_refused_with_their_file(tmp_path):
+    bad = torch.ones(2, 4)
+    bad[0, 0] = float("nan")
+    file = open_adapter(hostile(tmp_path, tensors={"unet.mid.to_q.lora_A.weight": bad}))
+    with pytest.raises(UserError, match=rf"{WEIGHTS}: unet\.mid\.to_q\.lora_A\.weight must be finite, got NaN"):
+        file.factors("mid.to_q")
+
+
+@pytest.mark.parametrize(
+    ("base", "kept"),
+    [
+        ("/home/somebody/models/sd15", "sd15"),
+        ("/root/.cache/huggingface/hub/models--owner--name/snapshots/0a1b", "owner/name"),
+        ("owner/name", "owner/name"),
+        ("~/models/sd15/", "sd15"),
+    ],
+)
+def test_no_folder_of_this_machine_is_written(tmp_path, base, kept):
+    factors = {"mid.to_q": LoraFactors(torch.ones(2, 4), torch.ones(4, 2), 1.0)}
+    save_adapter(tmp_path / "a", factors, metadata={"base": base})
+    assert open_adapter(tmp_path / "a").metadata["base"] == kept
+    assert kept == base or base.encode() not in (tmp_path / "a" / WEIGHTS).read_bytes()

@@ -117,6 +117,28 @@ def test_refuses_weights_that_are_not_those_of_the_architecture(folder, part, da
         load_model(folder)
 
 
+def test_refuses_a_folder_without_its_tokenizer(folder):
+    """transformers makes a tokenizer of two words from nothing, and every prompt gives the same image."""
+    names = [file.name for file in (folder / "tokenizer").iterdir()]
+    for name in ("vocab.json", "tokenizer.json"):
+        if name in names:
+            (folder / "tokenizer" / name).write_text('{"model": {"vocab": {"a": 0}}}')
+    with pytest.raises(UserError, match=r"tokenizer/\w+\.json must have the \d+ words of the text encoder, got 1"):
+        load_model(folder, device="cpu")
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(UserError, match=r"tokenizer/vocab\.json does not exist, and no tokenizer\.json beside it"):
+        load_model(folder, device="cpu")
+
+
+def test_refuses_weights_that_are_not_finite(folder):
+    path = next((folder / "unet").glob("*.safetensors"))
+    weights = load_file(path)
+    weights["conv_in.bias"][0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"unet: conv_in\.bias must be finite, got NaN"):
+        load_model(folder, device="cpu")
+
+
 def test_refuses_code_from_the_folder(folder):
     (folder / "evil.py").write_text("raise SystemExit('ran')")
     edit_index(folder, unet=["evil", "UNet2DConditionModel"], scheduler=["evil", "PNDMScheduler"])

@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import threading
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_stand_ins import Stage, default_policy, quick_policy
+from starlette.websockets import WebSocketDisconnect
 
 from valign.guard import Guard
 from valign.serving.middleware import GuardMiddleware
@@ -109,7 +113,7 @@ def test_a_body_has_its_limits():
     assert ask(body, ends=False, body_timeout=0.05)[1] == 408
 
 
-@pytest.mark.parametrize("other", [{"path": "/other"}, {"method": "GET"}, {"kind": "lifespan"}])
+@pytest.mark.parametrize("other", [{"path": "/other"}, {"path": "/draw/"}, {"kind": "lifespan"}])
 def test_all_else_passes_unread(other):
     bodies, status, _ = ask(b"\xffanything", **other)
     assert (status, bodies) == (200, [None if "kind" in other else b"\xffanything"])
@@ -126,3 +130,78 @@ def test_what_arrives_passes_the_guard(prompt):
 def test_refuses_to_guard_nothing(wrong):
     with pytest.raises(ValueError, match="must have paths and fields to guard"):
         GuardMiddleware(Inner(), GUARD, **wrong)
+
+
+def fastapi_app(**options):
+    app = FastAPI(**options)
+
+    @app.post("/draw")
+    async def draw(body: dict):
+        return body
+
+    @app.get("/models/{name}/draw")
+    async def named(prompt: str = ""):
+        return prompt
+
+    return app
+
+
+def guarded(paths=("/draw",), **options):
+    app = fastapi_app(**options)
+    app.add_middleware(GuardMiddleware, guard=GUARD, paths=paths)
+    return app
+
+
+def mounted():
+    outer = FastAPI()
+    outer.mount("/api", guarded())
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("app", "root", "path"),
+    [
+        (guarded(), "", "/draw"),
+        (guarded(), "", "/draw%0A"),  # a router's pattern ends before a last line break
+        (guarded(), "/api", "/draw"),  # a proxy took the prefix off
+        (guarded(), "/api", "/api/draw"),  # a proxy that left it
+        (guarded(root_path="/api"), "", "/draw"),
+        (mounted(), "", "/api/draw"),
+        (mounted(), "/v2", "/api/draw"),
+        (GuardMiddleware(fastapi_app(), GUARD, paths=["/draw"]), "", "/draw"),
+    ],
+)
+def test_what_the_router_finds_is_guarded(app, root, path):
+    with TestClient(app, root_path=root) as client:
+        answer = client.post(path, json={"prompt": CORPSE})
+    assert answer.status_code == 404 or answer.json() == {"prompt": MOSSY}
+    assert "%0A" in path or path == "/api/draw" or answer.status_code == 200
+
+
+def test_prompts_outside_of_a_body_do_not_get_through():
+    with TestClient(guarded(["/draw", "/models/{name}/draw"])) as client:
+        assert client.get("/models/a/draw").json() == ""
+        for answer in (
+            client.get("/models/a/draw", params={"prompt": CORPSE}),
+            client.post("/draw?prompt=x", json={"prompt": "a cat"}),
+            client.request("GET", "/models/a/draw", content=b"prompt"),
+        ):
+            assert answer.status_code == 400
+            assert "corpse" not in answer.text
+    with pytest.raises(WebSocketDisconnect), TestClient(guarded()).websocket_connect("/draw"):
+        pass
+
+
+def test_refuses_to_start_before_routes_that_are_not_there():
+    for app, path in ((fastapi_app(), "/generate"), (mounted(), "/draw"), (guarded(), "/api/draw")):
+        with pytest.raises(ValueError, match=rf"paths must be routes of the application, got {path}\. It has /"):
+            GuardMiddleware(app, GUARD, paths=[path])
+    for app, path in ((mounted(), "/api/draw"), (fastapi_app(), "/models/{name}/draw"), (fastapi_app(), "/models/one/draw")):
+        GuardMiddleware(app, GUARD, paths=[path])
+
+
+def test_a_guard_that_hangs_lets_nothing_through():
+    wait = threading.Event()
+    bodies, status, error = ask({"prompt": "a cat"}, guard=Guard(default_policy(), [Stage(wait=wait)]), check_timeout=0.1)
+    assert (bodies, status, error["code"]) == ([], 503, "check_unavailable")
+    wait.set()

@@ -17,6 +17,7 @@ from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.pipeline import PipelineModel
 from valign.models.diffusion.sdxl import StableDiffusionXL
 from valign.models.diffusion.stable_diffusion import StableDiffusion
+from valign.models.files.finite import check_finite
 
 FAMILIES: dict[str, type[PipelineModel]] = {family.pipeline.__name__: family for family in (StableDiffusion, StableDiffusionXL)}
 CLASSES: dict[str, Any] = {
@@ -66,6 +67,7 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{part} lacks {len(missing)} weights, such as {missing[0]}")
+    check_finite(folder / part, network.state_dict())
     return network
 
 
@@ -110,7 +112,28 @@ def _check_folder(folder: Path) -> type[PipelineModel]:
                 ".save_pretrained(NEW_FOLDER)."
             )
         raise UserError(f"{folder / part} has no safetensors file. Download or save the model again.")
+    for part in FAMILIES[kind].networks:
+        if part.startswith("text_encoder"):
+            _check_tokenizer(folder / part.replace("text_encoder", "tokenizer"), folder / part / "config.json")
     return FAMILIES[kind]
+
+
+def _check_tokenizer(folder: Path, encoder: Path) -> None:
+    """Without its files a tokenizer of two words is made, and all prompts look the same to the model."""
+    files = [folder / name for name in ("vocab.json", "merges.txt")]
+    whole = folder / "tokenizer.json"
+    if missing := [file for file in files if not file.is_file()]:
+        if not whole.is_file():
+            raise UserError(f"{missing[0]} does not exist, and no tokenizer.json beside it. Download or save the model again.")
+        words = len((read_json(whole).get("model") or {}).get("vocab") or ())
+    else:
+        words = len(read_json(files[0]))
+    said = read_json(encoder).get("vocab_size", 0)
+    if words < said // 2:
+        raise UserError(
+            f"{whole if missing else files[0]} must have the {said} words of the text encoder, got {words}. "
+            "Download or save the model again."
+        )
 
 
 def _variant(folder: Path) -> str | None:

@@ -19,6 +19,7 @@ from torch import nn
 from valign.checks import UserError, check_range
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.files.adapter_files import AdapterFile, lora_config, open_adapter
+from valign.models.files.finite import check_finite
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # every attention's projections, self and cross (AlignGuard, arXiv 2412.10493)
 
@@ -134,6 +135,7 @@ def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight
             matrix.to(model.dtype)
             with torch.no_grad():
                 matrix.weight.copy_(values)
+            check_finite(f"{file.tensors.path} in {model.dtype}", {module: matrix.weight})
     weights = {**adapter_weights(model), name: weight}
     denoiser.set_adapters(list(weights), weights=list(weights.values()))
     denoiser.requires_grad_(False)

@@ -5,10 +5,12 @@ module, so a reader that ignores alphas gets the same function. ``valign.json`` 
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from valign.checks import UserError
 from valign.files import hash_file, hash_value, read_json, write_json
+from valign.models.files.finite import check_finite
 from valign.models.files.layouts import PREFIXES, ModuleEntry, prefix_of, read_layout
 from valign.models.files.tensor_stream import TensorIndex, stream_tensors
 
@@ -25,6 +28,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PROVENANCE = "valign.json"
 DIFFUSERS_HEADER = "lora_adapter_metadata"
+HUB_FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]")  # of the hub's cache
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,13 @@ class AdapterFile:
         return sorted(self.entries)
 
     def factors(self, module: str) -> LoraFactors:
-        """Read one module's factors, in the file's dtype."""
+        """One module's factors, in the file's dtype. Raises: UserError if there is no such module, or it is not finite."""
         if module not in self.entries:
             raise UserError(f"{self.folder} must adapt {module}, got {len(self.entries)} others. Compare the targets.")
         entry = self.entries[module]
-        return LoraFactors(self.tensors.read(entry.down), self.tensors.read(entry.up), entry.scale)
+        down, up = self.tensors.read(entry.down), self.tensors.read(entry.up)
+        check_finite(self.tensors.path, {entry.down: down, entry.up: up})
+        return LoraFactors(down, up, entry.scale)
 
     def items(self) -> Iterator[tuple[str, LoraFactors]]:
         """Every module in sorted order, one in memory at a time."""
@@ -135,7 +141,7 @@ def save_adapter(
     Raises: UserError if there is no module, or one holds NaN or infinity.
     """
     folder = Path(folder)
-    record = json.dumps(dict(metadata), sort_keys=True)
+    record = json.dumps(public_record(metadata), sort_keys=True)
     ranks: dict[str, int] = {}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -157,6 +163,16 @@ def save_adapter(
     write_json(folder / PROVENANCE, json.loads(record))
 
 
+def public_record(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as it may be given away: a base model of the hub by its id, a folder of this machine by its name alone."""
+    record, base = dict(metadata), metadata.get("base")
+    if isinstance(base, str):
+        hub = HUB_FOLDER.search(base)
+        local = Path(base).is_absolute() or base.startswith(("~", ".")) or Path(base).exists()
+        record["base"] = f"{hub[1]}/{hub[2]}" if hub else re.split(r"[/\\]", base.rstrip("/\\"))[-1] if local else base
+    return record
+
+
 def open_adapter(folder: str | Path) -> AdapterFile:
     """Open an adapter: a folder of `save_adapter`, a plain diffusers LoRA folder or file, or a peft folder. Reads the index only.
 
@@ -167,21 +183,46 @@ def open_adapter(folder: str | Path) -> AdapterFile:
     weights = _weights_file(folder)
     tensors = TensorIndex(weights)
     shapes = {key: place.shape for key, place in tensors.places.items()}
-    alphas = {key: float(tensors.read(key)) for key in shapes if key.endswith(".alpha")}
+    alphas = {key: read_alpha(tensors, key) for key in shapes if key.endswith(".alpha")}
     config = _config(weights, tensors.metadata)
     home = weights.parent
-    metadata = read_json(home / PROVENANCE) if (home / PROVENANCE).exists() else json.loads(tensors.metadata.get("valign", "{}"))
+    record = home / PROVENANCE
+    metadata = checked_object(record, read_json(record)) if record.exists() else header_object(weights, tensors.metadata, "valign")
     return AdapterFile(home, tensors, read_layout(str(weights), shapes, config, alphas), metadata)
+
+
+def header_object(path: Path, header: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The JSON object under ``name`` in a file's header; empty without one. Raises: UserError for anything else."""
+    try:
+        found = json.loads(header.get(name, "{}"))
+    except (ValueError, RecursionError, TypeError):
+        found = None
+    return checked_object(f"{path}: {name} in its header", found)
+
+
+def checked_object(what: str | Path, found: object) -> dict[str, Any]:
+    """Raises: UserError unless it is a JSON object."""
+    if not isinstance(found, dict):
+        raise UserError(f"{what} must be a JSON object, got another kind. Save the adapter again.")
+    return found
+
+
+def read_alpha(tensors: TensorIndex, key: str) -> float:
+    """The one number of an ``.alpha`` tensor. Raises: UserError if it is no finite number."""
+    found = tensors.read(key)
+    if found.numel() != 1 or not isfinite(found.item()):
+        raise UserError(f"{tensors.path}: {key} must be one finite number, got shape {tuple(found.shape)}. Save the file again.")
+    return float(found)
 
 
 def _config(weights: Path, header: Mapping[str, str]) -> dict[str, Any]:
     """peft's config beside the weights, or diffusers' in the header (there its keys begin with the denoiser's prefix)."""
     path = weights.parent / "adapter_config.json"
     if weights.name == PEFT_WEIGHTS and path.exists():
-        return dict(read_json(path))
+        return checked_object(path, read_json(path))
     if weights.name == PEFT_WEIGHTS:
         raise UserError(f"{path} does not exist, and without it the adapter's scale is unknown. Copy it beside the weights.")
-    config: dict[str, Any] = json.loads(header.get(DIFFUSERS_HEADER, "{}"))
+    config = header_object(weights, header, DIFFUSERS_HEADER)
     prefix = prefix_of(config)
     ours = {key.removeprefix(prefix): value for key, value in config.items() if prefix and key.startswith(prefix)}
     return ours or config

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from valign.checks import UserError, check_choice
 from valign.files import hash_file
-from valign.models.files.adapter_files import AdapterFile, LoraFactors, open_adapter, save_adapter
+from valign.models.files.adapter_files import (
+    AdapterFile,
+    LoraFactors,
+    header_object,
+    open_adapter,
+    public_record,
+    read_alpha,
+    save_adapter,
+)
+from valign.models.files.finite import check_finite
 from valign.models.files.tensor_stream import TensorIndex, stream_tensors
 
 Family = Literal["stable-diffusion", "sdxl"]
@@ -98,7 +107,7 @@ def export_kohya(folder: str | Path, out_file: Path, *, family: Family | None = 
     header = {"ss_network_module": "networks.lora", "ss_network_dim": one, "ss_network_alpha": one}
     if family == "sdxl":
         header["ss_base_model_version"] = "sdxl_base_v1-0"
-    header["valign"] = json.dumps(dict(adapter.metadata), sort_keys=True)
+    header["valign"] = json.dumps(public_record(adapter.metadata), sort_keys=True)
     stream_tensors(Path(out_file), tensors(), lambda: header)
     return Path(out_file)
 
@@ -120,7 +129,7 @@ def import_kohya(file: str | Path, out_folder: Path, *, layers_per_block: int = 
             raise UserError(f"{file}: {PREFIX}{name} is not a name of a U-Net. Is the file for another model?")
     scales = {name: _scale(tensors, PREFIX + name) for name in names}
     first = tensors.places[f"{PREFIX}{names[0]}.lora_down.weight"].dtype
-    metadata = json.loads(tensors.metadata.get("valign", "{}")) or {
+    metadata = header_object(file, tensors.metadata, "valign") or {
         "family": family,
         "sources": [{"format": "kohya", "name": file.name, "sha256": hash_file(file)}],
     }
@@ -189,8 +198,10 @@ def _module_names(file: Path, tensors: TensorIndex) -> list[str]:
 def _scale(tensors: TensorIndex, name: str) -> float:
     """``alpha / rank``; by kohya's rule, no alpha means ``alpha == rank``."""
     key = f"{name}.alpha"
-    return float(tensors.read(key)) / tensors.places[f"{name}.lora_down.weight"].shape[0] if key in tensors.places else 1.0
+    return read_alpha(tensors, key) / tensors.places[f"{name}.lora_down.weight"].shape[0] if key in tensors.places else 1.0
 
 
 def _factors(tensors: TensorIndex, name: str, scale: float) -> LoraFactors:
-    return LoraFactors(tensors.read(f"{name}.lora_down.weight"), tensors.read(f"{name}.lora_up.weight"), scale)
+    factors = {key: tensors.read(key) for key in (f"{name}.lora_down.weight", f"{name}.lora_up.weight")}
+    check_finite(tensors.path, factors)
+    return LoraFactors(*factors.values(), scale)

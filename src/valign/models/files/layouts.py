@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any
 
 from valign.checks import UserError
@@ -31,6 +31,8 @@ PREFIXES = ("unet.",)  # of a denoiser's keys, as diffusers writes them; peft wr
 PLAIN = re.compile(r"(?P<module>.+)\.(?:lora_(?P<new>[AB])|lora\.(?P<old>down|up))\.weight")
 PROCESSOR = re.compile(r"(?P<attention>.+)\.processor\.(?P<name>to_[qkv]|to_out)_lora\.(?P<old>down|up)\.weight")
 ALPHA = re.compile(r"(?P<module>.+)\.alpha")
+MODULE_NAME = re.compile(r"\^?[\w.]+")  # of a pattern; peft runs them as regular expressions, which may never end
+MAX_SCALE = 1e6  # of a module's factors; 128 is already unusual
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def read_layout(
         alphas: Key -> value of the ``.alpha`` scalars; they go before ``config``.
     Raises: UserError for anything but LoRA on linear layers of the denoiser; nothing is dropped silently.
     """
+    _check_config(source, config)
     _refuse(source, shapes, config)
     halves: dict[str, dict[str, str]] = {}
     scalars: dict[str, float] = {}
@@ -67,7 +70,7 @@ def read_layout(
             halves.setdefault(module, {})[half] = key
     if not halves:
         raise UserError(f"{source} must hold LoRA factors, got none among {len(shapes)} tensors. Is it the right file?")
-    rank_of, alpha_of = _by_pattern(config.get("rank_pattern")), _by_pattern(config.get("alpha_pattern"))
+    rank_of, alpha_of = (_by_pattern(source, name, config.get(name)) for name in ("rank_pattern", "alpha_pattern"))
     entries = {}
     for module, keys in sorted(halves.items()):
         if keys.keys() != {"down", "up"}:
@@ -78,6 +81,8 @@ def read_layout(
         if down[0] != up[1]:
             raise UserError(f"{source}: {module} must have factors of one rank, got {down} and {up}. Save the file again.")
         rank = down[0]
+        if rank < 1:
+            raise UserError(f"{source}: {module} must have a rank of at least 1, got factors {down} and {up}. Save the file again.")
         if module in scalars:
             scale = scalars[module] / rank
         elif "lora_alpha" not in config:
@@ -90,6 +95,8 @@ def read_layout(
                 )
             divisor = sqrt(rank) if config.get("use_rslora") else rank  # rank-stabilised LoRA, arXiv 2312.03732
             scale = float(alpha_of(module, config["lora_alpha"])) / divisor
+        if not abs(scale) <= MAX_SCALE:
+            raise UserError(f"{source}: the scale of {module} must be at most {MAX_SCALE:g}, got {scale:g}. Save the file again.")
         entries[module] = ModuleEntry(keys["down"], keys["up"], rank, (up[0], down[1]), scale)
     return entries
 
@@ -117,13 +124,43 @@ def _module_of(source: str, key: str) -> tuple[str, str]:
     raise UserError(f"{source} must hold LoRA factors only, got {key}. Use a file with lora_A/lora_B or lora.down/lora.up tensors.")
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None) -> Callable[[str, Any], Any]:
-    """``(module, otherwise) -> value`` by peft's rule: the first key that, as a regular expression, matches the name's end."""
-    patterns = patterns or {}
-    if all(re.fullmatch(r"\^[\w.]+", key) for key in patterns):  # whole names, hundreds of them in a merge of mixed ranks
-        return lambda module, otherwise: patterns.get(f"^{module}", otherwise)
-    compiled = [(re.compile(rf"(.*\.)?({key})$"), value) for key, value in patterns.items()]
-    return lambda module, otherwise: next((value for key, value in compiled if key.match(module)), otherwise)
+def _by_pattern(source: str, name: str, patterns: Mapping[str, Any] | None) -> Callable[[str, Any], Any]:
+    """``(module, otherwise) -> value`` by peft's rule for names of modules: a whole name behind ``^``, else the name's end.
+
+    Where several match, the first counts. Raises: UserError for any other regular expression, and for values that are no numbers.
+    """
+    known: dict[str, tuple[int, float]] = {}
+    for place, (key, value) in enumerate((patterns or {}).items()):
+        plain = key.replace(r"\.", ".")
+        if not MODULE_NAME.fullmatch(plain):
+            raise UserError(f"{source}: the keys of {name} must be names of modules, got {key[:60]!r}. Write whole names behind ^.")
+        known.setdefault(plain, (place, _number(source, name, value)))
+
+    def value_of(module: str, otherwise: Any) -> Any:
+        parts = module.split(".")
+        names = [f"^{module}", *(".".join(parts[i:]) for i in range(len(parts)))]
+        return min((known[one] for one in names if one in known), default=(0, otherwise))[1]
+
+    return value_of
+
+
+def _check_config(source: str, config: Mapping[str, Any]) -> None:
+    """The fields that are read must be of their kind."""
+    for name in ("r", "lora_alpha"):
+        if name in config:
+            _number(source, name, config[name])
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(name) or {}, Mapping):
+            raise UserError(f"{source}: {name} must be a mapping of modules to numbers, got another kind. Save the file again.")
+    for name, kind in (("peft_type", str), ("use_rslora", bool)):
+        if not isinstance(config.get(name, kind()), kind):
+            raise UserError(f"{source}: {name} must be a {kind.__name__}, got {config[name]!r:.60}. Save the file again.")
+
+
+def _number(source: str, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+        raise UserError(f"{source}: {name} must be a finite number, got {value!r:.60}. Save the file again.")
+    return value
 
 
 def _refuse(source: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> None:

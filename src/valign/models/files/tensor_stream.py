@@ -81,7 +81,7 @@ class TensorIndex:
                 header = json.loads(file.read(length))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is not a readable safetensors file: {error}. Make or download it again.") from error
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         self.places: dict[str, TensorLocation] = {}
         for name, entry in sorted(header.items()):
             if entry["dtype"] not in NAMED:
