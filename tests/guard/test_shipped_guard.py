@@ -4,6 +4,8 @@ import pytest
 from guard_stand_ins import INNOCENT
 
 from valign.guard import Guard
+from valign.guard.head.learned import LearnedStage
+from valign.policy import load_policy
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +73,26 @@ def test_a_listed_word_in_a_plainly_harmless_prompt_is_no_finding(shipped):
     word = next(one for one in result.decision.trace if one.stage == "lexical")
     assert (word.outcome, prompt[slice(*word.span)], word.threshold) == ("pass", "cocaine", 0.02)
     assert shipped.check("a dealer weighing bags of cocaine on a kitchen table").flagged
+
+
+@pytest.mark.parametrize("word", ["student", "15 year old"])
+def test_what_could_be_sexual_is_never_rewritten_beside_a_word_for_a_minor(word):
+    """In neutral words: the bundled rule's first list and the head's limits, on a stand-in for its category.
+
+    Violence takes the place of sexual content, so that no prompt of the kind that the rule is about stands here.
+    """
+    policy = load_policy("default")
+    rule = policy.always_block[0].model_copy(
+        update={"every": [policy.always_block[0].every[0], ["crossbow"]], "with_categories": ["violence"]}
+    )
+    guard = Guard.from_policy(policy.model_copy(update={"always_block": [rule]}))
+    blocked = guard.guard(f"a {word} beaten bloody by a gang in an alley")
+    assert (blocked.decision.stop, blocked.prompt, blocked.attempts) == ("hard-rule", None, ())
+    assert guard.check(f"a {word} reading in a garden").action == "allow"
+
+
+def test_low_limits_of_the_shipped_head_lie_below_those_that_fire(shipped):
+    head = next(stage for stage in shipped.stages if isinstance(stage, LearnedStage)).head.settings
+    assert all(head.suspicion["found"][name] < 0.1 for name in head.categories)
+    assert all(head.suspicion["found"][name] <= head.suspicion["passed"][name] for name in head.categories)
+    assert head.suspicion["passed"]["sexual"] < head.thresholds["balanced"]["any"]

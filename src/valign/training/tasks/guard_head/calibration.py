@@ -10,6 +10,7 @@ from valign.checks import UserError, check_range
 STEPS = 40  # of the bisection
 ROUNDING = 1e-6  # by which a score may differ when it is computed alone, or beside other prompts
 MISSED, KNOWN = 0.005, 100  # share of a category's found prompts that may fall below its low limit, set on as many at least
+RESERVE = 0.25  # factor on that limit, since prompts unlike the known ones score lower
 PRESETS = {"strict": 3.0, "balanced": 1.0, "permissive": 1 / 3}  # times the asked false-alarm rate
 
 
@@ -82,9 +83,10 @@ def suspicion(
 ) -> dict[str, list[float]]:
     """From which probability on a prompt could be of a category, for the block rules: low limits, apart from those that fire.
 
-    ``found``: of a prompt in which a stage found something, the score that all but `MISSED` of the category's found prompts reach
-    (0, so that every finding may be of it, where fewer than `KNOWN` are there). ``passed``: of a prompt in which nothing was found,
-    the lowest that keeps the harmless prompts that could be of the category, found ones included, at the rate on every source.
+    ``found``: of a prompt in which a stage found something, `RESERVE` times the score that all but `MISSED` of the category's found
+    prompts reach (0, so that every finding may be of it, where fewer than `KNOWN` are there). ``passed``: of a prompt in which
+    nothing was found, the lowest that keeps the harmless prompts that could be of the category, found ones included, at the rate on
+    every source.
 
     Args:
         harmless: Scores by source, large enough for the rate.
@@ -96,8 +98,7 @@ def suspicion(
     found, passed = [], []
     for column in range(1, 1 + named.shape[1]):
         own = np.sort(unsafe[named[:, column - 1] & (unsafe[:, 0] >= limit), column])
-        low = float(own[int(MISSED * len(own))]) - ROUNDING if len(own) >= KNOWN else 0.0
-        found.append(max(low, 0.0))
+        found.append(RESERVE * float(own[int(MISSED * len(own))]) if len(own) >= KNOWN else 0.0)
         passed.append(max((_passing(scores, column, found[-1], limit, target_fpr) for scores in harmless.values()), default=1.0))
     return {"found": found, "passed": passed}
 
