@@ -71,6 +71,72 @@ def test_images_are_the_pipelines(trained, tiny_sd, tmp_path):
         assert captain[0].read_bytes() != captain[1].read_bytes()
 
 
+@pytest.fixture(scope="module")
+def probed(tiny_sd, tmp_path_factory):
+    """A data set's prompts alone, and the probe that the command fits on them."""
+    from valign.data.prompts.pairs import PromptPair, write_pairs
+
+    folder = tmp_path_factory.mktemp("probe")
+    words = (("flame", "violence"), ("key", "illegal-activity"))
+    pairs = [
+        PromptPair(f"{word}-{number}", f"a {word} {where} a photo", f"a heart {where} a photo", (category,))
+        for word, category in words
+        for number, where in enumerate(("in", "on", "of", "with", "and", "under"))
+    ]
+    write_pairs(folder / "data" / "prompts" / "pairs.parquet", pairs)
+    (folder / "benign.csv").write_text("prompt\na tree\na captain\na house\n")
+    command = ["train", "retriever", "--model", tiny_sd, "--device", "cpu", "--policy", "shapes", "-o", folder / "probe"]
+    command += ["--data", folder / "data", "--benign", folder / "benign.csv", "--fit", "100"]
+    done = CliRunner(env={"COLUMNS": "300"}).invoke(build(), [str(part) for part in command], catch_exceptions=False)
+    return folder, done
+
+
+def test_the_probe_is_fitted_and_its_figures_are_printed(probed, tiny_sd):
+    from valign.guard import probe_retriever
+    from valign.models.heads.text_probe import load_probe
+    from valign.policy import load_policy
+
+    folder, done = probed
+    assert done.stdout.strip() == str(folder / "probe")
+    rows = {line.split()[0]: line.split() for line in done.stderr.splitlines() if line.split()}
+    assert rows["violence"][1] == "6"
+    assert "harmless prompts: 9; false alarms:" in done.stderr
+    assert "threshold 0.5, given" in done.stderr
+    retriever = probe_retriever(load_policy("shapes"), load_probe(folder / "probe", load_model(tiny_sd, device="cpu")))
+    assert retriever.retrieve("a flame in a photo") == "no-rays"
+    assert retriever.retrieve("a captain") == "equal-heads"
+
+
+def test_generate_and_guard_read_with_the_probe(trained, probed, tiny_sd, tmp_path):
+    folder, probe = trained[0], probed[0] / "probe"
+    shared = ("--model", tiny_sd, "--device", "cpu", "--steps", "2", "--seed", "3")
+    values = ("--values", folder / "run", "--policy", "shapes", "--mixing", "1", "--value-retriever", probe)
+    run("generate", "a captain", *shared, "--guard", "none", *values, "-o", tmp_path / "with.png")
+    run("generate", "a captain", *shared, "--guard", "none", *values[:-2], "-o", tmp_path / "keyword.png")
+    assert (tmp_path / "with.png").read_bytes() == (tmp_path / "keyword.png").read_bytes()  # bias goes by keyword either way
+    site = tmp_path / "site.yaml"
+    site.write_text("version: 1\nid: site\ntitle: Site\nextends: shapes\nguard: {stages: [probe]}\n")
+    line = ["guard", "check", "a flame in a photo", "--policy", site, "--json"]
+    checked = json.loads(run(*line, "--probe", probe, "--model", tiny_sd))
+    assert (checked["action"], checked["stop"]) == ("rewrite", "probe")
+    with pytest.raises(UserError, match="--probe needs the model that it was fitted on, got none"):
+        run(*line, "--probe", probe)
+    with pytest.raises(UserError, match="lists the stage probe, which needs a probe of the model"):
+        run(*line)
+    done = ["generate", "a heart in a photo", *shared, "--guard", site, "--value-retriever", probe, "-o", tmp_path / "kept.png"]
+    run(*done)
+    assert (tmp_path / "kept.png").exists()
+
+
+def test_another_text_encoder_is_refused_before_any_image(trained, probed, tiny_sdxl, tmp_path):
+    with pytest.raises(UserError, match="was fitted on text encoders"):
+        run(
+            *("generate", "a captain", "--model", tiny_sdxl, "--device", "cpu", "--guard", "none"),
+            *("--value-retriever", probed[0] / "probe", "-o", tmp_path / "new.png"),
+        )
+    assert not (tmp_path / "new.png").exists()
+
+
 def test_behind_a_guard_the_token_is_a_stage_of_it(trained, tiny_sd, tmp_path):
     folder, _, _ = trained
     shared = ("--model", tiny_sd, "--device", "cpu", "--steps", "2", "--seed", "3", "--values", folder / "run")
@@ -87,7 +153,7 @@ def test_behind_a_guard_the_token_is_a_stage_of_it(trained, tiny_sd, tmp_path):
     ).read_bytes()  # the alias names the principle for any prompt
 
 
-def test_evaluate_compares_the_encoder_with_the_base(trained, tiny_sd, tmp_path, monkeypatch):
+def test_evaluate_compares_the_encoder_with_the_base(trained, probed, tiny_sd, tmp_path, monkeypatch):
     from valign.cli import evaluate as cli
     from valign.evaluation import EvalPrompt, Suite, write_suite
     from valign.interfaces import DetectorCard
@@ -112,6 +178,13 @@ def test_evaluate_compares_the_encoder_with_the_base(trained, tiny_sd, tmp_path,
     assert summary["systems"][1]["rmse"]["mean"]["value"] == 0  # of benign prompts: no keyword, no token
     drawn = {name: [(out / "images" / name / f"u{seed}.png").read_bytes() for seed in seeds] for name in ("base", "livo")}
     assert [a != b for a, b in zip(drawn["base"], drawn["livo"])] == [mixes(seed, 0.5) for seed in seeds]
+    probe = probed[0] / "probe"
+    again = ("--suite", tmp_path / "suite.jsonl", "--values", f"livo={folder / 'run'}", "--value-retriever", probe)
+    run("evaluate", *options, *again, "-o", tmp_path / "read")
+    for seed in seeds:  # the captains' principle goes by keyword with the probe, too
+        assert (tmp_path / "read" / "images" / "livo" / f"u{seed}.png").read_bytes() == drawn["livo"][seeds.index(seed)]
+    with pytest.raises(UserError, match="--value-retriever finds the principles of --values, which names no encoder"):
+        run("evaluate", *options, "--suite", tmp_path / "suite.jsonl", "--value-retriever", probe, "-o", tmp_path / "new")
     with pytest.raises(UserError, match="--values must name a folder, /nowhere does not exist"):
         run("evaluate", *options, "--suite", tmp_path / "suite.jsonl", "--values", "livo=/nowhere", "-o", tmp_path / "new")
 

@@ -67,10 +67,10 @@ def test_every_method_is_in_the_report(bench):
 def test_costs_bias_curves_and_runs_are_recorded(bench):
     out, _, summary = bench
     record = json.loads((out / "bench.json").read_text())
-    assert sorted(record["trained"]) == ["alignguard", "dpo", "esd-u", "esd-x", "livo", "uce"]
+    assert sorted(record["trained"]) == ["alignguard", "dpo", "esd-u", "esd-x", "livo", "retriever", "uce"]
     for name, runs in record["trained"].items():
         assert all(run["parameters"] > 0 and run["seconds"] > 0 for run in runs)
-        assert [run["steps"] for run in runs] == [{"alignguard": 4, "dpo": 4, "uce": 0, "livo": 2}.get(name, 1)]
+        assert [run["steps"] for run in runs] == [{"alignguard": 4, "dpo": 4, "uce": 0, "retriever": 0, "livo": 2}.get(name, 1)]
     assert record["trained"]["alignguard"][0]["parameters"] == 2 * record["trained"]["dpo"][0]["parameters"]
     assert [one["name"] for one in record["bias"]] == [*SYSTEMS, "livo-0", "livo-1"]
     base, without = record["bias"][0], record["bias"][-2]

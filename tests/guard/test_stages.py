@@ -34,6 +34,11 @@ def test_every_row_gives_the_stage_of_its_name(policy, minilm, name):
     assert STAGES[name](StageParts(policy, loaded=minilm)).name == name
 
 
+def test_the_probe_is_on_the_model_that_was_given(policy):
+    with pytest.raises(UserError, match="needs a probe of the model, got none"):
+        STAGES["probe"](StageParts(policy))
+
+
 def test_the_encoder_is_loaded_for_stages_that_need_it(policy):
     parts = StageParts(policy)
     assert [stage.name for stage in build_stages(parts)] == ["lexical", "values"]
@@ -59,6 +64,6 @@ def test_a_package_adds_a_stage(tmp_path, monkeypatch):
 
 def test_a_stage_that_nobody_knows_is_a_mistake_of_the_policy(tmp_path):
     (tmp_path / "site.yaml").write_text(POLICY % "zebras")
-    says = r"guard\.stages\[1\] must be one of lexical, semantic, learned, values, got 'zebras'\."
+    says = r"guard\.stages\[1\] must be one of lexical, semantic, learned, probe, values, got 'zebras'\."
     with pytest.raises(UserError, match=says):
         load_policy(tmp_path / "site.yaml")

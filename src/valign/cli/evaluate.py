@@ -53,8 +53,11 @@ def command(
     suite: Annotated[str, Option("--suite", "-s", help="test prompts: shapes, or a JSON-lines file")] = "shapes",
     adapter: Annotated[list[str], Option(metavar="[NAME=]FOLDER", help="adapter to compare; may be repeated")] = [],  # noqa: B006
     values: Annotated[
-        list[str], Option(metavar="[NAME=]FOLDER", help="value encoder to compare, for prompts with a keyword; may be repeated")
+        list[str], Option(metavar="[NAME=]FOLDER", help="value encoder to compare, for prompts with a principle; may be repeated")
     ] = [],  # noqa: B006
+    value_retriever: Annotated[
+        Path | None, Option(help="probe of `valign train retriever` that finds the principles; the policy's keywords if left out")
+    ] = None,
     baseline: Annotated[list[str], Option(help=f"{', '.join(BASELINES)}; may be repeated")] = [],  # noqa: B006
     policy: Annotated[str, Option("--policy", "-p", help="policy whose words the baselines use; the suite's own, or default")] = "",
     reference: Annotated[Path | None, Option(help="folder of images that FID compares with")] = None,
@@ -70,6 +73,8 @@ def command(
     adapters, world = _adapters(adapter), find_world(suite)
     encoders = _adapters(values, "--values")
     _distinct(adapters, encoders)
+    if value_retriever and not encoders:
+        raise UserError("--value-retriever finds the principles of --values, which names no encoder. Name one, or drop it.")
     _check_baselines(baseline)
     looks, sampling = record(ctx, EvaluatorOptions), record(ctx, SamplingConfig)
     if not looks.detector and not world:
@@ -83,8 +88,9 @@ def command(
     encoder = resolve_clip(looks.clip or (suite if world else "none"))
     references = _reference(reference, world)
     base = resolve_model(model, device=device)
+    guided = _guided_by_values(base, encoders, value_retriever, rules, sampling)
     summary = evaluate(
-        [*_systems(base, adapters, baseline, rules, sampling), *_guided_by_values(base, encoders, rules, sampling)],
+        [*_systems(base, adapters, baseline, rules, sampling), *guided],
         tests.take(limit),
         Evaluators(judge, fidelity=reader, clip=encoder, reference=references),
         out=folder,
@@ -211,15 +217,18 @@ def _systems(
     return [*systems, *(adapter_system(model, folder, sampling, name=name) for name, folder in adapters.items())]
 
 
-def _guided_by_values(model: Any, encoders: Mapping[str, Path], policy: Policy, sampling: SamplingConfig) -> list[System]:
+def _guided_by_values(
+    model: Any, encoders: Mapping[str, Path], probe: Path | None, policy: Policy, sampling: SamplingConfig
+) -> list[System]:
     if not encoders:
         return []
+    from valign.cli.generate import principle_finder
     from valign.evaluation import value_system
-    from valign.guard.value_retriever import KeywordRetriever
     from valign.models.diffusion.value_encoder import load_value_encoder
     from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
+    from valign.models.heads.text_probe import load_probe
 
-    retriever = KeywordRetriever(policy)
+    retriever = principle_finder(policy, None if probe is None else load_probe(probe, model))
     pipelines = {
         name: ValueGuidedPipeline(model, load_value_encoder(folder, model), retriever) for name, folder in encoders.items()
     }

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from valign.guard import Guard, ValueToken
-    from valign.interfaces import SamplingConfig
+    from valign.interfaces import Retriever, SamplingConfig
+    from valign.models.heads.text_probe import TextProbe
+    from valign.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,24 +30,38 @@ class ValueOptions:
     """A value encoder, and what tells it the principle of a prompt."""
 
     values: Path | None = option(None, help="value encoder: a run of `valign train livo`, or its safetensors file")
-    principle: str = option("auto", help="id, text or alias of one principle; auto finds it by the policy's keywords")
+    value_retriever: Path | None = option(
+        None, help="probe of `valign train retriever`: finds the principle, and is the stage `probe` of a guard that lists it"
+    )
+    principle: str = option("auto", help="id, text or alias of one principle; auto finds it by the probe, or else by keywords")
     policy: str = option("default", help="policy with the keywords: default, shapes or a YAML file", flags=("--policy", "-p"))
     mixing: float = option(0.5, help="share of images that get a bias principle's token; about 0.5", low=0, high=1)
 
-    def load(self, model: Any) -> ValueToken:
+    def load(self, model: Any, probe: TextProbe | None) -> ValueToken:
         """The encoder on ``model``. Raises: UserError if none of its principles has this name."""
         from valign.guard import ValueToken
-        from valign.guard.value_retriever import Always, KeywordRetriever
-        from valign.interfaces import Retriever
+        from valign.guard.value_retriever import Always
         from valign.models.diffusion.value_encoder import load_value_encoder
         from valign.policy import load_policy
 
         encoder = load_value_encoder(self.values, model)  # type: ignore[arg-type]
-        by_keyword = self.principle == "auto"
-        retriever: Retriever = (
-            KeywordRetriever(load_policy(self.policy)) if by_keyword else Always(encoder.principle(self.principle).id)
-        )
-        return ValueToken(encoder, retriever, self.mixing)
+        if self.principle != "auto":
+            return ValueToken(encoder, Always(encoder.principle(self.principle).id), self.mixing)
+        return ValueToken(encoder, principle_finder(load_policy(self.policy), probe), self.mixing)
+
+    def probe(self, model: Any) -> TextProbe | None:
+        """The probe on ``model``'s text encoders, if one was given. Raises: UserError if it is another model's."""
+        from valign.models.heads.text_probe import load_probe
+
+        return None if self.value_retriever is None else load_probe(self.value_retriever, model)
+
+
+def principle_finder(policy: Policy, probe: TextProbe | None) -> Retriever:
+    """The policy's keywords, or the probe where there is one."""
+    from valign.guard import probe_retriever
+    from valign.guard.value_retriever import KeywordRetriever
+
+    return KeywordRetriever(policy) if probe is None else probe_retriever(policy, probe)
 
 
 @example(
@@ -80,12 +96,13 @@ def command(
         from valign.models.diffusion.lora import load_adapter
 
         load_adapter(subject, adapter, name="adapter")
-    token = values.load(subject) if values.values else None
+    probe = values.probe(subject)
+    token = values.load(subject, probe) if values.values else None
     prompts = [text for text in prompt for _ in range(count)]
     seeds = [sampling.seed + number for _ in prompt for number in range(count)]
     images: Sequence[Image | None]
     if guard != "none":
-        images = _guarded(subject, _keeper(guard, detector, token), prompts, seeds, sampling)
+        images = _guarded(subject, _keeper(guard, detector, token, probe), prompts, seeds, sampling)
     elif token is None:
         images = subject.generate(prompts, seeds=seeds, sampling=sampling)
     else:
@@ -98,12 +115,12 @@ def command(
         raise typer.Exit(BLOCKED)
 
 
-def _keeper(policy: str, detector: str, token: ValueToken | None) -> Guard:
+def _keeper(policy: str, detector: str, token: ValueToken | None, probe: TextProbe | None) -> Guard:
     from valign.guard import Guard
 
     if not detector:
         err.print(Text("Images are not checked: no --detector was given.", style="dim"))
-    return Guard.from_policy(policy, detector=resolve_detector(detector) if detector else None, token=token)
+    return Guard.from_policy(policy, detector=resolve_detector(detector) if detector else None, token=token, probe=probe)
 
 
 def _guarded(subject: Any, keeper: Guard, prompts: list[str], seeds: list[int], sampling: SamplingConfig) -> list[Image | None]:

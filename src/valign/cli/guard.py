@@ -16,12 +16,13 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError, option
-from valign.cli.common import ChatOptions, err, numbers_by_name, out
+from valign.cli.common import ChatOptions, err, numbers_by_name, out, resolve_model
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
     from valign.data.prompts.pairs import LabelledPrompt
     from valign.guard import Guard, GuardDecision, GuardResult
+    from valign.models.heads.text_probe import TextProbe
     from valign.policy import Policy
 
 BLOCKED = 3  # exit code when a prompt is blocked; 1 is left to crashes, 2 to mistakes
@@ -46,6 +47,18 @@ class GuardOptions:
     policy: str = option("default", help="default, shapes, or a policy file", flags=("--policy", "-p"))
     head: Path | None = option(None, help="a head made by `valign guard fit`; the shipped one")
     threads: int = option(1, help="threads of torch that check a prompt; 0 is as many as torch takes", low=0)
+    probe: Path | None = option(None, help="for the stage `probe`: a probe of `valign train retriever`, with its --model")
+    model: str = option("", help="the model whose text encoders the probe reads with", flags=("--model", "-m"))
+
+    def text_probe(self) -> TextProbe | None:
+        """The probe on its model. Raises: UserError if one of the two was left out, or the model is another."""
+        if self.probe is None:
+            return None
+        if not self.model:
+            raise UserError("--probe needs the model that it was fitted on, got none. Name it with --model.")
+        from valign.models.heads.text_probe import load_probe
+
+        return load_probe(self.probe, resolve_model(self.model))
 
 
 GUARDED = configured(guard=GuardOptions, chat=ChatOptions)
@@ -231,8 +244,8 @@ def _guard(ctx: typer.Context) -> Guard:
     from valign.guard import Guard
 
     options = record(ctx, GuardOptions)
-    chat = record(ctx, ChatOptions).load()
-    return Guard.from_policy(_policy(options.policy), head=options.head, chat=chat, threads=options.threads)
+    chat, probe = record(ctx, ChatOptions).load(), options.text_probe()
+    return Guard.from_policy(_policy(options.policy), head=options.head, probe=probe, chat=chat, threads=options.threads)
 
 
 def _prompts(prompts: list[str] | None, file: Path | None) -> Iterator[str]:

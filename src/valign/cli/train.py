@@ -1,4 +1,4 @@
-"""``valign train``: train adapters on preference data."""
+"""``valign train``: train adapters and value encoders on preference data, and fit the retriever of value principles."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,14 +8,15 @@ from typer import Context, Option, Typer
 
 from valign.checks import UserError, check_choice
 from valign.cli.common import err, out, resolve_model
-from valign.cli.options import changes, configured
+from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
     from valign.models.diffusion.base import DiffusionModel
+    from valign.models.heads.text_probe import TextProbe
     from valign.recipes.alignguard import AlignGuardRecipe
     from valign.training import TrainResult
 
-app = Typer(no_args_is_help=True, help="Train LoRA experts or a value encoder on pairs; an interrupted run resumes by itself.")
+app = Typer(no_args_is_help=True, help="Train LoRA experts, a value encoder or its retriever; an interrupted run resumes.")
 
 
 @app.command(
@@ -99,6 +100,52 @@ def livo(
     if recipe.training.sample_every and not recipe.training.sample_prompts:
         recipe = recipe.changed(sample_prompts=tuple(dict.fromkeys(cache.prompts))[:4])
     _print({"livo": train_livo(subject, cache, folder, recipe)})
+
+
+@app.command(
+    cls=configured(probe="valign.training.tasks.text_probe:TextProbeConfig"),
+    epilog="example: valign train retriever --model shapes --data runs/data --policy shapes --out runs/retriever",
+)
+def retriever(
+    ctx: Context,
+    model: Annotated[str, Option("--model", "-m", help="the model to read with: shapes, a pipeline folder or a hub id")],
+    data: Annotated[Path, Option("--data", "-d", help="data set of `valign data build`; its prompts alone are read")],
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the probe and its card")],
+    policy: Annotated[str, Option("--policy", "-p", help="policy with the principles: default, shapes or a YAML file")] = "default",
+    benign: Annotated[
+        Path | None, Option(help="file of further harmless prompts, beside the safe and the retained ones of the data")
+    ] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Fit LiVO's retriever: a linear probe on the model's own text encoders, from the prompts of a data set, in seconds."""
+    from valign.cli.data import read_retained
+    from valign.data.images.latents import retained_prompts
+    from valign.data.prompts.pairs import load_pairs
+    from valign.policy import load_policy
+    from valign.recipes.retriever import train_retriever
+    from valign.training.tasks.text_probe import TextProbeConfig
+
+    rules, config = load_policy(policy), record(ctx, TextProbeConfig)
+    pairs = load_pairs(data / "prompts" / "pairs.parquet")
+    harmless = [*retained_prompts(data), *read_retained(benign, rules)]
+    probe = train_retriever(resolve_model(model, device=device), pairs, harmless, rules, folder, config)
+    _print_probe(probe)
+    out.print(str(folder), markup=False, soft_wrap=True)
+
+
+def _print_probe(probe: "TextProbe") -> None:
+    """Found, named right and false alarms of prompts that were kept out of the fit; a dash for what could not be measured."""
+    measured = probe.notes["measured"] or {"sources": [], "categories": {}}
+    table = Table("category", "prompts", "kept out", "found %", "named right %", box=None, header_style="bold")
+    for name in probe.categories:
+        found = measured["categories"].get(name, {"prompts": 0, "recall": None, "named_right": None})
+        shares = ("-" if rate is None else f"{100 * rate['value']:.1f}" for rate in (found["recall"], found["named_right"]))
+        table.add_row(name, str(probe.notes["prompts"][name]), str(found["prompts"]), *shares)
+    err.print(table)
+    alarms = next((one for one in measured["sources"] if one["source"] == "all" and one["false_alarms"]), None)
+    told = f"{100 * alarms['false_alarms']['value']:.1f} % of {alarms['safe']} kept out" if alarms else "not measured"
+    err.print(f"harmless prompts: {probe.notes['prompts']['harmless']}; false alarms: {told}", highlight=False)
+    err.print(f"threshold {probe.threshold:.3g}, {probe.notes['threshold_set']}", highlight=False)
 
 
 def _preset(name: str, model: "DiffusionModel") -> "AlignGuardRecipe":

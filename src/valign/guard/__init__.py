@@ -2,13 +2,14 @@
 
 from valign.guard.guard import Guard
 from valign.guard.head.learned import LearnedStage
+from valign.guard.head.probe import ProbeStage
 from valign.guard.images.pipeline import GuardedOutput, GuardedPipeline
 from valign.guard.images.value_token import ValueToken
 from valign.guard.records import Attempt, GenerationAttempt, GuardDecision, GuardedImage, GuardResult, Verdict
 from valign.guard.rules.lexical import LexicalStage
 from valign.guard.rules.norms import ValuesStage
 from valign.guard.rules.semantic import SemanticStage
-from valign.guard.stage_retriever import StageRetriever
+from valign.guard.stage_retriever import StageRetriever, probe_retriever
 from valign.guard.stages import STAGES, Stage, StageParts
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "GuardedPipeline",
     "LearnedStage",
     "LexicalStage",
+    "ProbeStage",
     "SemanticStage",
     "Stage",
     "StageParts",
@@ -30,4 +32,5 @@ __all__ = [
     "ValueToken",
     "ValuesStage",
     "Verdict",
+    "probe_retriever",
 ]

@@ -20,13 +20,14 @@ from valign.guard.rules.intention import IntentionRules, IntentJudge
 from valign.guard.rules.lexical import LexicalStage
 from valign.guard.rules.second_opinion import SecondOpinion
 from valign.guard.rules.semantic import References, references
-from valign.guard.stages import Stage, StageParts, build_stages
+from valign.guard.stages import Stage, StageParts, build_stages, stage_fingerprint
 from valign.guard.waterfall import Waterfall
 from valign.interfaces import Detector, SamplingConfig
 from valign.methods import Method
 from valign.models.devices import torch_threads
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.encoders.minilm import MiniLM
+from valign.models.heads.text_probe import TextProbe
 from valign.models.language.chat import ChatModel
 from valign.policy import Policy, load_policy
 
@@ -87,16 +88,19 @@ class Guard:
         detector: Detector | None = None,
         head: Path | None = None,
         encoder: MiniLM | None = None,
+        probe: TextProbe | None = None,
         token: ValueToken | None = None,
         threads: int = 1,
     ) -> "Guard":
         """The stages that ``policy.guard.stages`` names, offline. A chat model adds a judge of values and intent, and a rewriter.
 
-        Args: head: A head trained by ``valign guard fit``; None is the shipped one.
+        Args:
+            head: A head trained by ``valign guard fit``; None is the shipped one.
+            probe: One fitted by ``valign train retriever`` on the model that will generate; needed by the stage ``probe``.
         Raises: UserError if a part that the policy asks for is missing.
         """
         rules = policy if isinstance(policy, Policy) else load_policy(policy)
-        parts = StageParts(rules, head, encoder)
+        parts = StageParts(rules, head, encoder, probe)
         stages = build_stages(parts)
         if chat is not None:
             stages.append(ChatValues(chat, rules))
@@ -116,7 +120,7 @@ class Guard:
 
     def fingerprint(self) -> str:
         """SHA-256 of the rules, the stages with their heads, and the detector; a chat model's own changes are not seen."""
-        heads = [(stage.name, stage.head.sha256 if isinstance(stage, LearnedStage) else "") for stage in self.stages]
+        heads = [(stage.name, stage_fingerprint(stage)) for stage in self.stages]
         card = None if self.detector is None else [self.detector.card.name, self.detector.card.weights_sha256]
         return hash_value([self.policy.fingerprint(), heads, card])
 

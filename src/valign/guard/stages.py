@@ -7,13 +7,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
+from valign.checks import UserError
 from valign.guard.head.learned import SHIPPED, LearnedStage
+from valign.guard.head.probe import ProbeStage
 from valign.guard.records import Verdict
 from valign.guard.rules.lexical import LexicalStage
 from valign.guard.rules.norms import ValuesStage
 from valign.guard.rules.semantic import SemanticStage
 from valign.models.encoders.minilm import MiniLM
 from valign.models.heads.prompt_head import load_head
+from valign.models.heads.text_probe import TextProbe
 from valign.plugins import with_plugins
 from valign.policy import Policy
 
@@ -37,17 +40,29 @@ class StageParts:
     policy: Policy
     head: Path | None = None  # file of a trained head; None is the shipped one
     loaded: MiniLM | None = None  # the encoder, if it was given or a stage needed it
+    probe: TextProbe | None = None  # on the text encoders of the model that will generate
 
     @property
     def encoder(self) -> MiniLM:
         self.loaded = self.loaded or MiniLM()
         return self.loaded
 
+    @property
+    def own_probe(self) -> TextProbe:
+        """Raises: UserError if none was given."""
+        if self.probe is None:
+            raise UserError(
+                f"policy {self.policy.id} lists the stage probe, which needs a probe of the model, got none. Fit one with "
+                "`valign train retriever` and give it, or leave `probe` out of the policy's stages."
+            )
+        return self.probe
+
 
 _OWN: dict[str, Callable[[StageParts], Stage]] = {
     "lexical": lambda parts: LexicalStage.from_policy(parts.policy),
     "semantic": lambda parts: SemanticStage.from_policy(parts.policy, parts.encoder),
     "learned": lambda parts: LearnedStage.from_policy(parts.policy, parts.encoder, load_head(parts.head or SHIPPED)),
+    "probe": lambda parts: ProbeStage.from_policy(parts.policy, parts.own_probe),
     "values": lambda parts: ValuesStage.from_policy(parts.policy),
 }
 STAGES = with_plugins("valign.guard_stages", _OWN)  # the names that a policy may list under guard.stages
@@ -56,6 +71,12 @@ STAGES = with_plugins("valign.guard_stages", _OWN)  # the names that a policy ma
 def build_stages(parts: StageParts) -> list[Stage]:
     """The stages that ``policy.guard.stages`` names, in that order. Raises: UserError if a part that one needs is missing."""
     return [STAGES[name](parts) for name in parts.policy.guard.stages]
+
+
+def stage_fingerprint(stage: Stage) -> str:
+    """SHA-256 of the stage's own weights, hex; "" for one that has none or does not say."""
+    found = getattr(stage, "fingerprint", None)
+    return str(found()) if found is not None else ""
 
 
 def run_stage(stage: Stage, prompts: Sequence[str]) -> list[Verdict]:

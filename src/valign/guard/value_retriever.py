@@ -30,9 +30,10 @@ class KeywordRetriever:
     """The first principle, in the policy's order, with a keyword in a reading of the prompt (`valign.text`), as whole words."""
 
     policy: Policy
+    among: tuple[str, ...] = ()  # ids to choose from; none means all of the policy's
 
     def __post_init__(self) -> None:
-        if not any(self.policy.principle_keywords(principle) for principle in self.policy.principles):
+        if not any(self.policy.principle_keywords(principle) for principle in _choices(self.policy, self.among)):
             raise UserError(f"policy {self.policy.id} has no principle with keywords. Add some, or choose another retriever.")
 
     def retrieve(self, prompt: str) -> str | None:
@@ -40,11 +41,11 @@ class KeywordRetriever:
         return next((name for name, words in self._keywords if any(map(words.any, texts))), None)
 
     def fingerprint(self) -> str:
-        return hash_value(["keywords", self.policy.fingerprint()])
+        return hash_value(["keywords", self.policy.fingerprint(), *([self.among] if self.among else [])])
 
     @cached_property
     def _keywords(self) -> list[tuple[str, WordList]]:
-        found = [(principle.id, self.policy.principle_keywords(principle)) for principle in self.policy.principles]
+        found = [(one.id, self.policy.principle_keywords(one)) for one in _choices(self.policy, self.among)]
         return [(name, WordList(words)) for name, words in found if words]
 
 

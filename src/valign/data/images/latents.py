@@ -116,6 +116,12 @@ def open_latents(data: Path, *, base: str | None = None) -> LatentCache:
     return open_cache(LatentCache, folder, data, base)
 
 
+def retained_prompts(data: Path) -> list[str]:
+    """The benign prompts that data set ``data`` holds the model to; [] if it has none, or no latents yet."""
+    path = data / "latents" / "retained.parquet"
+    return [str(prompt) for prompt in pq.read_table(path)["prompt"].to_pylist()] if path.exists() else []
+
+
 def write_latents(
     model: LatentEncoder,
     pairs: Sequence[PromptPair],

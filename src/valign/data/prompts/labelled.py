@@ -10,7 +10,7 @@ from zlib import crc32
 from valign.checks import UserError
 from valign.data.prompts.formats import LABELS
 from valign.data.prompts.overlap import fold
-from valign.data.prompts.pairs import LabelledPrompt
+from valign.data.prompts.pairs import LabelledPrompt, PromptPair
 from valign.data.prompts.tables import SUFFIXES, is_blank, name_cell, number_cell, read_table, text_cell
 from valign.policy import Policy, normalize_category
 
@@ -129,6 +129,21 @@ def policy_rows(policy: Policy) -> list[LabelledPrompt]:
                 shared: dict[str, Any] = {"source": "policy", "group": f"policy:{concept.id}", "pair": pair}
                 rows.append(LabelledPrompt(f"{pair}-u", frame.format(name), 1, (category.id,), **shared))
                 rows.append(LabelledPrompt(f"{pair}-s", frame.format(concept.safe), 0, (), **shared))
+    return rows
+
+
+def pair_rows(pairs: Sequence[PromptPair], benign: Sequence[str] = ()) -> list[LabelledPrompt]:
+    """Both prompts of every pair (source "pairs"), a pair being a group, and ``benign`` ones (source "benign").
+
+    Pairs of held-out concepts give none.
+    """
+    rows = []
+    for pair in (one for one in pairs if not one.held_out):
+        shared: dict[str, Any] = {"source": "pairs", "group": f"pairs:{pair.id}", "pair": pair.id, "concept": pair.concept}
+        rows.append(LabelledPrompt(f"{pair.id}-u", pair.unsafe, 1, pair.categories, kind=pair.kind, **shared))
+        rows.append(LabelledPrompt(f"{pair.id}-s", pair.safe, 0, (), **shared))
+    for number, prompt in enumerate(benign):
+        rows.append(LabelledPrompt(f"benign-{number}", prompt, 0, (), source="benign", group=f"benign:{prompt}"))
     return rows
 
 

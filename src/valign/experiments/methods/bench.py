@@ -6,6 +6,7 @@ what run ``r`` trained, so every difference from the base is paired by prompt an
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from valign.evaluation.results import ImageResult, read_results
 from valign.evaluation.suite import Suite
 from valign.experiments.methods.bias import bias_section, role_bias
 from valign.experiments.methods.curves import CurvePoint, convergence, curves_section, mean_curve
-from valign.experiments.methods.systems import MethodSystems, principle_retriever
-from valign.experiments.methods.trained import LIVO, Made, MethodsConfig, train_methods
+from valign.experiments.methods.systems import MethodSystems
+from valign.experiments.methods.trained import LIVO, RETRIEVER, Made, MethodsConfig, train_methods
 from valign.files import write_json
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.value_encoder import ValueText, copy_encoder
@@ -47,7 +48,7 @@ def bench_methods(world: World, model: DiffusionModel, out: Path, configs: Seque
     evaluators = world_evaluators(world, oracle, per_concept=configs[0].per_concept, seeds=tuple(seeds))
     folders = [out / f"run-{number}" for number in range(len(configs))]
     made = [train_methods(world, model, policy, oracle, folder, config) for folder, config in zip(folders, configs)]
-    systems = MethodSystems(model, policy, principle_retriever(policy), configs[0])
+    systems = MethodSystems(model, policy, configs[0])
     sampling, compared = systems.config.sampling, systems.all(made)
     parts = [world.suite(per_concept=config.per_concept, seed=seed) for config, seed in zip(configs, seeds)]
     tests = suite_of_runs(parts)
@@ -110,7 +111,8 @@ def _curves(
         known = list(map(ValueText.read, open_values(folder / "values").principles))
         fresh = copy_encoder(model, known, layout=config.livo.layout, lora_rank=config.livo.lora_rank)
         every = config.every(config.livo.training.steps)
-        found[LIVO].append(convergence(ValueTokens(model, fresh), folder / LIVO, every, systems.valued, out=out / LIVO, **seen))
+        guided = partial(systems.valued, probe=folder / RETRIEVER)
+        found[LIVO].append(convergence(ValueTokens(model, fresh), folder / LIVO, every, guided, out=out / LIVO, **seen))
     return found
 
 

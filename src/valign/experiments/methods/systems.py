@@ -10,14 +10,12 @@ from typing import Any
 from valign.evaluation import System, adapter_system, value_system
 from valign.evaluation.composed import guarded_system, system_of_runs
 from valign.experiments.alignguard import WEIGHTS
-from valign.experiments.methods.trained import LIVO, Made, MethodsConfig
-from valign.guard import Guard, LexicalStage, StageRetriever
-from valign.guard.value_retriever import EmbeddingRetriever, FirstOf, KeywordRetriever
-from valign.interfaces import Retriever
+from valign.experiments.methods.trained import LIVO, RETRIEVER, Made, MethodsConfig
+from valign.guard import Guard, probe_retriever
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.value_encoder import load_value_encoder
 from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
-from valign.models.encoders.minilm import MiniLM
+from valign.models.heads.text_probe import load_probe
 from valign.policy import Policy
 from valign.recipes.align import baselines
 from valign.recipes.alignguard import JOINT
@@ -30,17 +28,6 @@ DESCRIBED = {
     "alignguard": "an expert per category, merged",
     LIVO: "a value token where a principle is found; half of the time for bias",
 }
-WINDOW, NEAR = 4, 0.44  # words read at a time, and their cosine (all-MiniLM-L6-v2); 1 in 50 benign training prompts reaches it
-
-
-def principle_retriever(policy: Policy) -> Retriever:
-    """The policy's keywords, then its word list, which also names held-out concepts, then the meaning of any few words.
-
-    Bias principles go by keyword alone: they hang on the word for a role, and "a square" means much the same as "square heads".
-    """
-    listed = StageRetriever(policy, (LexicalStage.from_policy(policy),))
-    harms = tuple(principle.id for principle in policy.principles if principle.kind == "toxicity")
-    return FirstOf((KeywordRetriever(policy), listed, EmbeddingRetriever(policy, MiniLM().encode, NEAR, WINDOW, among=harms)))
 
 
 @dataclass(frozen=True)
@@ -49,7 +36,6 @@ class MethodSystems:
 
     model: DiffusionModel
     policy: Policy
-    retriever: Retriever
     config: MethodsConfig
 
     def all(self, made: Sequence[dict[str, Made]]) -> list[System]:
@@ -65,14 +51,15 @@ class MethodSystems:
 
     def livo(self, made: Sequence[dict[str, Made]], **options: Any) -> System:
         """All runs' value encoders. Args: options: of `valued`."""
-        return system_of_runs([self.valued(run[LIVO].folder, **options) for run in made])
+        return system_of_runs([self.valued(run[LIVO].folder, run[RETRIEVER].folder, **options) for run in made])
 
     def adapted(self, name: str, folder: Path) -> System:
         weight = WEIGHTS[JOINT] if name == "dpo" else 1.0
         sampling = self.config.sampling
         return adapter_system(self.model, folder, sampling, name=name, description=DESCRIBED[name], weight=weight)
 
-    def valued(self, folder: Path, *, name: str = LIVO, mixing: float = 0.5) -> System:
+    def valued(self, folder: Path, probe: Path, *, name: str = LIVO, mixing: float = 0.5) -> System:
+        """The value encoder in ``folder``, for the prompts in which the probe of the same run finds a principle."""
         encoder = load_value_encoder(folder, self.model)
-        pipeline = ValueGuidedPipeline(self.model, encoder, self.retriever)
+        pipeline = ValueGuidedPipeline(self.model, encoder, probe_retriever(self.policy, load_probe(probe, self.model)))
         return value_system(pipeline, self.config.sampling, name=name, mixing=mixing, description=DESCRIBED[LIVO])

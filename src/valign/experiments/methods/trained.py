@@ -20,12 +20,13 @@ from valign.recipes.alignguard import JOINT, AlignGuardRecipe, train_expert
 from valign.recipes.baselines import concept_edit, make_uce, policy_concepts
 from valign.recipes.livo import LivoRecipe, train_livo
 from valign.recipes.quickstart import BATCH, STEPS, of_categories, world_config, world_tuning
+from valign.recipes.retriever import train_retriever
 from valign.training.tasks.erasing import ErasingConfig, train_erasing
 from valign.worlds import World
 
 CURVE = 8  # checkpoints on the curves of DPO and LiVO
 KEEP_ALL = 10_000
-LIVO = "livo"
+LIVO, RETRIEVER = "livo", "retriever"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Made:
 def train_methods(
     world: World, model: DiffusionModel, policy: Policy, oracle: OracleDetector, out: Path, config: MethodsConfig
 ) -> dict[str, Made]:
-    """Train everything of one run into ``out``, or go on: alignguard, dpo, uce, livo, esd-x, esd-u."""
+    """Train everything of one run into ``out``, or go on: alignguard, dpo, uce, livo and its retriever, esd-x, esd-u."""
     trained = train_on_policy(model, policy, GrammarSource(world.grammar()), out, config.align, pair_detector=oracle)
     categories, pairs = tuple(trained.results), trained.pairs
     tests = world.suite(per_concept=config.per_concept, seed=config.align.seed)
@@ -94,6 +95,7 @@ def train_methods(
     )
     every = config.every(config.livo.training.steps)
     livo = train_livo(model, values, out / LIVO, config.livo.changed(checkpoint_every=every, keep_checkpoints=KEEP_ALL))
+    probe = train_retriever(model, pairs, config.align.data.retain, policy, out / RETRIEVER)
     made = {
         "alignguard": Made(
             merged,
@@ -104,6 +106,7 @@ def train_methods(
         "dpo": Made(joint.adapter, _parameters(joint.adapter), joint.steps, joint.seconds),
         "uce": _uce(model, policy, categories, out / "uce"),
         "livo": Made(livo.adapter, read_json(livo.adapter / "value_encoder.json")["parameters"], livo.steps, livo.seconds),
+        RETRIEVER: Made(out / RETRIEVER, probe.weight.numel() + probe.bias.numel(), 0, _seconds(out / RETRIEVER)),
     }
     for part in ("x", "u"):
         erasing = replace(config.esd, part=part)
@@ -115,7 +118,11 @@ def train_methods(
 def _uce(model: DiffusionModel, policy: Policy, categories: Sequence[str], out: Path) -> Made:
     """Each concept onto its safe counterpart, as AlignGuard's and LiVO's data have it."""
     folder = make_uce(model, concept_edit(policy, categories, guide="safe"), out)
-    return Made(folder, _parameters(folder), 0, read_json(out / "run.json")["results"]["seconds"])
+    return Made(folder, _parameters(folder), 0, _seconds(out))
+
+
+def _seconds(run: Path) -> float:
+    return float(read_json(run / "run.json")["results"]["seconds"])
 
 
 def _parameters(adapter: Path) -> int:

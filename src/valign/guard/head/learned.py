@@ -78,6 +78,10 @@ class LearnedStage:
             scores[number] = np.minimum(scores[number], rest)
         return [self._verdict(row) for row in scores[: len(prompts)]]
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the head's file; "" for one that was not read from a file."""
+        return self.head.sha256
+
     def _scores(self, prompts: Sequence[str]) -> Float[np.ndarray, "prompt column"]:
         texts, owner = [], []
         for number, prompt in enumerate(prompts):

@@ -28,6 +28,7 @@ from valign.checks import UserError, check_choice, check_range
 from valign.files import atomic_path, hash_value, read_json, write_json
 from valign.methods import Method
 from valign.models.diffusion.base import Conditioning, DiffusionModel
+from valign.models.diffusion.prompt_states import end_states
 
 METHOD = Method(
     slug="value-encoder",
@@ -138,8 +139,7 @@ class ValueEncoder(nn.Module):
         for encoder, end, rows in zip(self._copies, self.ends, ids.unbind(1), strict=True):
             answer = encoder(rows, output_hidden_states=self._double)
             states = answer.hidden_states[-2] if self._double else answer.last_hidden_state
-            last = (rows == end).int().argmax(1)  # the first end-of-text token; SD 1.x pads with more of them
-            parts.append(states[torch.arange(len(rows), device=rows.device), last])
+            parts.append(end_states(states, rows, end))
         return torch.cat(parts, dim=-1)
 
     def token(self, principle: str | ValueText, prompts: Sequence[str]) -> Float[Tensor, "batch dim"]:

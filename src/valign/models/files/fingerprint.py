@@ -1,7 +1,7 @@
 """One hash for a model folder: its configurations, tokenizer files and safetensors, by name and content; or for tensors."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,19 +9,20 @@ from torch import Tensor
 
 from valign.files import hash_file, hash_value
 
-PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
+TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+PARTS = ("scheduler", *TEXT_PARTS, "unet", "vae")
 ENDINGS = (".json", ".txt", ".safetensors")
 
 
-def model_files(folder: Path) -> list[Path]:
-    """The files that shape a model's output, sorted; the safety checker is none of them."""
-    files = [file for part in PARTS for file in sorted((folder / part).glob("*")) if file.suffix in ENDINGS]
-    return [folder / "model_index.json", *files]
+def model_files(folder: Path, parts: Sequence[str] = PARTS) -> list[Path]:
+    """The files that shape a model's output, sorted; the safety checker is none of them. Some ``parts`` go without the index."""
+    files = [file for part in parts for file in sorted((folder / part).glob("*")) if file.suffix in ENDINGS]
+    return files if parts != PARTS else [folder / "model_index.json", *files]
 
 
-def fingerprint_folder(folder: Path) -> str:
+def fingerprint_folder(folder: Path, parts: Sequence[str] = PARTS) -> str:
     """SHA-256 over the hashes of `model_files`, hex. Files are streamed."""
-    return hash_value({file.relative_to(folder).as_posix(): hash_file(file) for file in model_files(folder)})
+    return hash_value({file.relative_to(folder).as_posix(): hash_file(file) for file in model_files(folder, parts)})
 
 
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
