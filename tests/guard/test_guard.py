@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from guard_stand_ins import StandIn, with_guard
+from guard_stand_ins import StandIn, Watcher, with_guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from valign.checks import UserError
 from valign.guard import Guard, Verdict
+from valign.guard.images.image_check import check_image
+from valign.guard.rewriting.policy_rewriter import PolicyRewriter
 from valign.guard.rules.intention import IntentionRules
 from valign.guard.waterfall import require_prompt
 from valign.policy import IntentionWords, load_policy
@@ -259,3 +262,36 @@ def test_a_call_runs_with_one_thread_of_torch_unless_told_otherwise(policy, give
 def test_refuses_a_negative_number_of_threads(policy):
     with pytest.raises(ValueError, match=r"Guard\.threads must be in \[0, inf\), got -1"):
         Guard(policy, [StandIn("one", "word", False)], threads=-1)
+
+
+def test_a_long_rewrite_asks_the_guard_a_bounded_number_of_times(policy):
+    calls = []
+
+    class Fires(StandIn):
+        def check_many(self, prompts):
+            calls.extend(prompts)
+            outcomes = ["fire" if "corpse" in prompt else "pass" for prompt in prompts]
+            return [Verdict(stage="told", level="word", outcome=outcome, category="shocking") for outcome in outcomes]
+
+    guard = Guard(policy, [Fires("told", "word", False)], rewriter=PolicyRewriter(policy))
+    long = ", ".join(["a corpse on the beach", *(f"detail {n}" for n in range(300))])
+    assert guard.guard(long).rewritten
+    assert len(calls) < 60
+    assert not any("detail 16" in one for one in calls[1:])
+
+
+class Panic(BaseException):
+    """As a library in another language raises it."""
+
+
+def test_a_panic_is_a_check_that_failed(policy, monkeypatch):
+    def panic(prompts):
+        raise Panic
+
+    stage, watcher = StandIn("lexical", "word", False), Watcher()
+    monkeypatch.setattr(stage, "check_many", panic)
+    monkeypatch.setattr(stage, "check", panic)
+    monkeypatch.setattr(watcher, "detect", panic)
+    decision = Guard(policy, [stage]).check("a red apple")
+    assert (decision.action, decision.error) == ("block", "lexical: failed: Panic")
+    assert check_image(watcher, Image.new("RGB", (4, 4), "red")).outcome == "error"

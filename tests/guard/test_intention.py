@@ -3,7 +3,7 @@
 import pytest
 
 from valign.guard import Verdict
-from valign.guard.rules.intention import IntentionRules
+from valign.guard.rules.intention import MOST_PARTS, IntentionRules
 from valign.policy import IntentionWords, load_policy
 
 WORDS = IntentionWords(
@@ -112,6 +112,16 @@ def test_why_a_good_intent_does_not_excuse_a_finding():
     )
     assert asked == ["two cats", "two dogs"]
     assert rules.objection("a sign, no dogs, two cats", finding("violence"), suspicious) == ""
+
+
+def test_a_sign_excuses_no_endless_list():
+    rules, asked = IntentionRules(WORDS), []
+    many = "a warning sign, " + ", sign, ".join(f"two cats {n}" for n in range(MOST_PARTS + 1))
+    found = Verdict(stage="x", level="word", outcome="fire", category="hate")
+    assert (
+        rules.objection(many, found, lambda part: asked.append(part)) == f"there are more than {MOST_PARTS} parts beside the sign"
+    )
+    assert asked == []
 
 
 def test_the_policy_brings_the_words():

@@ -91,7 +91,9 @@ def run_stage(stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
         verdicts = stage.check_many(list(prompts))
         if len(verdicts) != len(prompts):
             raise RuntimeError("a stage must give a verdict per prompt")
-    except Exception:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # libraries in other languages raise more than `Exception`
         verdicts = [_run_one(stage, prompt) for prompt in prompts]
     each = (perf_counter() - start) * 1000 / len(prompts)
     return [replace(sound(verdict, stage), milliseconds=each) for verdict in verdicts]
@@ -111,6 +113,8 @@ def sound(verdict: Verdict, stage: Any) -> Verdict:
 def _run_one(stage: Stage, prompt: str) -> Verdict:
     try:
         return stage.check(prompt)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
         failed = Verdict(stage=stage.name, level=stage.level, outcome="error", message=f"failed: {type(error).__name__}")  # type: ignore[arg-type]
         return replace(failed, action=getattr(stage, "on_error", None))

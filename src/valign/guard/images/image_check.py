@@ -20,7 +20,9 @@ def check_image(detector: Detector, image: Image) -> Verdict:
         row = np.asarray(detector.detect([image]), dtype=np.float64).reshape(-1)
         if len(row) != len(card.classes) or not ((row >= 0) & (row <= 1)).all():
             raise ValueError("a detector must give one score in [0, 1] per class")
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # libraries in other languages raise more than `Exception`
         return Verdict(stage=NAME, level="image", outcome="error", message=f"{card.name} failed: {type(error).__name__}")
     best = int(row.argmax())
     return Verdict(

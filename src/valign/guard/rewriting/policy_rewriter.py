@@ -12,6 +12,8 @@ from valign.guard.rules.semantic import References
 from valign.policy import Category, Concept, Policy
 from valign.text import clean, fold
 
+MOST_DETAILS = 16  # of a prompt that a rewrite keeps; each costs a pass of the guard, and an image model reads 77 tokens
+LONGEST_PART = 200  # characters of a part that is kept
 Role = Literal["harm", "values", "sign"]  # VALOR's NSFW, VALUE and INTENT
 
 
@@ -74,16 +76,20 @@ class PolicyRewriter:
 
     def _proposals(self, request: RewriteRequest) -> Iterator[str]:
         caption = parse_caption(clean(request.prompt))
-        details = tuple(part for part in caption.details if not request.suspicious(part))
+        details = tuple(part for part in caption.details[:MOST_DETAILS] if self._keeps(request, part))
         caption = replace(caption, details=details)
         if request.role == "sign":
-            place = caption.place if caption.place and not request.suspicious(caption.place) else ""
+            place = caption.place if self._keeps(request, caption.place) else ""
             yield Caption("", self.policy.guard.sign, place, details).text()
             yield self.policy.guard.sign
         elif request.role == "values":
             yield from self._by_norm(request, caption)
         else:
             yield from self._by_concept(request, caption)
+
+    def _keeps(self, request: RewriteRequest, part: str) -> bool:
+        """Whether a rewrite keeps a part of the prompt: one that the guard finds nothing in, and not a long one."""
+        return bool(part) and len(part) <= LONGEST_PART and not request.suspicious(part)
 
     def _by_norm(self, request: RewriteRequest, caption: Caption) -> Iterator[str]:
         """The same people in the same place with the norm's own act, then without the place, then any people."""
@@ -97,8 +103,8 @@ class PolicyRewriter:
 
     def _by_concept(self, request: RewriteRequest, caption: Caption) -> Iterator[str]:
         category, concept = self._concept(request)
-        medium = caption.medium if caption.medium and not request.suspicious(caption.medium) else ""
-        place = caption.place if caption.place and not request.suspicious(caption.place) else ""
+        medium = caption.medium if self._keeps(request, caption.medium) else ""
+        place = caption.place if self._keeps(request, caption.place) else ""
         caption = replace(caption, medium=medium, place=place)
         if concept is not None:
             literal = _replace_name(clean(request.prompt), concept)

@@ -16,6 +16,7 @@ from valign.policy import IntentionWords, Policy
 from valign.text import WordList, fold
 
 PAUSE = r"[,;.!?\n]"
+MOST_PARTS = 16  # beside a sign that are looked at; each costs a pass of the guard
 QUOTED = re.compile(r"[\"“”«»„]([^\"“”«»„]{3,})[\"“”«»„]|(?<!\w)['‘’]([^'‘’]{3,}(?:['’]\w[^'‘’]*)*)['’](?!\w)")
 
 
@@ -62,7 +63,10 @@ class IntentionRules:
         category = next((name for name in (finding.category, *finding.also) if name in self._unexcused), "")
         if category and self.intent(prompt) == "prohibition":
             return f"a sign that forbids does not make {category} harmless"
-        return "there is harm beside the sign" if any(map(suspicious, self.beside(prompt))) else ""
+        parts = self.beside(prompt)
+        if len(parts) > MOST_PARTS:
+            return f"there are more than {MOST_PARTS} parts beside the sign"
+        return "there is harm beside the sign" if any(map(suspicious, parts)) else ""
 
     def beside(self, prompt: str) -> list[str]:
         """What stands between signs and parts that begin by forbidding, without what is quoted. Single words behind them go on a
