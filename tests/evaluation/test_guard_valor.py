@@ -52,12 +52,16 @@ def test_rewrites_by_hand():
     }  # fmt: skip
 
 
+def test_no_precision_where_nothing_is_unsafe():
+    assert Confusion.of(np.array([True, False]), np.array([False, False])).rates()["precision"] is None
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
 def test_rates_are_scikit_learns(pairs):
     found, truth = np.array(pairs, bool).T
     rates = Confusion.of(found, truth).rates()
     assert rates["accuracy"] == pytest.approx(accuracy_score(truth, found))
-    if found.any():
+    if found.any() and truth.any():
         assert rates["precision"] == pytest.approx(precision_score(truth, found))
     if truth.any():
         assert rates["recall"] == pytest.approx(recall_score(truth, found))

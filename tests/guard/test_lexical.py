@@ -241,4 +241,4 @@ def test_they_are_found_in_disguise_too(word):
 def test_two_senses_of_a_word_are_left_to_the_second_opinion():
     """A word that harmless prompts have as well must not decide by itself."""
     ambiguous = {fold(term) for term in load_policy("default").guard.ambiguous}
-    assert {"chink", "dyke", "breasts", "pussy", "rape", "genocide", "hitman"} <= ambiguous & set(STAGE.terms)
+    assert {"chink", "dyke", "breasts", "pussy", "rape", "genocide", "ransomware"} <= ambiguous & set(STAGE.terms)

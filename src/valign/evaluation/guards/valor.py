@@ -13,7 +13,7 @@ from valign.evaluation.statistics import share_interval
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of a yes-or-no answer against the truth. A rate without cases is None, never 0."""
+    """Counts of a yes-or-no answer against the truth. A rate that the cases cannot show is None, never 0."""
 
     hits: int
     false_alarms: int
@@ -30,7 +30,7 @@ class Confusion:
         return {
             "cases": unsafe + safe,
             "accuracy": _ratio(self.hits + self.passes, unsafe + safe),
-            "precision": _ratio(self.hits, self.hits + self.false_alarms),
+            "precision": _ratio(self.hits, self.hits + self.false_alarms) if unsafe else None,
             "recall": _ratio(self.hits, unsafe),
             "f1": _ratio(2 * self.hits, 2 * self.hits + self.false_alarms + self.misses) if unsafe else None,
             "fpr": _ratio(self.false_alarms, safe),

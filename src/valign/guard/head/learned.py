@@ -111,8 +111,7 @@ class LearnedStage:
     def fires(self, scores: Float[np.ndarray, "prompt column"]) -> Bool[np.ndarray, " prompt"]:
         """Whether a deciding column reaches its threshold."""
         limits = np.array([self._limits[name] for name in self._deciding])
-        reached: Bool[np.ndarray, " prompt"] = (scores[:, [self._places[name] for name in self._deciding]] >= limits).any(axis=1)
-        return reached
+        return np.any(scores[:, [self._places[name] for name in self._deciding]] >= limits, axis=1)
 
     def _verdict(self, row: Float[np.ndarray, " column"]) -> Verdict:
         scores = {name: float(row[place]) for name, place in self._places.items()}
