@@ -63,13 +63,13 @@ def open_frames(
 
 
 def count_frames(source: Path | bytes, *, name: str = "") -> int:
-    """Frames of an animation, 1 for a still image; nothing is decoded. Raises: UserError if it is no image."""
+    """Frames of an animation, 1 for a still image; nothing is decoded. Raises: UserError if it is not an image."""
     with _opened(source, name) as image:
         return _frames(image)
 
 
 def count_pixels(source: Path | bytes, *, name: str = "", formats: tuple[str, ...] = FORMATS) -> int:
-    """Pixels of all frames together; nothing is decoded. Raises: UserError if it is no image."""
+    """Pixels of all frames together; nothing is decoded. Raises: UserError if it is not an image."""
     with _opened(source, name, formats) as image:
         return image.width * image.height * _frames(image)
 

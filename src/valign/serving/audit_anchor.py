@@ -17,7 +17,7 @@ UNSIGNED = "0" * 64
 
 
 @dataclass(frozen=True)
-class Head:
+class LogHead:
     """The last entry that is known to have been written."""
 
     seq: int
@@ -31,21 +31,21 @@ class Anchor:
     file: Path
     secret: bytes = b""
 
-    def read(self) -> Head | None:
+    def read(self) -> LogHead | None:
         """None where there is no file. Raises: UserError if it is damaged or was signed by somebody else."""
         if not self.file.exists():
             return None
         match = LINE.fullmatch(self.file.read_text(encoding="ascii", errors="replace"))
         if match is None:
             raise UserError(f"{self.file} must hold a number and two hashes, it is damaged. Was the log tampered with?")
-        head = Head(int(match[1]), match[2])
+        head = LogHead(int(match[1]), match[2])
         if self.secret and not hmac.compare_digest(match[3], self._signature(head)):
             raise UserError(
                 f"{self.file} was not signed with this VALIGN_AUDIT_KEY. Was the log tampered with? Another key needs a new log."
             )
         return head
 
-    def write(self, head: Head) -> None:
+    def write(self, head: LogHead) -> None:
         """Keep the head unless the file knows a later one, of another server on the same log."""
         known = self.read()
         if known is not None and known.seq >= head.seq:
@@ -54,5 +54,5 @@ class Anchor:
         with open(self.file, "r+b" if known is not None else "xb") as file:  # always of one length: written over in place
             file.write(line.encode())
 
-    def _signature(self, head: Head) -> str:
+    def _signature(self, head: LogHead) -> str:
         return hmac.new(self.secret, f"{head.seq} {head.hash}".encode(), hashlib.sha256).hexdigest()

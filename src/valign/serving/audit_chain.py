@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from valign.serving.audit_anchor import Head
+from valign.serving.audit_anchor import LogHead
 
 GENESIS = "0" * 64  # what stands before the first entry
 
@@ -69,7 +69,7 @@ def extend(seq: int, head: str, entries: Iterable[Entry]) -> list[Link]:
     return links
 
 
-def verify(links: Iterable[Link], *, head: str = "", anchor: Head | None = None) -> Verified:
+def verify(links: Iterable[Link], *, head: str = "", anchor: LogHead | None = None) -> Verified:
     """Walk the whole chain, one link in memory at a time.
 
     Args:

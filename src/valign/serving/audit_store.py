@@ -26,7 +26,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from valign.checks import UserError
-from valign.serving.audit_anchor import Anchor, Head
+from valign.serving.audit_anchor import Anchor, LogHead
 from valign.serving.audit_chain import GENESIS, Entry, Link, extend
 
 LOCK_WAIT = 2  # seconds that a writer waits for another one before it gives up
@@ -111,7 +111,7 @@ class AuditStore:
                 seq, head = connection.execute(LAST).first() or (0, GENESIS)
                 links = extend(seq, head, entries)
                 connection.execute(INSERT, [vars(link) for link in links])
-            self._known = Head(links[-1].seq, links[-1].hash)
+            self._known = LogHead(links[-1].seq, links[-1].hash)
             if self.anchor is not None:
                 self.anchor.write(self._known)
         return links
@@ -121,7 +121,7 @@ class AuditStore:
         query = select(TABLE) if after is None else select(TABLE).where(TABLE.c.seq > after)
         yield from self._read(query.order_by(TABLE.c.seq))
 
-    def known(self) -> Head | None:
+    def known(self) -> LogHead | None:
         """The head that the anchor knows; read it before the entries: the log may grow meanwhile."""
         return self.anchor.read() if self.anchor is not None else None
 

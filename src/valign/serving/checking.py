@@ -36,7 +36,7 @@ class _Question:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Work:
     work: Callable[[], Any]
     owner: Hashable = None
 
@@ -98,7 +98,7 @@ class Checks:
     async def parse(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function that reads what a client sent. Raises: ApiError 503 if it does not end in time; whatever it raises."""
         try:
-            found: T = await asyncio.wrap_future(self._parsing.submit(_Job(lambda: function(*arguments))))
+            found: T = await asyncio.wrap_future(self._parsing.submit(_Work(lambda: function(*arguments))))
         except RuntimeError:
             raise errors.check_down("request") from None
         return found
@@ -115,7 +115,7 @@ class Checks:
             return np.max([scores_of(watched, [image])[0] for image in images], axis=0)
 
         self._capacity.take(1, retry_after=1)
-        job = self._looking.submit(_Job(work, owner))
+        job = self._looking.submit(_Work(work, owner))
         job.add_done_callback(lambda _: self._capacity.give())
         row: Float[np.ndarray, " class"] = await asyncio.wrap_future(job)
         return dict(zip(detector.card.classes, row.tolist()))
@@ -136,17 +136,17 @@ class Checks:
 class WatchedDetector:
     """A detector that runs in supervised threads: a call that hangs raises `HungError` in its caller."""
 
-    def __init__(self, detector: Detector, queue: "Batcher[_Job, Any]") -> None:
+    def __init__(self, detector: Detector, queue: "Batcher[_Work, Any]") -> None:
         self.detector, self.card, self._queue = detector, detector.card, queue
 
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
         """As the detector's own."""
-        found: Float[np.ndarray, "image class"] = self._queue.submit(_Job(lambda: self.detector.detect(images))).result()
+        found: Float[np.ndarray, "image class"] = self._queue.submit(_Work(lambda: self.detector.detect(images))).result()
         return found
 
 
-def _jobs(name: str, workers: int, deadline: float) -> "Batcher[_Job, Any]":
-    def run(jobs: list[_Job]) -> list[Any]:
+def _jobs(name: str, workers: int, deadline: float) -> "Batcher[_Work, Any]":
+    def run(jobs: list[_Work]) -> list[Any]:
         return [job.work() for job in jobs]
 
     return Batcher(name, run, batch_size=1, workers=workers, owner=lambda job: job.owner, deadline=deadline)

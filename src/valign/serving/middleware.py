@@ -121,7 +121,7 @@ def _has_body(scope: Scope) -> bool:
 
 
 def _require_routes(app: App, paths: Collection[str]) -> None:
-    """Raises: ValueError for a path that is no route of the application, where that can be told."""
+    """Raises: ValueError for a path that is not a route of the application, where that can be told."""
     inner: Any = app
     while inner is not None and not isinstance(getattr(inner, "routes", None), list):
         inner = getattr(inner, "app", None)

@@ -208,7 +208,7 @@ def checked_object(what: str | Path, found: object) -> dict[str, Any]:
 
 
 def read_alpha(tensors: TensorIndex, key: str) -> float:
-    """The one number of an ``.alpha`` tensor. Raises: UserError if it is no finite number."""
+    """The one number of an ``.alpha`` tensor. Raises: UserError unless it is one finite number."""
     found = tensors.read(key)
     if found.numel() != 1 or not isfinite(found.item()):
         raise UserError(f"{tensors.path}: {key} must be one finite number, got shape {tuple(found.shape)}. Save the file again.")

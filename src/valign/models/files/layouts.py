@@ -127,7 +127,7 @@ def _module_of(source: str, key: str) -> tuple[str, str]:
 def _by_pattern(source: str, name: str, patterns: Mapping[str, Any] | None) -> Callable[[str, Any], Any]:
     """``(module, otherwise) -> value`` by peft's rule for names of modules: a whole name behind ``^``, else the name's end.
 
-    Where several match, the first counts. Raises: UserError for any other regular expression, and for values that are no numbers.
+    Where several match, the first counts. Raises: UserError for any other regular expression, and for values that are not numbers.
     """
     known: dict[str, tuple[int, float]] = {}
     for place, (key, value) in enumerate((patterns or {}).items()):
