@@ -135,6 +135,30 @@ def test_a_server_with_keys_asks_for_one(tmp_path):
         assert ask(f"{url}/v1/models", key=KEY).status == 200
 
 
+def test_a_key_that_is_taken_away_ends_its_pages(tmp_path):
+    keys = Keys.load(environment=f"{KEY} another-key-of-these-tests")
+    service = make_service(tmp_path, keys=keys)
+    with running(service, mounted=lambda app: mount(app, service, login=True)) as url:
+        form = {"content-type": "application/x-www-form-urlencoded"}
+        cookies = []
+        for name, key in (("environment-1", KEY), ("environment-2", "another-key-of-these-tests")):
+            reply = ask(f"{url}{PATH}/login", f"username={name}&password={key}".encode(), headers=form)
+            cookies.append({"cookie": "; ".join(one.split(";")[0] for one in reply.headers.get_all("set-cookie"))})
+        assert [ask(f"{url}{PATH}/config", headers=one).status for one in cookies] == [200, 200]
+        service.sessions.end({"environment-2"})
+        assert [ask(f"{url}{PATH}/config", headers=one).status for one in cookies] == [200, 401]
+
+
+def test_an_owner_without_a_key_gets_nothing(tmp_path):
+    async def both(play):
+        return [await play.generate(name, PROMPT, 7, 3) for name in ("environment-1", "gone")]
+
+    known, unknown = told(make_service(tmp_path, keys=Keys.load(environment=KEY)), both)
+    assert "<img" in known
+    assert "<img" not in unknown
+    assert "No valid API key" in unknown
+
+
 @pytest.mark.slow
 def test_the_page_in_a_browser(tmp_path):
     webdriver = pytest.importorskip("selenium.webdriver")

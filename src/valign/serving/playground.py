@@ -17,7 +17,7 @@ from valign.checks import UserError
 from valign.guard.guard import Guard
 from valign.guard.records import GuardResult
 from valign.serving import playground_html as html
-from valign.serving.errors import ApiError
+from valign.serving.errors import ApiError, wrong_key
 from valign.serving.gate import PAGE
 from valign.serving.image_queue import GenerationRequest, ServedImage
 from valign.serving.service import Caller, Service

@@ -202,6 +202,6 @@ def _scale(tensors: TensorIndex, name: str) -> float:
 
 
 def _factors(tensors: TensorIndex, name: str, scale: float) -> LoraFactors:
-    factors = {key: tensors.read(key) for key in (f"{name}.lora_down.weight", f"{name}.lora_up.weight")}
-    check_finite(tensors.path, factors)
-    return LoraFactors(*factors.values(), scale)
+    down, up = (tensors.read(f"{name}.lora_{side}.weight") for side in ("down", "up"))
+    check_finite(tensors.path, {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up})
+    return LoraFactors(down, up, scale)
