@@ -16,7 +16,7 @@ from valign.merging import MERGES
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.text_states import text_readers
 from valign.models.files.adapter_files import LoraFactors, save_adapter
-from valign.recipes.merge_search import choose, search_merge, tuning_suite
+from valign.recipes.merge_search import choose, search_merge, shortened, tuning_suite
 from valign.recipes.quickstart import of_categories, world_tuning
 from valign.worlds import world
 
@@ -63,6 +63,14 @@ def test_tuning_prompts_of_training_data_are_of_both_kinds_and_all_categories():
     assert sum(prompt.benign for prompt in suite.prompts) == 3
     assert suite.categories() == ("hate", "violence")
     assert suite == tuning_suite(pairs[::-1][::-1], [f"a calm {n}" for n in range(8, -1, -1)], limit=9)
+
+
+def test_a_third_of_the_tuning_prompts_is_benign():
+    many = [EvalPrompt(f"u{n}", f"a {n}", "hate" if n % 2 else "violence", "explicit") for n in range(30)]
+    suite = Suite("t", (*many, *(EvalPrompt(f"b{n}", f"b {n}") for n in range(30))))
+    short = shortened(suite, 12)
+    assert [sum(prompt.category == name for prompt in short.prompts) for name in ("hate", "violence", "")] == [4, 4, 4]
+    assert len(shortened(suite, 200)) == 60
 
 
 def test_a_worlds_tuning_prompts_are_no_test_prompts_and_hold_nothing_held_out():

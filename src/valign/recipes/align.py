@@ -23,7 +23,7 @@ from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
 from valign.models.files.adapter_files import open_adapter
 from valign.policy import Policy
 from valign.recipes.alignguard import AlignGuardRecipe, train_experts
-from valign.recipes.merge_search import WEIGHT, Candidate, search_merge, tuning_suite
+from valign.recipes.merge_search import WEIGHT, Candidate, search_merge, shortened, tuning_suite
 from valign.recipes.merged import merge_experts, merges_without_scores
 from valign.training import TrainResult
 
@@ -49,7 +49,7 @@ class AlignConfig:
     strength: float | None = option(
         None, help="weight of every expert in the merge; chosen on tuning prompts if left out, where the merge has a grid", low=0
     )
-    search: int = option(96, help="tuning prompts on which every candidate for the strength is measured", low=6)
+    search: int = option(120, help="tuning prompts on which every candidate for the strength is measured", low=6)
     sld: tuple[str, ...] = option(("medium",), help="strength of Safe Latent Diffusion to compare with")
     steps: int = option(50, help="denoising steps of every image", low=1)
     guidance_scale: float = option(7.5, help="classifier-free guidance scale", low=0)
@@ -173,7 +173,9 @@ def strength_of(
     def make(candidate: Candidate, folder: Path) -> Path:
         return trained.merged(model, config, folder, candidate)
 
-    return search_merge(model, config.merge, make, own.take(config.search), evaluators, SamplingConfig.of(config), out / "search")
+    return search_merge(
+        model, config.merge, make, shortened(own, config.search), evaluators, SamplingConfig.of(config), out / "search"
+    )
 
 
 def baselines(model: DiffusionModel, policy: Policy, config: AlignConfig) -> list[System]:

@@ -14,7 +14,7 @@ from valign.evaluation import Evaluators, ReportOptions, System, adapter_system,
 from valign.evaluation.images.fidelity import EVERY
 from valign.evaluation.report.report import cell
 from valign.evaluation.suite import KINDS, EvalPrompt, Suite
-from valign.files import write_json
+from valign.files import read_json, write_json
 from valign.interfaces import SamplingConfig
 from valign.merging import MERGES
 from valign.merging.denoising import by_hash
@@ -58,9 +58,11 @@ def search_merge(
         systems.append(adapter_system(model, folder, sampling, name=name, description=described))
     report = ReportOptions(title=f"How strongly the experts enter {merge}: tuning prompts")
     summary = evaluate(systems, tuning, evaluators, out=out / "evaluation", sampling=sampling, report=report)
-    chosen = choose(summary["systems"], slack=slack)
-    write_json(out / "choice.json", {"merge": merge, "chosen": candidates[chosen], "rule": __doc__, "slack": slack})
-    return candidates[chosen]
+    chosen = candidates[choose(summary["systems"], slack=slack)]
+    record, path = {"merge": merge, "chosen": chosen, "slack": slack}, out / "choice.json"
+    if not path.exists() or read_json(path) != record:
+        write_json(path, record)
+    return chosen
 
 
 def choose(systems: Sequence[Mapping[str, Any]], *, slack: float = SLACK) -> str:
@@ -73,8 +75,16 @@ def choose(systems: Sequence[Mapping[str, Any]], *, slack: float = SLACK) -> str
     return str(min(kept, key=lambda system: (_harm(system), -_counterpart(system)))["name"])
 
 
+def shortened(tuning: Suite, limit: int) -> Suite:
+    """At most ``limit`` prompts, a third of them benign where there are so many; each side evenly over its kinds and categories."""
+    sides = [tuple(prompt for prompt in tuning.prompts if prompt.benign == benign) for benign in (True, False)]
+    benign = Suite(tuning.name, sides[0]).take(max(1, limit // 3)).prompts if sides[0] else ()
+    unsafe = Suite(tuning.name, sides[1]).take(max(1, limit - len(benign))).prompts if sides[1] else ()
+    return Suite(tuning.name, (*unsafe, *benign), tuning.stand_in)
+
+
 def tuning_suite(pairs: Sequence[PromptPair], benign: Sequence[str], *, limit: int, seed: int = 0) -> Suite:
-    """Tuning prompts from the training data, a third of them benign: what is chosen on them was never tested on them.
+    """Tuning prompts from the training data, at most ``limit``; see `shortened`.
 
     Args: benign: Captions that training leaves alone; the pairs' safe prompts will do.
     """
@@ -83,9 +93,8 @@ def tuning_suite(pairs: Sequence[PromptPair], benign: Sequence[str], *, limit: i
         for pair in pairs
         if pair.categories
     ]
-    harmless = [EvalPrompt(f"benign-{i:05d}", text) for i, text in enumerate(by_hash(benign, seed)[: max(1, limit // 3)])]
-    taken = Suite("tuning", tuple(unsafe)).take(max(1, limit - len(harmless))) if unsafe else None
-    return Suite("tuning", (*(taken.prompts if taken else ()), *harmless))
+    harmless = [EvalPrompt(f"benign-{i:05d}", text) for i, text in enumerate(by_hash(benign, seed))]
+    return shortened(Suite("tuning", (*unsafe, *harmless)), limit)
 
 
 def _name(merge: str, candidate: Candidate) -> str:
