@@ -82,7 +82,7 @@ def test_runs_on_every_family_from_a_file_of_prompts(family, pairs, tmp_path, re
     chosen = json.loads((out / "search" / "choice.json").read_text())["chosen"]
     assert {source["weight"] for source in merged.metadata["sources"]} == {chosen["weight"]}
     measured = json.loads((out / "search" / "evaluation" / "summary.json").read_text())
-    assert len(measured["systems"]) == 5  # the base and four candidates
+    assert len(measured["systems"]) == 6  # the base and five candidates
 
 
 def test_a_second_call_does_nothing_again(tiny_sd, pairs, tmp_path):
