@@ -6,11 +6,12 @@ from typer.testing import CliRunner
 from valign.cli.bench import app
 from valign.files import read_json
 from valign.merging import MERGES
+from valign.worlds import world
 
 
 @pytest.mark.slow
 def test_the_bench_measures_every_merge_and_baseline_and_resumes(tmp_path, monkeypatch):
-    monkeypatch.setitem(SHAPES.budgets, "small", replace(SHAPES.budgets["small"], pairs=8, steps=2))
+    monkeypatch.setitem(world("shapes").budgets, "small", replace(world("shapes").budgets["small"], pairs=8, steps=2))
     run = ["alignguard", "-o", str(tmp_path), "--budget", "small"]
     first = CliRunner().invoke(app, run)
     assert first.exit_code == 0, first.output
