@@ -28,7 +28,7 @@ from valign.merging.deltas import Delta, DenseDelta
 from valign.merging.denoising import by_hash, on_device
 from valign.merging.experts import Expert, compatible
 from valign.merging.moments import Moments, activation_moments, block_of, text_moments
-from valign.merging.regression import RIDGE, Edit, System, assemble, fuse
+from valign.merging.regression import RIDGE, Edit, NormalEquations, assemble, fuse
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.text_states import text_readers, token_states
@@ -268,7 +268,7 @@ def _stream(
     errors: MutableMapping[str, float] | None,
     conditions: MutableMapping[str, float] | None,
 ) -> Iterator[tuple[str, Delta]]:
-    solved: tuple[list[object], System | None] = ([], None)  # of the last module: neighbours often read the same
+    solved: tuple[list[object], NormalEquations | None] = ([], None)  # of the last module: neighbours often read the same
     for module in modules:
         grams, kept, edit = [one[module] for one in moments], preserve[module] if preserve else None, edits.get(module)
         key: list[object] = [*grams, kept, edit and edit.states]

@@ -29,7 +29,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class System:
+class NormalEquations:
     """``M`` of one layer's inputs, factorized once for all layers that read the same."""
 
     triangle: Float[Tensor, "fan_in fan_in"]  # lower Cholesky factor, float64
@@ -48,7 +48,7 @@ def assemble(
     ridge: float = RIDGE,
     edit: Edit | None = None,
     name: str = "the layer",
-) -> System:
+) -> NormalEquations:
     """``M = sum of moments + lam preserve + a sum e e^T + mu I``, factorized. Raises: UserError if it is (nearly) singular."""
     parts = [part.double() for part in moments]
     kept = preserve.double() if preserve is not None else None
@@ -71,11 +71,11 @@ def assemble(
             f"regmean: the system of {name} must be well conditioned, got the condition number {number} (at most "
             f"{WORST_CONDITION:.0e}). Give more prompts or captions, or raise lam or ridge."
         )
-    return System(triangle, 1 / inverse_condition)
+    return NormalEquations(triangle, 1 / inverse_condition)
 
 
 def fuse(
-    parts: Sequence[Delta], moments: Sequence[Float[Tensor, "fan_in fan_in"]], system: System, *, edit: Edit | None = None
+    parts: Sequence[Delta], moments: Sequence[Float[Tensor, "fan_in fan_in"]], system: NormalEquations, *, edit: Edit | None = None
 ) -> Delta:
     """X of one module; float32. Low-rank where all parts are; its rank is the sum of theirs and the number of edited states."""
     factors = [part for part in parts if isinstance(part, LoraFactors)]
