@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def plain_console(*, stderr: bool) -> Console:
-    """A console that prints paths and texts as they are: brackets are no markup, colons no emoji, numbers no colours."""
+    """A console that prints paths and texts as they are: neither brackets, colons nor numbers mean anything."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
