@@ -174,12 +174,8 @@ def test_an_adapter_in_a_run_folder_is_found(tmp_path):
 class Toy(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.mid = torch.nn.ModuleDict(
-            {"to_q": torch.nn.Linear(6, 8), "to_k": torch.nn.Linear(6, 8), "to_v": torch.nn.Linear(8, 5)}
-        )
-
-    def forward(self, x):
-        return self.mid["to_v"](self.mid["to_q"](x) + self.mid["to_k"](x))
+        layers = {"to_q": torch.nn.Linear(6, 8), "to_k": torch.nn.Linear(6, 8), "to_v": torch.nn.Linear(8, 5)}
+        self.mid_block = torch.nn.ModuleDict({"attentions": torch.nn.ModuleList([torch.nn.ModuleDict(layers)])})
 
 
 @pytest.mark.parametrize(
@@ -187,7 +183,7 @@ class Toy(torch.nn.Module):
     [
         {"lora_alpha": 8},
         {"lora_alpha": 8, "use_rslora": True},
-        {"lora_alpha": 6, "rank_pattern": {"to_k": 2}, "alpha_pattern": {"to_k": 7, "^mid.to_v": 1}},
+        {"lora_alpha": 6, "rank_pattern": {"to_k": 2}, "alpha_pattern": {"to_k": 7, "^mid_block.attentions.0.to_v": 1}},
         {"lora_alpha": 6, "rank_pattern": {"to_k": 2}, "alpha_pattern": {"to_k": 7}, "use_rslora": True},
     ],
 )
@@ -196,7 +192,7 @@ def test_reads_peft_folders(options, tmp_path):
     model = get_peft_model(Toy(), LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False, **options))
     model.save_pretrained(tmp_path)
     opened = open_adapter(tmp_path)
-    assert opened.modules == ["mid.to_k", "mid.to_q", "mid.to_v"]
+    assert opened.modules == [f"mid_block.attentions.0.to_{part}" for part in "kqv"]
     for name, lora in opened.items():
         layer = model.base_model.model.get_submodule(name)
         assert_close(lora.delta(), layer.get_delta_weight("default"))
@@ -221,23 +217,69 @@ def test_reads_old_diffusers_names(tmp_path):
     down, up = torch.randn(2, 6), torch.randn(8, 2)
     save_file(
         {
-            "unet.mid_block.attn1.processor.to_q_lora.down.weight": down.clone(),
-            "unet.mid_block.attn1.processor.to_q_lora.up.weight": up.clone(),
-            "unet.mid_block.attn1.processor.to_out_lora.down.weight": down.clone(),
-            "unet.mid_block.attn1.processor.to_out_lora.up.weight": up.clone(),
-            "unet.mid_block.attn2.to_v.lora.down.weight": down.clone(),
-            "unet.mid_block.attn2.to_v.lora.up.weight": up.clone(),
-            "unet.mid_block.attn2.to_v.alpha": torch.tensor(1.0),
+            "unet.mid_block.attentions.0.attn1.processor.to_q_lora.down.weight": down.clone(),
+            "unet.mid_block.attentions.0.attn1.processor.to_q_lora.up.weight": up.clone(),
+            "unet.mid_block.attentions.0.attn1.processor.to_out_lora.down.weight": down.clone(),
+            "unet.mid_block.attentions.0.attn1.processor.to_out_lora.up.weight": up.clone(),
+            "unet.mid_block.attentions.0.attn2.to_v.lora.down.weight": down.clone(),
+            "unet.mid_block.attentions.0.attn2.to_v.lora.up.weight": up.clone(),
+            "unet.mid_block.attentions.0.attn2.to_v.alpha": torch.tensor(1.0),
         },
         tmp_path / "old.safetensors",
     )
     opened = open_adapter(tmp_path / "old.safetensors")
-    assert opened.modules == ["mid_block.attn1.to_out.0", "mid_block.attn1.to_q", "mid_block.attn2.to_v"]
-    assert_close(opened.factors("mid_block.attn1.to_q").delta(), up @ down)
-    assert_close(opened.factors("mid_block.attn2.to_v").delta(), up @ down / 2)  # alpha 1, rank 2
+    assert opened.modules == [
+        "mid_block.attentions.0.attn1.to_out.0",
+        "mid_block.attentions.0.attn1.to_q",
+        "mid_block.attentions.0.attn2.to_v",
+    ]
+    assert_close(opened.factors("mid_block.attentions.0.attn1.to_q").delta(), up @ down)
+    assert_close(opened.factors("mid_block.attentions.0.attn2.to_v").delta(), up @ down / 2)  # alpha 1, rank 2
+
+
+def test_a_1_x_1_convolution_is_a_linear_layer(tmp_path):
+    down, up = torch.randn(2, 6), torch.randn(8, 2)
+    name = "mid_block.attentions.0.proj_in"
+    save_file(
+        {f"unet.{name}.lora_A.weight": down[..., None, None], f"unet.{name}.lora_B.weight": up[..., None, None]}, tmp_path / WEIGHTS
+    )
+    assert_close(open_adapter(tmp_path).factors(name).delta(), up @ down)
 
 
 # --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("module", "what"),
+    [
+        ("transformer.single_transformer_blocks.0.attn.to_q", "a transformer such as Flux or SD3|another model"),
+        ("transformer_blocks.0.attn.to_q", "a transformer such as Flux or SD3"),
+        ("diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q", "a U-Net in ComfyUI's names"),
+        ("base_model.model.model.layers.0.self_attn.q_proj", "a language model"),
+        ("text_model.encoder.layers.0.self_attn.q_proj", "a text encoder"),
+        ("blocks.0.cross_attn.q", "a language model|another model"),
+        ("down_blocks.0.to_q", "another model"),
+    ],
+)
+def test_modules_of_other_models_are_refused_and_named(module, what, tmp_path):
+    save_file({f"{module}.lora_A.weight": torch.ones(2, 4), f"{module}.lora_B.weight": torch.ones(4, 2)}, tmp_path / WEIGHTS)
+    with pytest.raises(UserError, match=f"must adapt the U-Net of Stable Diffusion, got .*, which is of ({what})"):
+        open_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused_when_it_is_read(bad, tmp_path):
+    name = "unet.mid_block.attentions.0.to_q"
+    save_file({f"{name}.lora_A.weight": torch.ones(2, 4), f"{name}.lora_B.weight": torch.full((4, 2), bad)}, tmp_path / WEIGHTS)
+    with pytest.raises(UserError, match=r"mid_block\.attentions\.0\.to_q\.lora_B\.weight must be finite, got NaN or infinity"):
+        dict(open_adapter(tmp_path).items())
+
+
+def test_what_half_precision_cannot_hold_is_refused(tmp_path):
+    lora = LoraFactors(torch.ones(1, 2), torch.full((2, 1), 7e4), 1.0)
+    with pytest.raises(UserError, match="must be finite"):
+        save_adapter(tmp_path, {"mid_block.attentions.0.to_q": lora}, metadata={}, dtype=torch.float16)
+
 
 A, B = torch.zeros(2, 6), torch.zeros(8, 2)
 PAIR = {"unet.m.to_q.lora_A.weight": A, "unet.m.to_q.lora_B.weight": B}
@@ -328,12 +370,18 @@ def test_a_change_of_weight_keeps_double_precision():
     assert LoraFactors(down.half(), up.half(), 0.3).delta().dtype == torch.float32
 
 
-EMPTY = {"unet.mid.to_k.lora_A.weight": torch.ones(0, 4), "unet.mid.to_k.lora_B.weight": torch.ones(4, 0)}
+EMPTY = {
+    "unet.mid_block.attentions.0.to_k.lora_A.weight": torch.ones(0, 4),
+    "unet.mid_block.attentions.0.to_k.lora_B.weight": torch.ones(4, 0),
+}
 
 
 def hostile(tmp_path, *, tensors=None, config=None, header=None):
     """A diffusers file of one module with something wrong in it."""
-    good = {"unet.mid.to_q.lora_A.weight": torch.ones(2, 4), "unet.mid.to_q.lora_B.weight": torch.ones(4, 2)}
+    good = {
+        "unet.mid_block.attentions.0.to_q.lora_A.weight": torch.ones(2, 4),
+        "unet.mid_block.attentions.0.to_q.lora_B.weight": torch.ones(4, 2),
+    }
     said = json.dumps({f"unet.{key}": value for key, value in (config or {}).items()}) if header is None else header
     save_file({**good, **(tensors or {})}, tmp_path / WEIGHTS, metadata={"lora_adapter_metadata": said})
     return tmp_path
@@ -348,7 +396,10 @@ def hostile(tmp_path, *, tensors=None, config=None, header=None):
         ({"config": {"r": 2, "lora_alpha": None}}, "lora_alpha must be a finite number, got None"),
         ({"config": {"r": 2, "lora_alpha": float("nan")}}, "lora_alpha must be a finite number, got nan"),
         ({"config": {"r": "2", "lora_alpha": 2}}, "r must be a finite number, got '2'"),
-        ({"config": {"r": 2, "lora_alpha": 1e308}}, r"the scale of mid\.to_q must be at most 1e\+06, got 5e\+307"),
+        (
+            {"config": {"r": 2, "lora_alpha": 1e308}},
+            r"the scale of mid_block.attentions.0.to_q must be at most 1e\+06, got 5e\+307",
+        ),
         (
             {"config": {"r": 2, "lora_alpha": 2, "rank_pattern": {r"([\w.]+)+!": 2}}},
             "keys of rank_pattern must be names",
@@ -357,10 +408,18 @@ def hostile(tmp_path, *, tensors=None, config=None, header=None):
         ({"config": {"r": 2, "lora_alpha": 2, "alpha_pattern": {"to_q": "2"}}}, "alpha_pattern must be a finite number, got '2'"),
         ({"config": {"r": 2, "lora_alpha": 2, "rank_pattern": [1]}}, "rank_pattern must be a mapping"),
         ({"config": {"r": 2, "lora_alpha": 2, "use_rslora": "no"}}, "use_rslora must be a bool, got 'no'"),
-        ({"tensors": {"unet.mid.to_q.alpha": torch.ones(3)}}, r"alpha must be one finite number, got shape \(3,\)"),
-        ({"tensors": {"unet.mid.to_q.alpha": torch.tensor(float("inf"))}}, "alpha must be one finite number"),
         (
-            {"tensors": {"unet.mid.to_k.lora_A.weight": torch.ones(0, 4), "unet.mid.to_k.lora_B.weight": torch.ones(4, 0)}},
+            {"tensors": {"unet.mid_block.attentions.0.to_q.alpha": torch.ones(3)}},
+            r"alpha must be one finite number, got shape \(3,\)",
+        ),
+        ({"tensors": {"unet.mid_block.attentions.0.to_q.alpha": torch.tensor(float("inf"))}}, "alpha must be one finite number"),
+        (
+            {
+                "tensors": {
+                    "unet.mid_block.attentions.0.to_k.lora_A.weight": torch.ones(0, 4),
+                    "unet.mid_block.attentions.0.to_k.lora_B.weight": torch.ones(4, 0),
+                }
+            },
             "rank of at",
         ),
     ],
@@ -373,9 +432,9 @@ def test_a_header_is_checked_field_by_field(tmp_path, wrong, says):
 def test_factors_that_are_not_finite_are_refused_with_their_file(tmp_path):
     bad = torch.ones(2, 4)
     bad[0, 0] = float("nan")
-    file = open_adapter(hostile(tmp_path, tensors={"unet.mid.to_q.lora_A.weight": bad}))
-    with pytest.raises(UserError, match=rf"{WEIGHTS}: unet\.mid\.to_q\.lora_A\.weight must be finite, got NaN"):
-        file.factors("mid.to_q")
+    file = open_adapter(hostile(tmp_path, tensors={"unet.mid_block.attentions.0.to_q.lora_A.weight": bad}))
+    with pytest.raises(UserError, match=rf"{WEIGHTS}: unet\..*\.to_q\.lora_A\.weight must be finite, got NaN"):
+        file.factors("mid_block.attentions.0.to_q")
 
 
 @pytest.mark.parametrize(
@@ -388,7 +447,7 @@ def test_factors_that_are_not_finite_are_refused_with_their_file(tmp_path):
     ],
 )
 def test_no_folder_of_this_machine_is_written(tmp_path, base, kept):
-    factors = {"mid.to_q": LoraFactors(torch.ones(2, 4), torch.ones(4, 2), 1.0)}
+    factors = {"mid_block.attentions.0.to_q": LoraFactors(torch.ones(2, 4), torch.ones(4, 2), 1.0)}
     save_adapter(tmp_path / "a", factors, metadata={"base": base})
     assert open_adapter(tmp_path / "a").metadata["base"] == kept
     assert kept == base or base.encode() not in (tmp_path / "a" / WEIGHTS).read_bytes()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key, _maybe_map_sgm_blocks_to_diffusers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -101,8 +102,14 @@ def test_round_trip_is_bitwise_both_ways(family, dtype, spread, tmp_path):
     export_kohya(tmp_path / "a", tmp_path / "k.safetensors")
     import_kohya(tmp_path / "k.safetensors", tmp_path / "b")
     export_kohya(tmp_path / "b", tmp_path / "l.safetensors")
-    for name in (WEIGHTS, "valign.json"):
+    for name in (WEIGHTS, "valign.json") if spread == 1 else ():
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    before, after = open_adapter(tmp_path / "a"), open_adapter(tmp_path / "b")
+    for name, lora in before.items():  # smaller ranks are filled up with zeros
+        wide = after.factors(name)
+        assert torch.equal(wide.down[: lora.rank], lora.down)
+        assert torch.equal(wide.up[:, : lora.rank], lora.up)
+        assert not wide.down[lora.rank :].any()
     assert (tmp_path / "k.safetensors").read_bytes() == (tmp_path / "l.safetensors").read_bytes()
 
 
@@ -131,8 +138,6 @@ def test_alpha_of_a_foreign_file_is_folded(alpha, scale, tmp_path):
 
 
 def test_header_says_what_kohya_tools_ask(tmp_path):
-    from safetensors import safe_open
-
     name = "up_blocks.0.attentions.1.transformer_blocks.3.attn1.to_q"
     save_adapter(tmp_path / "a", {name: LoraFactors(torch.ones(4, 8), torch.ones(8, 4), 1.0)}, metadata={})
     export_kohya(tmp_path / "a", tmp_path / "k.safetensors")
@@ -152,7 +157,7 @@ def test_header_says_what_kohya_tools_ask(tmp_path):
         (foreign(1.0, **{"lora_unet_mid_block_to_q.lora_up.weight": torch.ones(1, 1)}), "lora_down and lora_up"),
         (
             {
-                "lora_unet_mid_block_proj_in.lora_down.weight": torch.ones(2, 4, 1, 1),
+                "lora_unet_mid_block_proj_in.lora_down.weight": torch.ones(2, 4, 3, 3),
                 "lora_unet_mid_block_proj_in.lora_up.weight": torch.ones(4, 2, 1, 1),
             },
             "linear layer",
@@ -185,3 +190,58 @@ def test_refuses_pickles_and_unknown_families(tmp_path):
     save_adapter(tmp_path / "b", {"conv_in.linear": lora}, metadata={"family": "sdxl"})
     with pytest.raises(UserError, match="no kohya name in SDXL"):
         export_kohya(tmp_path / "b", tmp_path / "k.safetensors")
+
+
+def test_an_exported_file_has_one_rank_and_one_alpha(tmp_path):
+    ranks = {"1.to_k": 6, "1.to_q": 2, "2.to_k": 2}
+    block = "down_blocks.0.attentions.0.transformer_blocks.0.attn"
+    factors = {f"{block}{name}": LoraFactors(torch.randn(r, 768), torch.randn(32, r), 0.5) for name, r in ranks.items()}
+    save_adapter(tmp_path / "a", factors, metadata={})
+    saved = load_file(export_kohya(tmp_path / "a", tmp_path / "k.safetensors"))
+    assert {float(value) for key, value in saved.items() if key.endswith("alpha")} == {6.0}
+    assert {value.shape[0] for key, value in saved.items() if key.endswith("lora_down.weight")} == {6}
+    assert len([key for key in saved if key.endswith("alpha")]) == len(ranks)
+    with safe_open(tmp_path / "k.safetensors", "pt") as file:
+        assert file.metadata()["ss_base_model_version"] == "sd_v1"  # text of 768 numbers a token
+
+
+SGM = "input_blocks.4.1.transformer_blocks.0.attn2.to_k"
+OURS = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+@pytest.mark.parametrize("name", [f"unet.{OURS}", f"unet.{SGM}", f"diffusion_model.{SGM}", f"model.diffusion_model.{SGM}"])
+@pytest.mark.parametrize("halves", [("lora_down", "lora_up"), ("lora_A", "lora_B")])
+def test_layouts_with_dots_are_read(name, halves, tmp_path):
+    down, up = torch.randn(4, 2048), torch.randn(32, 4)
+    tensors = {f"{name}.{halves[0]}.weight": down, f"{name}.{halves[1]}.weight": up, f"{name}.alpha": torch.tensor(2.0)}
+    save_file(tensors, tmp_path / "k.safetensors")
+    opened = open_adapter(import_kohya(tmp_path / "k.safetensors", tmp_path / "a"))
+    torch.testing.assert_close(opened.factors(OURS).delta(), 0.5 * up @ down)
+    assert opened.metadata["family"] == "sdxl"  # text of 2048 numbers a token
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_proj", "must adapt the U-Net of Stable Diffusion"),
+        ("transformer.single_blocks.0.linear1", "is it for another model"),
+        ("te1.text_model.encoder.layers.0.q_proj", "without its text-encoder part"),
+    ],
+)
+def test_names_of_other_models_are_refused(name, message, tmp_path):
+    save_file(
+        {f"{name}.lora_down.weight": torch.ones(2, 4), f"{name}.lora_up.weight": torch.ones(4, 2)}, tmp_path / "k.safetensors"
+    )
+    with pytest.raises(UserError, match=message):
+        import_kohya(tmp_path / "k.safetensors", tmp_path / "a")
+
+
+def test_the_widest_precision_of_a_mixed_file_is_kept(tmp_path):
+    stem, down, up = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_", torch.randn(2, 8), torch.randn(8, 2)
+    up[0, 0] = 7e4  # beyond half precision
+    half = {f"{stem}k.lora_down.weight": down.half(), f"{stem}k.lora_up.weight": torch.ones(8, 2).half()}
+    save_file({**half, f"{stem}q.lora_down.weight": down, f"{stem}q.lora_up.weight": up}, tmp_path / "k.safetensors")
+    opened = open_adapter(import_kohya(tmp_path / "k.safetensors", tmp_path / "a"))
+    got = opened.factors("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")
+    assert torch.equal(got.down, down)
+    assert torch.equal(got.up, up)

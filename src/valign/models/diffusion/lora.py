@@ -134,7 +134,7 @@ def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight
         for matrix, values in ((layer.lora_A[name], factors.down), (layer.lora_B[name], factors.up)):
             matrix.to(model.dtype)
             with torch.no_grad():
-                matrix.weight.copy_(values)
+                matrix.weight.copy_(values.view_as(matrix.weight))
             check_finite(f"{file.tensors.path} in {model.dtype}", {module: matrix.weight})
     weights = {**adapter_weights(model), name: weight}
     denoiser.set_adapters(list(weights), weights=list(weights.values()))
@@ -157,8 +157,8 @@ def _check_fit(denoiser: nn.Module, file: AdapterFile) -> dict[str, int]:
     linears = {}
     for module, layer in denoiser.named_modules():
         base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-        if isinstance(base, nn.Linear):
-            linears[module] = tuple(base.weight.shape)
+        if isinstance(base, nn.Linear) or (isinstance(base, nn.Conv2d) and base.kernel_size == (1, 1) and base.groups == 1):
+            linears[module] = tuple(base.weight.shape[:2])
     missing = [module for module in file.modules if module not in linears]
     if missing:
         raise UserError(

@@ -21,7 +21,7 @@ from torch import Tensor
 from valign.checks import UserError
 from valign.files import hash_file, hash_value, read_json, write_json
 from valign.models.files.finite import check_finite
-from valign.models.files.layouts import PREFIXES, ModuleEntry, prefix_of, read_layout
+from valign.models.files.layouts import PREFIXES, ModuleEntry, check_modules, prefix_of, read_layout
 from valign.models.files.tensor_stream import TensorIndex, stream_tensors
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -86,13 +86,16 @@ class AdapterFile:
         return sorted(self.entries)
 
     def factors(self, module: str) -> LoraFactors:
-        """One module's factors, in the file's dtype. Raises: UserError if there is no such module, or it is not finite."""
+        """One module's factors, in the file's dtype; 1 x 1 convolutions as the linear layers that they are.
+
+        Raises: UserError if there is no such module, or it is not finite: such an adapter draws black images, which look harmless.
+        """
         if module not in self.entries:
             raise UserError(f"{self.folder} must adapt {module}, got {len(self.entries)} others. Compare the targets.")
         entry = self.entries[module]
         down, up = self.tensors.read(entry.down), self.tensors.read(entry.up)
         check_finite(self.tensors.path, {entry.down: down, entry.up: up})
-        return LoraFactors(down, up, entry.scale)
+        return LoraFactors(down.flatten(1), up.flatten(1), entry.scale)
 
     def items(self) -> Iterator[tuple[str, LoraFactors]]:
         """Every module in sorted order, one in memory at a time."""
@@ -147,11 +150,12 @@ def save_adapter(
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for module, lora in sorted(factors.items()) if isinstance(factors, Mapping) else factors:
             folded = lora.folded()
-            if not (folded.down.isfinite().all() and folded.up.isfinite().all()):
+            down, up = folded.down.to(dtype), folded.up.to(dtype)
+            if not (down.isfinite().all() and up.isfinite().all()):  # after rounding: half precision ends at 65504
                 raise UserError(f"{folder}: the factors of {module} must be finite, got NaN or infinity. Look at what made them.")
             ranks[module] = folded.rank
-            yield f"{prefix}{module}.lora_A.weight", folded.down.to(dtype)
-            yield f"{prefix}{module}.lora_B.weight", folded.up.to(dtype)
+            yield f"{prefix}{module}.lora_A.weight", down
+            yield f"{prefix}{module}.lora_B.weight", up
         if not ranks:
             raise UserError(f"{folder}: an adapter must have at least one module, got 0. Check which modules were chosen.")
 
@@ -188,7 +192,10 @@ def open_adapter(folder: str | Path) -> AdapterFile:
     home = weights.parent
     record = home / PROVENANCE
     metadata = checked_object(record, read_json(record)) if record.exists() else header_object(weights, tensors.metadata, "valign")
-    return AdapterFile(home, tensors, read_layout(str(weights), shapes, config, alphas), metadata)
+    entries = read_layout(str(weights), shapes, config, alphas)
+    if "valign" not in tensors.metadata and not metadata:
+        check_modules(str(weights), entries)
+    return AdapterFile(home, tensors, entries, metadata)
 
 
 def header_object(path: Path, header: Mapping[str, str], name: str) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """The kohya key layout, as ComfyUI and web interfaces read it: ``lora_unet_<module>`` with ``lora_down``, ``lora_up``, ``alpha``.
 
+OneTrainer (``unet.<module>``) and ComfyUI (``diffusion_model.<module>``) write the same tensors under names with dots: read, too.
+
 Stable Diffusion 1.x/2.x keep the module's diffusers name with ``_`` for ``.``. SDXL has the names of the first latent-diffusion
 code (``input_blocks``, ``middle_block``, ``output_blocks``), in which blocks and layers share one running number.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from valign.checks import UserError, check_choice
 from valign.files import hash_file
@@ -25,6 +29,7 @@ from valign.models.files.adapter_files import (
     save_adapter,
 )
 from valign.models.files.finite import check_finite
+from valign.models.files.layouts import UNET, check_modules, is_matrix
 from valign.models.files.tensor_stream import TensorIndex, stream_tensors
 
 Family = Literal["stable-diffusion", "sdxl"]
@@ -39,6 +44,11 @@ SDXL_EMBEDDINGS = {
     "add_embedding.linear_1": "label_emb_0_0",
     "add_embedding.linear_2": "label_emb_0_2",
 }
+DOTTED = ("unet.", "model.diffusion_model.", "diffusion_model.")  # OneTrainer's and ComfyUI's names, with dots
+TEXT_ENCODERS = ("lora_te", "text_encoder", "te1.", "te2.", "te.", "clip_l.", "clip_g.", "lora_clip")
+KEY = re.compile(r"(?P<name>.+)\.(?P<part>alpha|lora_down\.weight|lora_up\.weight|lora_A\.weight|lora_B\.weight)")
+HALVES = {"alpha": "alpha", "lora_down.weight": "down", "lora_up.weight": "up", "lora_A.weight": "down", "lora_B.weight": "up"}
+TEXT_WIDTHS: dict[int, Family] = {768: "stable-diffusion", 1024: "stable-diffusion", 2048: "sdxl"}  # of 1.x, 2.x and XL
 SDXL_INNER = {"time_emb_proj": "emb_layers_1"}  # the only linear layer of a residual block
 SDXL_NAME = re.compile("input_blocks|middle_block|output_blocks|label_emb|time_embed_")
 SIDES = {"down_blocks": ("input_blocks", 1), "up_blocks": ("output_blocks", 0)}  # input_blocks_0 is the first convolution
@@ -83,8 +93,7 @@ def from_kohya(name: str, family: Family, *, layers_per_block: int = 2) -> str:
 def export_kohya(folder: str | Path, out_file: Path, *, family: Family | None = None, layers_per_block: int = 2) -> Path:
     """Write an adapter as one kohya file (``alpha == rank``), streamed.
 
-    Where ranks differ, the alphas are left out, which every reader takes as ``alpha == rank``: diffusers (0.42) reads several
-    alphas in one file wrongly, it drops those of attention layers.
+    Smaller ranks are filled up with zeros to the largest: readers differ in what several ranks, or several alphas, mean.
 
     Args:
         family: Overrides the adapter's own record; needed only where neither that nor the module names tell.
@@ -93,51 +102,57 @@ def export_kohya(folder: str | Path, out_file: Path, *, family: Family | None = 
     family = family or _family_of(adapter)
     check_choice("export_kohya.family", family, ("stable-diffusion", "sdxl"))
     dtype = _common_dtype(adapter)
-    ranks = sorted({entry.rank for entry in adapter.entries.values()})
+    rank = max(entry.rank for entry in adapter.entries.values())
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for module, lora in adapter.items():
             name, factors = PREFIX + to_kohya(module, family, layers_per_block=layers_per_block), lora.folded()
-            if len(ranks) == 1:
-                yield f"{name}.alpha", torch.tensor(float(factors.rank), dtype=dtype)
-            yield f"{name}.lora_down.weight", factors.down.to(dtype)
-            yield f"{name}.lora_up.weight", factors.up.to(dtype)
+            missing = rank - factors.rank
+            yield f"{name}.alpha", torch.tensor(float(rank), dtype=dtype)
+            yield f"{name}.lora_down.weight", pad(factors.down, (0, 0, 0, missing)).to(dtype)
+            yield f"{name}.lora_up.weight", pad(factors.up, (0, missing)).to(dtype)
 
-    one = str(ranks[0]) if len(ranks) == 1 else "Dynamic"
-    header = {"ss_network_module": "networks.lora", "ss_network_dim": one, "ss_network_alpha": one}
+    header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     if family == "sdxl":
         header["ss_base_model_version"] = "sdxl_base_v1-0"
+    else:  # kohya's tools tell 1.x from 2.x by the width of the text
+        widths = {entry.shape[1] for module, entry in adapter.entries.items() if module.endswith(("attn2.to_k", "attn2.to_v"))}
+        known = [{768: "sd_v1", 1024: "sd_v2"}[width] for width in widths & {768, 1024}]
+        if len(known) == 1:
+            header["ss_base_model_version"] = known[0]
     header["valign"] = json.dumps(public_record(adapter.metadata), sort_keys=True)
     stream_tensors(Path(out_file), tensors(), lambda: header)
     return Path(out_file)
 
 
 def import_kohya(file: str | Path, out_folder: Path, *, layers_per_block: int = 2) -> Path:
-    """Turn a kohya file into an adapter folder. ``alpha / rank`` is folded into ``up``, exactly where it is a power of two.
+    """Turn a file of kohya's tools, of OneTrainer or in ComfyUI's names into an adapter folder.
 
-    Raises: UserError for convolutions, text encoders, LyCORIS forms, DoRA, pickles and names that no U-Net has.
+    ``alpha / rank`` is folded into ``up``, exactly where it is a power of two; else the file's widest precision is kept.
+    Raises: UserError for wider convolutions, text encoders, LyCORIS forms, DoRA, pickles and names that no U-Net has.
     """
     file = Path(file)
     if file.suffix != ".safetensors" or not file.is_file():
         raise UserError(f"{file} must be an existing .safetensors file. Pickles are not read; convert them first.")
     tensors = TensorIndex(file)
-    names = _module_names(file, tensors)
-    family: Family = "sdxl" if any(SDXL_NAME.match(name) for name in names) else "stable-diffusion"
-    modules = {from_kohya(name, family, layers_per_block=layers_per_block): name for name in names}
-    for module, name in modules.items():
-        if to_kohya(module, family, layers_per_block=layers_per_block) != name:
-            raise UserError(f"{file}: {PREFIX}{name} is not a name of a U-Net. Is the file for another model?")
-    scales = {name: _scale(tensors, PREFIX + name) for name in names}
-    first = tensors.places[f"{PREFIX}{names[0]}.lora_down.weight"].dtype
+    found = _read_names(file, tensors)
+    modules = {_module_of(file, name, layers_per_block): parts for name, parts in found.items()}
+    if len(modules) < len(found):
+        raise UserError(f"{file} must name each module once, got {len(found)} names of {len(modules)} modules. Save it again.")
+    check_modules(str(file), modules)
+    scales = {module: _scale(tensors, parts) for module, parts in modules.items()}
+    fan_in = {module: tensors.places[parts["down"]].shape[1] for module, parts in modules.items()}
+    widest = _widest(tensors.places[parts[half]].dtype for parts in modules.values() for half in ("down", "up"))
+    family = _guess_family(fan_in)
     metadata = header_object(file, tensors.metadata, "valign") or {
-        "family": family,
+        **({"family": family} if family else {}),
         "sources": [{"format": "kohya", "name": file.name, "sha256": hash_file(file)}],
     }
     save_adapter(
         Path(out_folder),
-        ((module, _factors(tensors, PREFIX + name, scales[name])) for module, name in sorted(modules.items())),
+        ((module, _factors(tensors, parts, scales[module])) for module, parts in sorted(modules.items())),
         metadata=metadata,
-        dtype=first if set(scales.values()) == {1.0} else torch.float32,
+        dtype=widest if set(scales.values()) == {1.0} else torch.promote_types(widest, torch.float32),
     )
     return Path(out_folder)
 
@@ -158,50 +173,83 @@ def _family_of(adapter: AdapterFile) -> Family:
     said = adapter.metadata.get("family")
     if said in ("stable-diffusion", "sdxl"):
         return said  # type: ignore[no-any-return]
-    if any(module.startswith(("up_blocks.0.attentions", "add_embedding")) for module in adapter.modules):
-        return "sdxl"  # SDXL attends in its deepest blocks, the 1.x/2.x models in their shallowest
-    if any(module.startswith(("down_blocks.0.attentions", "up_blocks.3")) for module in adapter.modules):
-        return "stable-diffusion"
-    raise UserError(
-        f"{adapter.folder}: the family of the base model must be known, and neither record nor modules tell. Give family."
-    )
+    family = _guess_family({module: entry.shape[1] for module, entry in adapter.entries.items()})
+    if family is None:
+        raise UserError(
+            f"{adapter.folder}: the family of the base model must be known, and neither record nor modules tell. Give family."
+        )
+    return family
+
+
+def _guess_family(fan_in: Mapping[str, int]) -> Family | None:
+    """By where a U-Net attends, how deep, and how wide its text is; None where the modules are of both. Args: inputs by module."""
+    for module, width in fan_in.items():
+        if module.startswith(("up_blocks.0.attentions", "add_embedding")) or re.search(r"transformer_blocks\.[1-9]", module):
+            return "sdxl"  # SDXL attends in its deepest blocks, with several transformers; the 1.x/2.x models in their shallowest
+        if module.startswith(("down_blocks.0.attentions", "down_blocks.3", "up_blocks.3")):
+            return "stable-diffusion"
+        if module.endswith(("attn2.to_k", "attn2.to_v")) and width in TEXT_WIDTHS:
+            return TEXT_WIDTHS[width]
+    return None
 
 
 def _common_dtype(adapter: AdapterFile) -> torch.dtype:
     """The file's own dtype, so that nothing is rounded; float32 where scales are folded in."""
     if any(entry.scale != 1 for entry in adapter.entries.values()):
         return torch.float32
-    return adapter.factors(adapter.modules[0]).down.dtype
+    return _widest(adapter.tensors.places[key].dtype for entry in adapter.entries.values() for key in (entry.down, entry.up))
 
 
-def _module_names(file: Path, tensors: TensorIndex) -> list[str]:
-    """Names with all their tensors, sorted; everything that is not LoRA on the U-Net is refused."""
-    names = sorted({key.split(".")[0] for key in tensors.places})
-    if not names:
-        raise UserError(f"{file} must hold LoRA factors, got 0 tensors. Is it the right file?")
-    strange = [name for name in names if not name.startswith(PREFIX)]
-    if strange:
-        raise UserError(f"{file} must adapt the U-Net only, got {strange[0]}. Export it without its text-encoder part.")
-    known = {f"{name}.{part}" for name in names for part in ("alpha", "lora_down.weight", "lora_up.weight")}
+def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    return reduce(torch.promote_types, dtypes)
+
+
+def _read_names(file: Path, tensors: TensorIndex) -> dict[str, dict[str, str]]:
+    """Each name of a module, with its layout's prefix, and the keys of its ``down``, ``up`` and, if it is there, ``alpha``."""
+    found: dict[str, dict[str, str]] = {}
     for key in tensors.places:
-        if key not in known:
+        match = KEY.fullmatch(key)
+        if not key.startswith((PREFIX, *DOTTED)):
+            if key.startswith(TEXT_ENCODERS):
+                raise UserError(f"{file} must adapt the U-Net only, got {key}. Export it without its text-encoder part.")
+            raise UserError(
+                f"{file} must adapt the U-Net only, got {key}. "
+                f"Names begin with {', '.join((PREFIX, *DOTTED))}: is it for another model?"
+            )
+        if match is None:
             raise UserError(f"{file} must be plain LoRA, got {key}. LoHa, LoKr, LoCon and DoRA files are not read.")
-    for name in names:
-        if not {f"{name}.lora_down.weight", f"{name}.lora_up.weight"} <= tensors.places.keys():
+        found.setdefault(match["name"], {})[HALVES[match["part"]]] = key
+    if not found:
+        raise UserError(f"{file} must hold LoRA factors, got 0 tensors. Is it the right file?")
+    for name, parts in found.items():
+        if not {"down", "up"} <= parts.keys():
             raise UserError(f"{file}: {name} must have lora_down and lora_up. The file is incomplete; download it again.")
-        shape = tensors.places[f"{name}.lora_down.weight"].shape
-        if len(shape) != 2:
-            raise UserError(f"{file}: {name} must be LoRA on a linear layer, got {shape}. Leave the convolutions out.")
-    return [name.removeprefix(PREFIX) for name in names]
+        for half in ("down", "up"):
+            if not is_matrix(shape := tensors.places[parts[half]].shape):
+                raise UserError(f"{file}: {name} must be LoRA on a linear layer, got {shape}. Leave the convolutions out.")
+    return dict(sorted(found.items()))
 
 
-def _scale(tensors: TensorIndex, name: str) -> float:
+def _module_of(file: Path, name: str, layers_per_block: int) -> str:
+    """The module in diffusers' names: those of latent-diffusion and underscores for dots are undone."""
+    prefix = next(prefix for prefix in (PREFIX, *DOTTED) if name.startswith(prefix))
+    inner = name.removeprefix(prefix)
+    if prefix != PREFIX and UNET.fullmatch(inner):
+        return inner
+    short = inner.replace(".", "_")
+    family: Family = "sdxl" if SDXL_NAME.match(short) else "stable-diffusion"
+    module = from_kohya(short, family, layers_per_block=layers_per_block)
+    if to_kohya(module, family, layers_per_block=layers_per_block) != short:
+        raise UserError(f"{file}: {name} is not a name of a U-Net. Is the file for another model?")
+    return module
+
+
+def _scale(tensors: TensorIndex, parts: Mapping[str, str]) -> float:
     """``alpha / rank``; by kohya's rule, no alpha means ``alpha == rank``."""
-    key = f"{name}.alpha"
-    return read_alpha(tensors, key) / tensors.places[f"{name}.lora_down.weight"].shape[0] if key in tensors.places else 1.0
+    return read_alpha(tensors, parts["alpha"]) / tensors.places[parts["down"]].shape[0] if "alpha" in parts else 1.0
 
 
-def _factors(tensors: TensorIndex, name: str, scale: float) -> LoraFactors:
-    down, up = (tensors.read(f"{name}.lora_{side}.weight") for side in ("down", "up"))
-    check_finite(tensors.path, {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up})
-    return LoraFactors(down, up, scale)
+def _factors(tensors: TensorIndex, parts: Mapping[str, str], scale: float) -> LoraFactors:
+    read = {half: tensors.read(parts[half]).flatten(1) for half in ("down", "up")}
+    check_finite(tensors.path, {parts[half]: tensor for half, tensor in read.items()})
+    return LoraFactors(read["down"], read["up"], scale)

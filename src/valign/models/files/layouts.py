@@ -30,6 +30,17 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these starts a
 PREFIXES = ("unet.",)  # of a denoiser's keys, as diffusers writes them; peft writes none. A model's `components` hold its own
 PLAIN = re.compile(r"(?P<module>.+)\.(?:lora_(?P<new>[AB])|lora\.(?P<old>down|up))\.weight")
 PROCESSOR = re.compile(r"(?P<attention>.+)\.processor\.(?P<name>to_[qkv]|to_out)_lora\.(?P<old>down|up)\.weight")
+UNET = re.compile(  # modules of a U-Net of diffusers, as far as adapters reach
+    r"(?:down_blocks\.\d+|up_blocks\.\d+|mid_block)\.(?:attentions|resnets|downsamplers|upsamplers|motion_modules)\.\d+\..+"
+    r"|(?:time_embedding|add_embedding|class_embedding)\.linear_[12]|conv_in|conv_out|time_emb_proj|encoder_hid_proj.*"
+)
+STRANGERS = {  # what a module's name says of the model that it is of
+    r"(single_)?transformer_blocks\.|(double|single)_blocks\.|x_embedder|context_embedder": "a transformer such as Flux or SD3",
+    r"diffusion_model\.|(input|output)_blocks\.|middle_block\.": "a U-Net in ComfyUI's names; turn it into a folder first: "
+    "valign adapter import FILE FOLDER",
+    r"text_model\.|text_encoder|lora_te": "a text encoder",
+    r"(.*\.)?(layers|h|blocks)\.\d+\.": "a language model",
+}
 ALPHA = re.compile(r"(?P<module>.+)\.alpha")
 MODULE_NAME = re.compile(r"\^?[\w.]+")  # of a pattern; peft runs them as regular expressions, which may never end
 MAX_SCALE = 1e6  # of a module's factors; 128 is already unusual
@@ -76,7 +87,7 @@ def read_layout(
         if keys.keys() != {"down", "up"}:
             raise UserError(f"{source}: {module} must have both factors, got only {keys}. The file is incomplete; save it again.")
         down, up = shapes[keys["down"]], shapes[keys["up"]]
-        if len(down) != 2 or len(up) != 2:
+        if not (is_matrix(down) and is_matrix(up)):
             raise UserError(f"{source}: {module} must be LoRA on a linear layer, got {down} and {up}. Drop its convolutions.")
         if down[0] != up[1]:
             raise UserError(f"{source}: {module} must have factors of one rank, got {down} and {up}. Save the file again.")
@@ -99,6 +110,19 @@ def read_layout(
             raise UserError(f"{source}: the scale of {module} must be at most {MAX_SCALE:g}, got {scale:g}. Save the file again.")
         entries[module] = ModuleEntry(keys["down"], keys["up"], rank, (up[0], down[1]), scale)
     return entries
+
+
+def is_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether a weight is that of a linear layer; a 1 x 1 convolution is one."""
+    return len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
+
+
+def check_modules(source: str, modules: Iterable[str]) -> None:
+    """Raises: UserError, with the kind of model where the name tells, for a module that no U-Net has."""
+    for module in modules:
+        if not UNET.fullmatch(module):
+            what = next((what for names, what in STRANGERS.items() if re.match(names, module)), "another model")
+            raise UserError(f"{source} must adapt the U-Net of Stable Diffusion, got {module}, which is of {what}.")
 
 
 def prefix_of(keys: Iterable[str]) -> str:
