@@ -141,12 +141,12 @@ class Server(uvicorn.Server):
 
 
 @contextmanager
-def running(service, *, ready=True, mounted=lambda app: app, on_stop=lambda: None, http="auto"):
+def running(service, *, ready=True, mounted=lambda app: app, on_stop=lambda: None, **options):
     """The service's address, such as http://127.0.0.1:12345."""
     warm = threading.Event()
     if ready:
         service.on_ready = warm.set
-    config = uvicorn.Config(mounted(create_app(service)), port=0, log_level="warning", timeout_graceful_shutdown=5, http=http)
+    config = uvicorn.Config(mounted(create_app(service)), port=0, log_level="warning", timeout_graceful_shutdown=5, **options)
     server = Server(config, on_stop)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -253,3 +253,10 @@ def test_who_loses_a_key():
     assert gone(Keys(one), Keys(two)) == set()
     assert gone(Keys(one), Keys(changed)) == {"x"}  # a key in place of another
     assert gone(Keys(), Keys(one)) == {"anonymous"}
+
+
+def test_keys_are_asked_for_below_a_root_path_too(tmp_path):
+    with running(make_service(tmp_path, keys=Keys.load(environment=KEY)), root_path="/api") as url:
+        for path in ("/v1/models", MODERATIONS):
+            assert ask(url + path, None if path == "/v1/models" else {"input": "a cat"}).status == 401
+        assert ask(url + MODERATIONS, {"input": "a cat"}, key=KEY).status == 200

@@ -41,6 +41,13 @@ def with_body(body: bytes, receive: Receive) -> Receive:
     return again
 
 
+def route_path(scope: Scope) -> str:
+    """The address as a router sees it: without the root path, where a server or a mount put one before it."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
 async def hung_up(receive: Receive) -> Message:
     """Wait until the client closes its connection; what it still sends is dropped."""
     while (message := await receive())["type"] != "http.disconnect":

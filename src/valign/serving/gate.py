@@ -7,7 +7,7 @@ from itertools import count
 from time import perf_counter
 
 from valign.serving import errors
-from valign.serving.asgi import App, Message, Receive, Scope, Send, answer, hung_up, read_body, with_body
+from valign.serving.asgi import App, Message, Receive, Scope, Send, answer, hung_up, read_body, route_path, with_body
 from valign.serving.batching import HungError
 from valign.serving.service import Caller, Service
 
@@ -38,7 +38,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = perf_counter(), 0
+        start, status, path = perf_counter(), 0, route_path(scope)
         request = f"req_{self._series}{next(self._number):x}"
 
         async def send_marked(message: Message) -> None:
@@ -49,7 +49,7 @@ class Gate:
             await send(message)
 
         try:
-            path, posted, limits = scope["path"], scope["method"] == "POST", self._service.settings
+            posted, limits = scope["method"] == "POST", self._service.settings
             if path.startswith(GUARDED):
                 caller = Caller(self._authorize(scope), request)
                 scope.setdefault("state", {})["caller"] = caller
@@ -71,7 +71,7 @@ class Gate:
             if status == 0:
                 await answer(explained, send_marked)
         finally:
-            route = scope["path"] if scope["path"] in ROUTES else "other"
+            route = path if path in ROUTES else "other"
             self._service.metrics.requests.labels(route, status).inc()
             self._service.metrics.seconds.labels(route).observe(perf_counter() - start)
 

@@ -12,7 +12,7 @@ from starlette.routing import Match, compile_path
 from valign.checks import UserError
 from valign.guard.guard import Guard
 from valign.serving import errors
-from valign.serving.asgi import App, Receive, Scope, Send, answer, read_body, with_body
+from valign.serving.asgi import App, Receive, Scope, Send, answer, read_body, route_path, with_body
 from valign.serving.batching import Batcher
 from valign.serving.json_body import parse
 
@@ -89,9 +89,7 @@ class GuardMiddleware:
 
     def _guards(self, scope: Scope) -> bool:
         """Whether the router would find one of the paths: below the root path, or in an address that does not have it."""
-        whole, root = scope["path"], scope.get("root_path", "")
-        rest = whole[len(root) :] if root and whole.startswith(root) else whole
-        return any(pattern.match(path) for pattern in self._patterns for path in (whole, rest))
+        return any(pattern.match(path) for pattern in self._patterns for path in (scope["path"], route_path(scope)))
 
     def _guarded(self, body: bytes) -> bytes:
         """The body with safe prompts, written anew: another parser might read other words in unusual JSON."""
