@@ -81,7 +81,7 @@ class Gate:
         Raises: ClientGone; TimeoutError; ApiError 401; whatever the application raises.
         """
         gone = asyncio.create_task(hung_up(receive))
-        work = asyncio.create_task(self._app(scope, with_body(body or b"", lambda: asyncio.shield(gone)), send))  # type: ignore[arg-type]
+        work = asyncio.ensure_future(self._app(scope, with_body(body or b"", lambda: asyncio.shield(gone)), send))
         try:
             with self._service.sessions.open(caller.name) as ended:
                 await asyncio.wait((work, gone, ended), timeout=self._service.settings.timeout, return_when=asyncio.FIRST_COMPLETED)
