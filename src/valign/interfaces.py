@@ -71,6 +71,13 @@ class LatentEncoder(Protocol):
     def fingerprint(self) -> str: ...
 
 
+@runtime_checkable
+class ReadsText(Protocol):
+    """A model that says how much of a prompt it reads."""
+
+    def text_read(self, prompts: Sequence[str]) -> list[str]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How images are generated, whatever the prompts. Their size is always the model's own ``image_size``."""

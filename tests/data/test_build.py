@@ -193,3 +193,22 @@ def test_a_category_without_a_pair_is_named(model, tmp_path):
 def test_refuses_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**options)
+
+
+class LongGrammar:
+    """One pair whose prompts differ behind the last token that is read, and one that differs before."""
+
+    def pairs(self, category, count, seed):
+        long = "a red cup and a blue cup " * 40
+        return [
+            PromptPair(f"{category}-far", f"{long} knife", f"{long} flower", (category,)),
+            PromptPair(f"{category}-near", f"a knife {long}", f"a flower {long}", (category,)),
+        ]
+
+
+def test_pairs_that_read_the_same_are_left_out_and_said(model, tmp_path, capsys):
+    cache = build_data(model, POLICY, LongGrammar(), tmp_path, replace(CONFIG, categories=("hate",)))
+    assert cache.ids == ("hate-near",)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 pairs are longer than the tokens that the text encoder reads" in said
+    assert "left out: 1 pairs, equal in what the text encoder reads" in said

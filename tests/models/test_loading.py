@@ -195,3 +195,31 @@ def test_the_fingerprint_is_that_of_the_content(tiny_sd, tiny_sd_v, folder):
     weights = folder / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
     assert load_model(folder).fingerprint() != reference
+
+
+def test_a_tokenizer_without_a_length_takes_the_encoders(folder):
+    path = folder / "tokenizer/tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("model_max_length", None)
+    path.write_text(json.dumps(config))
+    model = load_model(folder, device="cpu")
+    limit = model.pipe.text_encoder.config.max_position_embeddings
+    assert model.encode_prompts(["a red cup"]).embeds.shape[1] == limit
+
+
+def test_what_the_text_encoder_does_not_read_is_known(folder):
+    model = load_model(folder, device="cpu")
+    long = "a red cup and a blue cup " * 40
+    short, first, second = model.text_read(["a red cup", f"{long} x", f"{long} y"])
+    assert short == "a red cup"
+    assert first == second
+    assert len(first) < len(long)
+
+
+def test_a_model_with_other_input_channels_is_refused_at_loading(folder):
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    UNet2DConditionModel.from_config({**unet.config, "in_channels": 9}).save_pretrained(folder / "unet")
+    with pytest.raises(UserError, match=r"must denoise latents of 4 channels, got a U-Net with 9 input channels"):
+        load_model(folder, device="cpu")

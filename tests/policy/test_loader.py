@@ -262,3 +262,11 @@ def test_whatever_the_file_holds_the_answer_is_a_policy_or_a_list_of_problems(tm
         return
     assert found
     assert all(problem.where[1] >= 1 for problem in found)
+
+
+@pytest.mark.parametrize("term", ["++", "\U0001f9e8", " . "])
+def test_a_term_that_holds_no_word_is_refused_with_its_line(write, term):
+    text = SMALL.replace("        safe: a dance\n", f'        safe: a dance\n        terms: ["knife", "{term}"]\n')
+    (problem,) = problems(write(text))
+    assert problem.startswith("15: ")
+    assert "must hold a letter or digit" in problem

@@ -100,6 +100,9 @@ def command(
     token = values.load(subject, probe) if values.values else None
     prompts = [text for text in prompt for _ in range(count)]
     seeds = [sampling.seed + number for _ in prompt for number in range(count)]
+    for text, read in zip(prompt, subject.text_read(prompt), strict=True):
+        if read != text:
+            err.print(f"The text encoder reads of a prompt only: {read}", style="yellow", soft_wrap=True)
     images: Sequence[Image | None]
     if guard != "none":
         images = _guarded(subject, _keeper(guard, detector, token, probe), prompts, seeds, sampling)

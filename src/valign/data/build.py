@@ -20,7 +20,7 @@ from valign.data.prompts.pairs import PromptPair, count_categories, load_pairs, 
 from valign.data.prompts.sources import GrammarSource, PromptGrammar, Source
 from valign.files import hash_file, hash_value
 from valign.images import image_files
-from valign.interfaces import Detector, EncoderAndSampler, SamplingConfig
+from valign.interfaces import Detector, EncoderAndSampler, ReadsText, SamplingConfig
 from valign.methods import Method
 from valign.policy import Policy
 from valign.progress import console
@@ -92,6 +92,7 @@ def build_data(
     check_filter(config.filter, detector)
     retain = _retained(policy, config)
     pairs = collect_prompts(policy, source if isinstance(source, Source) else GrammarSource(source), out / "prompts", config)
+    pairs = _read_apart(model, pairs)
     folder = _make_images(model, policy, pairs, out, config, detector, images)
     kept = [pair for pair, row in zip(pairs, load_image_rows(folder), strict=True) if row.kept]
     if not kept:
@@ -108,6 +109,24 @@ def build_data(
         image_size=config.image_size,
         batch_size=config.batch_size,
     )
+
+
+def _read_apart(model: EncoderAndSampler, pairs: list[PromptPair]) -> list[PromptPair]:
+    """Pairs whose prompts differ in what the text encoder reads of them; says how many are cut, and how many are left out.
+
+    Raises: UserError if none is left.
+    """
+    if not isinstance(model, ReadsText):
+        return pairs
+    unsafe, safe = (model.text_read([getattr(pair, side) for pair in pairs]) for side in ("unsafe", "safe"))
+    cut = sum((pair.unsafe, pair.safe) != read for pair, read in zip(pairs, zip(unsafe, safe, strict=True), strict=True))
+    apart = [pair for pair, first, second in zip(pairs, unsafe, safe, strict=True) if first != second]
+    if cut:
+        console.print(f"{cut} pairs are longer than the tokens that the text encoder reads: their ends are cut off", style="yellow")
+    _say_left_out("pairs", {"equal in what the text encoder reads": len(pairs) - len(apart)})
+    if not apart:
+        raise UserError(f"The prompts of all {len(pairs)} pairs are equal in what the text encoder reads. Shorten them.")
+    return apart
 
 
 def _remedy(reasons: Counter[str]) -> str:

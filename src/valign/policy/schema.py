@@ -11,10 +11,20 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from valign.checks import UserError
 from valign.files import hash_value
 from valign.plugins import with_plugins
+from valign.text import fold
 
 Action = Literal["allow", "rewrite", "block"]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="lower-case words joined by hyphens")]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _words(term: str) -> str:
+    if not fold(term):
+        raise ValueError("must hold a letter or digit: the word list compares words, and signs or emoji alone are none")
+    return term
+
+
+Words = Annotated[Text, AfterValidator(_words)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -28,10 +38,10 @@ class Concept(Part):
     """One thing that a category is about, and what to show in its place."""
 
     id: Id
-    name: Text  # as it stands in a prompt, e.g. "a street fight"
+    name: Words  # as it stands in a prompt, e.g. "a street fight"
     safe: Text  # the counterpart that keeps the scene, e.g. "a street dance"
-    paraphrases: list[Text] = []  # other words for `name`
-    terms: list[Text] = []  # whole words that give the concept away, for the guard's word list
+    paraphrases: list[Words] = []  # other words for `name`
+    terms: list[Words] = []  # whole words that give the concept away, for the guard's word list
     held_out: bool = False  # kept out of all training data, to measure generalization
 
 
@@ -44,7 +54,7 @@ class Category(Part):
     action: Action = "rewrite"
     threshold: Share = 0.5  # detector score from which an image counts as harmful
     safe_prompt: Text  # caption used when nothing of the request can be kept
-    terms: list[Text] = []  # further whole words for the guard's word list, of no concept in particular
+    terms: list[Words] = []  # further whole words for the guard's word list, of no concept in particular
     concepts: list[Concept] = Field(min_length=1)
 
 
@@ -179,7 +189,7 @@ class GuardRules(Part):
         "block"  # prompts with words in letters that are not Latin, which word lists and encoder cannot read
     )
     max_chars: Annotated[int, Field(ge=16, le=100_000)] = 4000  # longer prompts are refused
-    ambiguous: list[Text] = []  # listed terms that do not count where the learned stage is sure of the opposite
+    ambiguous: list[Words] = []  # listed terms that do not count where the learned stage is sure of the opposite
     doubt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02  # how sure: the highest harm it may give
     harmless: list[Text] = []  # phrases in which a listed term means no harm: "naked mole rat"
     opposing: list[

@@ -52,7 +52,18 @@ def load_model(name_or_folder: str | Path, *, device: str = "auto", dtype: str =
         pipe = family.pipeline.from_pretrained(folder, local_files_only=True, **parts, **unused, **family.load_options)
     except LOAD_ERRORS as error:
         raise UserError(f"{folder} could not be loaded: {first_line(error)}. Download or save the model again.") from error
+    _check_channels(pipe, folder)
     return family(pipe.to(place), str(folder))
+
+
+def _check_channels(pipe: Any, folder: Path) -> None:
+    """Raises: UserError for a denoiser that wants more than latents: an inpainting or image-editing model."""
+    asked, latent = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    if asked != latent:
+        raise UserError(
+            f"{folder} must denoise latents of {latent} channels, got a U-Net with {asked} input channels, "
+            "as models have that fill in or edit images. Use a text-to-image model."
+        )
 
 
 def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:

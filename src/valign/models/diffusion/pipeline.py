@@ -111,8 +111,22 @@ class PipelineModel:
 
     def _tokens(self, tokenizer: Any, prompts: list[str], length: int | None = None) -> Any:
         prompts = self.pipe.maybe_convert_prompt(prompts, tokenizer)  # textual inversion: one word may stand for several vectors
-        length = length or tokenizer.model_max_length
+        length = length or self._tokens_read(tokenizer)
         return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(self.device)
+
+    def _tokens_read(self, tokenizer: Any) -> int:
+        """Tokens that are read of a text: the encoders say, too, since tokenizers of converted checkpoints do not."""
+        return int(min(tokenizer.model_max_length, *(one.config.max_position_embeddings for one in self.text_encoders)))
+
+    def text_read(self, prompts: Sequence[str]) -> list[str]:
+        """The part of each prompt that the text encoder reads; the prompt itself where that is all."""
+        tokenizer = self.pipe.tokenizer
+        limit, read = self._tokens_read(tokenizer), []
+        for prompt in prompts:
+            ids = tokenizer(self.pipe.maybe_convert_prompt(prompt, tokenizer)).input_ids
+            cut = tokenizer.decode(ids[: limit - 1], skip_special_tokens=True) if len(ids) > limit else prompt
+            read.append(cut)
+        return read
 
     def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDist:
         """Posterior of the latents of images in [-1, 1]; float32 on the model's device."""
