@@ -66,6 +66,15 @@ def frames(data: bytes, *, max_pixels: int, param: str) -> list[Image.Image]:
     return _asked(lambda: open_frames(data, name="An image", limits=limits, formats=FORMATS), param)
 
 
+def decode(url: str, *, max_pixels: int, param: str) -> Image.Image:
+    """The still image of a data URL as a viewer shows it. Raises: ApiError 400 as `unpack` and `frames`, and for an animation."""
+    (data,) = unpack([url], max_pixels=max_pixels, param=param)
+    shown = frames(data, max_pixels=max_pixels, param=param)
+    if len(shown) > 1:
+        raise errors.invalid("An image must not be animated here: ask for its frames one by one.", param=param)
+    return shown[0]
+
+
 def _asked(function: Callable[[], T], param: str) -> T:
     try:
         return function()
