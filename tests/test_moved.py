@@ -59,3 +59,13 @@ def test_an_unknown_path_is_still_an_error():
 def test_other_packages_are_left_to_the_other_finders():
     finder = next(finder for finder in sys.meta_path if isinstance(finder, MovedModules))
     assert finder.find_spec("sklearn", object()) is None  # whatever path a package has: a namespace package's is not a list
+
+
+def test_names_of_a_module_that_became_a_package_still_import():
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "from valign.data.images import import_images as old\n"
+        "from valign.data.images.pairs import import_images as new\n"
+        "assert old is new"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
