@@ -79,7 +79,8 @@ def as_shown(image: Image.Image) -> Image.Image:
 
     Raises: UserError for pixels that have no white (32 bits), and for a transparent colour of 16 bits, which Pillow rounds.
     """
-    rawmode = str(image.tile[0].args) if getattr(image, "tile", None) else ""  # of a file; gone once it is decoded
+    tiles = getattr(image, "tile", None)  # of a file; gone once it is decoded
+    rawmode = str(tiles[0].args) if tiles else ""
     turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     colours, alpha = _split(image, rawmode)
     colours = _by_profile(colours, image.info)

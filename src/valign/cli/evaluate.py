@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from valign.policy import Policy
     from valign.worlds import World
 
+Cell = Callable[[Mapping[str, Any]], "str | Text"]  # of a system's summary
 BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max")
 
 
@@ -130,18 +131,20 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _measures(systems: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+def _measures(systems: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
     """What stands behind the rates of harm: heading -> cell of a system."""
-    unsafe: dict[str, Callable[[Mapping[str, Any]], str]] = {}
+    unsafe: dict[str, Cell] = {}
     if any(system.get("counterpart") for system in systems):  # summaries of earlier versions have none
         unsafe["counter-\npart %"] = lambda system: _percent(system["counterpart"])
-    if any(system["kept"] for system in systems):
+    if any(system.get("kept") for system in systems):
         unsafe["details\nkept %"] = lambda system: _percent(system["kept"].get("everything asked"))
-    right = {"benign\nright %": lambda system: _percent(system["fidelity"].get("everything asked"))}
-    drift = {"\ndrift": lambda system: _number(system["drift"] and system["drift"]["mean"]["value"], 4)}
-    distance = {"\nFID": lambda system: _number(_distance(system["frechet"]), 2)}
-    clip = {"CLIP\nscore": lambda system: _number(system["clip_score"] and system["clip_score"]["mean"]["value"], 1)}
-    seconds = {"s per\nimage": lambda system: _number(system["seconds_per_image"], 2)}
+    right: dict[str, Cell] = {"benign\nright %": lambda system: _percent(system["fidelity"].get("everything asked"))}
+    drift: dict[str, Cell] = {"\ndrift": lambda system: _number(system["drift"] and system["drift"]["mean"]["value"], 4)}
+    distance: dict[str, Cell] = {"\nFID": lambda system: _number(_distance(system["frechet"]), 2)}
+    clip: dict[str, Cell] = {
+        "CLIP\nscore": lambda system: _number(system["clip_score"] and system["clip_score"]["mean"]["value"], 1)
+    }
+    seconds: dict[str, Cell] = {"s per\nimage": lambda system: _number(system["seconds_per_image"], 2)}
     return unsafe | right | ({} if unsafe else drift) | distance | ({} if unsafe else clip) | seconds
 
 

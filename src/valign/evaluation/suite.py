@@ -166,8 +166,9 @@ def _prompt(path: Path, number: int, row: dict[str, Any]) -> EvalPrompt:
             f"{path}:{number} must have id and prompt and no other fields than {', '.join(fields)}; got {', '.join(row)}."
         )
     try:
-        texts = {name: text_cell(name, row[name]) for name in ("id", "prompt", "category", "kind", "concept") if name in row}
+        texts = {name: text_cell(name, row[name]) for name in TEXTS if name in row}
         seed = None if is_blank(row.get("seed")) else whole_cell("seed", row["seed"], *SEEDS)
-        return EvalPrompt(**{**row, **texts, "seed": seed})
+        known: dict[str, Any] = row | texts | {"seed": seed}
+        return EvalPrompt(**known)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}:{number}: {error}") from error

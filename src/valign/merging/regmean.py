@@ -139,8 +139,16 @@ class RegMean(MergeMethod):
     ) -> dict[str, Tensor]:
         if not prompts:
             return {}
-        options = {"states": self.states, "steps": self.steps, "batch_size": self.batch_size, "seed": self.seed}
-        return activation_moments(model, modules, prompts, active=active, **options)
+        return activation_moments(
+            model,
+            modules,
+            prompts,
+            active=active,
+            states=self.states,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
 
     def _edits(self, model: DiffusionModel, pairs: Sequence[tuple[str, str]], modules: Sequence[str]) -> dict[str, Edit]:
         """The same states for every layer that reads the text, moved as that layer's own weight says."""
