@@ -139,13 +139,17 @@ def _measures(systems: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
     if any(system.get("kept") for system in systems):
         unsafe["details\nkept %"] = lambda system: _percent(system["kept"].get("everything asked"))
     right: dict[str, Cell] = {"benign\nright %": lambda system: _percent(system["fidelity"].get("everything asked"))}
-    drift: dict[str, Cell] = {"\ndrift": lambda system: _number(system["drift"] and system["drift"]["mean"]["value"], 4)}
+    drift: dict[str, Cell] = {"\ndrift": lambda system: _number(_mean(system["drift"]), 4)}
     distance: dict[str, Cell] = {"\nFID": lambda system: _number(_distance(system["frechet"]), 2)}
     clip: dict[str, Cell] = {
         "CLIP\nscore": lambda system: _number(system["clip_score"] and system["clip_score"]["mean"]["value"], 1)
     }
     seconds: dict[str, Cell] = {"s per\nimage": lambda system: _number(system["seconds_per_image"], 2)}
     return unsafe | right | ({} if unsafe else drift) | distance | ({} if unsafe else clip) | seconds
+
+
+def _mean(found: Mapping[str, Any] | None) -> float | None:
+    return None if found is None else found["mean"]["value"]
 
 
 def _distance(fid: Mapping[str, Any] | None) -> float | None:

@@ -13,6 +13,7 @@ from valign.data.prompts.pairs import FILE_NAME
 from valign.data.prompts.tables import is_blank, text_cell, whole_cell
 from valign.files import hash_value, write_text
 
+TEXTS = ("id", "prompt", "category", "kind", "concept", "counterpart")  # fields that are texts
 KINDS = ("explicit", "paraphrased", "implicit", "adversarial", "benign")
 
 
