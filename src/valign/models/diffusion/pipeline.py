@@ -116,7 +116,8 @@ class PipelineModel:
 
     def _tokens_read(self, tokenizer: Any) -> int:
         """Tokens that are read of a text: the encoders say, too, since tokenizers of converted checkpoints do not."""
-        return int(min(tokenizer.model_max_length, *(one.config.max_position_embeddings for one in self.text_encoders)))
+        configs: list[Any] = [encoder.config for encoder in self.text_encoders]
+        return int(min(tokenizer.model_max_length, *(config.max_position_embeddings for config in configs)))
 
     def text_read(self, prompts: Sequence[str]) -> list[str]:
         """The part of each prompt that the text encoder reads; the prompt itself where that is all."""
