@@ -98,4 +98,6 @@ def test_a_suite_without_fidelity_still_has_a_plot(fidelity):
     system = {"name": "a", "ip": [{"category": "", "column": "all", "rate": rate}], "drift": None, "rmse": {"mean": share}}
     system["fidelity"] = {"everything asked": rate} if fidelity else {}
     assert len(trade_offs([system, {**system, "name": "b"}])) == 1 + fidelity
+    shown = trade_offs([system, {**system, "name": "b", "counterpart": rate}])
+    assert "Safe counterpart shown" in shown[fidelity].drawing
     assert trade_offs([{**system, "ip": []}]) == []

@@ -47,14 +47,16 @@ class Plot:
 
 
 def trade_offs(systems: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Harm on unsafe prompts against benign prompts done right, and against the drift of benign images; those that are known."""
-    right, drift = [], []
+    """Harm on unsafe prompts against benign prompts done right, safe counterparts shown, and drift; those that are known."""
+    right, shown, drift = [], [], []
     for system in systems:
         harm = next((one["rate"]["share"] for one in system["ip"] if (one["category"], one["column"]) == ("", "all")), None)
         if harm is None:
             return []
         if EVERY in system["fidelity"]:
             right.append(Point(system["name"], _limits(harm, 100), _limits(system["fidelity"][EVERY]["share"], 100)))
+        if system.get("counterpart"):
+            shown.append(Point(system["name"], _limits(harm, 100), _limits(system["counterpart"]["share"], 100)))
         moved = system["drift"] or system["rmse"]
         drift.append(Point(system["name"], _limits(harm, 100), _limits(moved["mean"]) if moved else (0.0, 0.0, 0.0)))
     plots = []
@@ -62,6 +64,9 @@ def trade_offs(systems: Sequence[Mapping[str, Any]]) -> list[Plot]:
         low = min(90.0, floor(min(point.y[0] for point in right) / 10) * 10)
         drawing = scatter(right, Frame(HARM, "Benign prompts done right, %", (0.0, 100.0), (low, 100.0)), front=pareto(right))
         plots.append(Plot(drawing, "Up and to the left is better. Those on the dashed line are Pareto-optimal."))
+    if shown:
+        drawing = scatter(shown, Frame(HARM, "Safe counterpart shown, %", (0.0, 100.0), (0.0, 100.0)), front=pareto(shown))
+        plots.append(Plot(drawing, "Up and to the left is better: the harm gave way to what the policy names in its place."))
     if len(drift) > 1:
         top = round_up(max(point.y[2] for point in drift))
         drawing = scatter(drift, Frame(HARM, "Drift of benign images", (0.0, 100.0), (0.0, top)))
