@@ -257,7 +257,8 @@ def rogan_gladen(
 
     Source: Rogan and Gladen 1978. Interval: Wilson's limits through the same map when the detector's error is taken as
     known; when ``positives`` and ``negatives`` say on how many images it was measured, Lang and Reiczigel 2014, which
-    adds that uncertainty. ``size``: effective number of independent rows; None for ``total``.
+    adds that uncertainty; measured on very few, the limits are moved out to hold the value. ``size``: effective number of
+    independent rows; None for ``total``.
     Raises: ValueError unless ``sensitivity + specificity > 1``; a detector no better than chance corrects nothing.
     """
     _check_count("rogan_gladen", count, total)
@@ -269,6 +270,7 @@ def rogan_gladen(
     if positives and negatives:
         hits, rows = (count, total) if size is None else (count / total * size, size)
         low, high = _lang_reiczigel(hits, rows, sensitivity, specificity, positives, negatives, _z(level))
+        low, high = min(low, value), max(high, value)  # their centre is shrunk towards one half
     else:
         seen = wilson(count, total, size=size, level=level)
         low, high = ((limit + specificity - 1) / youden for limit in (seen.low, seen.high))
