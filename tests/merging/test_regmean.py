@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from valign.checks import UserError
 from valign.editing.uce import closed_form
-from valign.merging import Calibration, DenseDelta, Expert, MergeContext, NamedDeltas, RegMean, regmean
+from valign.merging import Calibration, DenseDelta, Expert, MergeContext, NamedDeltas, RegMean, regmean, regression
 from valign.merging.moments import activation_moments, block_of, text_moments
 from valign.merging.regression import Edit, assemble, fuse
 from valign.models.diffusion.loading import load_model
@@ -124,7 +124,7 @@ def test_without_experts_it_is_unified_concept_editing():
 
 def test_layers_that_read_the_same_share_one_system(monkeypatch):
     calls = []
-    monkeypatch.setattr(MODULE, "assemble", lambda *a, **k: calls.append(k["name"]) or assemble(*a, **k))
+    monkeypatch.setattr(regression, "assemble", lambda *a, **k: calls.append(k["name"]) or assemble(*a, **k))
     shapes = {"a.to_k": (3, 6), "a.to_v": (4, 6), "b.to_k": (3, 6), "c.to_q": (3, 6)}
     experts = [named(str(n), random_factors(shapes, seed=n)) for n in range(2)]
     shared = [gram(rows_of(9, 6, n)) for n in range(3)]
@@ -244,6 +244,14 @@ def test_activation_moments_are_those_of_the_inputs(model):
     for module in modules:
         rows = torch.cat([x.flatten(0, 1) for x, looked in zip(seen[module], wanted) if looked]).double()
         assert_close(found[module].double(), gram(rows) / 6, rtol=1e-3, atol=1e-3)
+
+
+def test_layers_come_in_the_order_in_which_they_run(model):
+    modules = [name for name, _ in model.denoiser.named_modules() if name.endswith("attn1.to_q")]
+    blocks = list(
+        dict.fromkeys(name.split(".")[0] for name in activation_moments(model, modules[::-1], ["red"], states=1, steps=1))
+    )
+    assert blocks == ["down_blocks", "mid_block", "up_blocks"]
 
 
 def test_a_block_is_the_name_before_the_layer():

@@ -62,7 +62,8 @@ def activation_moments(
     Args:
         active: Changes of weight that are added while the model runs, by module; on the model's device.
         states: Denoising states per prompt, evenly spaced over a trajectory of ``steps`` (deterministic, no guidance).
-    Returns: By module. Layers that are given the very same tensor (queries, keys and values of self-attention) share one matrix.
+    Returns: By module, in the order in which they run. Layers that are given the very same tensor (queries, keys and values of
+        self-attention) share one matrix.
     Raises: UserError for a layer that is not linear, that was never run, or whose inputs are NaN or infinite.
     """
     check_range("activation_moments.steps", steps, low=1)
@@ -89,7 +90,7 @@ def activation_moments(
     bad = sorted(name for name, total in shared.items() if not total.isfinite().all())
     if bad:
         raise UserError(f"The inputs of {bad[0]} must be finite, got NaN or infinity. Load the model in float32.")
-    return {module: shared[collector.owners[module]] for module in modules}
+    return {module: shared[owner] for module, owner in collector.owners.items()}
 
 
 class _Collector:

@@ -18,17 +18,16 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from valign.checks import UserError, check_range, option
+from valign.checks import UserError, option
 from valign.data.prompts.overlap import fold
 from valign.files import hash_value
 from valign.merging.base import Calibration, MergeContext, MergeMethod
 from valign.merging.calibration import FEW, check_model
-from valign.merging.compress import compress, compress_dense
-from valign.merging.deltas import Delta, DenseDelta
+from valign.merging.deltas import Delta
 from valign.merging.denoising import by_hash, on_device
 from valign.merging.experts import Expert, compatible
 from valign.merging.moments import Moments, activation_moments, block_of, text_moments
-from valign.merging.regression import RIDGE, Edit, NormalEquations, assemble, fuse
+from valign.merging.regression import RIDGE, Edit, regmean
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.text_states import text_readers, token_states
@@ -198,7 +197,8 @@ class RegMean(MergeMethod):
     ) -> dict[str, Delta]:
         """RegMean++ (arXiv 2508.03121): block after block, each on what it reads of the blocks merged before it."""
         merged = dict(known)
-        blocks = list(dict.fromkeys(block_of(name) for name, _ in model.denoiser.named_modules() if name in set(modules)))
+        order = activation_moments(model, modules, texts[0][:1], states=1, steps=1)  # a U-Net's modules are not listed as they run
+        blocks = list(dict.fromkeys(map(block_of, order)))
         for block in track(blocks, "merging blocks"):
             own = [module for module in modules if block_of(module) == block]
             before = {module: on_device(delta, model.device) for module, delta in merged.items()}
@@ -215,110 +215,3 @@ class RegMean(MergeMethod):
     ) -> Iterator[tuple[str, Delta]]:
         yield from stream
         context.results["condition_worst"] = max(conditions.values())
-
-
-def regmean(
-    experts: Sequence[Expert],
-    moments: Mapping[str, Moments] | Sequence[Moments],
-    preserve: Moments | None,
-    *,
-    lam: float = 1.0,
-    ridge: float = RIDGE,
-    edits: Mapping[str, Edit] | None = None,
-    rank: int | None = None,
-    modules: Sequence[str] | None = None,
-    errors: MutableMapping[str, float] | None = None,
-    conditions: MutableMapping[str, float] | None = None,
-    allow_base_mismatch: bool = False,
-) -> Iterator[tuple[str, Delta]]:
-    """Fuse experts in closed form, one module at a time in sorted order; solved in float64, answered in float32.
-
-    Args:
-        experts: Low-rank or dense changes; ``weight`` is s_i.
-        moments: Per expert (by name, or in order) and module: second moments ``[fan_in, fan_in]`` of the layer's inputs on the
-            expert's prompts. Layers that read the same should hold the same tensor: it is factorized once.
-        preserve: The same of benign captions; None preserves nothing.
-        lam: Weight of ``preserve``, at least 0.
-        ridge: ``mu`` over the mean eigenvalue of ``preserve`` (of the experts' moments, where there is none), at least 0.
-        edits: What else moves, by module.
-        rank: Truncate each module to this rank, where it has more (`compress`).
-        modules: Those to fuse; all of the experts' if left out.
-        errors: Filled, module by module, with the relative Frobenius error of the truncation.
-        conditions: Filled, module by module, with the condition number of the system.
-    Raises: UserError if experts do not fit together, a layer's inputs were not collected or do not fit its shape; and, while it
-        streams, for a system that is singular or worse conditioned than `WORST_CONDITION`.
-    """
-    check_range("regmean.lam", lam, low=0)
-    check_range("regmean.ridge", ridge, low=0)
-    adapted = compatible("regmean", experts, allow_base_mismatch=allow_base_mismatch)
-    modules = adapted if modules is None else sorted(modules)
-    if rank is not None:
-        check_range("regmean.rank", rank, low=1)
-    listed = _in_order(experts, moments)
-    shapes = {module: experts[0].file.entries[module].shape[1] for module in modules}
-    for name, found in (
-        *zip((expert.name for expert in experts), listed),
-        *([("the preserved captions", preserve)] if preserve else []),
-    ):
-        _check_moments(name, found, shapes)
-    return _stream(experts, listed, preserve, modules, lam, ridge, edits or {}, rank, errors, conditions)
-
-
-def _stream(
-    experts: Sequence[Expert],
-    moments: Sequence[Moments],
-    preserve: Moments | None,
-    modules: Sequence[str],
-    lam: float,
-    ridge: float,
-    edits: Mapping[str, Edit],
-    rank: int | None,
-    errors: MutableMapping[str, float] | None,
-    conditions: MutableMapping[str, float] | None,
-) -> Iterator[tuple[str, Delta]]:
-    solved: tuple[list[object], NormalEquations | None] = ([], None)  # of the last module: neighbours often read the same
-    for module in modules:
-        grams, kept, edit = [one[module] for one in moments], preserve[module] if preserve else None, edits.get(module)
-        key: list[object] = [*grams, kept, edit and edit.states]
-        same = len(key) == len(solved[0]) and all(mine is other for mine, other in zip(key, solved[0]))
-        system = solved[1] if same and solved[1] else assemble(grams, kept, lam=lam, ridge=ridge, edit=edit, name=module)
-        solved = (key, system)
-        merged = fuse([expert.factors(module) for expert in experts], grams, system, edit=edit)
-        error = 0.0
-        if rank is not None and merged.rank > rank:
-            merged, error = compress_dense(merged.matrix, rank) if isinstance(merged, DenseDelta) else compress(merged, rank)
-        if errors is not None:
-            errors[module] = error
-        if conditions is not None:
-            conditions[module] = system.condition
-        yield module, merged
-
-
-def _in_order(experts: Sequence[Expert], moments: Mapping[str, Moments] | Sequence[Moments]) -> list[Moments]:
-    names = [expert.name for expert in experts]
-    if not isinstance(moments, Mapping):
-        moments = dict(zip(names, moments)) if len(moments) == len(names) else {}
-    missing = [name for name in names if name not in moments]
-    if missing:
-        raise UserError(f"regmean.moments must hold second moments for every expert, got none for {', '.join(missing)}.")
-    return [moments[name] for name in names]
-
-
-def _check_moments(name: str, moments: Moments, widths: Mapping[str, int]) -> None:
-    missing = sorted(set(widths) - set(moments))
-    if missing:
-        raise UserError(
-            f"regmean.moments of {name} must hold every adapted layer, got none of {missing[0]} and {len(missing) - 1} more. "
-            "Collect the inputs of these layers, too."
-        )
-    checked: set[int] = set()
-    for module, width in widths.items():
-        matrix = moments[module]
-        if tuple(matrix.shape) != (width, width):
-            raise UserError(
-                f"regmean.moments of {name} must be [{width}, {width}] for {module}, got {list(matrix.shape)}. "
-                "Collect them with the experts' own model."
-            )
-        if id(matrix) not in checked and not matrix.isfinite().all():
-            raise UserError(f"regmean.moments of {name} must be finite, got NaN or infinity for {module}.")
-        checked.add(id(matrix))
