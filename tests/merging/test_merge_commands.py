@@ -128,6 +128,7 @@ def test_regmean_on_a_pipeline(tiny_sd, tmp_path):
     asked = ("--model", tiny_sd, "--data", tmp_path / "data", "--device", "cpu")
     summary = json.loads(merge("regmean", *experts, "-o", tmp_path / "out", "--weight", "hate=1.5", *asked).stdout)
     assert (summary["modules"], summary["ranks"]) == (len(shapes), [4, 4])
+    assert 1 < summary["condition_worst"] < 1e12
     record = open_adapter(tmp_path / "out").metadata
     assert record["merge_method"] == "regmean"
     assert (record["options"]["lam"], record["options"]["captions"]) == (1.0, 300)

@@ -167,7 +167,8 @@ def write(folder: Path, name: str, method: "MergeMethod", experts: "Sequence[Exp
         merged = method(experts, context)
         if "shares" in context.results:
             err.print(_shares(context.results["shares"]))
-        run.finish(**write_merge(merged, folder, metadata, prefix=experts[0].file.prefix, errors=context.errors))
+        made = write_merge(merged, folder, metadata, prefix=experts[0].file.prefix, errors=context.errors)
+        run.finish(**made, **context.results)
     out.print_json(data={"adapter": str(folder), **run.results})
 
 
