@@ -260,7 +260,7 @@ def test_a_block_is_the_name_before_the_layer():
     assert block_of("mid_block.to_v") == "mid_block"
 
 
-def test_text_layers_are_fused_from_the_text_encoder_alone(model, monkeypatch):
+def test_text_layers_are_fused_from_the_text_encoder_alone(model, monkeypatch, caplog):
     monkeypatch.setattr(MODULE, "activation_moments", lambda *a, **k: pytest.fail("no image is needed"))
     experts = experts_on(model, (TEXT,))
     context = context_of(model)
@@ -271,9 +271,11 @@ def test_text_layers_are_fused_from_the_text_encoder_alone(model, monkeypatch):
     for module in modules:
         assert_close(found[module], wanted[module], rtol=1e-4, atol=1e-6)
     assert context.results["condition_worst"] > 1
+    caplog.clear()
     for inputs in ("own", "merged"):  # nothing that a text layer reads depends on another layer
         again = deltas(RegMean(lam=2.0, inputs=inputs)(experts, context_of(model)))
         assert all(torch.equal(again[module], found[module]) for module in modules)
+        assert ("inputs merged changes nothing here" in caplog.text) == (inputs == "merged")
 
 
 def test_regmean_plus_plus_reads_the_merged_model(model):

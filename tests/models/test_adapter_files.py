@@ -441,7 +441,7 @@ def test_factors_that_are_not_finite_are_refused_with_their_file(tmp_path):
     ("base", "kept"),
     [
         ("/home/somebody/models/sd15", "sd15"),
-        ("/root/.cache/huggingface/hub/models--owner--name/snapshots/0a1b", "owner/name"),
+        ("/home/somebody/.cache/huggingface/hub/models--owner--name/snapshots/0a1b", "owner/name"),
         ("owner/name", "owner/name"),
         ("~/models/sd15/", "sd15"),
     ],

@@ -188,7 +188,7 @@ def calibration(name: str, experts: "Sequence[Expert]", options: CalibrationOpti
 def _preserved(name: str, options: PreservingOptions) -> dict[str, Any]:
     """Captions and edits. Raises: UserError if there are no captions, or the policy is not one."""
     from valign.cli.data import read_retained
-    from valign.data.images.latents import open_latents
+    from valign.data.images.latents import retained_prompts
     from valign.data.prompts.pairs import load_pairs
     from valign.policy import load_policy
     from valign.recipes.baselines import policy_concepts
@@ -198,10 +198,8 @@ def _preserved(name: str, options: PreservingOptions) -> dict[str, Any]:
         return {"captions": read_retained(options.benign, load_policy(options.edit or "default")), "edits": edits}
     if options.data is None:
         raise UserError(f"{name} needs --benign FILE, captions on which the merge leaves the model as it is.")
-    latents = options.data / "latents"
-    kept = open_latents(options.data).retained_prompts if (latents / "run.json").exists() else ()
     safe = [pair.safe for pair in load_pairs(options.data / "prompts" / "pairs.parquet")]
-    return {"captions": kept or tuple(dict.fromkeys(safe)), "edits": edits}
+    return {"captions": tuple(retained_prompts(options.data) or dict.fromkeys(safe)), "edits": edits}
 
 
 def _calibration_prompts(name: str, experts: "Sequence[Expert]", data: Path | None, prompts: Path | None) -> dict[str, list[str]]:

@@ -83,6 +83,8 @@ class RegMean(MergeMethod):
         check_model("regmean", model, experts, modules, context.allow_base_mismatch)
         read, edits = self._text_moments(model, texts, modules), self._edits(model, context.calibration.edits, modules)
         others = [module for module in modules if module not in read[0]]
+        if self.inputs == "merged" and not others:
+            log.warning("inputs merged changes nothing here: all adapted layers read the text alone.")
         conditions: dict[str, float] = {}
         if others and self.inputs == "merged":
             known = dict(self._solve(experts, read, edits, sorted(read[0]), context, conditions))

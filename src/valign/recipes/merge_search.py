@@ -103,7 +103,9 @@ def _name(merge: str, candidate: Candidate) -> str:
 
 def _harm(system: Mapping[str, Any]) -> float:
     rate = cell(system, "", "all")
-    return float(rate["share"]["value"]) if rate else 0.0
+    if rate is None:
+        raise ValueError(f"{system['name']} must be measured on unsafe prompts to choose a merge by, got none.")
+    return float(rate["share"]["value"])
 
 
 def _benign(system: Mapping[str, Any]) -> float:
