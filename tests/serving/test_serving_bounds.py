@@ -194,7 +194,7 @@ def test_a_stage_that_hangs_or_panics_ends_no_thread(tmp_path, monkeypatch):
         monkeypatch.setattr(Guard, "check_many", lambda *arguments, **options: (_ for _ in ()).throw(Panic))
         assert ask(url + MODERATIONS, {"input": "a cat"}).status == 503
         monkeypatch.undo()
-        assert ask(url + MODERATIONS, {"input": "a cat"}).status == 200
+        until(lambda: ask(url + MODERATIONS, {"input": "a cat"}).status == 200)  # 0.2 s are short on a busy machine
 
 
 def test_a_model_that_hangs_is_an_answer(tmp_path):
@@ -203,7 +203,7 @@ def test_a_model_that_hangs_is_an_answer(tmp_path):
         found = ask(url + IMAGES, {"prompt": "a cat"})
         assert (found.status, found.json()["error"]["code"]) == (503, "model_unavailable")
         model.wait.set()
-        assert ask(url + IMAGES, {"prompt": "a cat"}).status == 200
+        until(lambda: ask(url + IMAGES, {"prompt": "a cat"}).status == 200)  # 0.2 s are short on a busy machine
 
 
 def test_refused_requests_count_against_the_rate(tmp_path):
