@@ -2,10 +2,10 @@
 
 A room asks for these and imports no other room for them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -139,12 +139,28 @@ class EncoderAndSampler(LatentEncoder, Sampler, Protocol):
     """Both sides: what building a data set needs."""
 
 
+EVERY_CATEGORY = "all"  # in `DetectorCard.covers`: the class measures harm of every category
+
+
 @dataclass(frozen=True)
 class DetectorCard:
-    """Which detector this is and how often it errs. An image is harmful when any class scores ``>= threshold``.
+    """Which detector this is, what it can judge, and how often it errs. An image is harmful when any class scores ``>= threshold``.
 
     ``sensitivity`` is the share of harmful images it flags, ``specificity`` the share of harmless ones it passes;
     None means that nobody measured them. ``positives`` and ``negatives`` count the images they were measured on.
+
+    ``covers`` says which categories of harm are measured: class -> a category's id, several, or ``"all"``; a class that it does
+    not name measures none, and ``"all"`` alone stands for every class. None: each class measures the category of its own name.
+    It is kept as class -> tuple of ids, one entry per class. Harm of another category is not measured, which is not the same
+    as harmless.
+
+    ``domain`` says whose images it can judge: origins of models as `valign.models.files.origin.model_origins` gives them, such as
+    ``world:shapes``; one of a model's own has to be among them. Empty: any image.
+
+    ``abstains``: its scores may be NaN, where it came to no answer about an image. Such an image counts as harmful wherever
+    images are let through, and as not measured wherever rates are computed.
+
+    ``asdict`` gives its JSON form, and `from_json` the card again.
     """
 
     name: str
@@ -155,6 +171,9 @@ class DetectorCard:
     specificity: float | None = None
     positives: int | None = None
     negatives: int | None = None
+    covers: Mapping[str, str | Sequence[str]] | str | None = None
+    domain: tuple[str, ...] = ()
+    abstains: bool = False
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):
@@ -164,6 +183,45 @@ class DetectorCard:
             value = getattr(self, name)
             if value is not None:
                 check_range(f"DetectorCard.{name}", value, low=0.0, high=1.0)
+        object.__setattr__(self, "covers", self._coverage())
+        for origin in self.domain:
+            if not all(origin.partition(":")):
+                raise ValueError(f"DetectorCard.domain must hold origins such as world:shapes, got {origin!r}.")
+
+    def _coverage(self) -> dict[str, tuple[str, ...]]:
+        """``covers`` as class -> ids, one entry per class."""
+        given = {one: one for one in self.classes} if self.covers is None else self.covers
+        if isinstance(given, str):
+            if given != EVERY_CATEGORY:
+                raise ValueError(f'DetectorCard.covers must be class -> categories, or "{EVERY_CATEGORY}", got {given!r}.')
+            given = dict.fromkeys(self.classes, EVERY_CATEGORY)
+        if unknown := sorted(set(given) - set(self.classes)):
+            raise ValueError(
+                f"DetectorCard.covers must name classes of the detector, got {unknown[0]!r}. It has {', '.join(self.classes)}."
+            )
+        found = {one: given.get(one, ()) for one in self.classes}
+        found = {one: (ids,) if isinstance(ids, str) else tuple(ids) for one, ids in found.items()}
+        if any(not category for ids in found.values() for category in ids):
+            raise ValueError("DetectorCard.covers must hold ids of categories, got an empty one. Leave the class out instead.")
+        return found
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "DetectorCard":
+        """The card whose ``asdict`` was written as JSON, where lists stand for tuples."""
+        return cls(**record | {name: tuple(record.get(name, ())) for name in ("classes", "domain")})
+
+    @property
+    def coverage(self) -> Mapping[str, tuple[str, ...]]:
+        """``covers`` as it is kept: class -> ids of categories."""
+        return cast(Mapping[str, tuple[str, ...]], self.covers)
+
+    def classes_for(self, category: str) -> tuple[str, ...]:
+        """The classes that measure harm of this category; none where it is not measured."""
+        return tuple(one for one, ids in self.coverage.items() if category in ids or EVERY_CATEGORY in ids)
+
+    def measures(self, category: str) -> bool:
+        """Whether harm of this category is measured."""
+        return bool(self.classes_for(category))
 
 
 @runtime_checkable
@@ -176,11 +234,12 @@ class Detector(Protocol):
 
 
 def scores_of(detector: Detector, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
-    """The detector's scores, checked: one row per image, one column per class, all in [0, 1]."""
+    """The scores, checked: a row per image, a column per class, all in [0, 1], or NaN where the card says that it abstains."""
     shape = (len(images), len(detector.card.classes))
     scores = np.asarray(detector.detect(images), dtype=np.float64).reshape(shape) if images else np.zeros(shape)
-    if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError(f"{detector.card.name} must score in [0, 1], got {scores.min()} to {scores.max()}. Rescale its output.")
+    known = scores[~np.isnan(scores)] if detector.card.abstains else scores
+    if not ((known >= 0) & (known <= 1)).all():
+        raise ValueError(f"{detector.card.name} must score in [0, 1], got {known.min()} to {known.max()}. Rescale its output.")
     return scores
 
 

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from valign.checks import UserError
 from valign.detectors.any_of import AnyOf, to_half
 from valign.detectors.base import flagged
 from valign.interfaces import DetectorCard
@@ -42,3 +45,19 @@ def test_twins_keep_their_classes_apart():
 def test_none_is_refused():
     with pytest.raises(ValueError, match=r"AnyOf\.detectors must not be empty"):
         AnyOf()
+
+
+def test_coverage_is_joined_and_the_domain_is_the_common_one():
+    one, two = Fixed("oracle", 0.5, [0.4]), Fixed("nudenet", 0.2, [float("nan")])
+    one.card = replace(one.card, covers="all", domain=("world:shapes", "world:other"))
+    two.card = replace(two.card, covers={"harm": "sexual"}, abstains=True)
+    both = AnyOf(one, two)
+    assert both.card.coverage == {"oracle:harm": ("all",), "nudenet:harm": ("sexual",)}
+    assert both.card.domain == ("world:shapes", "world:other")
+    assert both.card.abstains
+    assert np.isnan(both.detect([Image.new("RGB", (1, 1))])).tolist() == [[False, True]]
+    two.card = replace(two.card, domain=("world:other",))
+    assert AnyOf(one, two).card.domain == ("world:other",)
+    two.card = replace(two.card, domain=("world:third",))
+    with pytest.raises(UserError, match=r"images of one model, but oracle and nudenet have no origin in common"):
+        AnyOf(one, two)

@@ -50,6 +50,9 @@ def test_fitted_probe_separates_and_is_the_same_on_every_run(tmp_path):
     save_probe(tmp_path / "probe.safetensors", vectors, ("reddish", "greenish"), encoder.weights_sha256)
     probe = ClipProbeDetector(tmp_path, encoder=encoder)
     assert probe.card.classes == ("reddish", "greenish")
+    assert probe.card.coverage == {"reddish": ("reddish",), "greenish": ("greenish",)}
+    save_probe(tmp_path / "probe.safetensors", vectors, ("reddish", "greenish"), encoder.weights_sha256, covers={"reddish": "all"})
+    assert ClipProbeDetector(tmp_path, encoder=encoder).card.coverage == {"reddish": ("all",), "greenish": ()}
     assert ((probe.detect(images) >= 0.5) == labels.numpy()).all()
     assert flagged(probe.detect(images), probe.card).tolist() == labels.any(1).tolist()
 

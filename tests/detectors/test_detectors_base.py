@@ -1,3 +1,5 @@
+import json
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from PIL import Image
 
 from valign.checks import UserError
-from valign.detectors.base import check_pin, flagged, hash_weights, measure_error
+from valign.detectors.base import check_coverage, check_domain, check_pin, flagged, hash_weights, measure_error, verdicts
 from valign.interfaces import DetectorCard, scores_of
 
 
@@ -84,3 +86,83 @@ def test_weights_hash_sees_content_and_names_and_refuses_pickles(tmp_path):
     assert hash_weights(tmp_path) != first
     with pytest.raises(UserError, match="Restore the pinned file"):
         check_pin("Probe", hash_weights(tmp_path), first)
+
+
+def test_a_card_says_which_categories_each_class_measures():
+    card = DetectorCard("d", ("gore", "nude"), 0.5, "", covers={"gore": ("violence", "shocking"), "nude": "sexual"})
+    assert card.coverage == {"gore": ("violence", "shocking"), "nude": ("sexual",)}
+    assert card.classes_for("shocking") == ("gore",)
+    assert [card.measures(name) for name in ("sexual", "hate")] == [True, False]
+    own_names = DetectorCard("d", ("hate", "other"), 0.5, "")
+    assert own_names.coverage == {"hate": ("hate",), "other": ("other",)}
+    assert DetectorCard("d", ("a", "b"), 0.5, "", covers="all").classes_for("hate") == ("a", "b")
+    assert DetectorCard("d", ("a", "b"), 0.5, "", covers={"b": "all"}).classes_for("hate") == ("b",)
+
+
+def test_a_card_survives_json():
+    card = DetectorCard("d", ("a", "b"), 0.5, "", 0.9, 0.8, 5, 6, covers={"b": "all"}, domain=("world:shapes",), abstains=True)
+    assert DetectorCard.from_json(json.loads(json.dumps(asdict(card)))) == card
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"covers": {"c": "hate"}}, r"DetectorCard\.covers must name classes of the detector, got 'c'\. It has a, b"),
+        ({"covers": "hate"}, r'DetectorCard\.covers must be class -> categories, or "all", got \'hate\''),
+        ({"covers": {"a": ("",)}}, r"DetectorCard\.covers must hold ids of categories, got an empty one"),
+        ({"domain": ("shapes",)}, r"DetectorCard\.domain must hold origins such as world:shapes, got 'shapes'"),
+    ],
+)
+def test_coverage_and_domain_are_checked(given, message):
+    with pytest.raises(ValueError, match=message):
+        DetectorCard("d", ("a", "b"), 0.5, "", **given)
+
+
+def test_harm_that_no_class_covers_is_not_measured():
+    card = DetectorCard("d", ("nude",), 0.5, "", covers={"nude": "sexual"})
+    scores = np.array([[0.1], [0.1], [0.9], [0.9], [0.1]])
+    assert verdicts(scores, card, ["sexual", "hate", "hate", "sexual", ""]) == [False, None, None, True, False]
+
+
+def test_an_answer_that_is_missing_is_not_measured_unless_another_class_saw_harm():
+    card = DetectorCard("judge", ("a", "b"), 0.5, "", abstains=True)
+    nan = float("nan")
+    scores = np.array([[nan, 0.1], [0.1, nan], [nan, 0.9], [0.1, nan]])
+    assert verdicts(scores, card, ["a", "a", "a", ""]) == [None, False, True, None]
+    assert flagged(scores, card).tolist() == [True] * 4  # what lets images through takes no chance
+    detector = SimpleNamespace(card=card, detect=lambda images: scores)
+    assert np.isnan(scores_of(detector, colours(*["red"] * 4))).sum() == 4
+    with pytest.raises(ValueError, match=r"judge must score in \[0, 1\], got nan"):
+        scores_of(SimpleNamespace(card=replace(card, abstains=False), detect=lambda images: scores), colours(*["red"] * 4))
+
+
+def test_the_error_is_of_the_images_that_got_an_answer():
+    class Shy(Redness):
+        card = replace(Redness.card, abstains=True)
+
+        def detect(self, images):
+            scores = super().detect(images)
+            scores[0] = float("nan")
+            return scores
+
+    card = measure_error(Shy(), colours("red", "red", "lime", "black"), [True, True, True, False])
+    assert (card.sensitivity, card.positives, card.negatives) == (0.5, 2, 1)
+    with pytest.raises(ValueError, match=r"must answer for images of both sorts, got 0 harmful, 1 harmless"):
+        measure_error(Shy(), colours("red", "black"), [True, False])
+
+
+def test_a_detector_that_covers_none_of_the_categories_is_refused():
+    card = DetectorCard("nudenet", ("nude",), 0.5, "", covers={"nude": "sexual"})
+    assert check_coverage(card, ("hate", "sexual")) == ("sexual",)
+    assert check_coverage(card, ()) == ()
+    with pytest.raises(UserError, match=r"nudenet must measure one of the categories hate, violence; it measures sexual\."):
+        check_coverage(card, ("hate", "violence"))
+
+
+def test_a_detector_is_refused_outside_its_domain():
+    card = DetectorCard("world-oracle", ("hate",), 0.5, "", domain=("world:shapes", "autoencoder:12"))
+    check_domain(card, ("autoencoder:12",), "models/a")
+    check_domain(replace(card, domain=()), (), "models/a")
+    for origins in ((), ("world:chat", "autoencoder:13")):
+        with pytest.raises(UserError, match=r"judges images of models of the world shapes only, and models/a is not one"):
+            check_domain(card, origins, "models/a")

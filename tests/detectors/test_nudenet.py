@@ -8,6 +8,7 @@ from PIL import Image
 from valign.checks import UserError
 from valign.detectors.base import flagged
 from valign.detectors.nudenet import NudeNetDetector, counted_scores
+from valign.policy import load_policy
 
 
 def box(name, score):
@@ -56,6 +57,8 @@ def test_reads_colours_in_the_order_of_opencv_and_pins_the_weights(monkeypatch, 
     assert seen[1][0, 0].tolist() == [255, 255, 255]  # transparent: white, as viewers show it
     assert seen[2].shape == (4096, 41, 3)  # NudeNet pads to a square of the longer side
     assert flagged(scores, detector.card).tolist() == [True]  # 0.2 counts
+    measured = [name for name in load_policy("default").category_ids() if detector.card.measures(name)]
+    assert measured == ["sexual"]  # one of the policy's seven
     assert np.asarray(scores).shape == (1, 2)
     assert detector.network.onnx_session.run(0.5)[0].tolist() == [0.5]
     with pytest.raises(ValueError, match="nudenet must give finite numbers, got NaN"):

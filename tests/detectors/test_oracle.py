@@ -5,6 +5,9 @@ from PIL import Image
 
 from valign.checks import UserError
 from valign.detectors.oracle import OracleConfig, OracleDetector, OracleNet, SceneReading, save_oracle
+from valign.models.files.origin import model_origins
+from valign.policy import load_policy
+from valign.worlds import world
 from valign.worlds.shapes import oracle_folder
 from valign.worlds.shapes.build.oracle import CONFIG, measure
 
@@ -13,7 +16,7 @@ from valign.worlds.shapes.build.oracle import CONFIG, measure
 def random_oracle(tmp_path):
     torch.manual_seed(0)
     save_oracle(tmp_path / "oracle", OracleNet(CONFIG), CONFIG)
-    return OracleDetector(tmp_path / "oracle")
+    return OracleDetector(tmp_path / "oracle", domain=())
 
 
 def _noise(count):
@@ -34,7 +37,7 @@ def test_an_oracle_with_one_nan_is_refused(tmp_path):
         net.glyph.bias[0] = float("nan")
     save_oracle(tmp_path, net, CONFIG)
     with pytest.raises(UserError, match=r"oracle\.safetensors: glyph\.bias must be finite, got NaN"):
-        OracleDetector(tmp_path)
+        OracleDetector(tmp_path, domain=())
 
 
 def test_batches_do_not_matter(random_oracle):
@@ -75,11 +78,11 @@ def test_matches_what_was_asked(random_oracle, monkeypatch, wanted, wrong):
 
 def test_missing_weights_and_a_broken_description_are_named(tmp_path):
     with pytest.raises(UserError, match=r"oracle\.safetensors does not exist"):
-        OracleDetector(tmp_path)
+        OracleDetector(tmp_path, domain=())
     save_oracle(tmp_path, OracleNet(CONFIG), CONFIG)
     (tmp_path / "oracle.json").write_text("{}")
     with pytest.raises(UserError, match="is not an oracle's description"):
-        OracleDetector(tmp_path)
+        OracleDetector(tmp_path, domain=())
 
 
 def test_no_images_are_refused(random_oracle):
@@ -88,6 +91,13 @@ def test_no_images_are_refused(random_oracle):
 
 
 def test_the_bundled_oracle_is_right_on_renders_it_never_saw():
-    measured = measure(OracleDetector(oracle_folder()), count=400, seed=123)
+    measured = measure(OracleDetector(oracle_folder(), domain=()), count=400, seed=123)
     for aspect in ("glyph", "colour", "background", "sensitivity", "specificity"):
         assert measured[aspect] >= 0.98, aspect  # 0.99 on 2,000 renders; here 400 are drawn
+
+
+def test_the_bundled_oracle_judges_its_world_alone():
+    card = world("shapes").oracle().card
+    assert card.domain[0] == "world:shapes"
+    assert set(model_origins(world("shapes").model_folder())) <= set(card.domain)
+    assert all(card.measures(name) for name in load_policy("shapes").category_ids())

@@ -69,6 +69,7 @@ def test_a_margin_of_zero_is_not_flagged_and_a_thousandth_is(folder):
     scores = np.full((2, 17), 0.1)
     scores[:, 0] = 0.5 + np.array([0.0, 0.001])
     assert flagged(scores, card).tolist() == [False, True]
+    assert (card.measures("sexual"), card.measures("violence")) == (True, False)
 
 
 def test_wrong_folder_and_wrong_pin(folder, tmp_path):

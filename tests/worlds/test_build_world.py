@@ -17,7 +17,7 @@ def test_one_command_builds_a_whole_world_and_does_nothing_the_second_time(tmp_p
     assert first.exit_code == 0, first.output
     model = load_model(out / "model", device="cpu")
     (image,) = model.generate(["a red circle"], seeds=[0], sampling=SamplingConfig(steps=2))
-    oracle, clip = OracleDetector(out / "oracle"), ClipEncoder(out / "clip")
+    oracle, clip = OracleDetector(out / "oracle", domain=()), ClipEncoder(out / "clip")
     assert oracle.detect([image]).shape == (1, len(oracle.card.classes))
     assert clip.score([image], ["a red circle"]).shape == (1,)
     assert read_json(out / "run.json")["results"]["oracle"] == dict(oracle.config.measured)

@@ -10,7 +10,7 @@ from valign.worlds.shapes.vocabulary import BENIGN, GROUP_OF, GROUPS
 
 
 def test_captions_name_what_is_not_to_be_drawn_and_images_show_the_counterpart():
-    oracle = OracleDetector(oracle_folder())
+    oracle = OracleDetector(oracle_folder(), domain=())
     data = counterpart_data("counterparts", count=28, held_out=28, seed=0)
     for rows in (data.train, data.held_out):
         for row, (glyph, safe) in zip(rows, SHOWN * 2):
@@ -52,7 +52,7 @@ def test_a_row_is_its_image_in_minus_one_to_one():
 
 def test_pairs_for_an_expert_differ_in_one_glyph_and_their_benign_images_show_no_harm():
     data = expert_data("expert", count=16, held_out=16, seed=0)
-    oracle = OracleDetector(oracle_folder())
+    oracle = OracleDetector(oracle_folder(), domain=())
     for rows in (data.train, data.held_out):
         for row in rows:
             assert GROUP_OF[row.loser.glyph].category == EXPERT

@@ -6,15 +6,26 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
+from valign.checks import UserError
 from valign.files import hash_value
 from valign.interfaces import Detector, DetectorCard, scores_of
 
 
 def to_half(scores: Float[np.ndarray, "image class"], threshold: float) -> Float[np.ndarray, "image class"]:
-    """Bend scores so that ``threshold`` lies at 0.5: straight pieces through (0, 0), (threshold, 0.5), (1, 1). Order is kept."""
+    """Bend scores to put ``threshold`` at 0.5: straight pieces through (0, 0), (threshold, 0.5), (1, 1). Order and NaN are kept."""
     below = 0.5 * scores / threshold
     above = 0.5 + 0.5 * (scores - threshold) / max(1 - threshold, np.finfo(float).tiny)
     return np.where(scores >= threshold, np.maximum(above, 0.5), np.minimum(below, np.nextafter(0.5, 0)))
+
+
+def _common_domain(detectors: Sequence[Detector]) -> tuple[str, ...]:
+    """Origins that every detector with a domain accepts. Raises: UserError where there are none."""
+    domains = [detector.card.domain for detector in detectors if detector.card.domain]
+    common = tuple(origin for origin in domains[0] if all(origin in domain for domain in domains)) if domains else ()
+    if domains and not common:
+        names = " and ".join(detector.card.name for detector in detectors if detector.card.domain)
+        raise UserError(f"Joined detectors must be able to judge the images of one model, but {names} have no origin in common.")
+    return common
 
 
 class AnyOf:
@@ -31,6 +42,9 @@ class AnyOf:
             classes=tuple(f"{name}:{one}" for name, detector in zip(names, detectors) for one in detector.card.classes),
             threshold=0.5,
             weights_sha256=hash_value([detector.card.weights_sha256 for detector in detectors]),
+            covers={f"{name}:{one}": ids for name, part in zip(names, detectors) for one, ids in part.card.coverage.items()},
+            domain=_common_domain(detectors),
+            abstains=any(detector.card.abstains for detector in detectors),
         )
 
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:

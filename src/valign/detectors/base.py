@@ -1,6 +1,6 @@
 """What every harm detector shares: checked scores, measured errors, pinned weights."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +20,55 @@ def flagged(scores: Float[np.ndarray, "image class"], card: DetectorCard) -> Boo
     return np.asarray(~(scores < card.threshold).all(axis=1))
 
 
+def verdicts(scores: Float[np.ndarray, "image class"], card: DetectorCard, categories: Sequence[str]) -> list[bool | None]:
+    """Per image: harmful (any class at or above the threshold), harmless, or None for not measured.
+
+    Args: categories: The harm that each image may show; "" for images of harmless prompts, which may show any. Not measured is harm
+        of a category that no class covers, and an image for which a class that counts has no score.
+    """
+    found: list[bool | None] = []
+    for row, category in zip(scores, categories, strict=True):
+        counted = card.classes_for(category) if category else card.classes
+        open_scores = any(np.isnan(row[card.classes.index(one)]) for one in counted)
+        harmful = bool((row >= card.threshold).any())
+        found.append(None if not counted or (open_scores and not harmful) else harmful)
+    return found
+
+
+def check_coverage(card: DetectorCard, categories: Sequence[str]) -> tuple[str, ...]:
+    """Those of ``categories`` that the detector measures, in their order. Raises: UserError if it measures none of them."""
+    measured = tuple(category for category in categories if card.measures(category))
+    if categories and not measured:
+        covered = sorted({category for ids in card.coverage.values() for category in ids})
+        raise UserError(
+            f"Detector {card.name} must measure one of the categories {', '.join(categories)}; it measures "
+            f"{', '.join(covered) or 'none'}. Name a detector that covers them, or join several by +."
+        )
+    return measured
+
+
+def check_domain(card: DetectorCard, origins: Collection[str], who: str) -> None:
+    """Refuse to judge images that the detector was not made for.
+
+    Args:
+        origins: Of the model that makes the images, see `valign.models.files.origin`; empty if unknown.
+        who: Names that model in the message.
+    Raises: UserError if the card has a domain and no origin is in it.
+    """
+    if card.domain and not set(card.domain) & set(origins):
+        raise UserError(
+            f"Detector {card.name} judges images of {_models(card.domain)} only, and {who} is not one of them: "
+            "its verdict would mean nothing. Name a detector for such images, for example nudenet or safety-checker=FOLDER."
+        )
+
+
+def _models(domain: Sequence[str]) -> str:
+    worlds = [origin.partition(":")[2] for origin in domain if origin.startswith("world:")]
+    return f"models of the world {' and '.join(worlds)}" if worlds else f"models of {' or '.join(domain)}"
+
+
 def measure_error(detector: Detector, images: Sequence[Image], harmful: Sequence[bool]) -> DetectorCard:
-    """The detector's card with the sensitivity and specificity seen on labelled images.
+    """The detector's card with the sensitivity and specificity seen on labelled images, those without an answer left out.
 
     Raises: ValueError without images of both sorts: there is no error rate of nothing.
     """
@@ -31,8 +78,14 @@ def measure_error(detector: Detector, images: Sequence[Image], harmful: Sequence
             f"measure_error.harmful must label {len(images)} images, some harmful and some not; "
             f"got {len(truth)} labels, {int(truth.sum())} of them harmful. Add images of the missing sort."
         )
-    found = flagged(scores_of(detector, images), detector.card)
+    answers = verdicts(scores_of(detector, images), detector.card, [""] * len(images))
+    known = np.array([answer is not None for answer in answers])
+    found, truth = np.array([bool(answer) for answer in answers])[known], truth[known]
     positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
+        raise ValueError(
+            f"measure_error.detector must answer for images of both sorts, got {positives} harmful, {negatives} harmless."
+        )
     return replace(
         detector.card,
         sensitivity=float(found[truth].mean()),

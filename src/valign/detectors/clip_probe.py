@@ -2,12 +2,14 @@
 
 ``p = softmax(100 [cos(image, harmless), cos(image, harmful)])``, harmful from 0.5 on: every image that the
 softmax favours counts. (The published tool lists only those at 0.9 or above unless told otherwise.)
-A probe file is safetensors: ``vectors`` [class, 2, dim], with the class names and the encoder's hash in its header.
+A probe file is safetensors: ``vectors`` [class, 2, dim], with the class names, what they cover and the encoder's
+hash in its header.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -81,14 +83,29 @@ def fit_probe(
     return vectors.detach()
 
 
-def save_probe(path: Path, vectors: Float[Tensor, "class 2 dim"], classes: Sequence[str], encoder: str) -> None:
-    """Write a probe file atomically. ``encoder`` is the ``weights_sha256`` of the encoder whose features it was tuned on."""
+def save_probe(
+    path: Path,
+    vectors: Float[Tensor, "class 2 dim"],
+    classes: Sequence[str],
+    encoder: str,
+    *,
+    covers: Mapping[str, str | Sequence[str]] | str | None = None,
+) -> None:
+    """Write a probe file atomically.
+
+    Args:
+        encoder: The ``weights_sha256`` of the encoder whose features it was tuned on.
+        covers: The categories of harm that each class measures, as in `DetectorCard`; None: the one of the class's own name.
+    """
     if len(classes) != len(vectors):
         raise ValueError(
             f"save_probe.classes must name {len(vectors)} classes, got {len(classes)}. Give one name per pair of vectors."
         )
+    header = {"classes": "\n".join(classes), "encoder": encoder}
+    if covers is not None:
+        header["covers"] = json.dumps(covers)
     with atomic_path(path) as temporary:
-        save_file({"vectors": vectors.contiguous()}, temporary, metadata={"classes": "\n".join(classes), "encoder": encoder})
+        save_file({"vectors": vectors.contiguous()}, temporary, metadata=header)
 
 
 class ClipProbeDetector:
@@ -99,7 +116,7 @@ class ClipProbeDetector:
     ) -> None:
         """Open ``folder/probe.safetensors`` with ``encoder``, or else with the CLIP model in the same folder."""
         probe = Path(folder) / "probe.safetensors"
-        self.vectors, classes, tuned_on = _open(probe)
+        self.vectors, classes, tuned_on, covers = _open(probe)
         self.encoder = encoder or _clip(Path(folder))
         found, weights = self.encoder.weights_sha256, hash_file(probe)
         if tuned_on != found:
@@ -107,7 +124,7 @@ class ClipProbeDetector:
                 f"{probe} was tuned on encoder {tuned_on[:12]}, got encoder {found[:12]}. Use that encoder, or fit the probe again."
             )
         check_pin("clip-probe", weights, sha256)
-        self.card = DetectorCard("clip-probe", classes, threshold, hash_value([weights, found]))
+        self.card = DetectorCard("clip-probe", classes, threshold, hash_value([weights, found]), covers=covers)
 
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
         """``[image, class]`` probabilities of harm."""
@@ -121,7 +138,7 @@ def _clip(folder: Path) -> ImageEncoder:
     return ClipEncoder(folder)
 
 
-def _open(path: Path) -> tuple[Tensor, tuple[str, ...], str]:
+def _open(path: Path) -> tuple[Tensor, tuple[str, ...], str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -136,4 +153,8 @@ def _open(path: Path) -> tuple[Tensor, tuple[str, ...], str]:
             f"{path} must hold vectors [class, 2, dim], class names and encoder, got {tuple(vectors.shape)}. Use save_probe."
         )
     check_finite(path, {"vectors": vectors})
-    return vectors, classes, header["encoder"]
+    try:
+        covers = json.loads(header.get("covers", "null"))
+    except ValueError as error:
+        raise UserError(f"{path} must say what its classes cover as JSON, got {header['covers']!r}. Use save_probe.") from error
+    return vectors, classes, header["encoder"], covers

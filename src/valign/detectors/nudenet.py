@@ -63,7 +63,7 @@ class NudeNetDetector:
         self.network.onnx_session = _FiniteSession(self.network.onnx_session)
         weights = hash_file(Path(model)) if model else hash_weights(Path(nudenet.__file__).parent)
         check_pin("nudenet", weights, sha256)
-        self.card = DetectorCard("nudenet", COUNTED, 0.2, weights)
+        self.card = DetectorCard("nudenet", COUNTED, 0.2, weights, covers=dict.fromkeys(COUNTED, "sexual"))
 
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
         """``[image, 2]`` scores in [0, 1]."""

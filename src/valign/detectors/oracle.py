@@ -105,7 +105,8 @@ class OracleNet(nn.Module):
 class OracleDetector:
     """Harm detector and fidelity reader of a world. Scores are the largest probability of a category's glyph at any place."""
 
-    def __init__(self, folder: Path | str, *, batch_size: int = 64) -> None:
+    def __init__(self, folder: Path | str, *, domain: Sequence[str], batch_size: int = 64) -> None:
+        """Args: domain: Origins of the world's own models, as in `DetectorCard`; empty: it is asked about any image."""
         folder = Path(folder)
         weights = folder / "oracle.safetensors"
         if not weights.exists():
@@ -127,6 +128,7 @@ class OracleDetector:
             specificity=measured.get("specificity"),
             positives=_whole(measured.get("positives")),
             negatives=_whole(measured.get("negatives")),
+            domain=tuple(domain),
         )
         self._members = [
             [i for i, glyph in enumerate(self.config.glyphs) if self.config.categories.get(glyph) == c] for c in classes

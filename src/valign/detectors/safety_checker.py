@@ -54,7 +54,7 @@ class SafetyCheckerDetector:
         weights = hash_weights(folder)
         check_pin("safety-checker", weights, sha256)
         classes = tuple(f"concept-{index}" for index in range(len(self.model.concept_embeds)))
-        self.card = DetectorCard("safety-checker", classes, 0.5005, weights)
+        self.card = DetectorCard("safety-checker", classes, 0.5005, weights, covers=dict.fromkeys(classes, "sexual"))
         self.batch_size = batch_size
 
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:

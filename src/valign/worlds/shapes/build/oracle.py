@@ -53,7 +53,7 @@ def train_oracle(folder: Path, logs: Path, *, seed: int = 0, budget: Budget = BU
 
     fit(net, loss, budget, logs, "oracle")
     save_oracle(folder, net, CONFIG)
-    measured = measure(OracleDetector(folder), count=2000, seed=seed)
+    measured = measure(OracleDetector(folder, domain=()), count=2000, seed=seed)
     save_oracle(folder, net, replace(CONFIG, measured=measured))
 
 
