@@ -14,7 +14,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/valign quickstart -o runs/quickstart
 
 bench: $(VENV)/.installed
-	$(BIN)/valign bench alignguard -o runs/bench
+	$(BIN)/valign bench methods -o runs/methods
 
 test: $(DEV)
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile

@@ -9,8 +9,10 @@ from valign.cli.common import resolve_model
 from valign.data.build import DataConfig
 from valign.data.images.value_sets import ValueDataConfig
 from valign.evaluation import Suite
-from valign.experiments.methods.bench import bench_methods
+from valign.experiments.methods import tuned
+from valign.experiments.methods.bench import BIASED, bench_methods
 from valign.experiments.methods.trained import MethodsConfig
+from valign.experiments.methods.tuned import GRIDS
 from valign.recipes.align import AlignConfig
 from valign.recipes.alignguard import AlignGuardRecipe
 from valign.recipes.livo import LivoRecipe
@@ -18,8 +20,8 @@ from valign.training.engine.loop import TrainingLoop
 from valign.training.tasks.erasing import ErasingConfig
 from valign.worlds.shapes.world import SHAPES
 
-SYSTEMS = ["base", "negative-prompt", "sld-medium", "uce", "esd-x", "esd-u", "dpo", "alignguard", "livo"]
-SYSTEMS += ["guard", "guard-alignguard", "guard-livo"]
+SYSTEMS = ["base", *GRIDS, "livo", "guard", "guard-regmean", "guard-livo"]
+FEW = {name: grid[: 2 if name in ("sum", "uce") else 1] for name, grid in GRIDS.items()}
 
 
 def tiny(seed):
@@ -53,26 +55,28 @@ def bench(tmp_path_factory):
     def run():
         return bench_methods(world, model, out, [tiny(3)])
 
-    return out, run, run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuned, "GRIDS", FEW)
+        yield out, run, run()
 
 
 def test_every_method_is_in_the_report(bench):
     out, _, summary = bench
     assert [system["name"] for system in summary["systems"]] == SYSTEMS
     page = (out / "evaluation" / "report.html").read_text()
-    for heading in ("What training costs", "Social bias", "Convergence", "Run by run"):
+    for heading in ("How every method was set", "What training costs", "Social bias", "Convergence", "Run by run"):
         assert f"<h2>{heading}</h2>" in page
 
 
 def test_costs_bias_curves_and_runs_are_recorded(bench):
     out, _, summary = bench
     record = json.loads((out / "bench.json").read_text())
-    assert sorted(record["trained"]) == ["alignguard", "dpo", "esd-u", "esd-x", "livo", "retriever", "uce"]
+    assert sorted(record["trained"]) == ["dpo", "esd-u", "esd-x", "experts", "livo", "retriever"]
     for name, runs in record["trained"].items():
         assert all(run["parameters"] > 0 and run["seconds"] > 0 for run in runs)
-        assert [run["steps"] for run in runs] == [{"alignguard": 4, "dpo": 4, "uce": 0, "retriever": 0, "livo": 2}.get(name, 1)]
-    assert record["trained"]["alignguard"][0]["parameters"] == 2 * record["trained"]["dpo"][0]["parameters"]
-    assert [one["name"] for one in record["bias"]] == [*SYSTEMS, "livo-0", "livo-1"]
+        assert [run["steps"] for run in runs] == [{"experts": 4, "dpo": 4, "retriever": 0, "livo": 2}.get(name, 1)]
+    assert record["trained"]["experts"][0]["parameters"] == 2 * record["trained"]["dpo"][0]["parameters"]
+    assert [one["name"] for one in record["bias"]] == [*BIASED, "livo-0", "livo-1"]
     base, without = record["bias"][0], record["bias"][-2]
     assert {**without, "name": "base", "versus": None} == base  # without the token LiVO is the base model
     assert {name: [point["step"] for point in points] for name, points in record["curves"].items()} == {
@@ -83,6 +87,26 @@ def test_costs_bias_curves_and_runs_are_recorded(bench):
     assert {name: run["harm"] for name, (run,) in record["by_run"].items()} == pytest.approx(
         {name: 100 * share for name, share in shares.items()}
     )
+
+
+def test_every_choice_is_recorded_with_its_candidates(bench):
+    out, _, summary = bench
+    record = json.loads((out / "bench.json").read_text())["tuned"]
+    assert list(record) == list(GRIDS)
+    for name, found in record.items():
+        assert len(found["candidates"]) == len(FEW[name])
+        assert found["chosen"] in [dict(candidate) for candidate in FEW[name]]
+        assert all(0 <= one["harm"] <= 1 and 0 <= one["benign"] <= 1 for one in found["candidates"])
+    described = {system["name"]: system["description"] for system in summary["systems"]}
+    assert f"weight {record['sum']['chosen']['weight']:g}" in described["sum"]
+    bases = [path / "evaluation" / "images" / "base" / "seconds.jsonl" for path in (out / "tuning").iterdir()]
+    assert len({path.read_bytes() for path in bases}) == 1  # generated once
+
+
+def test_every_method_has_as_many_candidates_as_the_others():
+    assert {name: len(grid) for name, grid in GRIDS.items()} == dict.fromkeys(GRIDS, tuned.SIZE)
+    assert set(GRIDS) == {"negative-prompt", "sld", "uce", "esd-x", "esd-u", "dpo", *tuned.COMPARED_MERGES}
+    assert {"co-merge", "sum", "mean", "ties", "dare-ties", "regmean"} == set(tuned.COMPARED_MERGES)
 
 
 def test_what_should_change_nothing_changes_nothing(bench):

@@ -17,30 +17,13 @@ def bench() -> None:
     """Standing comparisons on the shapes world; the documentation's tables come from them."""
 
 
-@app.command(epilog="example: valign bench alignguard -o runs/bench")
-def alignguard(
-    folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")] = Path("runs/bench"),
-    budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
-    seed: Annotated[int, Option(help="of every random draw in the run")] = 0,
-) -> None:
-    """Seven experts, Co-Merge and the other merges, one joint LoRA, negative prompt and Safe Latent Diffusion."""
-    from valign.cli.evaluate import print_summary
-    from valign.experiments.alignguard import bench_alignguard
-    from valign.worlds import world
-
-    shapes = world("shapes")
-    check_choice("budget", budget, shapes.budgets)
-    summary = bench_alignguard(shapes, resolve_model(shapes.name), folder, budget=budget, seed=seed)
-    print_summary(summary, folder / "evaluation")
-
-
 @app.command(epilog="example: valign bench methods -o runs/methods --budget quick --seeds 3")
 def methods(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path("runs/methods"),
     budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 3,
 ) -> None:
-    """Free baselines, UCE, ESD, plain DPO, AlignGuard, LiVO and the guard, over several seeds, in one report."""
+    """Free baselines, UCE, ESD, plain DPO, every merge of experts, LiVO and the guard: each set by one rule, over several seeds."""
     from valign.cli.evaluate import print_summary
     from valign.experiments.methods.bench import bench_methods
     from valign.experiments.methods.trained import methods_config
@@ -53,7 +36,7 @@ def methods(
     print_summary(summary, folder / "evaluation")
 
 
-@app.command(epilog="example: valign bench guard --adapter runs/bench/merged/co-merge/adapter -o runs/bench-guard")
+@app.command(epilog="example: valign bench guard --adapter runs/shapes/merged/adapter -o runs/bench-guard")
 def guard(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")] = Path(
         "runs/bench-guard"

@@ -1,6 +1,6 @@
 """The mean of the experts' changes, exact: the baseline that every other merge has to beat."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +17,8 @@ METHOD = Method(slug="mean", title="Exact mean of experts", paper="-", room="mer
 class MeanMerge(DeltaMerge):
     """Average the experts' changes, exactly. Weights multiply; the divisor is the number of experts."""
 
+    # times the number of experts these are the sum's: seven experts at 7 are added as they are
+    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (1.0, 3.0, 5.0, 7.0, 10.0))
     example: ClassVar[str] = "runs/hate runs/violence -o runs/mean"
 
     def rescale(self, merged: Delta, experts: int) -> Delta:

@@ -1,6 +1,6 @@
 """The weighted sum of the experts' changes (task arithmetic, arXiv 2212.04089), exact: the factors are stacked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ METHOD = Method(
 class SumMerge(DeltaMerge):
     """Add the experts' changes, exactly, without mixing their factors."""
 
+    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (0.7, 0.9, 1.1, 1.3, 1.6))
     example: ClassVar[str] = "style=runs/style safety=runs/merged --weight style=0.8 -o runs/both"
 
 

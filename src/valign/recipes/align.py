@@ -23,8 +23,8 @@ from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
 from valign.models.files.adapter_files import open_adapter
 from valign.policy import Policy
 from valign.recipes.alignguard import AlignGuardRecipe, train_experts
-from valign.recipes.merge_search import WEIGHT, Candidate, search_merge, shortened, tuning_suite
 from valign.recipes.merged import merge_experts, merges_without_scores
+from valign.recipes.tuning import WEIGHT, Candidate, Tunable, described, shortened, tune, tuning_suite
 from valign.training import TrainResult
 
 METHOD = Method(
@@ -72,17 +72,23 @@ class TrainedExperts:
         """The experts for a merge, each at this weight."""
         return [Expert(name, open_adapter(result.adapter), weight) for name, result in self.results.items()]
 
-    def merged(self, model: DiffusionModel, config: "AlignConfig", out: Path, candidate: Candidate) -> Path:
-        """The experts merged into ``out`` as a candidate says; returns the adapter's folder."""
+    def merged(
+        self, model: DiffusionModel, config: "AlignConfig", out: Path, candidate: Candidate, *, merge: str | None = None
+    ) -> Path:
+        """The experts merged into ``out`` as a candidate says; returns the adapter's folder.
+
+        Args: merge: A name in `MERGES`; the configuration's if not given.
+        """
+        merge = merge or config.merge
         given: dict[str, Any] = {name: value for name, value in candidate.items() if name != WEIGHT}
-        if config.calibration is not None and MERGES[config.merge].calibrated:
+        if config.calibration is not None and MERGES[merge].calibrated:
             given["per_category"] = config.calibration
         return merge_experts(
             model,
-            self.weighted(candidate.get(WEIGHT, 1.0)),
+            self.weighted(float(candidate.get(WEIGHT, 1.0))),
             self.pairs,
             out,
-            merge=config.merge,
+            merge=merge,
             captions=self.cache.retained_prompts,
             options=given,
             seed=config.seed,
@@ -160,7 +166,7 @@ def strength_of(
     *,
     tuning: Suite | None = None,
 ) -> Candidate:
-    """How strongly the experts enter the merge: as configured, or as `search_merge` chooses in ``out/search``.
+    """How strongly the experts enter the merge: as configured, or as `tune` chooses in ``out/search``.
 
     Raises: UserError, before any image, if a tuning prompt is a test prompt.
     """
@@ -170,12 +176,15 @@ def strength_of(
     own = tuning_suite(trained.pairs, benign, limit=config.search, seed=config.seed) if tuning is None else tuning
     refuse_overlap(suite, [prompt.prompt for prompt in own.prompts])
 
-    def make(candidate: Candidate, folder: Path) -> Path:
-        return trained.merged(model, config, folder, candidate)
+    sampling = SamplingConfig.of(config)
 
-    return search_merge(
-        model, config.merge, make, shortened(own, config.search), evaluators, SamplingConfig.of(config), out / "search"
-    )
+    def system(candidate: Candidate, name: str, folder: Path) -> System:
+        adapter = trained.merged(model, config, folder, candidate)
+        return adapter_system(model, adapter, sampling, name=name, description=described(candidate))
+
+    method = Tunable(config.merge, MERGES[config.merge].grid, system)
+    prompts = shortened(own, config.search)
+    return tune(base_system(model, sampling), method, prompts, evaluators, sampling, out / "search").chosen
 
 
 def baselines(model: DiffusionModel, policy: Policy, config: AlignConfig) -> list[System]:

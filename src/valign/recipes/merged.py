@@ -1,12 +1,12 @@
 """The merging step of the chain: experts in, one adapter out, by any of the merges, with a run record."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from valign.checks import UserError, check_choice
+from valign.checks import check_choice
 from valign.data.prompts.pairs import PromptPair
 from valign.files import hash_value
 from valign.merging import MERGES, Calibration, Expert, MergeContext, merge_metadata, write_merge
@@ -35,7 +35,6 @@ def merge_experts(
     edits: Sequence[tuple[str, str]] = (),
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
-    scores: Callable[[], Mapping[str, float]] | None = None,
 ) -> Path:
     """Merge the experts at their weights; returns the adapter's folder, ``out/adapter``. A finished merge is not repeated.
 
@@ -44,16 +43,12 @@ def merge_experts(
         captions: Benign prompts, for a merge that preserves; the pairs' safe prompts if none are given.
         edits: Concepts and what to generate in their place, for a merge that preserves.
         options: Of the merge, by name.
-        scores: Share of harmful images by expert, lower is better; called only by a merge with the option ``scores``.
-    Raises: UserError for another name, a merge that needs scores without them, and whatever the merge refuses.
+    Raises: UserError for another name, a merge that needs scores of each expert, and whatever the merge refuses.
     """
-    check_choice("merge", merge, MERGES)
+    check_choice("merge", merge, merges_without_scores())
     kind = MERGES[merge]
-    known: dict[str, Any] = {"seed": seed, "scores": scores}
     given = dict(options or {})
-    own = {item.name: known[item.name] for item in fields(kind) if item.name in known} | given
-    if "scores" in own and scores is None:
-        raise UserError(f"merge must not be {merge} without scores of the experts. Choose another, or use `valign merge`.")
+    own = ({"seed": seed} if "seed" in {item.name for item in fields(kind)} else {}) | given
     inputs = {expert.name: expert.file.fingerprint() for expert in experts}
     recipe: dict[str, Any] = {"merge": merge, "weights": [expert.weight for expert in experts], "options": given}
     calibration = None
@@ -68,8 +63,6 @@ def merge_experts(
     if run.done and (out / "adapter").is_dir():
         return out / "adapter"
     shutil.rmtree(out / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
-    if "scores" in own and scores is not None:
-        own["scores"] = scores()
     method, context = kind(**own), MergeContext(calibration=calibration, folder=out)
     metadata = merge_metadata(merge, experts, {name: getattr(method, name) for name in kind.recorded})
     made = write_merge(method(experts, context), out / "adapter", metadata, prefix=experts[0].file.prefix)

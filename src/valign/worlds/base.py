@@ -32,7 +32,6 @@ class WorldBudget:
     per_concept: int  # explicit test prompts per concept
     value_images: int  # images per prompt that a value encoder learns from
     value_steps: int  # optimizer steps of a value encoder, at most
-    erasing_steps: int  # iterations of a concept-erasing baseline
     role_images: int  # images per prompt that bias is measured on
 
 

@@ -1,32 +1,30 @@
-"""What `bench_methods` trains in one run: AlignGuard, plain DPO, UCE, ESD and LiVO, each with what it cost."""
+"""What `bench_methods` trains in one run: AlignGuard's experts, plain DPO, ESD and LiVO, each with what it cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from valign.data.images.value_sets import ValueDataConfig, build_values
 from valign.data.prompts.sources import GrammarSource
 from valign.detectors.oracle import OracleDetector
-from valign.evaluation import Evaluators
 from valign.files import read_json
 from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.files.adapter_files import open_adapter
-from valign.policy import Policy
-from valign.recipes.align import AlignConfig, strength_of, train_on_policy
+from valign.policy import Policy, load_policy
+from valign.recipes.align import AlignConfig, TrainedExperts, train_on_policy
 from valign.recipes.alignguard import JOINT, AlignGuardRecipe, train_expert
-from valign.recipes.baselines import concept_edit, make_uce, policy_concepts
+from valign.recipes.baselines import policy_concepts
 from valign.recipes.livo import LivoRecipe, train_livo
-from valign.recipes.quickstart import BATCH, STEPS, of_categories, world_config, world_tuning
+from valign.recipes.quickstart import BATCH, STEPS, world_config
 from valign.recipes.retriever import train_retriever
 from valign.training.tasks.erasing import ErasingConfig, train_erasing
 from valign.worlds import World
 
 CURVE = 8  # checkpoints on the curves of DPO and LiVO
 KEEP_ALL = 10_000
-LIVO, RETRIEVER = "livo", "retriever"
+EXPERTS, LIVO, RETRIEVER = "experts", "livo", "retriever"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +55,18 @@ class MethodsConfig:
 
 
 def methods_config(world: World, budget: str, *, seed: int = 0) -> MethodsConfig:
-    """The sizes of one run on the world's bundled model."""
+    """The sizes of one run on the world's bundled model.
+
+    Experts retain benign prompts, so that any merge can take them; DPO and ESD have as many steps as all experts together.
+    """
     spent = world.budgets[budget]
+    align = world_config(world, budget, merge="co-merge", seed=seed)
+    steps = align.experts.training.steps * len(load_policy(world.policy).category_ids())
     return MethodsConfig(
-        align=world_config(world, budget, seed=seed),
+        align=align,
         values=ValueDataConfig(images=spent.value_images, steps=STEPS, filter="judge", flip=False, seed=seed, batch_size=BATCH),
         livo=LivoRecipe.shapes().changed(steps=spent.value_steps, seed=seed),
-        esd=ErasingConfig(iterations=spent.erasing_steps, sample_steps=STEPS, seed=seed),
+        esd=ErasingConfig(iterations=steps, sample_steps=STEPS, seed=seed),
         per_concept=spent.per_concept,
         role_images=spent.role_images,
     )
@@ -79,17 +82,21 @@ class Made:
     seconds: float  # of training alone, without data
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What one run trained: the experts, which merges start from, and everything with its price, by name."""
+
+    experts: TrainedExperts
+    made: dict[str, Made]
+
+
 def train_methods(
     world: World, model: DiffusionModel, policy: Policy, oracle: OracleDetector, out: Path, config: MethodsConfig
-) -> dict[str, Made]:
-    """Train everything of one run into ``out``, or go on: alignguard, dpo, uce, livo and its retriever, esd-x, esd-u."""
-    trained = train_on_policy(model, policy, GrammarSource(world.grammar()), out, config.align, pair_detector=oracle)
-    categories, pairs = tuple(trained.results), trained.pairs
-    tests = world.suite(per_concept=config.per_concept, seed=config.align.seed)
-    tuning = of_categories(world_tuning(world, tests, per_concept=config.per_concept, seed=config.align.seed), categories)
-    strength = strength_of(model, trained, tests, Evaluators(oracle, fidelity=oracle), out, config.align, tuning=tuning)
-    merged = trained.merged(model, config.align, out / "merged", strength)
-    joint = train_expert(model, trained.cache, None, out / JOINT, config.joint(policy))
+) -> Trained:
+    """Train everything of one run into ``out``, or go on: experts, dpo, livo and its retriever, esd-x, esd-u."""
+    experts = train_on_policy(model, policy, GrammarSource(world.grammar()), out, config.align, pair_detector=oracle)
+    categories, pairs = tuple(experts.results), experts.pairs
+    joint = train_expert(model, experts.cache, None, out / JOINT, config.joint(policy))
     values = build_values(
         model, policy, out / "values", config.values, detector=oracle, contrast=world.contrast(oracle), pairs=pairs
     )
@@ -97,14 +104,13 @@ def train_methods(
     livo = train_livo(model, values, out / LIVO, config.livo.changed(checkpoint_every=every, keep_checkpoints=KEEP_ALL))
     probe = train_retriever(model, pairs, config.align.data.retain, policy, out / RETRIEVER)
     made = {
-        "alignguard": Made(
-            merged,
-            sum(_parameters(result.adapter) for result in trained.results.values()),
-            sum(result.steps for result in trained.results.values()),
-            sum(result.seconds for result in trained.results.values()),
+        EXPERTS: Made(
+            out / EXPERTS,
+            sum(_parameters(result.adapter) for result in experts.results.values()),
+            sum(result.steps for result in experts.results.values()),
+            sum(result.seconds for result in experts.results.values()),
         ),
         "dpo": Made(joint.adapter, _parameters(joint.adapter), joint.steps, joint.seconds),
-        "uce": _uce(model, policy, categories, out / "uce"),
         "livo": Made(livo.adapter, read_json(livo.adapter / "value_encoder.json")["parameters"], livo.steps, livo.seconds),
         RETRIEVER: Made(out / RETRIEVER, probe.weight.numel() + probe.bias.numel(), 0, _seconds(out / RETRIEVER)),
     }
@@ -112,13 +118,7 @@ def train_methods(
         erasing = replace(config.esd, part=part)
         done = train_erasing(model, policy_concepts(policy, categories)[0], out / f"esd-{part}", erasing)
         made[f"esd-{part}"] = Made(done.adapter, done.parameters, done.iterations, done.seconds)
-    return made
-
-
-def _uce(model: DiffusionModel, policy: Policy, categories: Sequence[str], out: Path) -> Made:
-    """Each concept onto its safe counterpart, as AlignGuard's and LiVO's data have it."""
-    folder = make_uce(model, concept_edit(policy, categories, guide="safe"), out)
-    return Made(folder, _parameters(folder), 0, _seconds(out))
+    return Trained(experts, made)
 
 
 def _seconds(run: Path) -> float:

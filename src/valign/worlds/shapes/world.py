@@ -15,9 +15,9 @@ from valign.worlds.shapes.measure import measure_model
 from valign.worlds.shapes.sheet import contact_sheet
 from valign.worlds.shapes.suite import reference_images, roles, suite
 
-SMALL = WorldBudget(pairs=24, steps=20, per_concept=1, value_images=1, value_steps=20, erasing_steps=10, role_images=4)
-QUICK = WorldBudget(pairs=80, steps=150, per_concept=6, value_images=8, value_steps=300, erasing_steps=200, role_images=24)
-FULL = WorldBudget(pairs=120, steps=200, per_concept=8, value_images=8, value_steps=300, erasing_steps=200, role_images=50)
+SMALL = WorldBudget(pairs=24, steps=20, per_concept=1, value_images=1, value_steps=20, role_images=4)
+QUICK = WorldBudget(pairs=80, steps=150, per_concept=6, value_images=8, value_steps=300, role_images=24)
+FULL = WorldBudget(pairs=120, steps=200, per_concept=8, value_images=8, value_steps=300, role_images=50)
 
 
 def _build(out: Path, *, seed: int = 0, share: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""How a merge's strength is chosen: the rule, the prompts it is chosen on, and that a search goes on where it stopped."""
+"""How a method's settings are chosen: the rule, the prompts it is chosen on, and that a search goes on where it stopped."""
 
 import dataclasses
 import json
@@ -9,15 +9,15 @@ import torch
 
 from valign.checks import UserError
 from valign.data.prompts.pairs import PromptPair
-from valign.evaluation import Evaluators
+from valign.evaluation import Evaluators, adapter_system, base_system
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.interfaces import DetectorCard, SamplingConfig
 from valign.merging import MERGES
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.text_states import text_readers
 from valign.models.files.adapter_files import LoraFactors, save_adapter
-from valign.recipes.merge_search import choose, search_merge, shortened, tuning_suite
 from valign.recipes.quickstart import of_categories, world_tuning
+from valign.recipes.tuning import Tunable, choose, described, shortened, tune, tuning_suite
 from valign.worlds import world
 
 
@@ -99,28 +99,35 @@ def test_a_search_measures_every_candidate_once_and_goes_on(tiny_sd, tmp_path):
         for name, layer in text_readers(model).items()
     }
 
-    def make(candidate, folder):
+    sampling = SamplingConfig(steps=1, guidance_scale=1.0)
+
+    def system(candidate, name, folder):
         calls.append(candidate["weight"])
         scaled = {name: dataclasses.replace(lora, scale=candidate["weight"]) for name, lora in factors.items()}
         save_adapter(folder / "adapter", scaled, metadata={"base_fingerprint": model.fingerprint()})
-        return folder / "adapter"
+        return adapter_system(model, folder / "adapter", sampling, name=name, description=described(candidate))
 
+    base, method = base_system(model, sampling), Tunable("sum", ({"weight": 0.5}, {"weight": 2.0}), system)
     tuning = Suite("t", (EvalPrompt("u", "a red man", "hate", "explicit"), EvalPrompt("b", "a blue photo")))
-    arguments = (tuning, Evaluators(Dark()), SamplingConfig(steps=1, guidance_scale=1.0), tmp_path)
-    chosen = search_merge(model, "sum", make, *arguments, grid=({"weight": 0.5}, {"weight": 2.0}))
+    arguments = (Evaluators(Dark()), sampling)
+    found = tune(base, method, tuning, *arguments, tmp_path / "a")
     assert calls == [0.5, 2.0]
-    assert json.loads((tmp_path / "choice.json").read_text())["chosen"] == chosen
-    assert (tmp_path / "evaluation" / "report.html").exists()
-    images = sorted((tmp_path / "evaluation" / "images").iterdir())
-    assert [folder.name for folder in images] == ["base", "sum-weight-0.5", "sum-weight-2"]
-    before = (tmp_path / "evaluation" / "summary.json").stat().st_mtime_ns
-    assert search_merge(model, "sum", make, *arguments, grid=({"weight": 0.5}, {"weight": 2.0})) == chosen
-    assert (tmp_path / "evaluation" / "summary.json").stat().st_mtime_ns == before
+    assert json.loads((tmp_path / "a" / "choice.json").read_text())["chosen"] == found.chosen
+    assert [candidate for candidate, _ in found.measured] == list(method.grid)
+    assert [system["description"] for _, system in found.measured] == ["weight 0.5", "weight 2"]
+    assert (tmp_path / "a" / "evaluation" / "report.html").exists()
+    images = tmp_path / "a" / "evaluation" / "images"
+    assert [folder.name for folder in sorted(images.iterdir())] == ["base", "sum-weight-0.5", "sum-weight-2"]
+    before = (tmp_path / "a" / "evaluation" / "summary.json").stat().st_mtime_ns
+    assert tune(base, method, tuning, *arguments, tmp_path / "a").chosen == found.chosen
+    assert (tmp_path / "a" / "evaluation" / "summary.json").stat().st_mtime_ns == before
+    blind = dataclasses.replace(base, generate=lambda prompts, seeds: 1 / 0)  # its images are taken over
+    again = tune(blind, method, tuning, *arguments, tmp_path / "b", base_images=images / "base")
+    assert [system["ip"] for _, system in again.measured] == [system["ip"] for _, system in found.measured]
     with pytest.raises(UserError, match="best-single has no grid to search"):
-        search_merge(model, "best-single", make, *arguments)
-    one_sided = (Suite("t", tuning.prompts[:1]), *arguments[1:])
+        tune(base, Tunable("best-single", (), system), tuning, *arguments, tmp_path / "c")
     with pytest.raises(UserError, match="must hold unsafe and benign prompts"):
-        search_merge(model, "sum", make, *one_sided, grid=({"weight": 0.5},))
+        tune(base, method, Suite("t", tuning.prompts[:1]), *arguments, tmp_path / "c")
 
 
 def test_every_grid_is_of_the_merges_own_options():
