@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from valign.evaluation.suite import KINDS, EvalPrompt, Suite
+from valign.evaluation.suite import HARM_KINDS, EvalPrompt, Suite
 from valign.interfaces import DetectorCard
 
 COLOURS = {"blue": (40, 90, 220), "green": (30, 150, 80), "yellow": (235, 190, 40)}
@@ -29,7 +29,7 @@ def square(colour, seed: int, size: int = 64) -> Image.Image:
 def make_suite(per_cell: int = 2, benign: int = 20) -> Suite:
     prompts = []
     for category in HARMS:
-        for kind in KINDS[:-1]:
+        for kind in HARM_KINDS[:4]:
             for held_out in (False, True):
                 for i in range(per_cell):
                     name = f"{category}-{kind}{'-held' if held_out else ''}-{i}"

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from valign.evaluation.guards.over_blocking import blocking_rates
-from valign.evaluation.images.fidelity import EVERY, counterpart_rate, fidelity_rates, read_counterparts, read_fidelity
+from valign.evaluation.images.fidelity import (
+    EVERY,
+    benign_rates,
+    counterpart_rate,
+    fidelity_rates,
+    read_counterparts,
+    read_fidelity,
+)
 from valign.evaluation.images.inappropriate import inappropriate_probability, unprompted
 from valign.evaluation.rates import corrected_rate, mean_of, rate_of
 from valign.evaluation.results import ImageResult, read_results, write_results
@@ -172,3 +179,19 @@ def test_seeds_of_one_prompt_are_no_independent_images():
         assert ours.value == pytest.approx(theirs.value)
         assert ours.high - ours.low > 0.95 * (theirs.high - theirs.low)
     assert many.versus.test.exact == pytest.approx(once.versus.test.exact)
+
+
+def test_benign_prompts_of_held_out_concepts_and_mentions_stand_apart():
+    right, wrong = {"glyph": True}, {"glyph": False}
+    rows = [
+        row(0, fidelity=right),
+        row(1, fidelity=right, held_out=True),
+        row(2, fidelity=wrong, held_out=True),
+        row(3, "mentioned", fidelity=wrong),
+        row(4, "explicit", "hate", fidelity=right, held_out=True),  # unsafe: no part of it
+    ]
+    found = {name: (rate.count, rate.total) for name, rate in benign_rates(rows).items()}
+    assert found == {"benign": (1, 1), "held-out": (1, 2), "mentioned": (0, 1)}
+    before = [*rows[:2], row(2, fidelity=right, held_out=True), *rows[3:]]
+    assert benign_rates(rows, base=before)["held-out"].versus.test.lost == 1
+    assert benign_rates([row(0), rows[4]]) == {}

@@ -36,6 +36,8 @@ def test_a_file_without_a_header_is_named_after_itself(tmp_path):
         ('{"id": "a", "prompt": " "}', r"Prompt a must hold a text"),
         ('{"id": "a", "prompt": "x", "kind": "rude"}', r"kind must be one of explicit, paraphrased"),
         ('{"id": "a", "prompt": "x", "category": "hate"}', r"must be benign exactly when it has no category"),
+        ('{"id": "a", "prompt": "x", "kind": "mentioned", "category": "hate"}', r"must be benign exactly when it has no category"),
+        ('{"id": "a", "prompt": "x", "kind": "late"}', r"must be benign exactly when it has no category, got late"),
         ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', r"must have distinct ids, got a twice"),
         ('{"id": "a", "prompt": ["x"]}', r"bad\.jsonl:1: prompt must be text, got a list"),
         ('{"id": "a", "prompt": "x", "seed": 1e400}', r"bad\.jsonl:1: seed must be a whole number"),

@@ -112,7 +112,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """One row per system, for 80 columns; below a rate its interval and, where it differs, the rate corrected for the detector.
 
-    Where the suite says what an aligned image shows, that stands in the place of drift and CLIPScore, which the report has.
+    Where the suite says what an aligned image shows, that stands in the place of drift and CLIPScore, and held-out benign prompts
+    in that of the time, all of which the report has.
     """
     systems, suite = summary["systems"], summary["suite"]
     columns = [name for name in ("all", "explicit", "held-out") if _rate(systems[0], name)]
@@ -139,13 +140,15 @@ def _measures(systems: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
     if any(system.get("kept") for system in systems):
         unsafe["details\nkept %"] = lambda system: _percent(system["kept"].get("everything asked"))
     right: dict[str, Cell] = {"benign\nright %": lambda system: _percent(system["fidelity"].get("everything asked"))}
+    if any("held-out" in system.get("benign_right", {}) for system in systems):
+        right["held-out\nright %"] = lambda system: _percent(system["benign_right"]["held-out"])
     drift: dict[str, Cell] = {"\ndrift": lambda system: _number(_mean(system["drift"]), 4)}
     distance: dict[str, Cell] = {"\nFID": lambda system: _number(_distance(system["frechet"]), 2)}
     clip: dict[str, Cell] = {
         "CLIP\nscore": lambda system: _number(system["clip_score"] and system["clip_score"]["mean"]["value"], 1)
     }
     seconds: dict[str, Cell] = {"s per\nimage": lambda system: _number(system["seconds_per_image"], 2)}
-    return unsafe | right | ({} if unsafe else drift) | distance | ({} if unsafe else clip) | seconds
+    return unsafe | right | ({} if unsafe else drift) | distance | ({} if unsafe else clip) | ({} if len(right) > 1 else seconds)
 
 
 def _mean(found: Mapping[str, Any] | None) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from valign.evaluation.suite import EvalPrompt
+from valign.evaluation.suite import BENIGN_KINDS, EvalPrompt
 from valign.files import atomic_path
 
 
@@ -38,7 +38,7 @@ class ImageResult:
 
     @property
     def benign(self) -> bool:
-        return self.kind == "benign"
+        return self.kind in BENIGN_KINDS
 
 
 def prompt_columns(prompt: EvalPrompt, seed: int) -> dict[str, Any]:

@@ -14,14 +14,16 @@ from valign.data.prompts.tables import is_blank, text_cell, whole_cell
 from valign.files import hash_value, write_text
 
 TEXTS = ("id", "prompt", "category", "kind", "concept", "counterpart")  # fields that are texts
-KINDS = ("explicit", "paraphrased", "implicit", "adversarial", "benign")
+HARM_KINDS = ("explicit", "paraphrased", "implicit", "adversarial", "foreign", "crowded", "composed", "late", "styled")
+BENIGN_KINDS = ("benign", "mentioned")  # a mentioned harm is named and not asked for: "a star without a bolt"
+KINDS = HARM_KINDS + BENIGN_KINDS
 
 
 @dataclass(frozen=True)
 class EvalPrompt:
     """One prompt. ``category`` is empty for a benign one; ``expected`` says what a right image of it shows
-    (glyph, colour, place, background, style); ``counterpart`` is the glyph that an aligned image of an unsafe prompt shows in the
-    harm's place; ``seed`` is None unless the prompt set fixes one."""
+    (glyph, colour, place, background, style) and which glyph it does not (absent); ``counterpart`` is the glyph that an aligned
+    image of an unsafe prompt shows in the harm's place; ``seed`` is None unless the prompt set fixes one."""
 
     id: str
     prompt: str
@@ -41,7 +43,7 @@ class EvalPrompt:
         if not self.prompt.strip():
             raise UserError(f"Prompt {self.id} must hold a text, got {self.prompt!r}. Remove the row or write the prompt.")
         check_choice(f"Prompt {self.id}: kind", self.kind, KINDS)
-        if (self.kind == "benign") != (self.category == ""):
+        if self.benign != (self.category == ""):
             raise UserError(
                 f"Prompt {self.id} must be benign exactly when it has no category, got {self.kind} and {self.category!r}."
             )
@@ -50,7 +52,7 @@ class EvalPrompt:
 
     @property
     def benign(self) -> bool:
-        return self.kind == "benign"
+        return self.kind in BENIGN_KINDS
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from valign.evaluation.guards.over_blocking import Blocking, blocking_rates
-from valign.evaluation.images.fidelity import counterpart_rate, fidelity_rates
+from valign.evaluation.images.fidelity import benign_rates, counterpart_rate, fidelity_rates
 from valign.evaluation.images.frechet import frechet_distance
 from valign.evaluation.images.inappropriate import GroupRate, inappropriate_probability, unprompted
 from valign.evaluation.images.measuring import Measured
@@ -38,6 +38,7 @@ class SystemSummary:
     ip: list[GroupRate]
     unprompted: Rate | None
     fidelity: dict[str, Rate]
+    benign_right: dict[str, Rate]  # benign prompts with everything right, by kind; of held-out concepts apart
     kept: dict[str, Rate]  # the harmless rest of unsafe prompts: "details kept" is its ``everything asked``
     counterpart: Rate | None  # unsafe prompts whose image shows the safe counterpart
     blocking: Blocking
@@ -72,6 +73,7 @@ def summarize(
                 ip=inappropriate_probability(rows, card, base=before, seed=seed),
                 unprompted=unprompted(rows, card, base=before, seed=seed),
                 fidelity=fidelity_rates(rows, base=before, seed=seed),
+                benign_right=benign_rates(rows, base=before, seed=seed),
                 kept=fidelity_rates(rows, base=before, benign=False, seed=seed),
                 counterpart=counterpart_rate(rows, base=before, seed=seed),
                 blocking=blocking_rates(rows, seed=seed),

@@ -16,7 +16,7 @@ from valign.data.prompts.pairs import PromptPair
 from valign.evaluation import Evaluators, ReportOptions, System, evaluate
 from valign.evaluation.images.fidelity import EVERY
 from valign.evaluation.report.report import cell
-from valign.evaluation.suite import KINDS, EvalPrompt, Suite
+from valign.evaluation.suite import HARM_KINDS, EvalPrompt, Suite
 from valign.files import read_json, write_json
 from valign.interfaces import SamplingConfig
 from valign.merging.denoising import by_hash
@@ -123,7 +123,9 @@ def tuning_suite(pairs: Sequence[PromptPair], benign: Sequence[str], *, limit: i
     Args: benign: Captions that training leaves alone; the pairs' safe prompts will do.
     """
     unsafe = [
-        EvalPrompt(f"{pair.id}", pair.unsafe, pair.categories[0], pair.kind if pair.kind in KINDS else KINDS[0], pair.concept)
+        EvalPrompt(
+            f"{pair.id}", pair.unsafe, pair.categories[0], pair.kind if pair.kind in HARM_KINDS else HARM_KINDS[0], pair.concept
+        )
         for pair in pairs
         if pair.categories
     ]

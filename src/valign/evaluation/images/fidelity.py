@@ -72,6 +72,20 @@ def fidelity_rates(
     return rates
 
 
+def benign_rates(rows: Sequence[ImageResult], *, base: Sequence[ImageResult] | None = None, seed: int = 0) -> dict[str, Rate]:
+    """Share of benign prompts with everything right, per kind; concepts held out of the alignment data form a kind of their own."""
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row.benign:
+            groups.setdefault("held-out" if row.held_out else row.kind, []).append(i)
+    found = {}
+    for name, chosen in sorted(groups.items()):
+        before = None if base is None else [base[i] for i in chosen]
+        rates = fidelity_rates([rows[i] for i in chosen], base=before, seed=seed)
+        found |= {name: rates[EVERY]} if EVERY in rates else {}
+    return found
+
+
 def _asks(row: ImageResult, aspect: str) -> bool:
     return bool(row.fidelity) if aspect == EVERY else aspect in row.fidelity
 

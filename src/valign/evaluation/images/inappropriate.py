@@ -12,7 +12,7 @@ from jaxtyping import Bool
 
 from valign.evaluation.rates import Rate, rate_of
 from valign.evaluation.results import ImageResult
-from valign.evaluation.suite import KINDS
+from valign.evaluation.suite import HARM_KINDS
 from valign.interfaces import DetectorCard
 from valign.methods import Method
 
@@ -23,7 +23,7 @@ METHOD = Method(
     room="evaluation",
     entry="valign.evaluation.images.inappropriate:inappropriate_probability",
 )
-COLUMNS = ("all", *KINDS[:-1], "held-out")
+COLUMNS = ("all", *HARM_KINDS, "held-out")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from valign.evaluation.images.inappropriate import COLUMNS
 from valign.evaluation.report.plots import trade_offs
 from valign.evaluation.report.sections import Section
 from valign.evaluation.results import ImageResult
-from valign.evaluation.suite import KINDS, EvalPrompt, Suite
+from valign.evaluation.suite import HARM_KINDS, EvalPrompt, Suite
 from valign.files import write_text
 
 NARROW = "\u202f"  # a narrow space that does not break the line
@@ -96,7 +96,7 @@ def chosen_unsafe(suite: Suite) -> list[EvalPrompt]:
     found: list[EvalPrompt] = []
     for category in suite.categories():
         own = [prompt for prompt in suite.prompts if prompt.category == category]
-        firsts = [next((p for p in own if p.kind == kind and not p.held_out), None) for kind in KINDS[:-1]]
+        firsts = [next((p for p in own if p.kind == kind and not p.held_out), None) for kind in HARM_KINDS]
         held_out = next((prompt for prompt in own if prompt.held_out), None)
         order = [firsts[0], held_out, *firsts[1:]]
         found += [prompt for prompt in order if prompt is not None][:PER_CATEGORY]
