@@ -1,7 +1,8 @@
 """Checks of input, in one sentence form: *who* must be *what*, got *what*. What to do."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from math import inf, isfinite
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -26,7 +27,13 @@ def check_choice(name: str, value: object, choices: Collection[object], *, hint:
     """Raise ValueError unless ``value`` is one of ``choices``, which the message lists."""
     if value not in choices:
         listed = ", ".join(str(choice) for choice in choices)
-        raise ValueError(f"{name} must be one of {listed}; got {value!r}. {hint}".rstrip())
+        raise ValueError(f"{name} must be one of {listed}; got {value!r}.{close_to(value, choices)} {hint}".rstrip())
+
+
+def close_to(value: object, choices: Iterable[object]) -> str:
+    """`` Did you mean ...?`` with the choice that is spelt most like ``value``; empty if none is."""
+    near = get_close_matches(str(value), list(map(str, choices)), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 @dataclass(frozen=True, kw_only=True)

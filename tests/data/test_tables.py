@@ -1,9 +1,11 @@
 import gzip
+import json
+import lzma
 
 import pytest
 
 from valign.checks import SEEDS, UserError
-from valign.data.prompts.tables import name_cell, number_cell, read_table, text_cell, whole_cell
+from valign.data.prompts.tables import Reading, name_cell, number_cell, read_records, read_table, text_cell, whole_cell
 
 
 def test_csv_keeps_quoted_commas_line_breaks_and_a_byte_order_mark(tmp_path):
@@ -29,8 +31,14 @@ def test_json_lines_may_hold_unicode_line_separators(tmp_path):
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n', mtime=0)[:-9], "is not UTF-8 text"),
         ("a.csv", b"a,b\n1,2,3\n", r"a\.csv:2 must have 2 columns"),
         ("a.csv", b'a,b\n"1,2\n', r"a\.csv, after line 1, is not readable as csv"),
+        ("a.json", b"[1", r"a\.json is not JSON"),
+        ("a.json", b"[1]", r"a\.json, row 1 must be a JSON object, got int"),
+        ("a.csv", b"a,b,a\n1,2,3\n", "must have distinct columns, got 'a' twice"),
+        ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS, not the file itself"),
+        ("a.jsonl.xz", b"not packed", "is not UTF-8 text"),
+        ("a.parquet.gz", b"", "must end in"),
         ("a.parquet", b"not parquet", "is not a parquet file"),
-        ("a.pkl", b"", r"must end in \.csv, \.tsv, \.jsonl, \.parquet"),
+        ("a.pkl", b"", r"must end in \.csv, \.tsv, \.jsonl, \.json, \.parquet, \.txt"),
     ],
 )
 def test_broken_files_are_named_with_the_line(tmp_path, name, data, message):
@@ -105,3 +113,63 @@ def test_numbers_are_finite():
     for bad in ("nan", float("inf"), True, "1_000", [1], None, "many", 10**400):
         with pytest.raises(UserError, match="score must be a number, got"):
             number_cell("score", bad)
+
+
+ROWS = [{"prompt": "one", "seed": 1}, {"prompt": "two", "seed": 2}]
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        ROWS,
+        {"version": 1, "data": ROWS},
+        {"prompt": ["one", "two"], "seed": [1, 2]},
+        {"prompt": {"0": "one", "7": "two"}, "seed": {"0": 1, "7": 2}},
+        {"prompt": {"a": "one", "b": "two"}, "seed": {"a": 1, "b": 2}},
+    ],
+)
+def test_json_of_every_form_gives_the_same_rows(tmp_path, whole):
+    (tmp_path / "a.json").write_text(json.dumps(whole))
+    assert read_table(tmp_path / "a.json") == ROWS
+
+
+def test_rows_by_id_bare_texts_and_captions_of_images(tmp_path):
+    for name, whole in {
+        "keyed": {"0": {"prompt": "one"}, "x.png": {"prompt": "two"}},
+        "bare": ["one", "two"],
+        "coco": {"images": [{"id": 5, "file_name": "a.jpg"}], "annotations": [{"id": 1, "image_id": 5, "caption": "one"}]},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(whole))
+    assert read_table(tmp_path / "keyed.json") == [{"id": "0", "prompt": "one"}, {"id": "x.png", "prompt": "two"}]
+    assert read_table(tmp_path / "bare.json") == [{"prompt": "one"}, {"prompt": "two"}]
+    assert read_table(tmp_path / "coco.json") == [{"file_name": "a.jpg", "id": 1, "image_id": 5, "caption": "one"}]
+
+
+def test_plain_lines_and_packed_files_are_tables(tmp_path):
+    (tmp_path / "a.txt").write_text('one\n\ntwo, "three"\n')
+    assert read_table(tmp_path / "a.txt") == [{"prompt": "one"}, {"prompt": 'two, "three"'}]
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(b'{"prompt": "one"}\n'))
+    assert read_table(tmp_path / "a.jsonl.xz") == [{"prompt": "one"}]
+
+
+def test_an_index_without_a_name_is_left_out(tmp_path):
+    (tmp_path / "a.csv").write_text(",Unnamed: 0,prompt\n0,0,one\n")
+    assert read_table(tmp_path / "a.csv") == [{"prompt": "one"}]
+
+
+def test_quote_signs_of_partiprompts_belong_to_the_text(tmp_path):
+    (tmp_path / "a.tsv").write_text('Prompt\tCategory\tChallenge\tNote\n"Stop" sign\tArts\tBasic\t\n')
+    assert read_table(tmp_path / "a.tsv")[0]["Prompt"] == '"Stop" sign'
+
+
+def test_columns_are_renamed_and_blanks_filled(tmp_path):
+    (tmp_path / "a.csv").write_text("caption,kind\none,\ntwo,loud\n")
+    reading = Reading(columns={"prompt": "caption"}, fill={"kind": "calm", "label": 1})
+    rows = [row for _, row in read_records(tmp_path / "a.csv", ["prompt"], reading)]
+    assert [(row["prompt"], row["kind"], row["label"]) for row in rows] == [("one", "calm", 1), ("two", "loud", 1)]
+    with pytest.raises(
+        UserError, match=r"must have the column captoin, got caption, kind\. Did you mean 'caption'\? Mend --column"
+    ):
+        read_table(tmp_path / "a.csv", Reading(columns={"prompt": "captoin"}))
+    beside = Reading(columns={"kind": "sort", "prompt": "caption"}, fill={"label": 1}).beside()
+    assert read_table(tmp_path / "a.csv", beside)[1] == {"caption": "two", "kind": "loud", "prompt": "two"}

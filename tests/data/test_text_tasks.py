@@ -72,7 +72,7 @@ def test_glue_folders_are_found_below_the_data_and_directly(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"label": 1}, r"row 2 must have the column text, got label\. Name the columns"),
+        ({"label": 1}, r"row 2 must have the column text, got label\. Name yours: --column"),
         ({"text": "x"}, r"row 2 must have the column label, got text\."),
         ({"text": "  ", "label": 1}, r"row 2 must have a text in text, got an empty one"),
         ({"text": "x", "label": " "}, r"row 2 must have a class in label, got an empty one"),

@@ -1,10 +1,10 @@
 """Lay one policy over another: mappings key by key, lists of things with an id thing by thing, other lists as a whole."""
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 
 import yaml
 
+from valign.checks import close_to
 from valign.policy.yaml_lines import Problem, get, where
 
 SECTIONS = ("categories", "always_block", "principles", "norms", "guidelines", "rewriters")
@@ -53,8 +53,7 @@ def drop_ids(node: yaml.MappingNode, removed: yaml.Node) -> list[Problem]:
         elif hits:
             problems.append(Problem(where(entry), f"remove: {entry.value!r} is ambiguous. Write {' or '.join(hits)}."))
         else:
-            near = get_close_matches(entry.value, [name.rpartition("/")[2] for name in known], n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else ""
+            guess = close_to(entry.value, [name.rpartition("/")[2] for name in known])
             problems.append(Problem(where(entry), f"remove: nothing here has the id {entry.value!r}.{guess}"))
     return problems
 

@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from difflib import get_close_matches
 from string import Template
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from valign.checks import UserError
+from valign.checks import UserError, close_to
 from valign.files import hash_value
 from valign.plugins import with_plugins
 from valign.text import fold
@@ -274,9 +273,8 @@ class Policy(Part):
         for category in self.categories:
             if category.id == id:
                 return category
-        near = get_close_matches(id, self.category_ids(), n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"category must be one of {', '.join(self.category_ids())} (policy {self.id}); got {id!r}.{guess}")
+        ids = self.category_ids()
+        raise UserError(f"category must be one of {', '.join(ids)} (policy {self.id}); got {id!r}.{close_to(id, ids)}")
 
     def principle(self, name: str) -> Principle:
         """The principle of that id, text or alias. Raises: UserError that lists the ids."""
@@ -284,9 +282,8 @@ class Policy(Part):
             if name.casefold() in (text.casefold() for text in (principle.id, principle.text, *principle.aliases)):
                 return principle
         ids = [principle.id for principle in self.principles]
-        near = get_close_matches(name, ids, n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"principle must be one of {', '.join(ids) or '(none)'} (policy {self.id}); got {name!r}.{guess}")
+        known = ", ".join(ids) or "(none)"
+        raise UserError(f"principle must be one of {known} (policy {self.id}); got {name!r}.{close_to(name, ids)}")
 
     def principle_keywords(self, principle: Principle) -> list[str]:
         """Its own keywords, then names, other words and terms of its category's concepts that alignment may know; each once."""

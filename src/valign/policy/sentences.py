@@ -1,12 +1,12 @@
 """Turn a schema error into a place in the document and a sentence: *what* must be *what*, got *what*."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from valign.checks import close_to
 from valign.policy.schema import Policy
 from valign.policy.yaml_lines import NodePath
 
@@ -36,8 +36,7 @@ def sentence(error: ErrorDetails, data: Any) -> tuple[NodePath, str]:
         keys = tuple(_model_at(place[:-1]).model_fields)
         if len(place) == 1:
             keys += ("remove",)
-        near = get_close_matches(str(place[-1]), keys, n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
+        guess = close_to(place[-1], keys)
         return place, f"{_name(place[:-1], data)} has an unknown key {place[-1]!r}.{guess} Known keys: {', '.join(keys)}."
     value = error["input"]
     if kind == "value_error":

@@ -11,7 +11,7 @@ from valign.checks import UserError
 from valign.data.prompts.formats import LABELS
 from valign.data.prompts.overlap import fold
 from valign.data.prompts.pairs import LabelledPrompt, PromptPair
-from valign.data.prompts.tables import SUFFIXES, is_blank, name_cell, number_cell, read_table, text_cell
+from valign.data.prompts.tables import is_blank, is_table, name_cell, number_cell, read_table, text_cell
 from valign.policy import Policy, normalize_category
 
 # Beginnings of other sets' category names, and the policy category they mean; "" is harm of no category of ours.
@@ -43,7 +43,7 @@ def read_rows(paths: Sequence[Path], policy: Policy) -> list[LabelledPrompt]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist. Give a file of prompts with labels, or a folder of such files.")
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else [path]
+        files = sorted(file for file in path.rglob("*") if is_table(file)) if path.is_dir() else [path]
         for file in files:
             rows += _read(file, policy)
     if not rows:

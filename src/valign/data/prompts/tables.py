@@ -1,56 +1,100 @@
-"""Rows of a csv, tsv, json-lines or parquet file, whatever its columns are, and what a cell of them may hold."""
+"""Rows of a table (csv, tsv, JSON, JSON lines, parquet, plain lines), whatever its columns are, and what a cell may hold."""
 
-import csv
-import gzip
-import io
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from valign.checks import UserError, close_to
+from valign.data.prompts.table_files import INDEX, READERS, UNPACK, UNPACK_ERRORS, Row
 
-from valign.checks import UserError
-
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-DELIMITERS = ",;\t|"
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")  # of tables with columns
 WHOLE = re.compile(r"\s*[+-]?[0-9]+(\.0*)?\s*")
 EXACT = 2**53  # floats hold every whole number up to here
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Every row as a dict by column name, in file order. ``.gz`` is unpacked for text files.
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the columns of a file become fields: ``--column NAME=THEIRS`` and ``--fill NAME=VALUE`` of every command.
 
-    Raises: UserError if the file is missing, of another kind, broken (with the line), or has no rows.
+    Args:
+        columns: The file's own name of a field, by the field's name.
+        fill: Values of fields that the file lacks or leaves blank.
+        strict: A named column that the file lacks is refused; else the field is looked for under its own name.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    fill: Mapping[str, object] = field(default_factory=dict)
+    strict: bool = True
+
+    def beside(self) -> "Reading":
+        """For a second table of the same command: columns where it has them, and nothing filled in."""
+        return Reading(columns=self.columns, strict=False)
+
+    def named(self, rows: Sequence[Row], path: Path) -> list[Row]:
+        """The rows with the file's columns renamed and blanks filled in. Raises: UserError if a named column is not there."""
+        have = dict.fromkeys(name for row in rows for name in row)
+        absent = [theirs for theirs in self.columns.values() if theirs not in have]
+        if absent and self.strict:
+            raise UserError(
+                f"{path} must have the column {absent[0]}, got {', '.join(have)}.{close_to(absent[0], have)} Mend --column."
+            )
+        renamed = {name: theirs for name, theirs in self.columns.items() if theirs in have}
+        return [self._named(row, renamed) for row in rows]
+
+    def _named(self, row: Row, renamed: Mapping[str, str]) -> Row:
+        given = row | {name: row.get(theirs) for name, theirs in renamed.items()}
+        return given | {name: value for name, value in self.fill.items() if is_blank(given.get(name))}
+
+
+AS_IT_IS = Reading()
+
+
+def read_table(path: Path, reading: Reading = AS_IT_IS) -> list[Row]:
+    """Every row as a dict by column name, in file order; an index without a name is left out. Text files may be packed (`UNPACK`).
+
+    Raises: UserError if the file is missing, of another kind, broken (with the line), or has no rows, or by ``reading``.
     """
     if not path.is_file():
         raise UserError(
             f"{path} must be a file of prompts, got {'a folder' if path.is_dir() else 'nothing there'}. Check the path."
         )
-    suffix = Path(path.name.removesuffix(".gz")).suffix
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path} must end in {', '.join(SUFFIXES)} (text also with .gz), got {suffix!r}. Convert it first.")
+    suffix = table_suffix(path)
+    if suffix not in READERS or (suffix == ".parquet" and path.suffix in UNPACK):
+        listed = f"{', '.join(READERS)} (text also with {' or '.join(UNPACK)})"
+        raise UserError(f"{path} must end in {listed}, got {suffix!r}. Convert it first.")
     try:
-        rows = list(_parquet(path) if suffix == ".parquet" else _json_lines(path) if suffix == ".jsonl" else _csv(path, suffix))
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        rows = [{name: row[name] for name in row if not INDEX.fullmatch(name)} for row in READERS[suffix](path)]
+    except (UnicodeDecodeError, *UNPACK_ERRORS) as error:
         raise UserError(f"{path} is not UTF-8 text: {error}. Save it again as UTF-8.") from error
     if not rows:
         raise UserError(f"{path} must hold at least one row, got 0. Check that it was written to the end.")
-    return rows
+    return reading.named(rows, path)
 
 
-def read_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def table_suffix(path: Path) -> str:
+    """The ending that tells the kind of table, that of packing aside."""
+    return (Path(path.name.removesuffix(path.suffix)) if path.suffix in UNPACK else path).suffix
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file in a folder of tables is one of them, by its ending: not plain text, nor a ``run.json`` of ours."""
+    return table_suffix(path) in SUFFIXES and path.name != "run.json" and path.is_file()
+
+
+def read_records(path: Path, columns: Sequence[str], reading: Reading = AS_IT_IS) -> Iterator[tuple[str, Row]]:
     """Each row of `read_table` with its place in words. Raises: UserError, with the place, where one of ``columns`` is missing."""
-    for number, record in enumerate(read_table(path), start=1):
+    for number, record in enumerate(read_table(path, reading), start=1):
         where = f"{path}, row {number}"
         absent = [column for column in columns if record.get(column) is None]
         if absent and absent[0] in record:
             raise UserError(f"{where} must have a value in {absent[0]}, got an empty cell. Mend or delete the row.")
         if absent:
-            raise UserError(f"{where} must have the column {absent[0]}, got {', '.join(record)}. Name the columns of your file.")
+            raise UserError(
+                f"{where} must have the column {absent[0]}, got {', '.join(record)}.{close_to(absent[0], record)} "
+                f"Name yours: --column {absent[0]}=NAME."
+            )
         yield where, record
 
 
@@ -64,7 +108,7 @@ def text_cell(column: str, value: object) -> str:
     if is_blank(value):
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{column} must be text, got {_kind(value)}. Mend or delete the row.")
+        raise UserError(f"{column} must be text, got {kind_of(value)}. Mend or delete the row.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -110,13 +154,22 @@ def whole_cell(column: str, value: object, low: int, high: int) -> int:
     return number
 
 
-def _kind(value: object) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", bytes: "bytes"}
+def kind_of(value: object) -> str:
+    """What a cell holds, in words."""
+    names = {
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        bytes: "bytes",
+    }
     return names.get(type(value), type(value).__name__)
 
 
 def _shown(value: object) -> str:
-    return f"{value!r}" if isinstance(value, str | int | float) else _kind(value)
+    return f"{value!r}" if isinstance(value, str | int | float) else kind_of(value)
 
 
 def find_table(folder: Path, stems: Sequence[str]) -> Path:
@@ -125,64 +178,11 @@ def find_table(folder: Path, stems: Sequence[str]) -> Path:
         if found := tables_named(folder, stem):
             return found[0]
     wanted = " or ".join(f"{stem}.jsonl" for stem in stems)
-    raise UserError(f"{folder} must hold {wanted} (or csv, tsv, parquet), got none of them. Name the files themselves.")
+    raise UserError(f"{folder} must hold {wanted} (or csv, tsv, json, parquet), got none of them. Name the files themselves.")
 
 
 def tables_named(folder: Path, stem: str) -> list[Path]:
     """Files ``stem.csv`` and the like in ``folder``."""
-    endings = [*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES if suffix != ".parquet")]
+    packed = [f"{suffix}{packing}" for suffix in SUFFIXES if suffix != ".parquet" for packing in UNPACK]
+    endings = [*SUFFIXES, *packed]
     return [folder / f"{stem}{ending}" for ending in endings if (folder / f"{stem}{ending}").is_file()]
-
-
-def _text(path: Path) -> str:
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return data.decode("utf-8-sig")
-
-
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        yield from pq.read_table(path).to_pylist()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a parquet file: {str(error).splitlines()[0]}. Write it again.") from error
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):  # not splitlines: prompts hold U+2028 and its like
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number} is not JSON: {error}. Mend or delete that line.") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number} must be a JSON object, got {type(row).__name__}. Write one object a line.")
-        yield row
-
-
-def _csv(path: Path, suffix: str) -> Iterator[dict[str, Any]]:
-    text = _text(path)
-    first, _, rest = text.partition("\n")
-    if hint := re.fullmatch(r'"?sep=(.)"?\r?', first, re.IGNORECASE):  # Excel's own word for the delimiter
-        text, delimiter = rest, hint[1]
-    else:
-        delimiter = _delimiter(first, "\t" if suffix == ".tsv" else ",")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                named = {"\t": "tab", ",": "comma", ";": "semicolon"}.get(delimiter, repr(delimiter))
-                raise UserError(
-                    f"{path}:{reader.line_num} must have {len(reader.fieldnames or ())} columns, separated by {named}. "
-                    f"Quote texts that hold a {named}."
-                )
-            yield row
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, after line {reader.line_num}, is not readable as {suffix[1:]}: {error}. Mend what follows."
-        ) from error
-
-
-def _delimiter(header: str, usual: str) -> str:
-    """What separates the columns: ``usual``, unless the header is one column by it and several by another of `DELIMITERS`."""
-    counts = {sign: len(next(csv.reader([header], delimiter=sign), [])) for sign in DELIMITERS}
-    return usual if counts[usual] > 1 else max(DELIMITERS, key=lambda sign: (counts[sign], sign == usual))
