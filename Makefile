@@ -45,7 +45,7 @@ mutants: $(DEV) $(VENV)/.installed-mutants
 	$(BIN)/mutmut results
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict
+	$(BIN)/zensical build --strict
 
 docs-methods: $(VENV)/.installed
 	$(BIN)/valign methods --markdown > docs/methods.md.new

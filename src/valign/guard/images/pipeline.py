@@ -45,8 +45,8 @@ class GuardedPipeline:
     def __call__(self, prompt: str | Sequence[str], *, seed: int = 0, **options: Any) -> GuardedOutput:
         """One image per prompt; prompt i has seed ``seed + i``, further attempts count on from 1,000,000 more.
 
-        Raises: as `Guard.check`, before anything is generated; UserError for options that the guard cannot read; whatever the
-            pipeline raises.
+        What the pipeline raises is passed on.
+        Raises: UserError for options that the guard cannot read, and as `Guard.check`, before anything is generated.
         """
         wrong = [name for name, value in options.items() if value is not None and (name in REFUSED or name.startswith("prompt_"))]
         if wrong:
