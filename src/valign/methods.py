@@ -4,6 +4,7 @@ import pkgutil
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,8 @@ class Method:
     paper: str  # "arXiv 2412.10493", or "-" for a common technique
     room: str
     entry: str  # "package.module:name", importable
+    fidelity: Literal["", "exact", "simplified", "variant"] = ""  # against its source, as its test shows; empty: not said
+    note: str = ""  # why
 
 
 def declared_methods() -> list[Method]:

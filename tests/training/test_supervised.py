@@ -41,7 +41,8 @@ SETTINGS = {  # sizes for weights of 16 x 16
     **dict.fromkeys(("adalora", "increlora"), QUICK),
     **dict.fromkeys(("lora+ggpo", "lora+mgpo", "lora+dct-adamw"), SMALL),
 }
-NAMES = [*ADAPTERS, "lora+ggpo", "lora+mgpo", "lora+dct-adamw", "full+dct-adamw", "full+galore", "full+trion"]
+COMBINED = ["lora+ggpo", "lora+mgpo", "lora+dct-adamw", "full+dct-adamw", "full+galore", "full+trion"]
+NAMES = [*(name for name, options in ADAPTERS.items() if not options.forgets), *COMBINED]
 STEPS = 12
 
 

@@ -117,7 +117,7 @@ SMALL = {"lora-sb": {"rank": 4}, "fourierft": {"n_frequency": 20}, "loca": {"n_c
 WIDTHS = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
 
 
-@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "head"])
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "head" and not ADAPTERS[name].forgets])
 def test_merged_answers_as_the_adapter_did_and_takes_the_next(name):
     torch.manual_seed(0)
     network = BertModel(BertConfig(vocab_size=30, max_position_embeddings=8, **WIDTHS), add_pooling_layer=False).eval()

@@ -16,6 +16,7 @@ from valign.adapters.codyra import CoDyRA, continual_scores, image_text_loss, ta
 from valign.adapters.comp_lora import CompLoRA
 from valign.adapters.diffora import DiffoRA, gram_matrix, halves, share_unselected
 from valign.adapters.factors import adapter_state, export_lora, save_peft_lora
+from valign.adapters.fila import FILA, fila_init, relative_importance, weighted_start
 from valign.adapters.gate import threshold_schedule
 from valign.adapters.increlora import IncreLoRA
 from valign.adapters.loca import LocaConfig, LocaSchedule
@@ -31,6 +32,7 @@ from valign.adapters.tuner import lora_factors
 __all__ = [
     "ADAPTERS",
     "EXPERTS",
+    "FILA",
     "INITIALIZERS",
     "TUNERS",
     "AILoRA",
@@ -57,6 +59,7 @@ __all__ = [
     "continual_scores",
     "default_targets",
     "export_lora",
+    "fila_init",
     "gram_matrix",
     "halves",
     "image_text_loss",
@@ -65,10 +68,12 @@ __all__ = [
     "prune_in_rounds",
     "randlora_config",
     "register_tuners",
+    "relative_importance",
     "save_peft_lora",
     "set_randlora_scale",
     "share_unselected",
     "singular_changes",
     "task_columns",
     "threshold_schedule",
+    "weighted_start",
 ]

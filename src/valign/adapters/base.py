@@ -20,6 +20,8 @@ from valign.files import atomic_folder
 from valign.models.diffusion.lora import add_lora
 from valign.randomness import generator_for
 
+# The mean loss of a batch, with gradients, and how many tokens (or rows) it is a mean of, computed when it is called.
+CountedLoss = Callable[[], tuple[Tensor, int]]
 USUAL = (("query", "value"), ("q_proj", "v_proj"), ("to_q", "to_v"))  # where peft's names are those of an older transformers
 
 
@@ -42,6 +44,7 @@ class AttachContext:
     expert: bool = False  # the network with the adapter off is the reference: base weights stay, experts of one seed share A
     processes: int = 1
     reduce: Callable[[Tensor], Tensor] | None = None  # the sum of a tensor over processes
+    forget: Sequence[tuple[CountedLoss, CountedLoss]] = ()  # every batch of rows to forget, each with one of rows to retain
 
     def generator(self, word: str) -> torch.Generator:
         """A generator of its own for each use."""
@@ -123,6 +126,7 @@ class AdapterOptions:
 
     expert: ClassVar[bool] = False  # can train experts: switched off it is the base model, and it ends as plain LoRA
     adaptive: ClassVar[bool] = False  # its layers or ranks change while it trains
+    forgets: ClassVar[bool] = False  # its start needs rows to forget, `AttachContext.forget`
 
     learning_rate: float  # of the optimizer's steps on the adapter, where the optimizer names none
 

@@ -155,7 +155,7 @@ class LoRASB:
         weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
         sums = {name: torch.zeros_like(weight_of(layer)) for name, layer in layers.items()}
         wanted, taken = self._wanted(), 0
-        with _bare(model, layers, weights, train=self.train_mode):
+        with bare_base(model, layers, weights, train=self.train_mode):
             for sample in islice(iter(self.samples), wanted):
                 loss = self.loss(model, sample)
                 if not loss.requires_grad:
@@ -201,7 +201,7 @@ def install_core(model: nn.Module, adapter: str | None = None) -> None:
 
 
 @contextmanager
-def _bare(model: nn.Module, layers: dict[str, Any], weights: dict[str, nn.Parameter], *, train: bool) -> Iterator[None]:
+def bare_base(model: nn.Module, layers: dict[str, Any], weights: dict[str, nn.Parameter], *, train: bool) -> Iterator[None]:
     """The base model with gradients to these weights only; everything is put back."""
     asked = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]

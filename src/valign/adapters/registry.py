@@ -15,6 +15,7 @@ from valign.adapters.codyra import CoDyRAOptions
 from valign.adapters.comp_lora import CompLoRA, CompLoRAOptions
 from valign.adapters.diffora import DiffoRAOptions
 from valign.adapters.dora import DoraOptions
+from valign.adapters.fila import FILA, FILAOptions
 from valign.adapters.fourierft import FourierFtOptions
 from valign.adapters.full import FullOptions
 from valign.adapters.head_only import HeadOnlyOptions
@@ -56,13 +57,19 @@ ADAPTERS: Mapping[str, type[AdapterOptions]] = with_plugins(
         "increlora": IncreLoRAOptions,
         "diffora": DiffoRAOptions,
         "codyra": CoDyRAOptions,
+        "fila": FILAOptions,
         "full": FullOptions,
         "head": HeadOnlyOptions,
     },
 )
 
 # Starts of a LoRA that peft or diffusers attached, for `initialize`.
-INITIALIZERS: dict[str, Callable[..., Callable[..., InitReport]]] = {"ailora": AILoRA, "comp-lora": CompLoRA, "lora-sb": LoRASB}
+INITIALIZERS: dict[str, Callable[..., Callable[..., InitReport]]] = {
+    "ailora": AILoRA,
+    "comp-lora": CompLoRA,
+    "fila": FILA,
+    "lora-sb": LoRASB,
+}
 
 # Configs of methods with layers of their own, for peft's `get_peft_model`.
 TUNERS: dict[str, type[PeftConfig]] = {

@@ -24,9 +24,9 @@ def command(
     elif markdown:
         typer.echo(page(methods), nl=False)
     else:
-        table = Table("method", "what it is", "paper", "room")
+        table = Table("method", "what it is", "paper", "against it", "room")
         for method in methods:
-            table.add_row(method.slug, method.title, method.paper, method.room)
+            table.add_row(method.slug, method.title, method.paper, method.fidelity, method.room)
         out.print(table)
 
 
@@ -38,11 +38,15 @@ def page(methods: list[Method]) -> str:
         "Every paper's contribution is one short file that declares itself; this page is made from the declarations by",
         "`make docs-methods`, and a test holds it current. `valign methods` prints the same list.",
         "",
-        "| room | method | what it is | paper | entry point |",
-        "|---|---|---|---|---|",
+        "*Against the paper* says what the method's test shows: *exact*, *simplified* or a *variant*, and why; empty where nothing",
+        "is said yet.",
+        "",
+        "| room | method | what it is | paper | against the paper | entry point |",
+        "|---|---|---|---|---|---|",
     ]
     for method in methods:
         number = method.paper.removeprefix("arXiv ")
         paper = f"[{method.paper}](https://arxiv.org/abs/{number})" if number != method.paper else method.paper
-        lines.append(f"| {method.room} | `{method.slug}` | {method.title} | {paper} | `{method.entry}` |")
+        against = f"*{method.fidelity}*: {method.note}" if method.fidelity else ""
+        lines.append(f"| {method.room} | `{method.slug}` | {method.title} | {paper} | {against} | `{method.entry}` |")
     return "\n".join(lines) + "\n"
