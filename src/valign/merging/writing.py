@@ -13,19 +13,7 @@ from valign.merging.experts import Expert
 from valign.models.files.adapter_files import LoraFactors, save_adapter
 from valign.models.files.layouts import PREFIXES
 
-KEPT = ("base", "family", "policy_hash")  # of the experts' own records, where all agree
-
-MODEL_CARD = """# {method} of {names}
-
-A LoRA adapter for {base}, merged by valign. Load it with `pipe.load_lora_weights("{folder}")`.
-
-The recipe, with the SHA-256 of every source:
-
-```yaml
-{config}```
-
-An adapter lowers the chance of harmful images; it does not exclude them. Measure it with `valign evaluate` before you rely on it.
-"""
+KEPT = ("base", "family", "policy", "policy_hash")  # of the experts' own records, where all agree
 
 
 def merge_metadata(method: str, experts: Sequence[Expert], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +45,7 @@ def write_merge(
     prefix: str = PREFIXES[0],
     errors: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Write the adapter, ``merge_config.yml`` and a model card into ``out``, one module in memory at a time.
+    """Write the adapter with its model card, and ``merge_config.yml``, into ``out``, one module in memory at a time.
 
     Args:
         metadata: Of `merge_metadata`.
@@ -82,7 +70,4 @@ def write_merge(
         summary |= {"error_mean": sum(errors.values()) / len(errors), "error_worst": errors[worst], "error_worst_module": worst}
     config = yaml.safe_dump({**metadata, "result": summary}, sort_keys=False, allow_unicode=True)
     write_text(out / "merge_config.yml", config)
-    names = ", ".join(source["name"] for source in metadata.get("sources", []))
-    method, base = metadata.get("merge_method", "merge"), metadata.get("base", "its base model")
-    write_text(out / "README.md", MODEL_CARD.format(method=method, names=names, base=base, folder=out.name, config=config))
     return summary

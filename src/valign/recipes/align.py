@@ -13,6 +13,7 @@ from valign.data.images.latents import LatentCache
 from valign.data.prompts.pairs import PromptPair, load_pairs
 from valign.data.prompts.sources import Source
 from valign.evaluation import Evaluators, ReportOptions, System, adapter_system, base_system, evaluate, guided_system
+from valign.evaluation.report.card import measured_table
 from valign.evaluation.suite import Suite, refuse_overlap
 from valign.interfaces import Detector, SamplingConfig
 from valign.merging import MERGES, Expert
@@ -21,6 +22,7 @@ from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.guidance.negative import NegativePrompt
 from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
 from valign.models.files.adapter_files import open_adapter
+from valign.models.files.model_card import write_measured
 from valign.policy import Policy
 from valign.recipes.alignguard import AlignGuardRecipe, train_experts
 from valign.recipes.merged import merge_experts, merges_without_scores
@@ -117,7 +119,9 @@ def train_on_policy(
         refuse_overlap(suite, [*config.data.retain, *(text for pair in pairs for text in (pair.unsafe, pair.safe))])
     present = {name for names in cache.categories for name in names}
     categories = [name for name in config.data.categories or policy.category_ids() if name in present]
-    return TrainedExperts(pairs, cache, train_experts(model, cache, out / "experts", config.experts, categories=categories))
+    rules = {"policy": policy.id, "policy_hash": policy.fingerprint()}
+    trained = train_experts(model, cache, out / "experts", config.experts, categories=categories, metadata=rules)
+    return TrainedExperts(pairs, cache, trained)
 
 
 def align(
@@ -145,8 +149,9 @@ def align(
     trained = train_on_policy(model, policy, source, out, config, pair_detector=pair_detector, suite=suite)
     strength = strength_of(model, trained, suite, evaluators, out, config, tuning=tuning)
     merged = trained.merged(model, config, out / "merged", strength)
-    systems = [*baselines(model, policy, config), _aligned(model, merged, config)]
-    return evaluate(
+    aligned = _aligned(model, merged, config)
+    systems = [*baselines(model, policy, config), aligned]
+    summary = evaluate(
         systems,
         suite,
         evaluators,
@@ -154,6 +159,8 @@ def align(
         sampling=SamplingConfig.of(config),
         report=ReportOptions(title=f"Before and after alignment ({policy.id} policy)"),
     )
+    write_measured(merged, measured_table(summary, aligned.name))
+    return summary
 
 
 def strength_of(

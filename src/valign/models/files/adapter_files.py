@@ -19,9 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valign.checks import UserError
-from valign.files import hash_file, hash_value, read_json, write_json
+from valign.files import hash_file, hash_value, read_json, write_json, write_text
 from valign.models.files.finite import check_finite
 from valign.models.files.layouts import PREFIXES, ModuleEntry, check_modules, prefix_of, read_layout
+from valign.models.files.model_card import CARD, adapter_card
 from valign.models.files.tensor_stream import TensorIndex, stream_tensors
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -134,7 +135,8 @@ def save_adapter(
     prefix: str = PREFIXES[0],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write an adapter into ``folder``, one module in memory at a time; one already there is replaced once this is complete.
+    """Write an adapter and its model card into ``folder``, one module in memory at a time; one already there is replaced once this
+    is complete.
 
     Args:
         factors: By module name without ``prefix``; ranks may differ. A mapping is written in sorted order.
@@ -165,6 +167,10 @@ def save_adapter(
 
     stream_tensors(folder / WEIGHTS, tensors(), header)
     write_json(folder / PROVENANCE, json.loads(record))
+    name = folder.parent.name if folder.name == "adapter" else folder.name
+    size = {"modules": f"{len(ranks)}, rank {min(ranks.values())} to {max(ranks.values())}"}
+    load = f'pipe.load_lora_weights("{folder.name}")  # a pipeline of diffusers with the base model'
+    write_text(folder / CARD, adapter_card(json.loads(record), name=name, load=load, facts=size))
 
 
 def public_record(metadata: Mapping[str, Any]) -> dict[str, Any]:
