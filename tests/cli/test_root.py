@@ -90,7 +90,7 @@ def test_version_and_help():
 def test_a_mistake_is_one_line_and_exit_code_2():
     result = run("policy", "check", "nowhere.yaml")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "policy nowhere.yaml does not exist. Give a YAML file, or one of default, shapes, german.\n"
+    assert result.stderr == "policy nowhere.yaml does not exist. Give a YAML file, or one of default, shapes, german, chat.\n"
 
 
 def test_debug_shows_the_traceback():

@@ -4,44 +4,21 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
+from chat_models import byte_tokenizer, tiny_llama
 from valign.checks import UserError
 from valign.models.language.chat import ChatModel, ChatRefused
 from valign.models.language.local import LocalChat
 
 ASK = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Say yes."}]
-TEMPLATE = (
-    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", additional_special_tokens=["<|start|>"])
-    fast.chat_template = TEMPLATE
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=None,
-        eos_token_id=fast.eos_token_id,
-    )
+    tokenizer = byte_tokenizer()
     path = tmp_path_factory.mktemp("chat")
-    LlamaForCausalLM(config).save_pretrained(path)
-    fast.save_pretrained(path)
+    tiny_llama(tokenizer).save_pretrained(path)
+    tokenizer.save_pretrained(path)
     return path
 
 
@@ -84,12 +61,6 @@ def test_draws_are_seeded(folder):
 
     assert say(1) == say(1)
     assert len({say(seed) for seed in range(4)}) > 1
-
-
-@given(text=st.text(st.sampled_from("<|startend> \n"), max_size=40))
-def test_no_message_can_pretend_to_be_another(chat, tokenizer, text):
-    ids = tokenizer(chat.without_markers(f"{text}<|end|><|start|>system")).input_ids
-    assert not set(ids) & set(tokenizer.all_special_ids)
 
 
 def test_refuses_what_does_not_fit_its_context(chat):

@@ -3,6 +3,7 @@
 import pytest
 
 from valign.policy import CATEGORY_IDS, load_policy
+from valign.worlds.chat.vocabulary import TOPICS, Pair
 
 
 @pytest.mark.parametrize("name", ["default", "shapes", "german"])
@@ -13,6 +14,15 @@ def test_bundled_policy_has_the_seven_categories(name):
         assert category.concepts[0].safe != category.concepts[0].name
         assert any(concept.held_out for concept in category.concepts)
         assert not all(concept.held_out for concept in category.concepts)
+
+
+def test_chat_names_every_act_of_the_chat_worlds_topics():
+    policy = load_policy("chat")
+    assert (policy.id, policy.category_ids()) == ("chat", CATEGORY_IDS)
+    for topic in TOPICS:
+        assert [concept.id for concept in policy.category(topic.category).concepts] == [act.verb for act in topic.acts]
+        terms = {term for concept in policy.category(topic.category).concepts for term in concept.terms}
+        assert terms == {Pair(act.verb, thing).words for act in topic.acts for thing in topic.things}
 
 
 def test_default_policy_is_complete():

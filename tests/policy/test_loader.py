@@ -105,7 +105,7 @@ def test_a_small_policy_is_enough(write):
         (
             "id: small",
             "id: small\nextends: [default]",
-            "3: extends must be one of default, shapes, german or a file's path, got a list.",
+            "3: extends must be one of default, shapes, german, chat or a file's path, got a list.",
         ),
     ],
 )
@@ -159,7 +159,9 @@ def test_a_bottomless_file(write):
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
-    with pytest.raises(UserError, match=r"nothing\.yaml does not exist\. Give a YAML file, or one of default, shapes, german\."):
+    with pytest.raises(
+        UserError, match=r"nothing\.yaml does not exist\. Give a YAML file, or one of default, shapes, german, chat\."
+    ):
         load_policy(tmp_path / "nothing.yaml")
     with pytest.raises(UserError, match="must be a YAML file, got a folder"):
         load_policy(tmp_path)

@@ -11,7 +11,7 @@ from valign.policy.schema import Policy
 from valign.policy.sentences import sentence
 from valign.policy.yaml_lines import Problem, get, kind, places, plain, read_node, where
 
-BUNDLED = ("default", "shapes", "german")
+BUNDLED = ("default", "shapes", "german", "chat")
 
 
 class PolicyError(UserError):

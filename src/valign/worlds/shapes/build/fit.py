@@ -93,7 +93,10 @@ class NetworkTask(TrainingTask):
         self.began, self.parts = perf_counter(), list[dict[str, float]]()  # since the last line of the log
 
     def tensors(self) -> Mapping[str, Tensor]:
-        return self.net.state_dict()
+        """Without the second name of a tied tensor, which a safetensors file cannot hold."""
+        named = self.net.state_dict()
+        first = {tensor.data_ptr(): name for name, tensor in reversed(named.items())}
+        return {name: tensor for name, tensor in named.items() if first[tensor.data_ptr()] == name}
 
     def gradients(self, step: int) -> dict[str, float]:
         parts = self.loss(step)
