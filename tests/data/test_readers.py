@@ -6,9 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from valign.checks import UserError
-from valign.data.prompts.formats import Columns, detect_format
 from valign.data.prompts.pairs import PromptPair, count_categories
+from valign.data.prompts.tables import Reading
 from valign.data.prompts.readers import clean_pairs, read_pairs, read_prompts, scan_pairs, scan_prompts
+from valign.data.prompts.records import Columns
 
 
 def write(path, *lines):
@@ -67,7 +68,7 @@ def test_linked_jsonl_equals_the_release(tmp_path, release):
         {"id": "a-s", "prompt": "a kind crow, at dusk", "label": 0, "category": "Hate", "pair_id": "a", "concept": "crow"},
         {"id": "lonely", "prompt": "a loud crow", "label": 1, "category": "Hate"},
     ]
-    found = scan_pairs(rows_to_jsonl(tmp_path / "set.jsonl", linked), fmt="coprov2")
+    found = scan_pairs(rows_to_jsonl(tmp_path / "set.jsonl", linked), "coprov2")
     first = read_pairs(release)[0]
     assert [(p.unsafe, p.safe, p.categories, p.concept) for p in found.pairs] == [
         (first.unsafe, first.safe, first.categories, "crow")
@@ -134,17 +135,17 @@ def test_plain_tables_in_every_file_kind_read_alike(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), files[2])
     write(files[3], "text,label,type,pair_id", "a mean crow,unsafe,Hate,x", "a kind crow,0,caption,x")
     columns = Columns(prompt="text", category="type")
-    read = [read_prompts(path, columns=columns) for path in files]
+    read = [read_prompts(path, reading=Reading(columns=columns.renamed())) for path in files]
     assert read[0] == read[1] == read[2] == read[3]
     assert [row.categories for row in read[0]] == [("hate",), ()]  # a safe prompt keeps known categories only
-    assert read_pairs(files[0], columns=columns) == [PromptPair("x", "a mean crow", "a kind crow", ("hate",))]
+    assert read_pairs(files[0], reading=Reading(columns=columns.renamed())) == [PromptPair("x", "a mean crow", "a kind crow", ("hate",))]
 
 
 def test_fill_gives_what_the_file_lacks(tmp_path):
     path = write(tmp_path / "list.csv", "prompt", "a mean crow")
     with pytest.raises(UserError, match=r"list\.csv, row 1: label must be 0 \(safe\) or 1 \(unsafe\), got None"):
         read_prompts(path)
-    row = read_prompts(path, fill={"label": 1, "category": "hate"})[0]
+    row = read_prompts(path, reading=Reading(fill={"label": 1, "category": "hate"}))[0]
     assert (row.label, row.categories, row.id) == (1, ("hate",), "list-00001")
 
 
@@ -170,15 +171,15 @@ def test_missing_columns_and_bad_seeds_name_the_row(tmp_path):
     with pytest.raises(UserError, match=r"row 1: seed must be a whole number in .*, got 'soon'"):
         read_prompts(path)
     with pytest.raises(UserError, match="must have column 'prompt' in layout i2p"):
-        read_prompts(rows_to_jsonl(tmp_path / "i2p.jsonl", [{"text": "x"}]), fmt="i2p")
+        read_prompts(rows_to_jsonl(tmp_path / "i2p.jsonl", [{"text": "x"}]), "i2p")
     with pytest.raises(ValueError, match="format must be one of plain, coprov2, i2p"):
-        read_prompts(path, fmt="magic")
+        read_prompts(path, "magic")
 
 
 def test_layouts_are_told_apart_by_their_columns():
-    assert detect_format({"prompt": "", "image": "", "category": ""}) == "coprov2"
-    assert detect_format({"prompt": "", "categories": "", "inappropriate_percentage": ""}) == "i2p"
-    assert detect_format({"prompt": "", "label": 1, "category": "", "image": ""}) == "plain"
+    assert detect_layout([{"prompt": "", "image": "", "category": ""}]) == "coprov2"
+    assert detect_layout([{"prompt": "", "categories": "", "inappropriate_percentage": ""}]) == "i2p"
+    assert detect_layout([{"prompt": "", "label": 1, "category": "", "image": ""}]) == "plain"
 
 
 @pytest.mark.parametrize("value", [["a knife fight", "two"], {"en": "a knife fight"}, 7, "a knife \ud83d fight"])

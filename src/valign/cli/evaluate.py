@@ -255,7 +255,7 @@ def _refuse_trained(suite: Suite, sources: Iterable[Path]) -> None:
         if pairs.name == "pairs.parquet":
             texts = [text for pair in load_pairs(pairs) for text in (pair.unsafe, pair.safe)]
         else:
-            texts = [row.prompt for row in read_prompts(source, fill={"label": 0})]
+            texts = [row.prompt for row in read_prompts(source, reading=Reading(fill={"label": 0}))]
         refuse_overlap(suite, texts)
 
 

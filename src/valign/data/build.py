@@ -4,7 +4,6 @@ prompts (`PromptPair`) -> images (`ImageRow`, PNG) -> latents (`LatentCache`).
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from valign.data.images.pairs import PAIRINGS, check_folder, import_images, make
 from valign.data.images.rows import count_kept, load_image_rows
 from valign.data.prompts.blocked import allowed_pairs, allowed_prompts
 from valign.data.prompts.pairs import PromptPair, count_categories, load_pairs, write_pairs
+from valign.data.prompts.records import say_left_out
 from valign.data.prompts.sources import GrammarSource, PromptGrammar, Source
 from valign.files import hash_file, hash_value
 from valign.images import image_files
@@ -123,7 +123,7 @@ def _read_apart(model: EncoderAndSampler, pairs: list[PromptPair]) -> list[Promp
     apart = [pair for pair, first, second in zip(pairs, unsafe, safe, strict=True) if first != second]
     if cut:
         console.print(f"{cut} pairs are longer than the tokens that the text encoder reads: their ends are cut off", style="yellow")
-    _say_left_out("pairs", {"equal in what the text encoder reads": len(pairs) - len(apart)})
+    say_left_out("pairs", {"equal in what the text encoder reads": len(pairs) - len(apart)})
     if not apart:
         raise UserError(f"The prompts of all {len(pairs)} pairs are equal in what the text encoder reads. Shorten them.")
     return apart
@@ -141,14 +141,8 @@ def _retained(policy: Policy, config: DataConfig) -> list[str]:
     retain, blocked = allowed_prompts(policy, config.retain)
     if blocked and not retain:
         raise UserError(f"retain must hold prompts that the policy does not always block, got {blocked} that it does. Give others.")
-    _say_left_out("retained prompts", {"always_block": blocked})
+    say_left_out("retained prompts", {"always_block": blocked})
     return retain
-
-
-def _say_left_out(what: str, dropped: Mapping[str, int]) -> None:
-    for reason, count in dropped.items():
-        if count:
-            console.print(f"left out: {count} {what}, {reason.replace('_', ' ')}", style="yellow")
 
 
 def collect_prompts(policy: Policy, source: Source, folder: Path, config: DataConfig) -> list[PromptPair]:
@@ -170,7 +164,7 @@ def collect_prompts(policy: Policy, source: Source, folder: Path, config: DataCo
             )
         write_pairs(folder / "pairs.parquet", pairs)
         run.finish(pairs=len(pairs), per_category=count_categories(pairs), counts=dict(found.counts), dropped=dropped)
-    _say_left_out("pairs", run.results["dropped"])
+    say_left_out("pairs", run.results["dropped"])
     return load_pairs(folder / "pairs.parquet")
 
 

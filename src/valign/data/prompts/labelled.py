@@ -1,106 +1,62 @@
 """Labelled prompts for fitting and measuring the guard: many sources, one set of category names, stable splits."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from zlib import crc32
 
 from valign.checks import UserError
-from valign.data.prompts.formats import LABELS
 from valign.data.prompts.overlap import fold
 from valign.data.prompts.pairs import LabelledPrompt, PromptPair
-from valign.data.prompts.tables import is_blank, is_table, name_cell, number_cell, read_table, text_cell
-from valign.policy import Policy, normalize_category
-
-# Beginnings of other sets' category names, and the policy category they mean; "" is harm of no category of ours.
-ALIASES = {
-    "pornography": "sexual",
-    "sexual": "sexual",
-    "nudity": "sexual",
-    "violen": "violence",
-    "disturbing": "shocking",
-    "illegal": "illegal-activity",
-    "self-harm": "self-harm",
-    "discrimination": "hate",
-    "bias": "hate",
-    "hate": "hate",
-    "unethical": "",
-    "privacy": "",
-}
-VOTES = ("image_unsafe_votes", "text_unsafe_votes")
-CERTAINTY = ("certainty", "votes", "inappropriate_percentage", *VOTES)
-NO_HARM = ("copyright-infringement", "political-sensitivity")  # other rules than ours: such rows teach nothing about harm
+from valign.data.prompts.records import nameless, prompt_records, say_left_out, why_not
+from valign.data.prompts.tables import AS_IT_IS, Reading, is_table, table_stem
+from valign.policy import Policy
 
 
-def read_rows(paths: Sequence[Path], policy: Policy) -> list[LabelledPrompt]:
-    """Rows of files, or of every file below a folder, in the order of names. A source is a file's stem.
+def read_rows(
+    paths: Sequence[Path], policy: Policy, layout: str | None = None, reading: Reading = AS_IT_IS
+) -> list[LabelledPrompt]:
+    """Rows of files, or of every table below a folder, in the order of names. A source is a file's stem. Says what is left out.
 
+    Options are those of `prompt_records`; a category that is none of ours leaves an unsafe prompt without one.
     Raises: UserError if a path does not exist, or no row is found.
     """
     rows: list[LabelledPrompt] = []
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist. Give a file of prompts with labels, or a folder of such files.")
-        files = sorted(file for file in path.rglob("*") if is_table(file)) if path.is_dir() else [path]
-        for file in files:
-            rows += _read(file, policy)
+        for file in sorted(file for file in path.rglob("*") if is_table(file)) if path.is_dir() else [path]:
+            left_out = Counter[str]()
+            rows += _read(file, policy, layout, reading, left_out)
+            say_left_out(f"prompts of {file.name}", left_out)
     if not rows:
-        raise UserError(f"{', '.join(map(str, paths))} must hold prompts, found none. Give .jsonl, .csv or .parquet files.")
+        raise UserError(f"{', '.join(map(str, paths))} must hold labelled prompts, found none. Give tables of prompts with labels.")
     return rows
 
 
-def _read(file: Path, policy: Policy) -> list[LabelledPrompt]:
-    rows = []
-    for number, row in enumerate(read_table(file), start=1):
-        try:
-            rows += _record(row, number, file.stem, policy)
-        except UserError as error:
-            raise UserError(f"{file}, row {number}: {error}") from error
-    return rows
-
-
-def _record(row: Mapping[str, Any], number: int, source: str, policy: Policy) -> list[LabelledPrompt]:
-    """The prompt of a row, or none where it is empty or its harm is none of ours."""
-    prompt, label = text_cell("prompt", row.get("prompt")).strip(), LABELS.get(str(row.get("label")).casefold())
-    if label is None:
-        raise UserError(f"label must be 0 (safe) or 1 (unsafe), got {row.get('label')!r}. Mend it.")
-    names = {normalize_category(name) for name in re.split(r"[,;]", text_cell("category", row.get("category")))}
-    if not prompt or any(name.startswith(NO_HARM) for name in names):
-        return []
-    categories = tuple(sorted({_known(name, policy) for name in names} - {""})) if label else ()
-    own, concept, linked = (name_cell(column, row.get(column)) for column in ("id", "concept", "pair_id"))
-    name, shared = f"{source}:{own or number}", concept or linked
-    group = f"{source}:{shared}" if shared else name
-    pair = f"{source}:{linked}" if linked else ""
-    certainty = _certainty(row) if label else 1.0
-    return [LabelledPrompt(name, prompt, label, categories, source, group, pair, certainty)]
-
-
-def _certainty(row: Mapping[str, Any]) -> float:
-    """From the columns ``certainty``, in [0, 1], the votes of Adversarial Nibbler, or the percentage of I2P; 1 without any."""
-    found = {column: number_cell(column, row[column]) for column in CERTAINTY if not is_blank(row.get(column))}
-    harmful = [found[column] for column in VOTES if column in found]
-    if "certainty" in found:
-        share = found["certainty"]
-    elif found.get("votes") and any(column in row for column in VOTES):
-        share = max(harmful, default=0.0) / found["votes"]
-    elif "inappropriate_percentage" in found:
-        share = found["inappropriate_percentage"] / 100
-    else:
-        return 1.0
-    if not 0 <= share <= 1:
-        raise UserError(f"the share of judges that find a row unsafe must be in [0, 1], got {share:g}. Mend it.")
-    return share
-
-
-def _known(name: str, policy: Policy) -> str:
-    ids = policy.category_ids()
-    if name in ids:
-        return name
-    ours = next((ours for start, ours in ALIASES.items() if name.startswith(start)), "")
-    return ours if ours in ids else ""
+def _read(
+    file: Path, policy: Policy, layout: str | None, reading: Reading, left_out: Counter[str]
+) -> Iterator[LabelledPrompt]:
+    """The prompts of a file, named after it: what must not be split is its concept, else its pair, else itself."""
+    source = table_stem(file)
+    for number, record in prompt_records(file, layout, reading=reading, known=policy.category_ids(), unknown="drop"):
+        if reason := why_not(record):
+            left_out[reason] += 1
+            continue
+        assert isinstance(record, LabelledPrompt)
+        own = str(number) if record.id == nameless(file, number) else record.id
+        name, shared = f"{source}:{own}", record.concept or record.pair
+        yield replace(
+            record,
+            id=name,
+            categories=record.categories if record.label else (),
+            source=source,
+            group=f"{source}:{shared}" if shared else name,
+            pair=f"{source}:{record.pair}" if record.pair else "",
+        )
 
 
 def without_repeats(rows: Iterable[LabelledPrompt]) -> list[LabelledPrompt]:

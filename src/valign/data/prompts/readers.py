@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_choice
-from valign.data.prompts.formats import read_records
 from valign.data.prompts.overlap import fold
 from valign.data.prompts.pairs import LabelledPrompt, PromptPair, file_names
+from valign.data.prompts.records import prompt_records, why_not
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class PromptFile:
     """What a file of prompts holds."""
 
     rows: list[LabelledPrompt]
-    dropped: dict[str, int] = field(default_factory=dict)  # "empty": rows without a prompt
+    dropped: dict[str, int] = field(default_factory=dict)  # "empty" rows, "unlabelled" ones, those of "other_harm"
 
 
 @dataclass(frozen=True)
@@ -28,33 +28,44 @@ class PairFile:
     dropped: dict[str, int] = field(default_factory=dict)  # "unpaired" rows, "missing_twin" pairs, and those of `clean_pairs`
 
 
-def scan_prompts(path: Path, fmt: str | None = None, **options: Any) -> PromptFile:
-    """Every prompt of a file, in order. Options and errors are those of `read_records`."""
-    rows, dropped, used = [], Counter[str](), Counter[str]()
-    for _, record in read_records(path, fmt, **options):
-        if not record.prompt:
-            dropped["empty"] += 1
+def scan_prompts(path: Path, layout: str | None = None, **options: Any) -> PromptFile:
+    """Every prompt of a file, in order. Options and errors are those of `prompt_records`.
+
+    Raises: UserError also if the file says of no prompt whether it is safe.
+    """
+    rows: list[LabelledPrompt] = []
+    dropped, used = Counter[str](), Counter[str]()
+    for _, record in prompt_records(path, layout, **options):
+        if reason := why_not(record):
+            dropped[reason] += 1
             continue
+        assert isinstance(record, LabelledPrompt)
         used[record.id] += 1
-        name = (
-            record.id if used[record.id] == 1 else f"{record.id}.{used[record.id]}"
-        )  # a release repeats a prompt once per category
-        rows.append(replace(record, id=name))
+        again = used[record.id] > 1  # a release repeats a prompt once per category
+        rows.append(replace(record, id=f"{record.id}.{used[record.id]}") if again else record)
+    if not rows and dropped["unlabelled"]:
+        raise UserError(
+            f"{path} must say which prompts are safe, got {dropped['unlabelled']} without a label. "
+            "Fill label=0 if all are, or label=1 if none is."
+        )
     return PromptFile(rows, dict(dropped))
 
 
-def scan_pairs(path: Path, fmt: str | None = None, *, missing_twin: str = "refuse", **options: Any) -> PairFile:
+def scan_pairs(path: Path, layout: str | None = None, *, missing_twin: str = "refuse", **options: Any) -> PairFile:
     """Every unsafe prompt with its safe counterpart, in the order of first rows, cleaned by `clean_pairs`.
 
     A pair that stands in several rows, once per category, is one pair with all its categories. Prompts that name no pair are
-    counted as ``unpaired``. Options are those of `read_records`.
+    counted as ``unpaired``. Options are those of `prompt_records`.
     Args: missing_twin: ``"refuse"``, or ``"drop"`` to leave such pairs out and count them as ``missing_twin``.
-    Raises: UserError as `read_records`; if one of a pair is missing; if two rows disagree about one prompt; if no pair is left.
+    Raises: UserError as `prompt_records`; if one of a pair is missing; if two rows disagree about one prompt; if no pair is left.
     """
     check_choice("missing_twin", missing_twin, ("refuse", "drop"))
     sides: dict[str, dict[int, LabelledPrompt]] = {}
     dropped = Counter[str]()
-    for number, record in read_records(path, fmt, **options):
+    for number, record in prompt_records(path, layout, **options):
+        if not isinstance(record, LabelledPrompt):
+            dropped[why_not(record)] += 1
+            continue
         if not record.pair:
             dropped["unpaired"] += 1
             continue
@@ -110,11 +121,11 @@ def clean_pairs(pairs: Collection[PromptPair]) -> tuple[list[PromptPair], Counte
     return list(kept.values()), dropped
 
 
-def read_prompts(path: Path | str, fmt: str | None = None, **options: Any) -> list[LabelledPrompt]:
+def read_prompts(path: Path | str, layout: str | None = None, **options: Any) -> list[LabelledPrompt]:
     """The rows of `scan_prompts`."""
-    return scan_prompts(Path(path), fmt, **options).rows
+    return scan_prompts(Path(path), layout, **options).rows
 
 
-def read_pairs(path: Path | str, fmt: str | None = None, **options: Any) -> list[PromptPair]:
+def read_pairs(path: Path | str, layout: str | None = None, **options: Any) -> list[PromptPair]:
     """The pairs of `scan_pairs`."""
-    return scan_pairs(Path(path), fmt, **options).pairs
+    return scan_pairs(Path(path), layout, **options).pairs

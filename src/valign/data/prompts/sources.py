@@ -8,9 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 from valign.checks import UserError
 from valign.data.journal import Journal
 from valign.data.prompts.chat_pairs import PairWriter
-from valign.data.prompts.formats import Columns
 from valign.data.prompts.pairs import PromptPair
 from valign.data.prompts.readers import clean_pairs, scan_pairs, scan_prompts
+from valign.data.prompts.records import Columns
+from valign.data.prompts.tables import Reading
 from valign.files import hash_file, hash_value
 from valign.interfaces import Chat
 from valign.policy import Policy
@@ -78,8 +79,7 @@ class FileSource:
         found = scan_pairs(
             self.path,
             self.fmt,
-            columns=self.columns,
-            fill=self.fill,
+            reading=Reading(columns=self.columns.renamed(), fill=self.fill),
             known=policy.category_ids(),
             missing_twin=self.missing_twin,
         )
@@ -109,7 +109,8 @@ class ChatSource:
         if self.prompts is None:
             pairs = writer.from_concepts(categories, self.per_concept, per_category=count)
             return PromptSet(pick_pairs(pairs, categories, count, seed), writer.counts)
-        read = scan_prompts(self.prompts, self.fmt, columns=self.columns, fill=self.fill, known=policy.category_ids())
+        reading = Reading(columns=self.columns.renamed(), fill=self.fill)
+        read = scan_prompts(self.prompts, self.fmt, reading=reading, known=policy.category_ids())
         rows = [row for row in read.rows if row.label == 1 and (not row.categories or set(row.categories) & set(categories))]
         chosen = pick_pairs(
             [PromptPair(f"r{at}", row.prompt, "", row.categories) for at, row in enumerate(rows)], categories, count, seed

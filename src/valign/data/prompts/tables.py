@@ -75,7 +75,16 @@ def read_table(path: Path, reading: Reading = AS_IT_IS) -> list[Row]:
 
 def table_suffix(path: Path) -> str:
     """The ending that tells the kind of table, that of packing aside."""
-    return (Path(path.name.removesuffix(path.suffix)) if path.suffix in UNPACK else path).suffix
+    return _unpacked(path).suffix
+
+
+def table_stem(path: Path) -> str:
+    """The file's name without its endings."""
+    return _unpacked(path).stem
+
+
+def _unpacked(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix in UNPACK else path
 
 
 def is_table(path: Path) -> bool:
