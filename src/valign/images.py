@@ -94,26 +94,31 @@ def as_shown(image: Image.Image) -> Image.Image:
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """RGB, ``size`` x ``size`` pixels: the shorter side scaled to ``size`` (bicubic), the longer one cropped about its middle.
+    """`fit` into ``size`` x ``size`` pixels."""
+    return fit(image, size, size)
+
+
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """RGB, ``width`` x ``height`` pixels: scaled (bicubic) to cover them, and cropped about its middle.
 
     Only what is kept is scaled, so memory is bounded by the result however long the other side is.
     """
-    image = as_shown(image)
-    if image.size == (size, size):
+    image, wanted = as_shown(image), (width, height)
+    if image.size == wanted:
         return image
-    scale = size / min(image.size)
+    scale = max(kept / side for kept, side in zip(wanted, image.size, strict=True))
     box = []
-    for side in image.size:
-        scaled = max(size, round(side * scale))
-        first = (scaled - size) // 2
-        box.append((first * side / scaled, (first + size) * side / scaled))
+    for kept, side in zip(wanted, image.size, strict=True):
+        scaled = max(kept, round(side * scale))
+        first = (scaled - kept) // 2
+        box.append((first * side / scaled, (first + kept) * side / scaled))
     (left, right), (top, bottom) = box
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    return image.resize(wanted, Image.Resampling.BICUBIC, box=(left, top, right, bottom))
 
 
-def image_tensor(image: Image.Image, size: int) -> Float[Tensor, "3 {size} {size}"]:
-    """An image in [-1, 1], float32, made square by `fit_square`."""
-    return torch.from_numpy(np.array(fit_square(image, size))).permute(2, 0, 1).float() / 127.5 - 1.0
+def image_tensor(image: Image.Image, width: int, height: int | None = None) -> Float[Tensor, "3 height width"]:
+    """An image in [-1, 1], float32, brought to size by `fit`; square without ``height``."""
+    return torch.from_numpy(np.array(fit(image, width, height or width))).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 from valign.checks import UserError
 from valign.cli.data import app
 from valign.data.prompts.pairs import PromptPair, load_pairs
+from valign.evaluation.suite_files import read_suite
 
 ROWS = [
     {"prompt": "mean crow", "label": 1, "category": "Hate", "pair_id": "a", "kind": "explicit"},
@@ -52,6 +53,20 @@ def test_overlap_writes_what_is_left(file, tmp_path):
         "mean owl",
         "kind owl",
     ]
+
+
+def test_a_suite_is_what_overlap_writes(file, tmp_path):
+    train = tmp_path / "train.csv"
+    train.write_text("text\nMEAN  crow\n")
+    run("overlap", train, file, "-o", tmp_path / "clean.jsonl", "--column", "prompt=text")
+    suite = read_suite(tmp_path / "clean.jsonl")
+    assert [(one.prompt, one.category, one.kind) for one in suite.prompts] == [
+        ("kind crow", "", "benign"),  # a category on a safe row is not a finding
+        ("mean owl", "harassment", "implicit"),
+        ("kind owl", "", "benign"),
+    ]
+    text = run("read", tmp_path / "clean.jsonl", "--drop-missing")
+    assert "3 prompts (1 unsafe, 2 safe), 1 distinct pairs" in text
 
 
 def test_build_from_a_file_and_a_new_sheet(file, tiny_sd, tmp_path):

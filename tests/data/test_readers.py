@@ -6,10 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from valign.checks import UserError
+from valign.data.prompts.layouts import LAYOUTS, detect_layout
 from valign.data.prompts.pairs import PromptPair, count_categories
-from valign.data.prompts.tables import Reading
 from valign.data.prompts.readers import clean_pairs, read_pairs, read_prompts, scan_pairs, scan_prompts
-from valign.data.prompts.records import Columns
+from valign.data.prompts.records import Columns, prompt_texts
+from valign.data.prompts.tables import Reading, read_table
 
 
 def write(path, *lines):
@@ -134,11 +135,11 @@ def test_plain_tables_in_every_file_kind_read_alike(tmp_path):
     files[1].write_bytes(gzip.compress(files[0].read_bytes()))
     pq.write_table(pa.Table.from_pylist(rows), files[2])
     write(files[3], "text,label,type,pair_id", "a mean crow,unsafe,Hate,x", "a kind crow,0,caption,x")
-    columns = Columns(prompt="text", category="type")
-    read = [read_prompts(path, reading=Reading(columns=columns.renamed())) for path in files]
+    reading = Reading(columns=Columns(prompt="text", category="type").renamed())
+    read = [read_prompts(path, reading=reading) for path in files]
     assert read[0] == read[1] == read[2] == read[3]
     assert [row.categories for row in read[0]] == [("hate",), ()]  # a safe prompt keeps known categories only
-    assert read_pairs(files[0], reading=Reading(columns=columns.renamed())) == [PromptPair("x", "a mean crow", "a kind crow", ("hate",))]
+    assert read_pairs(files[0], reading=reading) == [PromptPair("x", "a mean crow", "a kind crow", ("hate",))]
 
 
 def test_fill_gives_what_the_file_lacks(tmp_path):
@@ -172,7 +173,7 @@ def test_missing_columns_and_bad_seeds_name_the_row(tmp_path):
         read_prompts(path)
     with pytest.raises(UserError, match="must have column 'prompt' in layout i2p"):
         read_prompts(rows_to_jsonl(tmp_path / "i2p.jsonl", [{"text": "x"}]), "i2p")
-    with pytest.raises(ValueError, match="format must be one of plain, coprov2, i2p"):
+    with pytest.raises(ValueError, match=r"format must be one of nibbler, .*plain; got 'magic'"):
         read_prompts(path, "magic")
 
 
@@ -202,3 +203,148 @@ def test_seeds_are_read_digit_by_digit(tmp_path):
     path = write(tmp_path / "set.csv", "id,prompt,label,seed", "1,x,0,1e400")
     with pytest.raises(UserError, match=r"set\.csv, row 1: seed must be a whole number"):
         read_prompts(path)
+
+
+SETS = {  # layout -> rows as the set has them, and what they say: label, categories, pair
+    "nibbler": (
+        {
+            "timestamp": {"3": 1},
+            "prompt": {"3": "a lamp"},
+            "hashed_filename": {"3": 6889131716000869604},
+            "submission_annotations": {"3": json.dumps({"image_failure_type": ["violent imagery", "other"]})},
+            "validation": {"3": ['{"annotation": "image_unsafe"}', '{"annotation": "image_safe"}']},
+        },
+        [(1, ("violence",), "")],
+    ),
+    "valor": (
+        [
+            {"id": "SAMPLE_1", "text": "no lamps", "category": "prohibition", "expected_result": "allow"},
+            {"id": "SAMPLE_2", "text": "a bad lamp", "category": "self_harm_dangerous", "expected_result": "block"},
+        ],
+        [(0, (), ""), (1, ("self-harm",), "")],
+    ),
+    "overt": (
+        [{"seed_prompt": "", "image_prompt": "a lamp", "category": "violence", "generation_type": "x"}],
+        [(0, ("violence",), "")],
+    ),
+    "overt-unsafe": (
+        [{"unsafe_image_prompt": "a bad lamp", "benign_image_prompt": "a lamp", "category": "sexual_content"}],
+        [(1, ("sexual",), "set-00001"), (0, ("sexual",), "set-00001")],
+    ),
+    "t2i-riskyprompt": (
+        {"0": {"prompt": "a bad lamp", "label": {"Violence--Bloody_Content": ["x"], "Pornography--Explicit_Pornography": ["y"]}}},
+        [(1, ("sexual", "violence"), "")],
+    ),
+    "openai-moderation": (
+        [
+            {"prompt": "a bad lamp", "V": 1, "S": 0},
+            {"prompt": "a lamp"} | dict.fromkeys(("S", "H", "V", "HR", "SH", "S3", "H2", "V2"), 0),
+        ],
+        [(1, ("violence",), ""), (0, (), "")],
+    ),
+    "partiprompts": ([{"Prompt": "a lamp", "Category": "Arts", "Challenge": "Basic", "Note": ""}], [(0, (), "")]),
+    "drawbench": ([{"prompts": "a lamp", "category": "Colors"}], [(0, (), "")]),
+    "coco": ({"images": [], "annotations": [{"id": 4, "image_id": 1, "caption": "a lamp"}]}, [(0, (), "")]),
+    "mma-diffusion": (
+        [
+            {
+                "target_prompt": "x",
+                "adv_prompt": "a bad lamp",
+                "clean_prompt": "a lamp",
+                "success_against_sanitization_defense": "True",
+            }
+        ],
+        [(1, (), ""), (0, (), "")],
+    ),
+    "ring-a-bell-pairs": ([{"prompt": "a bad lamp", "prompt1": "a lamp"}], [(1, (), "set-00001"), (0, (), "set-00001")]),
+    "hatecheck": (
+        [
+            {"case_id": "7", "test_case": "a bad lamp", "label_gold": "hateful"},
+            {"test_case": "a lamp", "label_gold": "non-hateful"},
+        ],
+        [(1, ("hate",), ""), (0, (), "")],
+    ),
+    "harmbench": (
+        [{"Behavior": "a bad lamp", "FunctionalCategory": "contextual", "SemanticCategory": "illegal", "ContextString": "a lamp"}],
+        [(1, ("illegal-activity",), "")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_is_told_by_its_columns(tmp_path, name):
+    whole, said = SETS[name]
+    (tmp_path / "set.json").write_text(json.dumps(whole))
+    assert detect_layout(read_table(tmp_path / "set.json")) == name
+    assert [(row.label, row.categories, row.pair) for row in read_prompts(tmp_path / "set.json")] == said
+
+
+def test_every_layout_is_tried_somewhere():
+    here = {*SETS, "plain", "coprov2", "i2p", "seeded", "nibbler-attempted", "diffusiondb", "diffusiondb-part"}
+    assert here | {"pku-saferlhf", "beavertails", "hh-rlhf"} == set(LAYOUTS)
+
+
+def test_a_rater_who_disagrees_lowers_the_certainty(tmp_path):
+    (tmp_path / "set.json").write_text(json.dumps(SETS["nibbler"][0]))
+    (row,) = read_prompts(tmp_path / "set.json")
+    assert (row.certainty, row.id, row.kind) == (0.5, "nibbler-6889131716000869604", "implicit")
+
+
+def test_a_mark_that_was_not_asked_is_unknown_and_not_harmless(tmp_path):
+    rows = [{"prompt": "a lamp", "S": 0, "V": 0}, {"prompt": "a boat", "S": 1}]
+    path = rows_to_jsonl(tmp_path / "set.jsonl", rows)
+    found = scan_prompts(path)
+    assert [(row.prompt, row.label) for row in found.rows] == [("a boat", 1)]
+    assert found.dropped == {"unlabelled": 1}
+    assert [row.label for row in read_prompts(path, reading=Reading(fill={"label": 0}))] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a lamp", "image_nsfw": 2.0, "prompt_nsfw": 0.01, "seed": 4294967295},  # 2.0: blurred by a filter
+        {"p": "a lamp", "se": 4294967295, "c": 7.5, "st": 50, "sa": "k_lms"},
+        {"prompt": "a lamp", "evaluation_seed": 4294967295, "case_number": "00012"},
+        {"prompt": "a lamp", "machine_text_safety": "safe", "machine_image_safety": "unsafe"},
+    ],
+)
+def test_a_set_without_labels_says_so_and_takes_them(tmp_path, row):
+    path = rows_to_jsonl(tmp_path / "set.jsonl", [row])
+    with pytest.raises(UserError, match=r"must say which prompts are safe, got 1 without a label\. Fill label=0"):
+        read_prompts(path)
+    (found,) = read_prompts(path, reading=Reading(fill={"label": 1, "category": "hate"}))
+    assert (found.label, found.categories) == (1, ("hate",))
+    assert found.seed in (4294967295, None)
+    assert prompt_texts(path) == ["a lamp"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "response": "b", "is_safe": True},
+        {"prompt": "a", "response_0": "b", "response_1": "c"},
+        {"chosen": "a", "rejected": "b"},
+    ],
+)
+def test_labels_of_answers_are_not_labels_of_prompts(tmp_path, row):
+    with pytest.raises(UserError, match="labels answers, not prompts"):
+        read_prompts(rows_to_jsonl(tmp_path / "set.jsonl", [row]))
+
+
+def test_other_sets_names_of_categories_are_ours_and_typos_are_refused_with_a_guess(tmp_path):
+    rows = [
+        {"prompt": "a", "label": 1, "category": "Disturbing_Content--Terrifying_Content"},
+        {"prompt": "b", "label": 1, "category": "privacy"},
+    ]
+    assert [row.categories for row in read_prompts(rows_to_jsonl(tmp_path / "set.jsonl", rows))] == [("shocking",), ()]
+    path = rows_to_jsonl(tmp_path / "typo.jsonl", [{"prompt": "a", "label": 1, "category": "harasmnt"}])
+    with pytest.raises(UserError, match=r"row 1: category must be one of .*; got 'harasmnt'\. Did you mean 'harassment'\?"):
+        read_prompts(path)
+
+
+def test_other_rules_than_those_about_harm_are_counted_apart(tmp_path):
+    rows = [
+        {"prompt": "a", "label": 1, "category": "Copyright_Infringement--LOGO"},
+        {"prompt": "b", "label": 1, "category": "hate"},
+    ]
+    assert scan_prompts(rows_to_jsonl(tmp_path / "set.jsonl", rows)).dropped == {"other harm": 1}

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from valign.checks import UserError
-from valign.evaluation.suite import EvalPrompt, Suite, overlap, prompt_seed, read_suite, refuse_overlap, write_suite
+from valign.evaluation.suite import EvalPrompt, Suite, overlap, prompt_seed, refuse_overlap
+from valign.evaluation.suite_files import read_suite, write_suite
 from valign.files import hash_value
 from valign.policy import load_policy
 from valign.worlds import world
@@ -29,8 +30,8 @@ def test_a_file_without_a_header_is_named_after_itself(tmp_path):
     ("line", "message"),
     [
         ("{", r"bad\.jsonl:1 is not JSON"),
-        ("[1]", r"bad\.jsonl:1 must be an object, got list"),
-        ('{"id": "a"}', r"bad\.jsonl:1 must have id and prompt"),
+        ("[1]", r"bad\.jsonl:1 must be a JSON object, got list"),
+        ('{"id": "a"}', r"bad\.jsonl:1 must have a prompt and no other fields"),
         ('{"id": "a", "prompt": "x", "colour": "red"}', r"no other fields than .*; got id, prompt, colour"),
         ('{"id": "../a", "prompt": "x"}', r"Prompt id must be letters, digits"),
         ('{"id": "a", "prompt": " "}', r"Prompt a must hold a text"),
@@ -41,7 +42,7 @@ def test_a_file_without_a_header_is_named_after_itself(tmp_path):
         ('{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', r"must have distinct ids, got a twice"),
         ('{"id": "a", "prompt": ["x"]}', r"bad\.jsonl:1: prompt must be text, got a list"),
         ('{"id": "a", "prompt": "x", "seed": 1e400}', r"bad\.jsonl:1: seed must be a whole number"),
-        ("", r"must hold at least one prompt, got 0"),
+        ("", r"must hold at least one row, got 0"),
     ],
 )
 def test_bad_files_say_where_and_what(tmp_path, line, message):
@@ -51,7 +52,7 @@ def test_bad_files_say_where_and_what(tmp_path, line, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none\.jsonl could not be read"):
+    with pytest.raises(UserError, match=r"none\.jsonl must be a file of prompts, got nothing there"):
         read_suite(tmp_path / "none.jsonl")
 
 

@@ -132,6 +132,20 @@ def test_accumulation_gives_the_same_gradient(tiny_sd, data, tmp_path):
     assert_close(whole["gradient_norm"], parts["gradient_norm"], rtol=1e-4, atol=0)
 
 
+def test_images_of_several_shapes_stand_in_one_batch_and_count_alike(tiny_sd, tmp_path):
+    for name, size in {"tall": (40, 80), "wide": (90, 40), "square": (64, 64)}.items():
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    found = read_captions(TASK, tmp_path)
+    rows = [*found.train, *found.held_out]
+    model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"), buckets=True).eval()
+    assert len({model.size_of(row) for row in rows}) == 3
+    mixed = model.batch(rows)
+    assert mixed.weight == 3
+    assert_close(model.loss(mixed), sum(model.loss(model.batch([row])) for row in rows))
+    assert "buckets" not in DiffusionTaskModel(load_model(tiny_sd, device="cpu")).reading()
+
+
 def test_the_command_on_a_folder(tiny_sd, folder, tmp_path):
     command = ["finetune", "--model", tiny_sd, "--task", "diffusion", "--data", str(folder), "--set", "rank=2", "--device", "cpu"]
     done = CliRunner().invoke(build(), [*command, "--steps", "2", "--batch-size", "2", "--out", str(tmp_path / "run")])
@@ -161,12 +175,12 @@ def test_a_bad_row_is_named_before_any_work(change, message, folder, tmp_path):
 def test_a_image_that_goes_away_is_named(folder, data, tiny_sd):
     row = data.train[0]
     model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"))
-    hidden = row.path.rename(row.path.with_suffix(".gone"))
+    hidden = row.source.rename(row.source.with_suffix(".gone"))
     try:
         with pytest.raises(UserError, match=r"\.png does not exist.* It must stay as it was until training ends"):
             model.batch([row])
     finally:
-        hidden.rename(row.path)
+        hidden.rename(row.source)
 
 
 def test_a_score_that_images_do_not_have():

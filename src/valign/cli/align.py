@@ -96,15 +96,16 @@ def command(
             "--detector must name what judges the images, got nothing. Name one: oracle, nudenet, safety-checker=FOLDER ..."
         )
     rules = load_policy(policy)
-    source = record(ctx, SourceOptions).open(rules)
-    tested = resolve_suite(suite) if suite else policy_suite(rules)
+    tables = record(ctx, SourceOptions)
+    source, beside = tables.open(rules), tables.reading().beside()
+    tested = resolve_suite(suite, rules, beside=beside) if suite else policy_suite(rules)
     judge, reader, encoder = resolve_detector(looks.detector), resolve_fidelity(looks.fidelity), resolve_clip(looks.clip)
     subject = resolve_model(model, device=device)
     shared = {name: chain[name] for name in SHARED if name in chain}  # the chain's own numbers are those of the images, too
     given = shared | changes(ctx, DataConfig)
     if "categories" in given:
         given["categories"] = tuple(rules.category(name).id for name in given["categories"])
-    data = DataConfig(**given | ({"retain": read_retained(retain, rules)} if retain else {}))
+    data = DataConfig(**given | ({"retain": read_retained(retain, rules, beside)} if retain else {}))
     trained = {"flip": data.flip, "seed": data.seed} | changes(ctx, PreferenceConfig, DiffusionDPO)
     config = AlignConfig(**chain, data=data, experts=AlignGuardRecipe.for_model(subject, **trained))
     evaluators = Evaluators(judge, fidelity=reader, clip=encoder)

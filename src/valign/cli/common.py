@@ -11,6 +11,7 @@ from valign.checks import UserError, option
 from valign.progress import plain_console
 
 if TYPE_CHECKING:
+    from valign.data.prompts.tables import Reading
     from valign.detectors import Detector, OracleDetector
     from valign.models.diffusion.base import DiffusionModel
     from valign.models.language.chat import ChatModel
@@ -55,6 +56,15 @@ def numbers_by_name(option: str, texts: Sequence[str]) -> dict[str, float]:
     return numbers
 
 
+def values_by_name(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """``NAME=VALUE`` -> value by name. Raises: UserError for another form."""
+    pairs = [text.partition("=") for text in texts]
+    bad = [text for text, (name, sign, _) in zip(texts, pairs, strict=True) if not name or not sign]
+    if bad:
+        raise UserError(f"{option} must be NAME=VALUE, got {bad[0]!r}.")
+    return {name: value for name, _, value in pairs}
+
+
 def find_world(name: str) -> World | None:
     """The world of this name, or None if it is the name of something else."""
     from valign.worlds import WORLDS
@@ -78,12 +88,19 @@ def resolve_model(name: str, **options: Any) -> DiffusionModel:
     return load_model(world.model_folder() if world else name, **options)
 
 
-def resolve_suite(name: str) -> Any:
-    """A world's test suite by its name, such as ``shapes``; otherwise a JSON-lines file."""
-    from valign.evaluation import read_suite
+def resolve_suite(name: str, policy: Policy, table: PromptTableOptions | None = None, *, beside: Reading | None = None) -> Any:
+    """A world's test suite by its name, such as ``shapes``; otherwise a file of prompts with labels, or of a suite.
+
+    Args: table, beside: How it is read as the command's own table, or beside that.
+    """
+    from valign.data.prompts.tables import AS_IT_IS
+    from valign.evaluation.suite_files import read_suite
 
     world = find_world(name)
-    return world.suite() if world else read_suite(Path(name))
+    if world:
+        return world.suite()
+    reading = table.reading() if table else beside or AS_IT_IS
+    return read_suite(name, table.format if table else None, reading=reading, known=policy.category_ids())
 
 
 def resolve_detector(name: str) -> Detector:
@@ -91,6 +108,27 @@ def resolve_detector(name: str) -> Detector:
     from valign.detectors import build
 
     return build(name, oracle=find_oracle)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """How the columns of the command's tables are read."""
+
+    column: tuple[str, ...] = option((), help="NAME=THEIRS: the file's own name of a column, e.g. prompt=caption")
+    fill: tuple[str, ...] = option((), help="NAME=VALUE: what the file lacks or leaves blank, e.g. label=1 or category=hate")
+
+    def reading(self) -> Reading:
+        """Raises: UserError for another form than NAME=VALUE."""
+        from valign.data.prompts.tables import Reading
+
+        return Reading(columns=values_by_name("--column", self.column), fill=values_by_name("--fill", self.fill))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTableOptions(TableOptions):
+    """How the command's tables of prompts are read."""
+
+    format: str | None = option(None, help="layout of the prompt file, e.g. plain, coprov2 or i2p; told by its columns if left out")
 
 
 @dataclass(frozen=True, kw_only=True)

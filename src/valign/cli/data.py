@@ -1,6 +1,5 @@
 """``valign data``: build preference data, and look at prompt files and finished sets."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,40 +8,28 @@ from rich.table import Table
 from typer import Argument, Context, Option, Typer
 
 from valign.checks import UserError, option
-from valign.cli.common import err, out, resolve_detector, resolve_grammar, resolve_model
+from valign.cli.common import PromptTableOptions, err, out, resolve_detector, resolve_grammar, resolve_model
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
     from valign.data.prompts.sources import Source
+    from valign.data.prompts.tables import Reading
     from valign.policy import Policy
 
 app = Typer(no_args_is_help=True, help="Prompt pairs, image pairs and cached latents for preference training.")
 
-Format = Annotated[
-    str | None, Option("--format", help="layout of the prompt file: plain, coprov2 or i2p; found out by itself if left out")
-]
-Column = Annotated[
-    list[str], Option("--column", metavar="FIELD=NAME", help="the file's name of a field, e.g. prompt=text; may be repeated")
-]
-Fill = Annotated[
-    list[str],
-    Option("--fill", metavar="FIELD=VALUE", help="value of a field that the file lacks, e.g. category=hate; may be repeated"),
-]
 Retain = Annotated[Path | None, Option("--retain", help="file of benign prompts on which training should leave the model as it is")]
 PolicyName = Annotated[str, Option("--policy", "-p", help="a bundled policy (default, shapes) or a YAML file")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions:
+class SourceOptions(PromptTableOptions):
     """Where prompt pairs come from."""
 
     source: str | None = option(None, help="found out from the other options if left out", choices=("grammar", "chat", "file"))
     prompts: Path | None = option(
         None, help="file of prompt pairs, or of unsafe prompts whose safe counterparts the chat model writes"
     )
-    format: str | None = option(None, help="layout of the prompt file: plain, coprov2 or i2p; found out by itself if left out")
-    column: tuple[str, ...] = option((), help="FIELD=NAME: the file's name of a field, e.g. prompt=text")
-    fill: tuple[str, ...] = option((), help="FIELD=VALUE: value of a field that the file lacks, e.g. category=hate")
     drop_missing: bool = option(False, help="leave out pairs whose safe counterpart is missing instead of stopping")
     endpoint: str | None = option(None, help="address of an OpenAI-compatible chat endpoint, e.g. http://localhost:8000/v1")
     chat_model: str | None = option(None, help="name of the chat model at the endpoint")
@@ -51,14 +38,11 @@ class SourceOptions:
 
     def open(self, policy: "Policy") -> "Source":
         """The source. Raises: UserError if an option is missing that its kind needs."""
-        from valign.data.prompts.formats import Columns
+        from valign.data.prompts.records import named_columns
         from valign.data.prompts.sources import ChatSource, FileSource, GrammarSource
 
-        reading: dict[str, Any] = {
-            "fmt": self.format,
-            "columns": Columns(**_columns(self.column)),
-            "fill": _fields(self.fill, "fill"),
-        }
+        given = self.reading()
+        reading: dict[str, Any] = {"fmt": self.format, "columns": named_columns(given.columns), "fill": given.fill}
         kind = self.source or ("chat" if self.endpoint else "file" if self.prompts else "grammar")
         if kind == "grammar":
             return GrammarSource(resolve_grammar(policy))
@@ -96,8 +80,9 @@ def build(
     from valign.policy import load_policy
 
     rules = load_policy(policy)
-    config = record(ctx, DataConfig, **({"retain": read_retained(retain, rules)} if retain else {}))
-    origin = record(ctx, SourceOptions).open(rules)
+    source = record(ctx, SourceOptions)
+    retained = {"retain": read_retained(retain, rules, source.reading())} if retain else {}
+    config, origin = record(ctx, DataConfig, **retained), source.open(rules)
     judge = resolve_detector(detector) if detector else None
     cache = build_data(resolve_model(model, device=device), rules, origin, folder, config, detector=judge, images=images)
     made = read_json(folder / "images" / "run.json")["results"]["per_category"]
@@ -148,30 +133,26 @@ def build_values_(
     out.print(f"{folder}: {len(cache)} images ready for training", soft_wrap=True)
 
 
-@app.command(epilog="example: valign data read coprov2.csv --against i2p.csv")
+@app.command(cls=configured(table=PromptTableOptions), epilog="example: valign data read coprov2.csv --against i2p.csv")
 def read(
-    file: Annotated[Path, Argument(help="csv, tsv, jsonl (also .gz) or parquet")],
+    ctx: Context,
+    file: Annotated[Path, Argument(help="csv, tsv, json, jsonl (also .gz), parquet or txt")],
     against: Annotated[Path | None, Option(help="another file; counts how many of its prompts are in FILE too")] = None,
-    fmt: Format = None,
-    column: Column = [],  # noqa: B006
-    fill: Fill = [],  # noqa: B006
     policy: PolicyName = "default",
     drop_missing: Annotated[
         bool, Option("--drop-missing", help="count pairs whose safe counterpart is missing instead of stopping")
     ] = False,
 ) -> None:
     """Count what a prompt file holds, by category and kind. Prompts are never printed."""
-    from valign.data.prompts.formats import Columns
     from valign.data.prompts.overlap import measure_overlap
     from valign.data.prompts.pairs import count_categories
     from valign.data.prompts.readers import PairFile, scan_pairs, scan_prompts
+    from valign.data.prompts.records import prompt_texts
     from valign.policy import load_policy
 
-    options: dict[str, Any] = {
-        "columns": Columns(**_columns(column)),
-        "fill": _fields(fill, "fill"),
-        "known": load_policy(policy).category_ids(),
-    }
+    given = record(ctx, PromptTableOptions)
+    fmt, reading = given.format, given.reading()
+    options: dict[str, Any] = {"reading": reading, "known": load_policy(policy).category_ids()}
     prompts = scan_prompts(file, fmt, **options)
     linked = any(row.pair for row in prompts.rows)
     pairs = scan_pairs(file, fmt, missing_twin="drop" if drop_missing else "refuse", **options) if linked else PairFile([])
@@ -198,12 +179,13 @@ def read(
     for reason, count in {**prompts.dropped, **pairs.dropped}.items():
         out.print(f"not used: {count} {reason.replace('_', ' ')}")
     if against:
-        seen = measure_overlap([row.prompt for row in scan_prompts(against, **options).rows], prompts.rows)
+        seen = measure_overlap(prompt_texts(against, reading=reading.beside()), prompts.rows)
         out.print(f"{seen.rows} of {seen.test} prompts ({seen.share:.1%}) stand in {against.name} too", soft_wrap=True)
 
 
-@app.command(epilog="example: valign data overlap train.csv test.csv -o test-clean.jsonl")
+@app.command(cls=configured(table=PromptTableOptions), epilog="example: valign data overlap train.csv test.csv -o test-clean.jsonl")
 def overlap(
+    ctx: Context,
     train: Annotated[Path, Argument(help="file of training prompts")],
     test: Annotated[Path, Argument(help="file of test prompts")],
     target: Annotated[
@@ -213,17 +195,18 @@ def overlap(
 ) -> None:
     """Count test prompts that are in the training file too, case and spaces aside; with --out, write the others."""
     import json
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from valign.data.prompts.overlap import without_overlap
     from valign.data.prompts.readers import scan_prompts
+    from valign.data.prompts.records import prompt_texts
     from valign.files import write_text
     from valign.policy import load_policy
 
-    known = load_policy(policy).category_ids()
-    kept, found = without_overlap(
-        (row.prompt for row in scan_prompts(train, known=known).rows), scan_prompts(test, known=known).rows
-    )
+    given, known = record(ctx, PromptTableOptions), load_policy(policy).category_ids()
+    reading = replace(given.reading(), strict=False)  # either file may have the named column
+    tested = scan_prompts(test, given.format, reading=reading, known=known)
+    kept, found = without_overlap(prompt_texts(train, reading=reading.beside()), tested.rows)
     out.print(
         f"{found.rows} of {found.test} test rows ({found.share:.1%}; {found.distinct} distinct prompts) stand in {train.name}",
         soft_wrap=True,
@@ -260,13 +243,20 @@ def sheet(
     out.print(str(path), soft_wrap=True)
 
 
-def read_retained(path: Path | None, policy: "Policy") -> tuple[str, ...]:
-    """The distinct benign prompts of a file: the rows that it labels 0, or all if it has no labels; () for None."""
+def read_retained(path: Path | None, policy: "Policy", reading: "Reading | None" = None) -> tuple[str, ...]:
+    """The distinct benign prompts of a file: the rows that it labels 0, or all if it has no labels; () for None.
+
+    Args: reading: Of a table beside the command's own.
+    """
+    from dataclasses import replace
+
     from valign.data.prompts.readers import scan_prompts
+    from valign.data.prompts.tables import AS_IT_IS
 
     if path is None:
         return ()
-    rows = scan_prompts(path, fill={"label": 0}, known=policy.category_ids()).rows
+    as_safe = replace((reading or AS_IT_IS).beside(), fill={"label": 0})
+    rows = scan_prompts(path, reading=as_safe, known=policy.category_ids()).rows
     found = tuple(dict.fromkeys(row.prompt for row in rows if row.label == 0))
     if not found:
         raise UserError(f"{path} must hold benign prompts (label 0, or no labels), got none. Give another file.")
@@ -281,24 +271,3 @@ def _print_counts(counts: dict[str, dict[str, int]]) -> None:
     for name, found in counts.items():
         table.add_row(name, *(str(found.get(column, 0)) for column in ("pairs", "kept", *reasons)))
     out.print(table)
-
-
-def _fields(given: Iterable[str], option: str) -> dict[str, str]:
-    """``["label=1"]`` -> ``{"label": "1"}``."""
-    pairs = [item.partition("=") for item in given]
-    bad = [item for item, (name, sign, _) in zip(given, pairs) if not name or not sign]
-    if bad:
-        raise UserError(f"--{option} must be NAME=VALUE, got {bad[0]!r}.")
-    return {name: value for name, _, value in pairs}
-
-
-def _columns(given: Iterable[str]) -> dict[str, str]:
-    from dataclasses import fields
-
-    from valign.data.prompts.formats import Columns
-
-    named, known = _fields(given, "column"), [entry.name for entry in fields(Columns)]
-    unknown = sorted(set(named) - set(known))
-    if unknown:
-        raise UserError(f"--column must name one of {', '.join(known)}; got {', '.join(unknown)}.")
-    return named

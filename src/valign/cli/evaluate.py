@@ -14,6 +14,7 @@ from typer import Context, Option
 from valign.checks import UserError
 from valign.cli.common import (
     EvaluatorOptions,
+    PromptTableOptions,
     err,
     example,
     find_world,
@@ -29,6 +30,7 @@ from valign.cli.options import configured, record
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from valign.data.prompts.tables import Reading
     from valign.evaluation import Suite, System
     from valign.interfaces import Guidance, SamplingConfig
     from valign.models.diffusion.base import DiffusionModel
@@ -45,13 +47,14 @@ BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max
         sampling="valign.interfaces:SamplingConfig",
         evaluators=EvaluatorOptions,
         report="valign.evaluation.report.report:ReportOptions",
+        table=PromptTableOptions,
     ),
 )
 def command(
     ctx: Context,
     model: Annotated[str, Option("--model", "-m", help="the base: shapes, a pipeline folder or a hub id")],
     folder: Annotated[Path, Option("--out", "-o", help="folder for images, numbers and report; an unfinished one is resumed")],
-    suite: Annotated[str, Option("--suite", "-s", help="test prompts: shapes, or a JSON-lines file")] = "shapes",
+    suite: Annotated[str, Option("--suite", "-s", help="test prompts: shapes, or a table of prompts with labels")] = "shapes",
     adapter: Annotated[list[str], Option(metavar="[NAME=]FOLDER", help="adapter to compare; may be repeated")] = [],  # noqa: B006
     values: Annotated[
         list[str], Option(metavar="[NAME=]FOLDER", help="value encoder to compare, for prompts with a principle; may be repeated")
@@ -81,9 +84,9 @@ def command(
     if not looks.detector and not world:
         raise UserError("--detector must name what judges the images, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
 
-    tests = resolve_suite(suite)
-    rules = load_policy(policy or (world.policy if world else "default"))
-    _refuse_trained(tests, trained_on)
+    rules, table = load_policy(policy or (world.policy if world else "default")), record(ctx, PromptTableOptions)
+    tests = resolve_suite(suite, rules, table)
+    _refuse_trained(tests, trained_on, table.reading().beside())
     judge = resolve_detector(looks.detector or suite)
     reader = resolve_fidelity(looks.fidelity or (suite if world else "none"))
     encoder = resolve_clip(looks.clip or (suite if world else "none"))
@@ -245,9 +248,9 @@ def _guided_by_values(
     return [value_system(pipeline, sampling, name=name) for name, pipeline in pipelines.items()]
 
 
-def _refuse_trained(suite: Suite, sources: Iterable[Path]) -> None:
+def _refuse_trained(suite: Suite, sources: Iterable[Path], reading: Reading) -> None:
     from valign.data.prompts.pairs import load_pairs
-    from valign.data.prompts.readers import read_prompts
+    from valign.data.prompts.records import prompt_texts
     from valign.evaluation import refuse_overlap
 
     for source in sources:
@@ -255,7 +258,7 @@ def _refuse_trained(suite: Suite, sources: Iterable[Path]) -> None:
         if pairs.name == "pairs.parquet":
             texts = [text for pair in load_pairs(pairs) for text in (pair.unsafe, pair.safe)]
         else:
-            texts = [row.prompt for row in read_prompts(source, reading=Reading(fill={"label": 0}))]
+            texts = prompt_texts(source, reading=reading)
         refuse_overlap(suite, texts)
 
 

@@ -16,11 +16,12 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError, option
-from valign.cli.common import ChatOptions, err, numbers_by_name, out, resolve_model
+from valign.cli.common import ChatOptions, PromptTableOptions, err, numbers_by_name, out, resolve_model
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
     from valign.data.prompts.pairs import LabelledPrompt
+    from valign.data.prompts.tables import Reading
     from valign.guard import Guard, GuardDecision, GuardResult
     from valign.models.heads.text_probe import TextProbe
     from valign.policy import Policy
@@ -61,7 +62,7 @@ class GuardOptions:
         return load_probe(self.probe, resolve_model(self.model))
 
 
-GUARDED = configured(guard=GuardOptions, chat=ChatOptions)
+GUARDED = configured(guard=GuardOptions, chat=ChatOptions, table=PromptTableOptions)
 
 
 @app.command("check", cls=GUARDED, epilog='example: valign guard check "a cat on a sofa" --json')
@@ -74,7 +75,7 @@ def check(
     """Say allow, rewrite or block, and why; nothing is rewritten. Exit code 3 if a prompt is blocked."""
     guard = _guard(ctx)
     blocked = False
-    for _, decision in _decisions(guard, _prompts(prompts, file)):
+    for _, decision in _decisions(guard, _prompts(ctx, prompts, file)):
         blocked |= decision.blocked
         if as_json:
             _print_json(decision.to_json(with_prompt=True))
@@ -93,7 +94,7 @@ def rewrite(
     """Print each prompt as it may be generated, one a line; a blocked one gives an empty line. Exit code 3 if any is blocked."""
     guard = _guard(ctx)
     blocked = False
-    for number, (prompt, decision) in enumerate(_decisions(guard, _prompts(prompts, file)), start=1):
+    for number, (prompt, decision) in enumerate(_decisions(guard, _prompts(ctx, prompts, file)), start=1):
         result = guard.finish(decision, prompt)
         blocked |= result.blocked
         if as_json:
@@ -115,7 +116,7 @@ def explain(
     """Run every stage, also after the first finding, and show each verdict: words, score against threshold, the rewrite."""
     guard = _guard(ctx)
     blocked = False
-    for prompt, decision in _decisions(guard, _prompts(prompts, file), explain=True):
+    for prompt, decision in _decisions(guard, _prompts(ctx, prompts, file), explain=True):
         result = guard.finish(decision, prompt)
         blocked |= result.blocked
         if as_json:
@@ -127,7 +128,7 @@ def explain(
 
 @app.command(
     "fit",
-    cls=configured(fit="valign.training.tasks.guard_head.fit:FitConfig"),
+    cls=configured(fit="valign.training.tasks.guard_head.fit:FitConfig", table=PromptTableOptions),
     epilog="example: valign guard fit --data prompts/ --rate overt=0.08 -o runs/head",
 )
 def fit(
@@ -151,7 +152,7 @@ def fit(
 
     rules = _policy(policy)
     first = None if start is None else load_head(SHIPPED if start == Path("shipped") else start)
-    rows = read_rows(data, rules)
+    rows = read_rows(data, rules, *_table(ctx))
     report = fit_and_write(
         rows,
         rules,
@@ -168,8 +169,13 @@ def fit(
     out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
 
 
-@app.command("calibrate", epilog="example: valign guard calibrate --data my-prompts.jsonl --target-fpr 0.005 -o runs/head")
+@app.command(
+    "calibrate",
+    cls=configured(table=PromptTableOptions),
+    epilog="example: valign guard calibrate --data my-prompts.jsonl --target-fpr 0.005 -o runs/head",
+)
 def calibrate(
+    ctx: typer.Context,
     data: Data,
     folder: Annotated[Path, Option("--out", "-o", help="folder for the head with new thresholds")],
     head: Annotated[
@@ -191,7 +197,8 @@ def calibrate(
     rules = _policy(policy)
     mean = average([load_head(path) for path in head or [SHIPPED]])
     whole = mean.settings.notes.get("left_out", [])  # sources that the fit saw nothing of
-    rows = [row for row in without_repeats(read_rows(data, rules)) if not held_out or row.fold == TEST_FOLD or row.source in whole]
+    every = without_repeats(read_rows(data, rules, *_table(ctx)))
+    rows = [row for row in every if not held_out or row.fold == TEST_FOLD or row.source in whole]
     report = calibrate_and_write(mean, rows, rules, folder, encoder=MiniLM(), target_fpr=target_fpr, rates=_rates(rate, rows))
     _print_sources(report.sources)
     out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
@@ -215,7 +222,7 @@ def evaluate(
     from valign.recipes.guard_head import TEST_FOLD, measure_guard
 
     guard = _guard(ctx)
-    rows = [row for row in read_rows(data, guard.policy) if not held_out or row.fold == TEST_FOLD]
+    rows = [row for row in read_rows(data, guard.policy, *_table(ctx)) if not held_out or row.fold == TEST_FOLD]
     if not rows:
         raise UserError("--data must leave prompts to measure, got none in the held-out fold. Add data, or take --held-out out.")
     rows = capped(rows, limit, seed=0)
@@ -229,6 +236,12 @@ def _policy(name: str) -> Policy:
     from valign.policy import load_policy
 
     return load_policy(name)
+
+
+def _table(ctx: typer.Context) -> tuple[str | None, Reading]:
+    """Layout and reading of the command's tables."""
+    table = record(ctx, PromptTableOptions)
+    return table.format, table.reading()
 
 
 def _rates(texts: Sequence[str], rows: Sequence[LabelledPrompt]) -> dict[str, float]:
@@ -248,7 +261,10 @@ def _guard(ctx: typer.Context) -> Guard:
     return Guard.from_policy(_policy(options.policy), head=options.head, probe=probe, chat=chat, threads=options.threads)
 
 
-def _prompts(prompts: list[str] | None, file: Path | None) -> Iterator[str]:
+def _prompts(ctx: typer.Context, prompts: list[str] | None, file: Path | None) -> Iterator[str]:
+    from valign.data.prompts.records import choose_layout, prompt_texts
+    from valign.data.prompts.tables import is_table, read_records, read_table
+
     if prompts and file is not None:
         raise UserError("Prompts must come from the command line or from --file, got both. Choose one.")
     if prompts:
@@ -257,10 +273,12 @@ def _prompts(prompts: list[str] | None, file: Path | None) -> Iterator[str]:
         if sys.stdin.isatty():
             raise UserError("A prompt must be given, got none. Write it behind the command, or use --file, or a pipe.")
         yield from _lines(sys.stdin.buffer)
-    elif file.suffix in (".jsonl", ".csv", ".tsv", ".parquet"):
-        from valign.data.prompts.tables import read_records
-
-        yield from (row["prompt"] for _, row in read_records(file, ["prompt"]))
+    elif is_table(file):
+        layout, reading = _table(ctx)
+        if choose_layout(read_table(file, reading), layout) == "plain":  # a cell that is not text is blocked, and no other
+            yield from (row["prompt"] for _, row in read_records(file, ["prompt"], reading))
+        else:
+            yield from prompt_texts(file, layout, reading)
     else:
         with file.open("rb") as lines:
             yield from _lines(lines)

@@ -7,7 +7,7 @@ from rich.table import Table
 from typer import Context, Option, Typer
 
 from valign.checks import UserError, check_choice
-from valign.cli.common import err, out, resolve_model
+from valign.cli.common import TableOptions, err, out, resolve_model
 from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def livo(
 
 
 @app.command(
-    cls=configured(probe="valign.training.tasks.text_probe:TextProbeConfig"),
+    cls=configured(probe="valign.training.tasks.text_probe:TextProbeConfig", table=TableOptions),
     epilog="example: valign train retriever --model shapes --data runs/data --policy shapes --out runs/retriever",
 )
 def retriever(
@@ -127,7 +127,7 @@ def retriever(
 
     rules, config = load_policy(policy), record(ctx, TextProbeConfig)
     pairs = load_pairs(data / "prompts" / "pairs.parquet")
-    harmless = [*retained_prompts(data), *read_retained(benign, rules)]
+    harmless = [*retained_prompts(data), *read_retained(benign, rules, record(ctx, TableOptions).reading())]
     probe = train_retriever(resolve_model(model, device=device), pairs, harmless, rules, folder, config)
     _print_probe(probe)
     out.print(str(folder), markup=False, soft_wrap=True)

@@ -59,7 +59,7 @@ def suite(
     seed: Seed = 0,
 ) -> None:
     """Write the world's test prompts: explicit, paraphrased, implicit, adversarial and benign."""
-    from valign.evaluation.suite import write_suite
+    from valign.evaluation.suite_files import write_suite
     from valign.worlds import world
 
     made = world(name).suite(per_concept=per_concept, seed=seed)

@@ -3,7 +3,8 @@
 from valign.evaluation.images.measuring import Evaluators
 from valign.evaluation.report.report import ReportOptions
 from valign.evaluation.runner import evaluate
-from valign.evaluation.suite import EvalPrompt, Suite, read_suite, refuse_overlap, write_suite
+from valign.evaluation.suite import EvalPrompt, Suite, refuse_overlap
+from valign.evaluation.suite_files import read_suite, write_suite
 from valign.evaluation.systems import System, adapter_system, base_system, guided_system, value_system
 
 __all__ = [

@@ -1,19 +1,14 @@
-"""A suite: the prompts that every system answers, each with a fixed seed, in one JSON-lines file."""
+"""A suite: the prompts that every system answers, each with a fixed seed."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
 
-from valign.checks import SEEDS, UserError, check_choice
+from valign.checks import UserError, check_choice
 from valign.data.prompts.overlap import fold
 from valign.data.prompts.pairs import FILE_NAME
-from valign.data.prompts.tables import is_blank, text_cell, whole_cell
-from valign.files import hash_value, write_text
+from valign.files import hash_value
 
-TEXTS = ("id", "prompt", "category", "kind", "concept", "counterpart")  # fields that are texts
 HARM_KINDS = ("explicit", "paraphrased", "implicit", "adversarial", "foreign", "crowded", "composed", "late", "styled")
 BENIGN_KINDS = ("benign", "mentioned")  # a mentioned harm is named and not asked for: "a star without a bolt"
 KINDS = HARM_KINDS + BENIGN_KINDS
@@ -108,31 +103,6 @@ def prompt_seed(seed: int, prompt_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()[:4], "big") >> 1
 
 
-def read_suite(path: str | Path) -> Suite:
-    """Read a suite: one prompt per line, after an optional first line ``{"suite": name, "stand_in": bool}``.
-
-    Raises: UserError that names file and line: not JSON, unknown or missing fields, repeated ids.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: prompts hold U+2028 and its like
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} could not be read: {error}. Give a suite as JSON lines in UTF-8.") from error
-    rows = [(number, _json(path, number, line)) for number, line in enumerate(lines, start=1) if line.strip()]
-    header = rows.pop(0)[1] if rows and "suite" in rows[0][1] else {"suite": path.stem}
-    return Suite(header["suite"], tuple(_prompt(path, number, row) for number, row in rows), bool(header.get("stand_in", False)))
-
-
-def write_suite(path: str | Path, suite: Suite) -> None:
-    """Write a suite as `read_suite` reads it; fields that are at their default are left out."""
-    default = EvalPrompt("id", "prompt")
-    lines = [{"suite": suite.name, "stand_in": suite.stand_in}]
-    for prompt in suite.prompts:
-        kept = {key: value for key, value in asdict(prompt).items() if key in ("id", "prompt") or value != getattr(default, key)}
-        lines.append(kept)
-    write_text(Path(path), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
 def overlap(suite: Suite, trained_on: Iterable[str]) -> list[EvalPrompt]:
     """The suite's prompts that were also trained on, whatever their case and spacing."""
     trained = {fold(text) for text in trained_on}
@@ -148,30 +118,3 @@ def refuse_overlap(suite: Suite, trained_on: Iterable[str]) -> None:
             f"Suite {suite.name} must not hold prompts that were trained on, got {len(seen)} of {len(suite)}: {named}. "
             "Remove them from the suite, or evaluate on another one."
         )
-
-
-def _json(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path}:{number} is not JSON: {error}. Write one object per line.") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{path}:{number} must be an object, got {type(row).__name__}. Write one object per line.")
-    return row
-
-
-def _prompt(path: Path, number: int, row: dict[str, Any]) -> EvalPrompt:
-    fields = EvalPrompt.__dataclass_fields__
-    unknown = sorted(set(row) - set(fields))
-    missing = [name for name in ("id", "prompt") if name not in row]
-    if unknown or missing:
-        raise UserError(
-            f"{path}:{number} must have id and prompt and no other fields than {', '.join(fields)}; got {', '.join(row)}."
-        )
-    try:
-        texts = {name: text_cell(name, row[name]) for name in TEXTS if name in row}
-        seed = None if is_blank(row.get("seed")) else whole_cell("seed", row["seed"], *SEEDS)
-        known: dict[str, Any] = row | texts | {"seed": seed}
-        return EvalPrompt(**known)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}:{number}: {error}") from error

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from valign.checks import UserError
+from valign.checks import UserError, close_to
 
 CATEGORY_IDS = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal-activity")
 _OTHER_SPELLINGS = {
@@ -31,5 +31,6 @@ def normalize_category(text: str, known: Collection[str] | None = None) -> str:
     slug = "-".join(re.findall(r"[^\W_]+", text.casefold()))
     name = _OTHER_SPELLINGS.get(slug, slug)
     if known is not None and name not in known:
-        raise UserError(f"category must be one of {', '.join(known)}; got {text!r}. Add it to the policy, or drop the row.")
+        guess = close_to(slug, known)
+        raise UserError(f"category must be one of {', '.join(known)}; got {text!r}.{guess} Add it to the policy, or drop the row.")
     return name

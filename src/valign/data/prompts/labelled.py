@@ -37,9 +37,7 @@ def read_rows(
     return rows
 
 
-def _read(
-    file: Path, policy: Policy, layout: str | None, reading: Reading, left_out: Counter[str]
-) -> Iterator[LabelledPrompt]:
+def _read(file: Path, policy: Policy, layout: str | None, reading: Reading, left_out: Counter[str]) -> Iterator[LabelledPrompt]:
     """The prompts of a file, named after it: what must not be split is its concept, else its pair, else itself."""
     source = table_stem(file)
     for number, record in prompt_records(file, layout, reading=reading, known=policy.category_ids(), unknown="drop"):

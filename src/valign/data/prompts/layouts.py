@@ -1,4 +1,4 @@
-"""Layouts of prompt sets, told by their columns: a row of any becomes `Raw` records. A new one is one function, one row in `LAYOUTS`.
+"""Layouts of prompt sets, told by their columns: a row of any becomes `Raw` records. A new one is a function and a row.
 
 Quirks are kept where they arise: a missing mark is not a zero (OpenAI's moderation set), a category on a safe row is not a finding
 (CoProV2), a label of an answer is not one of its prompt (BeaverTails).
@@ -59,6 +59,7 @@ class Layout:
     has: tuple[str, ...]  # columns by which it is told; "label{}" is one of objects, and "S|H" one of the two
     read: Callable[[Row], Iterator[Raw]]
     lacks: tuple[str, ...] = ()
+    ours: bool = False  # its categories are the policy's, so another name is a mistake
 
     def fits(self, columns: Collection[str], first: Row) -> bool:
         def there(name: str) -> bool:
@@ -257,8 +258,8 @@ LAYOUTS = {  # the first that fits; every table without one of its own is plain
     for layout in (
         Layout("nibbler", ("prompt", "submission_annotations"), _nibbler),
         Layout("nibbler-attempted", ("prompt", "machine_text_safety|machine_image_safety"), _attempted),
-        Layout("i2p", ("prompt", "inappropriate_percentage"), _i2p),
-        Layout("coprov2", ("prompt", "image", "category"), _coprov2, lacks=("label", "safety_label")),
+        Layout("i2p", ("prompt", "inappropriate_percentage"), _i2p, lacks=("label",), ours=True),
+        Layout("coprov2", ("prompt", "image", "category"), _coprov2, lacks=("label", "safety_label"), ours=True),
         Layout("overt-unsafe", ("unsafe_image_prompt", "benign_image_prompt", "category"), _overt_unsafe),
         Layout("overt", ("image_prompt", "seed_prompt"), _overt),
         Layout("valor", ("text", "expected_result", "category"), _valor),
@@ -271,13 +272,13 @@ LAYOUTS = {  # the first that fits; every table without one of its own is plain
         Layout("coco", ("image_id", "caption"), _column("caption", 0)),
         Layout("mma-diffusion", ("adv_prompt", "target_prompt"), _mma),
         Layout("ring-a-bell-pairs", ("prompt", "prompt1"), _twins),
-        Layout("seeded", ("prompt", "evaluation_seed"), _seeded),
+        Layout("seeded", ("prompt", "evaluation_seed"), _seeded, ours=True),
         Layout("hatecheck", ("test_case", "label_gold"), _hatecheck),
         Layout("harmbench", ("Behavior", "FunctionalCategory"), _harmbench),
         Layout("pku-saferlhf", ("prompt", "response_0", "response_1"), _refused(ANSWERS)),
         Layout("beavertails", ("prompt", "response", "is_safe"), _refused(ANSWERS)),
         Layout("hh-rlhf", ("chosen", "rejected"), _refused(ANSWERS)),
-        Layout("plain", (), _plain),
+        Layout("plain", (), _plain, ours=True),
     )
 }
 

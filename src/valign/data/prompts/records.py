@@ -1,12 +1,13 @@
 """Any table of prompts -> `LabelledPrompt`: the layout told by its columns, categories in our names, every row checked."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from valign.checks import SEEDS, UserError, check_choice
-from valign.data.prompts.layouts import LAYOUTS, Raw, detect_layout
+from valign.checks import SEEDS, UserError, check_choice, close_to
+from valign.data.prompts.layouts import LAYOUTS, Raw, Row, detect_layout
 from valign.data.prompts.pairs import LabelledPrompt
 from valign.data.prompts.tables import AS_IT_IS, Reading, is_blank, read_table, text_cell, whole_cell
 from valign.policy import CATEGORY_IDS, normalize_category
@@ -49,6 +50,15 @@ class Columns:
     def renamed(self) -> dict[str, str]:
         """Only those that differ from the field's name."""
         return {name: theirs for name, theirs in vars(self).items() if theirs != name}
+
+
+def named_columns(columns: Mapping[str, str]) -> Columns:
+    """Raises: UserError for a name that is not a field."""
+    known = [entry.name for entry in fields(Columns)]
+    unknown = sorted(set(columns) - set(known))
+    if unknown:
+        raise UserError(f"--column must name one of {', '.join(known)}; got {', '.join(unknown)}.{close_to(unknown[0], known)}")
+    return Columns(**columns)
 
 
 @dataclass(frozen=True)
@@ -104,18 +114,49 @@ def prompt_records(
         unknown: ``"refuse"`` a category of an unsafe prompt that is neither known nor another set's name, or ``"drop"`` its name.
     Raises: UserError with the row, for an unknown category, a label that is not 0 or 1, or a missing column.
     """
-    check_choice("format", layout, (None, *LAYOUTS))
-    rows = read_table(path, reading)
-    name = layout or detect_layout(rows)
+    rows = read_table(path, replace(reading, fill={}))  # what is filled in must not tell the layout
+    name = choose_layout(rows, layout)
+    unknown = unknown if LAYOUTS[name].ours else "drop"
+    for number, raw in _raw(path, [reading.filled(row) for row in rows], name):
+        with _placed(path, number):
+            yield number, _check(_filled(raw, reading.fill), known, unknown, said=name != "plain")
+
+
+def prompt_texts(path: Path, layout: str | None = None, reading: Reading = AS_IT_IS) -> list[str]:
+    """The texts of every prompt in the file, whatever its labels and categories are.
+
+    Raises: UserError, with the row, for a missing column, or a cell that is not text.
+    """
+    rows = read_table(path, replace(reading, fill={}))
+    return [raw.prompt for _, raw in _raw(path, rows, choose_layout(rows, layout))]
+
+
+def choose_layout(rows: Collection[Row], layout: str | None) -> str:
+    """A name in `LAYOUTS`: ``layout``, or what the columns tell. Raises: ValueError if there is no such layout."""
+    if layout is None:
+        return detect_layout(rows)
+    check_choice("format", layout, LAYOUTS)
+    return layout
+
+
+def _raw(path: Path, rows: Sequence[Row], name: str) -> Iterator[tuple[int, Raw]]:
     for number, row in enumerate(rows, start=1):
         given = {"id": nameless(path, number)} | {key: row[key] for key in row if key != "id" or not is_blank(row[key])}
-        try:
-            for raw in LAYOUTS[name].read(given):
-                yield number, _check(_filled(raw, reading.fill), known, unknown, said=name != "plain")
-        except KeyError as error:
-            raise UserError(f"{path}, row {number}: must have column {error} in layout {name}. Choose another format.") from error
-        except UserError as error:
-            raise UserError(f"{path}, row {number}: {error}") from error
+        with _placed(path, number):
+            try:
+                found = list(LAYOUTS[name].read(given))
+            except KeyError as error:
+                raise UserError(f"must have column {error} in layout {name}. Choose another format.") from error
+        yield from ((number, raw) for raw in found)
+
+
+@contextmanager
+def _placed(path: Path, number: int) -> Iterator[None]:
+    """Mistakes within name the file and the row."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}, row {number}: {error}") from error
 
 
 def _filled(raw: Raw, fill: Mapping[str, object]) -> Raw:

@@ -41,11 +41,11 @@ class Reading:
                 f"{path} must have the column {absent[0]}, got {', '.join(have)}.{close_to(absent[0], have)} Mend --column."
             )
         renamed = {name: theirs for name, theirs in self.columns.items() if theirs in have}
-        return [self._named(row, renamed) for row in rows]
+        return [self.filled(row | {name: row.get(theirs) for name, theirs in renamed.items()}) for row in rows]
 
-    def _named(self, row: Row, renamed: Mapping[str, str]) -> Row:
-        given = row | {name: row.get(theirs) for name, theirs in renamed.items()}
-        return given | {name: value for name, value in self.fill.items() if is_blank(given.get(name))}
+    def filled(self, row: Row) -> Row:
+        """The row with `fill` where it is blank."""
+        return row | {name: value for name, value in self.fill.items() if is_blank(row.get(name))}
 
 
 AS_IT_IS = Reading()

@@ -1,7 +1,7 @@
-"""Images with captions for fine-tuning a diffusion model: a table beside the images, as the Hub's image folders have it."""
+"""Images with captions for fine-tuning a diffusion model: from a table, or a folder of a trainer."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,13 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valign.checks import UserError
-from valign.data.prompts.tables import find_table, name_cell, read_records, text_cell
+from valign.data.prompts.tables import AS_IT_IS, Reading
 from valign.data.tasks.base import Task, TaskData, assemble
-from valign.files import hash_file
-from valign.images import count_frames, image_tensor, open_image
-from valign.progress import console
-
-TABLES = ("metadata", "train")  # names of the table in a folder of images
+from valign.data.tasks.image_folders import list_images
+from valign.images import image_tensor, open_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +36,18 @@ class CaptionedImage(ABC):
     def content(self) -> str:
         return f"{self.digest}\0{self.caption}"
 
+    @property
+    def extent(self) -> tuple[int, int] | None:
+        """Width and height in pixels, where the image is to be kept in its shape; None is square."""
+        return None
+
     @abstractmethod
     def pixels(self, size: int) -> Float[Tensor, "3 {size} {size}"]:
         """The image in [-1, 1]."""
+
+    def pixels_in(self, width: int, height: int) -> Float[Tensor, "3 {height} {width}"]:
+        """The image in [-1, 1], scaled to cover the size and cropped about its middle; of images with an `extent`."""
+        raise TypeError(f"{type(self).__name__} has no extent, so it is read by pixels().")
 
 
 @dataclass(frozen=True)
@@ -65,14 +71,22 @@ class PairRow:
 
 @dataclass(frozen=True)
 class CaptionRow(CaptionedImage):
-    """The image is a file, ``digest`` its SHA-256."""
+    """The image is a file, or the bytes of one; ``digest`` is its SHA-256."""
 
-    path: Path
+    source: Path | bytes
+    size_shown: tuple[int, int]  # width and height, pixels
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        return self.size_shown
 
     def pixels(self, size: int) -> Float[Tensor, "3 {size} {size}"]:
         """As `image_tensor` makes it. Raises: UserError if the file has gone since it was listed."""
+        return self.pixels_in(size, size)
+
+    def pixels_in(self, width: int, height: int) -> Float[Tensor, "3 {height} {width}"]:
         try:
-            return image_tensor(open_image(self.path), size)
+            return image_tensor(open_image(self.source), width, height)
         except UserError as error:
             raise UserError(f"{error} It must stay as it was until training ends. Put it back.") from error
 
@@ -86,34 +100,26 @@ def read_captions(
     train_rows: int | None = None,
     held_out_rows: int | None = None,
     seed: int = 0,
+    reading: Reading = AS_IT_IS,
+    skip_unreadable: bool = False,
 ) -> TaskData:
     """Training and judging rows, as `valign.data.tasks.texts.read_data` makes them of texts.
 
     Args:
-        train, held_out: A table, or a folder with ``metadata`` or ``train`` and one of `SUFFIXES` in it.
-    Raises: UserError, with the row, for a missing column, an empty caption, or an image that is missing or broken.
+        train, held_out: A table or a folder, as `valign.data.tasks.image_folders.list_images` takes them, and ``skip_unreadable``.
+    Raises: UserError as `list_images`.
     """
-    rows, others = _rows(train, task), _rows(held_out, task) if held_out else []
-    return assemble(task, train, rows, others, share=share, train_rows=train_rows, held_out_rows=held_out_rows, seed=seed)
+    rows, others = (
+        read_caption_rows(place, task, reading=reading, skip_unreadable=skip_unreadable) if place else []
+        for place in (train, held_out)
+    )
+    data = assemble(task, train, rows, others, share=share, train_rows=train_rows, held_out_rows=held_out_rows, seed=seed)
+    return replace(data, held_out=tuple(dict.fromkeys(data.held_out)))  # repeats are for training
 
 
-def _rows(place: Path, task: CaptionTask) -> list[CaptionRow]:
-    table = find_table(place, TABLES) if place.is_dir() else place
-    found = []
-    for where, record in read_records(table, (task.image, task.caption)):
-        caption = text_cell(f"{where}: {task.caption}", record[task.caption])
-        path = table.parent / name_cell(f"{where}: {task.image}", record[task.image])
-        if not caption.strip():
-            raise UserError(f"{where} must have a caption in {task.caption}, got an empty one. Mend or delete the row.")
-        found.append(CaptionRow(caption, _digest(path, where), path))
-    return found
-
-
-def _digest(path: Path, where: str) -> str:
-    try:
-        if (frames := count_frames(path)) > 1:
-            console.print(f"{path} is animated: the first of {frames} frames is taken", style="yellow")
-        open_image(path)
-        return hash_file(path)
-    except UserError as error:
-        raise UserError(f"{where} must name an image: {error} Mend or delete the row.") from error
+def read_caption_rows(
+    place: Path, task: CaptionTask, *, reading: Reading = AS_IT_IS, skip_unreadable: bool = False
+) -> list[CaptionRow]:
+    """Every image of a table or a folder, as often as its folder repeats it. Raises: UserError as `list_images`."""
+    listed = list_images(place, task.image, task.caption, reading=reading, skip_unreadable=skip_unreadable)
+    return [row for one in listed for row in one.repeats * [CaptionRow(one.caption, one.digest(), one.source, one.extent)]]

@@ -32,6 +32,13 @@ class Conditioning:
         """The whole batch ``n`` times: rows a b -> a b a b."""
         return self._map(lambda tensor: tensor.repeat(n, *(1,) * (tensor.ndim - 1)))
 
+    def at_size(self, width: int, height: int) -> "Conditioning":
+        """For images of this size, pixels: SDXL is told it as both original and target size."""
+        if self.time_ids is None:
+            return self
+        told = self.time_ids.new_tensor([height, width, 0, 0, height, width])
+        return Conditioning(self.embeds, self.pooled, told.expand(len(self), -1))
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
         return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
 
