@@ -29,7 +29,7 @@ def test_readers_may_be_left_out():
 def test_the_shapes_world_is_found_by_name():
     model = common.resolve_model("shapes")
     assert model.family == "stable-diffusion"
-    assert common.resolve_suite("shapes").prompts
+    assert common.resolve_suite("shapes", load_policy("shapes")).prompts
     assert common.resolve_clip("shapes") is not None
 
 

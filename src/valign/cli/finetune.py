@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from typer import Context, Option
 
 from valign.checks import UserError, check_choice, option
-from valign.cli.common import example, out, resolve_model
+from valign.cli.common import TableOptions, example, out, resolve_model
 from valign.cli.options import configured, record, rest_of
 
 
@@ -24,6 +24,8 @@ class ColumnOptions:
     score: str = option("", help="what chooses the best step: accuracy, matthews, f1, spearman or pearson")
     max_tokens: int = option(128, help="texts are cut here", low=4)
     pairs: str | None = option(None, help="how pairs of texts are read; default by model", choices=("together", "apart"))
+    skip_unreadable: bool = option(False, help="leave out images that cannot be read instead of stopping")
+    buckets: bool = option(True, help="images keep about their shape; off: all are cropped square")
     train_rows: int | None = option(None, help="use only so many training rows, chosen by the seed", low=1)
 
 
@@ -37,6 +39,7 @@ class ColumnOptions:
     cls=configured(
         rest="the adapter's own, such as rank=4 or learning_rate=1.0e-3",
         columns=ColumnOptions,
+        table=TableOptions,
         training="valign.training.tasks.supervised.config:SupervisedConfig",
     ),
 )
@@ -74,7 +77,8 @@ def command(
     check_choice("--task", task, (*GLUE, *SCORES))
     columns, config = record(ctx, ColumnOptions), record(ctx, SupervisedConfig)
     tuning = parse_tuning(adapter, rest_of(ctx))
-    rows: dict[str, Any] = {"train_rows": columns.train_rows, "seed": config.seed}
+    reading = record(ctx, TableOptions).reading()
+    rows: dict[str, Any] = {"train_rows": columns.train_rows, "seed": config.seed, "reading": reading}
     if task == "diffusion":
         if len(columns.text) > 1:
             raise UserError(f"--text must be the one column of captions, got {', '.join(columns.text)}. Give it once.")
@@ -82,8 +86,11 @@ def command(
         captioned = CaptionTask(
             name=task, kind="diffusion", score=columns.score, image=columns.image, caption=(*columns.text, "text")[0]
         )
-        found = read_captions(captioned, data, columns.held_out, **rows)
-        subject: TaskModel = DiffusionTaskModel(resolve_model(model, device=device, dtype="float32"))  # type: ignore[arg-type]
+        found = read_captions(captioned, data, columns.held_out, skip_unreadable=columns.skip_unreadable, **rows)
+        subject: TaskModel = DiffusionTaskModel(
+            resolve_model(model, device=device, dtype="float32"),  # type: ignore[arg-type]
+            buckets=columns.buckets,
+        )
     else:
         chosen, place = _text_task(task, data, columns)
         found = read_data(chosen, place, columns.held_out, **rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_range
-from valign.data.prompts.tables import find_table, name_cell, number_cell, read_records, tables_named, text_cell
+from valign.data.prompts.tables import AS_IT_IS, Reading, find_table, name_cell, number_cell, read_records, tables_named, text_cell
 from valign.data.tasks.base import Task, TaskData, assemble, check_labels
 
 HELD_OUT = ("dev", "validation", "test")  # names of the second file in a task's folder, in this order
@@ -61,13 +61,13 @@ class TextRow:
         return "\0".join(self.texts)
 
 
-def read_rows(path: Path, task: TextTask) -> list[TextRow]:
+def read_rows(path: Path, task: TextTask, reading: Reading = AS_IT_IS) -> list[TextRow]:
     """Every row of a csv, tsv, jsonl or parquet file.
 
     Raises: UserError, with the row, for a missing column, an empty text, a class that is empty or a number that is none.
     """
     rows = []
-    for where, record in read_records(path, [column for column in (*task.texts, task.target) if column]):
+    for where, record in read_records(path, [column for column in (*task.texts, task.target) if column], reading):
         texts = tuple(text_cell(f"{where}: {column}", record[column]) for column in task.texts)
         if not all(text.strip() for text in texts):
             raise UserError(f"{where} must have a text in {' and '.join(task.texts)}, got an empty one. Mend or delete the row.")
@@ -93,6 +93,7 @@ def read_data(
     train_rows: int | None = None,
     held_out_rows: int | None = None,
     seed: int = 0,
+    reading: Reading = AS_IT_IS,
 ) -> TaskData:
     """A data set of files, checked as a whole.
 
@@ -105,7 +106,7 @@ def read_data(
     """
     if train.is_dir():
         train, held_out = find_table(train, ("train",)), held_out or find_table(train, HELD_OUT)
-    rows, others = read_rows(train, task), read_rows(held_out, task) if held_out else []
+    rows, others = (read_rows(place, task, reading) if place else [] for place in (train, held_out))
     found = assemble(task, train, rows, others, share=share, train_rows=train_rows, held_out_rows=held_out_rows, seed=seed)
     if task.kind == "classification":
         check_labels(train, found)
