@@ -49,6 +49,16 @@ def test_divergence_is_the_sum_over_the_vocabulary():
     assert_close(token_kl(p.log(), p.log()), torch.zeros(3, 6, dtype=torch.float64))
 
 
+def test_a_divergence_is_never_negative_and_far_words_break_no_gradient():
+    near = torch.randn(50, 20, 30)
+    assert (token_kl(near.log_softmax(2), (near + 1e-5 * torch.randn(50, 20, 30)).log_softmax(2)) >= 0).all()
+    far = torch.tensor([[[0.0, -200.0], [0.0, -200.0]]], requires_grad=True)
+    mask = torch.tensor([[True, False]])
+    token_kl(far, torch.zeros(1, 2, 2), mask).sum().backward()
+    assert far.grad.isfinite().all()
+    assert (far.grad[0, 1] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

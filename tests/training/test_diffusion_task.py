@@ -20,6 +20,7 @@ from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import load_adapter
 from valign.training.engine.metrics import MetricsLog
 from valign.training.engine.tuning import parse_tuning
+from valign.training.tasks.preserving import PreserveData, parse_preserving
 from valign.training.tasks.supervised import DiffusionTaskModel, SupervisedConfig, finetune, judge
 
 TASK = CaptionTask(name="diffusion", kind="diffusion")
@@ -186,3 +187,52 @@ def test_a_image_that_goes_away_is_named(folder, data, tiny_sd):
 def test_a_score_that_images_do_not_have():
     with pytest.raises(ValueError, match=r"CaptionTask\.score of diffusion must be one of loss, drawn, removed; got 'accuracy'"):
         CaptionTask(name="diffusion", kind="diffusion", score="accuracy")
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_penalties_hold_a_unet_to_what_it_drew_and_resume(name, tiny_sd, data, tmp_path, monkeypatch):
+    kept = PreserveData(calibration=data.held_out)
+    objectives = parse_preserving("agl+kl", {"lambda_A": 1.0, "weight": 5.0})[0]
+
+    def train(out, preserve, steps=4):
+        model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"))
+        config = SupervisedConfig(steps=steps, batch_size=2, validate_every=0, checkpoint_every=2)
+        settings = {"learning_rate": 1e-3} if name == "full" else SMALL
+        finetune(model, data, out, parse_tuning(name, settings), config, preserve=preserve, beside=kept if preserve else None)
+        return model.eval()
+
+    straight = train(tmp_path / "straight", objectives)
+    with killed_at(3, monkeypatch):
+        train(tmp_path / "again", objectives)
+    resumed = train(tmp_path / "again", objectives)
+    ours, theirs = straight.state_dict(), resumed.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    log = MetricsLog(tmp_path / "straight" / "metrics.jsonl").read()
+    assert abs(log[0]["kl"]) < 1e-8
+    assert log[-1]["kl"] > 0
+    assert log[-1]["agl"] > 0
+    start = DiffusionTaskModel(load_model(tiny_sd, device="cpu")).eval()
+    batch = start.batch(data.held_out)
+    before = start(batch)
+    moved = [(model(batch) - before).square().mean() for model in (straight, train(tmp_path / "plain", {}))]
+    assert moved[0] < moved[1]
+
+
+def test_answers_are_compared_on_images_of_one_size(tiny_sd, data, tmp_path):
+    model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"), buckets=True)
+    kept, objectives = PreserveData(calibration=data.held_out), parse_preserving("kl")[0]
+    with pytest.raises(UserError, match=r"--preserve kl must go with images of one size, got --buckets"):
+        finetune(model, data, tmp_path / "run", parse_tuning("lora"), SupervisedConfig(steps=2), preserve=objectives, beside=kept)
+
+
+def test_words_are_not_preserved_on_images(tiny_sd, data, tmp_path):
+    model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"))
+    with pytest.raises(UserError, match=r"--preserve constrained-sft must go with a language model, got diffusion\. Use agl"):
+        finetune(
+            model,
+            data,
+            tmp_path / "run",
+            parse_tuning("lora"),
+            SupervisedConfig(steps=2),
+            preserve=parse_preserving("constrained-sft")[0],
+        )

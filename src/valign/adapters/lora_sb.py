@@ -1,7 +1,7 @@
 """Start a tiny r x r adapter on the first step of full fine-tuning (LoRA-SB, arXiv 2411.19557)."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -201,7 +201,7 @@ def install_core(model: nn.Module, adapter: str | None = None) -> None:
 
 
 @contextmanager
-def bare_base(model: nn.Module, layers: dict[str, Any], weights: dict[str, nn.Parameter], *, train: bool) -> Iterator[None]:
+def bare_base(model: nn.Module, layers: Mapping[str, Any], weights: Mapping[str, nn.Parameter], *, train: bool) -> Iterator[None]:
     """The base model with gradients to these weights only; everything is put back."""
     asked = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]

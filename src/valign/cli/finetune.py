@@ -29,17 +29,39 @@ class ColumnOptions:
     train_rows: int | None = option(None, help="use only so many training rows, chosen by the seed", low=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SafetyOptions:
+    """What keeps a model's safety while it is fine-tuned, or removes what it should not know."""
+
+    preserve: str = option("", help="objectives, joined by +: agl, kl, constrained-sft, star-dss, safety-recovery, ihl, npo, ...")
+    calibration: Path | None = option(
+        None, help="like --data: what is to stay, such as risky requests with refusals; of chats also pairs (chosen, rejected)"
+    )
+    forget: Path | None = option(None, help="like --data: what is to be unlearned, for ihl, npo and ascent")
+    guard: str = option("", help="what scores answers for star-dss: chat, the chat world's exact guard", choices=("", "chat"))
+    guard_noise: float = option(0.0, help="standard deviation of an error on the guard's scores", low=0, rare=True)
+    rows_per_step: int | None = option(
+        None, help="calibration or forget rows per step; default: as many as training rows", low=1, rare=True
+    )
+    refusal: tuple[str, ...] = option((), help="further words with which a refusal in --calibration begins")
+    overlong: str = option("refuse", help="chats above --max-tokens", choices=("refuse", "drop"), rare=True)
+    previews: int = option(4, help="held-out chats whose answers before and after are kept in answers.json", low=0, rare=True)
+
+
 @example(
     "valign finetune --model minilm --task sst2 --data glue --adapter ailora --set rank=4 --out runs/sst2   "
     "own data: valign finetune --model FOLDER --task classification --data train.csv --text review --target stars "
     "--adapter lora --out runs/stars   "
     "a language model: valign finetune --model FOLDER --task causal-lm --data pairs.jsonl --text ask --text answer --adapter pissa "
     "--out runs/lm   "
+    "a chat model that keeps its refusals: valign finetune --model FOLDER --task chat --data chats.jsonl --adapter lora "
+    "--preserve agl --calibration refusals.jsonl --out runs/chat   "
     "a diffusion model: valign finetune --model shapes --task diffusion --data images --adapter lora --out runs/style",
     cls=configured(
-        rest="the adapter's own, such as rank=4 or learning_rate=1.0e-3",
+        rest="the adapter's own and the objectives', such as rank=4, learning_rate=1.0e-3 or agl.lambda_A=1",
         columns=ColumnOptions,
         table=TableOptions,
+        preserving=SafetyOptions,
         training="valign.training.tasks.supervised.config:SupervisedConfig",
     ),
 )
@@ -50,7 +72,7 @@ def command(
         Option("--model", "-m", help="minilm, shapes, or a folder or hub id: of a transformers model, or a pipeline"),
     ],
     task: Annotated[
-        str, Option("--task", "-t", help="cola, sst2, mrpc, rte, stsb, classification, regression, causal-lm or diffusion")
+        str, Option("--task", "-t", help="cola, sst2, mrpc, rte, stsb, classification, regression, causal-lm, chat or diffusion")
     ],
     data: Annotated[Path, Option("--data", "-d", help="table (csv, tsv, jsonl, parquet) or folder with train and dev in it")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")],
@@ -62,21 +84,24 @@ def command(
     ] = [],  # noqa: B006
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Fine-tune a transformers model on labelled texts, or a diffusion model on images, with any adapter of the package or its
-    baselines. The same command resumes."""
+    """Fine-tune a transformers model on labelled texts or chats, or a diffusion model on images, with any adapter of the package or
+    its baselines, and with objectives that keep its safety. The same command resumes."""
     from dataclasses import asdict
 
     from valign.data.tasks.base import SCORES
-    from valign.data.tasks.captions import CaptionTask, read_captions
-    from valign.data.tasks.texts import GLUE, read_data
+    from valign.data.tasks.captions import CaptionTask, read_caption_rows, read_captions
+    from valign.data.tasks.texts import GLUE, read_data, read_rows
     from valign.models.heads.task_model import Target, TaskModel
     from valign.models.language.text_model import load_text_model
     from valign.training.engine.tuning import parse_tuning
+    from valign.training.tasks.preserving import parse_preserving
     from valign.training.tasks.supervised import DiffusionTaskModel, SupervisedConfig, finetune
 
     check_choice("--task", task, (*GLUE, *SCORES))
     columns, config = record(ctx, ColumnOptions), record(ctx, SupervisedConfig)
-    tuning = parse_tuning(adapter, rest_of(ctx))
+    preserving = record(ctx, SafetyOptions)
+    preserve, rest = parse_preserving(preserving.preserve, rest_of(ctx))
+    tuning = parse_tuning(adapter, rest)
     reading = record(ctx, TableOptions).reading()
     rows: dict[str, Any] = {"train_rows": columns.train_rows, "seed": config.seed, "reading": reading}
     if task == "diffusion":
@@ -91,6 +116,11 @@ def command(
             resolve_model(model, device=device, dtype="float32"),  # type: ignore[arg-type]
             buckets=columns.buckets,
         )
+        read: Any = lambda path: read_caption_rows(  # noqa: E731
+            path, captioned, reading=reading, skip_unreadable=columns.skip_unreadable
+        )
+    elif task == "chat":
+        subject, found, read = _chats(model, data, columns, preserving, rows, device)
     else:
         chosen, place = _text_task(task, data, columns)
         found = read_data(chosen, place, columns.held_out, **rows)
@@ -102,8 +132,70 @@ def command(
             seed=config.seed,
             device=device,
         )
-    result = finetune(subject, found, folder, tuning, config, targets=tuple(targets), label=f"{tuning.name} on {task}")
+        read = lambda path: read_rows(path, chosen, reading)  # noqa: E731
+    result = finetune(
+        subject,
+        found,
+        folder,
+        tuning,
+        config,
+        targets=tuple(targets),
+        preserve=preserve,
+        beside=_beside(task, preserving, read, reading),
+        previews=preserving.previews,
+        label=f"{tuning.name} on {task}",
+    )
     out.print_json(data=asdict(result))
+
+
+def _chats(
+    model: str, data: Path, columns: ColumnOptions, preserving: SafetyOptions, rows: dict[str, Any], device: str
+) -> tuple[Any, Any, Any]:
+    """A chat model, its data, and how another file of chats is read for it: only what fits, so that mistakes are found first."""
+    from valign.data.chats import read_chats
+    from valign.data.tasks.base import Task, assemble
+    from valign.models.language.chat_task import ChatTaskModel
+    from valign.models.language.loading import load_chat
+
+    subject = ChatTaskModel(
+        load_chat(model, device=device, dtype="float32"), max_tokens=columns.max_tokens, overlong=preserving.overlong
+    )
+
+    def read(path: Path) -> Any:
+        return subject.fitting(read_chats(path, reading), f"{path}, row")
+
+    reading, counts = rows["reading"], {name: rows[name] for name in ("train_rows", "seed")}
+    others = read(columns.held_out) if columns.held_out else []
+    task = Task(name="chat", kind="chat", score=columns.score)
+    return subject, assemble(task, data, read(data), others, share=0.1, held_out_rows=None, **counts), read
+
+
+def _beside(task: str, given: SafetyOptions, read: Any, reading: Any) -> Any:
+    """The rows that the objectives read."""
+    from valign.data.chats import is_pair_file, read_chat_pairs
+    from valign.training.tasks.preserving import PreserveData
+
+    pairs: Any = ()
+    if given.calibration is not None and task == "chat" and is_pair_file(given.calibration, reading):
+        pairs = tuple(read_chat_pairs(given.calibration, reading))
+    calibration = [pair.safe for pair in pairs] if pairs else read(given.calibration) if given.calibration else ()
+    return PreserveData(
+        calibration=tuple(calibration),
+        pairs=pairs,
+        forget=tuple(read(given.forget)) if given.forget else (),
+        guard=_guard(given),
+        guard_name=f"{given.guard}, noise {given.guard_noise:g}" if given.guard else "",
+        rows_per_step=given.rows_per_step,
+        refusals=given.refusal,
+    )
+
+
+def _guard(given: SafetyOptions) -> Any:
+    if not given.guard:
+        return None
+    from valign.worlds.chat.guard import ChatGuard
+
+    return ChatGuard(noise=given.guard_noise)
 
 
 def _text_task(name: str, data: Path, columns: ColumnOptions) -> tuple[Any, Path]:

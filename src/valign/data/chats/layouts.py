@@ -30,7 +30,7 @@ class ChatLayout:
     why: str = ""
 
 
-def _listed(column: str, role: str, text: str) -> Callable[[Row], Iterator[Turn]]:
+def listed_turns(column: str, role: str, text: str) -> Callable[[Row], Iterator[Turn]]:
     """A list of objects with a role and a text, in ``column``; a list that stands in a table of texts may be JSON."""
 
     def turns(row: Row) -> Iterator[Turn]:
@@ -77,7 +77,7 @@ def _answered(ask: str, answer: str) -> Callable[[Row], Iterator[Turn]]:
         yield from _system(row)
         for column, role in ((ask, "user"), (answer, "assistant")):
             if isinstance(row[column], list):
-                yield from _listed(column, "role", "content")({column: row[column]})
+                yield from listed_turns(column, "role", "content")({column: row[column]})
             else:
                 yield role, text_cell(column, row[column])
 
@@ -93,8 +93,8 @@ CHAT_LAYOUTS = (  # the first whose columns are all there; stricter ones first
     ChatLayout("preference-responses", ("chosen_response", "rejected_response"), None, PREFERENCES),
     ChatLayout("rated", ("prompt", "completion", "label"), None, RATED),
     ChatLayout("prompt-completion", ("prompt", "completion"), _answered("prompt", "completion")),
-    ChatLayout("messages", ("messages",), _listed("messages", "role", "content")),
-    ChatLayout("sharegpt", ("conversations",), _listed("conversations", "from", "value")),
+    ChatLayout("messages", ("messages",), listed_turns("messages", "role", "content")),
+    ChatLayout("sharegpt", ("conversations",), listed_turns("conversations", "from", "value")),
     ChatLayout("alpaca", ("instruction", "output"), _alpaca),
     ChatLayout("prompt-response", ("prompt", "response"), _answered("prompt", "response")),
     ChatLayout("question-answer", ("question", "answer"), _answered("question", "answer")),

@@ -32,13 +32,13 @@ def read_chats(path: Path, reading: Reading = AS_IT_IS) -> list[Conversation]:
                 f"{where} must have the column {absent[0]} of layout {layout.name}, got {', '.join(row)}. Mend the row."
             )
         try:
-            found.append(Conversation(_checked(layout.turns(row))))
+            found.append(Conversation(checked_turns(layout.turns(row))))
         except UserError as error:
             raise UserError(f"{where}{'' if str(error).startswith('must') else ':'} {error}") from error
     return found
 
 
-def _checked(turns: Iterable[Turn]) -> tuple[Turn, ...]:
+def checked_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
     """Without empty system turns. Raises: UserError unless user and assistant alternate and the assistant answers last."""
     said = tuple((role, text) for role, text in turns if role != "system" or text.strip())
     roles = [role for role, _ in said]

@@ -8,11 +8,12 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 from valign.checks import UserError, check_choice, check_range
 from valign.files import hash_value
 
-Kind = Literal["classification", "regression", "causal-lm", "diffusion"]
+Kind = Literal["classification", "regression", "causal-lm", "chat", "diffusion"]
 SCORES: dict[Kind, tuple[str, ...]] = {  # what may decide about the best step; the first is the default
     "classification": ("accuracy", "matthews", "f1"),
     "regression": ("spearman", "pearson"),
     "causal-lm": ("loss",),
+    "chat": ("loss",),
     "diffusion": ("loss", "drawn", "removed"),  # the others only where a judge of images knows what was (not) to be drawn
 }
 

@@ -124,9 +124,24 @@ def token_mean(values: Float[Tensor, "row place"], mask: Bool[Tensor, "row place
     return (values * mask).sum() / mask.sum()
 
 
-def token_kl(first: Float[Tensor, "row place word"], second: Float[Tensor, "row place word"]) -> Float[Tensor, "row place"]:
-    """``sum over words of P (log P - log Q)`` at each place; both are log-probabilities, P is ``first``. In nats, >= 0."""
-    return (first.exp() * (first - second)).sum(2)
+def token_kl(
+    first: Float[Tensor, "row place word"],
+    second: Float[Tensor, "row place word"],
+    mask: Bool[Tensor, "row place"] | None = None,
+) -> Float[Tensor, "row place"]:
+    """``sum over words of P (log P - log Q)`` at each place; both are log-probabilities, P is ``first``. In nats, >= 0.
+
+    Summed as ``P (log P - log Q) - P + Q``, which is >= 0 word by word, so that rounding gives nothing below 0.
+
+    Args:
+        mask: Places that count; elsewhere the value is 0, and so is every gradient. None is all.
+    """
+    if mask is not None:
+        first, second = (torch.where(mask[..., None], words, 0.0) for words in (first, second))
+    gap = first - second
+    near = gap.clamp(-1, 1)  # where the difference of two large numbers would be lost in rounding
+    words = torch.where(gap.abs() < 1, first.exp() * (near + torch.expm1(-near)), first.exp() * (gap - 1) + second.exp())
+    return words.sum(2)
 
 
 class TokenObjective:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -44,4 +43,4 @@ class KlToStart(TokenObjective):
     def __call__(self, tokens: AnswerTokens) -> Float[Tensor, "row place"]:
         words, start = tokens.needed("words", "KlToStart"), tokens.needed("reference_words", "KlToStart")
         pair = (start, words) if self.direction == "forward" else (words, start)
-        return torch.where(tokens.mask, self.weight * token_kl(*pair), 0.0)
+        return self.weight * token_kl(*pair, tokens.mask)

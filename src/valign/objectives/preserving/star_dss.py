@@ -70,7 +70,7 @@ class StarDSS(TokenObjective):
     def parts(self, tokens: AnswerTokens) -> ShapedLoss:
         safe = tokens.needed("safe", "StarDSS")
         if self.estimator == "full":
-            divergence = token_kl(tokens.needed("words", "StarDSS"), tokens.needed("reference_words", "StarDSS"))
+            divergence = token_kl(tokens.needed("words", "StarDSS"), tokens.needed("reference_words", "StarDSS"), tokens.mask)
         else:
             divergence = kl_estimate(tokens.log_probs, tokens.needed("reference", "StarDSS"), self.estimator)
         learned = torch.where(tokens.mask, safe * -tokens.log_probs, 0.0)

@@ -11,13 +11,16 @@ from safetensors.torch import save_file
 from valign.adapters import AdapterHandle, LoraHandle, adapter_bytes, export_lora
 from valign.checks import UserError
 from valign.data.tasks.base import TaskData
-from valign.files import atomic_path, hash_file, write_json
+from valign.files import atomic_folder, atomic_path, hash_file, hash_value, write_json
 from valign.models.files.adapter_files import save_adapter
 from valign.models.heads.task_model import TaskModel
+from valign.models.language.chat_task import ChatTaskModel
 from valign.runs import Run
 from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
 from valign.training.engine.tuning import Tuning
+from valign.training.tasks.preserving import Preservation, PreserveData
+from valign.training.tasks.supervised.answer_previews import AnswerPreviews
 from valign.training.tasks.supervised.config import SupervisedConfig
 from valign.training.tasks.supervised.diffusion_task import DiffusionTaskModel
 from valign.training.tasks.supervised.judging import judge
@@ -46,6 +49,9 @@ def finetune(
     config: SupervisedConfig,
     *,
     targets: tuple[str, ...] = (),
+    preserve: Mapping[str, Any] | None = None,
+    beside: PreserveData | None = None,
+    previews: int = 0,
     label: str = "fine-tune",
 ) -> FinetuneResult:
     """Train ``model`` on ``data``; write ``out/adapter``, ``out/head.safetensors`` with ``head.json``, ``metrics.jsonl``,
@@ -57,6 +63,9 @@ def finetune(
 
     Args:
         targets: Endings of the linear modules to adapt; none is the architecture's default.
+        preserve: Objectives that keep the model's safety, as `parse_preserving` gives them.
+        beside: Rows that these read.
+        previews: Held-out chats whose answers before and after are written to ``out/answers.jsonl``; for chat models.
     Raises: UserError if the run is of another recipe or input, targets match nothing, the loss is not finite, there is nothing to
         learn, or several processes were started.
     """
@@ -73,10 +82,37 @@ def finetune(
         "reading": model.reading(),
     }
     inputs = {"model": model.fingerprint, "data": data.fingerprint()}
+    preservation = None
+    if preserve:
+        preservation = Preservation(
+            preserve,
+            beside or PreserveData(),
+            model,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            forgetting_start=tuning.adapter.forgets,
+        )
+        recipe["preserve"] = preservation.recipe()
+        inputs["preserve"] = hash_value(preservation.data.record())
+    elif beside is not None and beside != PreserveData():
+        raise UserError("Rows to keep or to forget must go with an objective that reads them, got none. Name one by --preserve.")
     run = Run.open(out, step="finetune", recipe=recipe, inputs=inputs, seed=config.seed)
     if run.done:
         return FinetuneResult(**run.results)
-    task = SupervisedTask(model, data, tuning, config, accelerator, targets=targets, validation=data.held_out, label=label)
+    shown = AnswerPreviews.of(model, data.held_out, previews, out)
+    shown.write("before")
+    task = SupervisedTask(
+        model,
+        data,
+        tuning,
+        config,
+        accelerator,
+        targets=targets,
+        preservation=preservation,
+        validation=data.held_out,
+        label=label,
+    )
     loop = TrainingLoop(task, accelerator, out=out)
     stopped = loop.run()
     best = loop.keep_best()
@@ -84,6 +120,7 @@ def finetune(
     shutil.rmtree(folder, ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
     _save_adapter(folder, model, task.handle)
     _save_head(out, model)
+    shown.write("after")
     result = FinetuneResult(
         adapter=str(folder),
         steps=loop.done,
@@ -100,6 +137,14 @@ def finetune(
 
 def _save_adapter(folder: Path, model: TaskModel, handle: AdapterHandle) -> None:
     """LoRA on a diffusion model's U-Net as the rest of the house writes it, which diffusers loads; all else as peft has it."""
+    if isinstance(model, ChatTaskModel):
+        with atomic_folder(folder) as temporary:
+            handle.save(temporary / "weights")
+            for path in (temporary / "weights").iterdir():
+                path.rename(temporary / path.name)
+            (temporary / "weights").rmdir()
+            model.renderer.tokenizer.save_pretrained(str(temporary))  # the template goes where the weights go
+        return None
     if not isinstance(model, DiffusionTaskModel) or not isinstance(handle, LoraHandle):
         return handle.save(folder)
     prefix = model.diffusion.components["denoiser"]

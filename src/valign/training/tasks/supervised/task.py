@@ -18,6 +18,7 @@ from valign.training.engine.schedule import keep_peaks
 from valign.training.engine.selection import Selection
 from valign.training.engine.task import LoopConfig, TrainingTask, Validation
 from valign.training.engine.tuning import Tuning
+from valign.training.tasks.preserving.preservation import Preservation
 from valign.training.tasks.supervised.config import SupervisedConfig
 from valign.training.tasks.supervised.judging import judge
 
@@ -27,6 +28,7 @@ class SupervisedTask(TrainingTask):
 
     Args:
         targets: Endings of the linear modules to adapt; none is the architecture's default.
+        preservation: What keeps the model's safety, of this model and these steps; None for none.
         validation: Rows to validate on; none, or ``validate_every`` 0, keeps the last step.
     Raises: whatever the method refuses, before the first step.
     """
@@ -40,17 +42,25 @@ class SupervisedTask(TrainingTask):
         accelerator: Accelerator,
         *,
         targets: tuple[str, ...] = (),
+        preservation: Preservation | None = None,
         validation: tuple[TaskRow, ...] = (),
         label: str = "fine-tune",
     ) -> None:
         self.model, self.data, self.config, self.accelerator, self.validation = model, data, config, accelerator, validation
         self.schedule, self.max_norm = config.shares(), config.max_grad_norm or inf
         self.visits = Visits(len(data.train), config.batch_size, config.seed)
+        self.preservation = preservation
+        if preservation is not None:
+            visited = {place for step in range(config.steps) for place, _ in self.visits.at(step)}
+            preservation.start([data.train[place] for place in sorted(visited)], batch_size=config.eval_batch)
         own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         model.train()
         self.handle = tuning.adapter.attach(self._context(default_targets(model.network, targets)))
         self.hooks = {"method": self.handle}
         model.network = self.handle.network
+        if preservation is not None:
+            preservation.attached()
+            self.hooks["preserve"] = preservation
         if model.head is not None:
             model.head.requires_grad_(True)
         self._frozen = own - {id(p) for p in model.parameters() if p.requires_grad}
@@ -72,19 +82,27 @@ class SupervisedTask(TrainingTask):
         )
 
     def gradients(self, step: int) -> dict[str, float]:
-        """Over all rows of the step; the mean loss."""
-        config, total = self.config, 0.0
-        rows = [self.data.train[place] for place, _ in self.visits.at(step)]
+        """Over all rows of the step; the mean loss, and what preserves safety beside it by name."""
+        config, preservation, record = self.config, self.preservation, {"loss": 0.0}
+        rows: list[Any] = [self.data.train[place] for place, _ in self.visits.at(step)]
+        rows += preservation.joined(step) if preservation is not None else []
         size = -(-len(rows) // config.accumulation)
         with _drawing("dropout", config.seed, step):
-            batches = [self.model.batch(rows[first : first + size]) for first in range(0, len(rows), size)]
+            parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+            batches = [self.model.batch(part) for part in parts]
             weight = sum(batch.weight for batch in batches)
-            for batch in batches:
+            for part, batch in zip(parts, batches):
                 with self.accelerator.autocast():
-                    loss = self.model.loss(batch) / weight
+                    summed, plain = preservation.summed(part, batch) if preservation else (self.model.loss(batch), None)
+                    loss = summed / weight * (preservation.retain_weight if preservation else 1)
                 loss.backward()
-                total += float(loss.detach())
-        return {"loss": total}
+                record["loss"] += float(loss.detach())
+                if plain is not None:
+                    record["cross_entropy"] = record.get("cross_entropy", 0.0) + float(plain) / weight
+            for name, term in preservation.beside(step) if preservation else ():
+                term.backward()
+                record[name] = float(term.detach())
+        return record
 
     def validate(self, number: int) -> Validation:
         found, score = judge(self.model, self.validation, batch_size=self.config.eval_batch), self.data.task.score
@@ -132,6 +150,7 @@ class SupervisedTask(TrainingTask):
             first_rate=self.schedule.at(0),
             seed=config.seed,
             loss=loss,
+            forget=self.preservation.forgetting(self.data.train) if self.preservation is not None else (),
         )
 
     def _groups(self, rate: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
