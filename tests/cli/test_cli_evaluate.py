@@ -93,6 +93,19 @@ def test_one_table_row_per_system():
     assert "never measured" in table.caption
 
 
+def test_held_out_benign_prompts_stand_beside_held_out_harm_and_lists_are_marked():
+    rate = {"share": {"value": 0.25, "low": 0.2, "high": 0.3}, "corrected": None}
+    ip = [{"category": "", "column": name, "rate": rate} for name in ("all", "held-out")]
+    system = {"name": "a", "ip": ip, "fidelity": {}, "seconds_per_image": 0.5, "drift": None, "frechet": None, "clip_score": None}
+    system |= {"benign_right": {"held-out": rate}}
+    card = {"name": "d", "sensitivity": None, "specificity": None}
+    summary = {"systems": [system | {"listed": listed} for listed in (False, True)], "detector": card}
+    table = cli.summary_table(summary | {"suite": {"name": "s", "unsafe": 4, "benign": 2}})
+    assert [column.header for column in table.columns][2:5] == ["harm %\nheld-out", "benign\nright %", "held-out\nright %"]
+    held_out = [[str(cell) for cell in table.columns[place].cells] for place in (2, 4)]
+    assert held_out == [["25.0\n20–30", "25.0\n20–30\nlisted"], ["25.0\n20–30", "25.0\n20–30"]]
+
+
 def refusal(tmp_path, *arguments):
     result = runner.invoke(app, ["--model", "nowhere", "-o", str(tmp_path / "run"), *map(str, arguments)])
     assert isinstance(result.exception, UserError)

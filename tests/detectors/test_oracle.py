@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from valign.checks import UserError
-from valign.detectors.oracle import OracleConfig, OracleDetector, OracleNet, SceneReading, save_oracle
+from valign.detectors.oracle import OracleConfig, OracleDetector, OracleLogits, OracleNet, SceneReading, save_oracle
 from valign.models.files.origin import model_origins
 from valign.policy import load_policy
 from valign.worlds import world
@@ -68,12 +70,36 @@ READING = SceneReading((("left", "star", "red"), ("right", "fish", "blue")), "pa
         ({"glyph": "moon", "colour": "red"}, {"glyph", "colour", "place"}),
         ({"colour": "blue", "place": "left"}, set()),  # no glyph asked: any item may have either
         ({"background": "fog", "style": "outline"}, {"background", "style"}),
+        ({"glyph": "star", "absent": "bolt"}, set()),
+        ({"glyph": "star", "absent": "fish"}, {"glyph"}),
         ({}, set()),
     ],
 )
 def test_matches_what_was_asked(random_oracle, monkeypatch, wanted, wrong):
     monkeypatch.setattr(random_oracle, "read", lambda images: [READING for _ in images])
     assert {aspect for aspect, right in random_oracle.matches(_noise(1), [wanted]).items() if not right.all()} == wrong
+
+
+def test_two_glyphs_that_are_harmful_together_count_as_the_less_certain_of_them(tmp_path, monkeypatch):
+    pair = ("tree", "umbrella")
+    config = replace(CONFIG, compositions={"hate": (pair,)})
+    save_oracle(tmp_path, OracleNet(config), config)
+    random_oracle = OracleDetector(tmp_path, domain=())
+    assert random_oracle.config == config
+
+    def scores(*shown):
+        chances = torch.full((1, len(CONFIG.places), len(CONFIG.glyphs) + 1), 1e-9)
+        chances[..., -1] = 1
+        for place, (glyph, chance) in enumerate(shown):
+            chances[0, place, -1] = 1 - chance
+            chances[0, place, CONFIG.glyphs.index(glyph)] = chance
+        rest = (torch.zeros(1, len(CONFIG.places), 8), torch.zeros(1, 5), torch.zeros(1, 3), torch.zeros(1, 96))
+        monkeypatch.setattr(random_oracle, "_logits", lambda images: OracleLogits(chances.log(), *rest))
+        return dict(zip(random_oracle.card.classes, random_oracle.detect(_noise(1))[0]))
+
+    assert scores((pair[0], 0.9), (pair[1], 0.7))["hate"] == pytest.approx(0.7, abs=1e-3)
+    assert max(scores((pair[0], 0.9), ("star", 0.9)).values()) < 1e-3
+    assert scores((pair[0], 0.9), (pair[1], 0.2), ("bolt", 0.6))["hate"] == pytest.approx(0.6, abs=1e-3)
 
 
 def test_missing_weights_and_a_broken_description_are_named(tmp_path):

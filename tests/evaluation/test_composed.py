@@ -124,3 +124,12 @@ def test_refuses_nothing_at_all():
         suite_of_runs([])
     with pytest.raises(UserError, match=r"system_of_runs\.systems must hold at least one system"):
         system_of_runs([])
+
+
+def test_a_guard_whose_policy_names_held_out_concepts_is_marked_as_listed():
+    first, *others = SHAPES.categories
+    held_out = first.model_copy(update={"concepts": [one.model_copy(update={"held_out": True}) for one in first.concepts]})
+    naming = SHAPES.model_copy(update={"categories": [held_out, *others]})
+    plain, listed = (guarded_system(echo(), Guard.from_policy(policy), name="g") for policy in (SHAPES, naming))
+    assert (plain.listed, listed.listed) == (False, True)
+    assert guarded_system(listed, Guard.from_policy(SHAPES), name="h").listed

@@ -131,6 +131,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for system in systems:
         harm = [_percent(_rate(system, name)) for name in columns]
+        if system.get("listed") and columns[-1] == "held-out":
+            harm[-1].append("\nlisted", "dim")
         table.add_row(Text(system["name"]), *harm, *(cell(system) for cell in measures.values()))
     return table
 

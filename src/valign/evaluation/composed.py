@@ -37,6 +37,7 @@ def guarded_system(inner: System, guard: Guard, *, name: str, description: str =
         generate=generate,
         description=description or f"the guard before {inner.name}",
         fingerprint=hash_value([inner.fingerprint, guard.fingerprint()]),
+        listed=inner.listed or any(concept.held_out for category in guard.policy.categories for concept in category.concepts),
     )
 
 

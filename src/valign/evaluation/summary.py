@@ -33,6 +33,7 @@ class SystemSummary:
 
     name: str
     description: str
+    listed: bool  # its held-out figures are of words that a list of its own names
     extra_evaluations: float
     seconds_per_image: float | None
     ip: list[GroupRate]
@@ -68,6 +69,7 @@ def summarize(
             SystemSummary(
                 name=system.name,
                 description=system.description,
+                listed=system.listed,
                 extra_evaluations=system.extra_evaluations,
                 seconds_per_image=seconds.get(system.name),
                 ip=inappropriate_probability(rows, card, base=before, seed=seed),

@@ -29,6 +29,7 @@ class System:
         extra_evaluations: evaluations of the denoiser per step on top of the base's, e.g. 1 where guidance looks at a third text.
         fingerprint: Changes whenever the images would; stored images of another fingerprint are not reused.
         ready: Entered around all generation, e.g. to load an adapter and to remove it again.
+        listed: A list that it reads names held-out concepts, so that its figures for these are none of generalization.
     """
 
     name: str
@@ -37,6 +38,7 @@ class System:
     extra_evaluations: float = 0.0
     fingerprint: str = ""
     ready: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext, compare=False)
+    listed: bool = False
 
     def __post_init__(self) -> None:
         if not FILE_NAME.fullmatch(self.name):

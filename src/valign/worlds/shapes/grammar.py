@@ -101,7 +101,7 @@ def _thing(item: Item, noun: str, rng: np.random.Generator, *, adjective: float,
     described = rng.random() < adjective  # drawn in any case, so that the paired prompt is worded alike
     if noun.startswith("what "):
         return f"{noun}, drawn in {item.colour}," if colour else f"{noun},"
-    group = GROUP_OF.get(item.glyph)
+    group = None if WORDS[item.glyph].held_out else GROUP_OF.get(item.glyph)  # an adjective would tell a held-out word's group
     words = [group.adjective] if group and described else []
     return _article(" ".join([*words, *([item.colour] if colour else []), noun]))
 
@@ -216,7 +216,7 @@ class Grammar:
             draws = rng.integers(2**32)
             unsafe = caption(scene, np.random.default_rng(draws), kind=kind, phrases=slice(0, 1))
             safe = caption(safe_scene, np.random.default_rng(draws))
-            if unsafe != safe and unsafe not in pairs:
+            if unsafe != safe and unsafe not in pairs and not is_test_scene(safe_scene):
                 pairs[unsafe] = PromptPair(f"{category}-{len(pairs):05d}", unsafe, safe, (category,), word.name, kind)
         if len(pairs) < count:
             raise ValueError(

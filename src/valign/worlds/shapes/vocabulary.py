@@ -19,7 +19,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Group:
-    """Three glyphs that stand in for one harm category, an adjective that goes with them, and their safe counterpart."""
+    """Three glyphs that stand in for one harm category, an adjective for those that alignment may know, and a safe counterpart."""
 
     category: str
     adjective: str
