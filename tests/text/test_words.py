@@ -1,5 +1,7 @@
 """Many words at once: whole, spaced out, cut in two; and what only looks like it."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,33 @@ def test_a_word_with_one_or_two_letters_cut_off(text):
     assert WORDS.any(text) == (text != "weap on")  # "on" is a word
 
 
+@pytest.mark.parametrize("text", ["weappon", "wweeaappoonn", "weapoon", "bommb", "aaxxe", "stannd there", "a wweapon", "weaponn shop"])
+def test_a_word_with_doubled_letters(text):
+    assert WORDS.any(text)
+
+
+@pytest.mark.parametrize(
+    ("term", "text"),
+    [
+        ("son", "soon"),  # of three different letters two must be doubled
+        ("raping", "rapping"),
+        ("stripping", "striping"),  # fewer letters are another word
+        ("shot", "shoot"),
+        ("bare", "barre"),
+        ("ass", "as"),
+        ("ass", "asss"),
+        ("gun", "gunn"),
+        ("no", "noo"),
+    ],
+)
+def test_words_that_only_look_doubled(term, text):
+    assert not WordList([term]).any(text)
+
+
+def test_a_doubled_word_is_found_where_it_stands():
+    assert list(WORDS.find(" a bommbb and a weapon ")) == [(3, 9, "bomb"), (16, 22, "weapon")]
+
+
 @given(st.lists(st.text("abc ", min_size=1, max_size=6).filter(str.strip), min_size=1, max_size=5), st.text("abc ", max_size=30))
 def test_agrees_with_a_look_at_every_word(terms, text):
     """The obvious way, for whole words: any and find."""
@@ -63,7 +92,8 @@ def test_agrees_with_a_look_at_every_word(terms, text):
     assert plain <= found
     assert words.any(folded) == bool(found)
     for start, end, term in words.find(f" {folded} "):
-        assert f" {folded} "[start:end].replace(" ", "") == term.replace(" ", "")
+        found_there, meant = f" {folded} "[start:end].replace(" ", ""), term.replace(" ", "")
+        assert found_there == meant or re.fullmatch("".join(f"{letter}+" for letter in meant), found_there)
 
 
 def test_the_first_and_longest_comes_first():

@@ -2,7 +2,8 @@
 
 A prompt has a plain reading and, where it is written oddly, others. Each rule is tried alone and all are tried together, so that no
 rule hides what another finds. A reading knows where its words came from, so that a finding points into the prompt as it was typed.
-Unseen characters (`valign.text.unseen`) are nothing in the plain reading, and spaces in a second one.
+Unseen characters (`valign.text.unseen`) are nothing in the plain reading, and spaces in a second one. What stands between the pieces
+of a word, such as emoji and the brackets of prompt syntax, is taken out in readings of its own (`valign.text.pieces`).
 """
 
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from valign.text.pieces import between_pieces, may_have_pieces
 from valign.text.unseen import WIDE, is_unseen
 
 # Letters that look like Latin ones, case-folded: a choice of Unicode's confusables (Cyrillic, Greek, Armenian, small capitals).
@@ -33,12 +35,14 @@ _NO_LETTER = re.compile(r"[\W_]+")
 _LEET_RUN = re.compile(r"[a-z0-9@$!|€]{3,}")
 _TO_LETTER, _TO_SIGN = re.compile(r".*[a-z]"), re.compile(r".*[0134578@$!|€]")  # to the last one of a token
 _SIGN = r",:;!?\"(){}%$\[\].*_\-/|+~=^`#&<>\\"  # what may stand inside a word, beside every sign beyond ASCII
-_SPLIT = re.compile(rf"(?<=[a-z])(?:(?:[{_SIGN}]|[^\x00-\x7f\w\s’])+|['’](?!s\b))(?=[a-z])")  # wea-pon, but not the weapon's
+_BEFORE, _BEHIND = r"(?:(?<=[a-z])|(?<=[a-z][013457@$]))", r"(?=[a-z]|[013457@$][a-z])"  # of a sign inside a word
+_SPLIT = re.compile(rf"{_BEFORE}(?:(?:[{_SIGN}]|[^\x00-\x7f\w\s’])+|['’](?!s\b)){_BEHIND}")  # wea-pon, but not the weapon's
 # What a rule needs to have anything to do: these are quick, the rules are not.
 _ODD = re.compile(rf"(?:[0134578@$!€'{_SIGN}]|[^\x00-\x7f\w\s])\S*[a-z]")
 _ODD_END = re.compile(r"[0134578@$!|€]\S*[a-z]")  # of the text read backwards
 _SINGLES = re.compile(r"(?<!\S)(?:[a-z] \S [a-z]|[a-z] [a-z] \S|\S [a-z] [a-z])(?!\S)")  # of the plain reading
 _LONG = re.compile(r"([a-z])\1{2,}")
+_TWINS = re.compile(r"(?<![a-z])(?:([a-z])\1){3,}(?![a-z])")  # wweeaappoonn; a word with some doubled letters: `WordList`
 _ONE = r"[a-z0-9@$!]"
 _RUN = rf"{_ONE}( |(?: ?[.*_\-/|+,~] ?)){_ONE}(?:\1{_ONE})+(?![a-z0-9])"
 _SPACED = re.compile(rf"(?<![a-z0-9]){_RUN}")  # n a k e d; n.a.k.e.d
@@ -72,10 +76,16 @@ def fold(text: str) -> str:
 def readings(prompt: str) -> list[str]:
     """The plain reading (`fold`), then those that differ: leetspeak as letters, spaced-out, split and drawn-out words mended."""
     found: list[str] = []
-    quick = prompt.isascii() and not _CONTROL.search(prompt)
+    quick = prompt.isascii() and not _CONTROL.search(prompt) and not may_have_pieces(prompt)
     for text in [_lower(prompt)] if quick else map("".join, _writings(prompt)):
         found.append(plain := fold(text))
-        if not (_ODD.search(text) or _ODD_END.search(text[::-1]) or _LONG.search(text) or _SINGLES.search(plain)):
+        if not (
+            _ODD.search(text)
+            or _ODD_END.search(text[::-1])
+            or _LONG.search(text)
+            or _TWINS.search(text)
+            or _SINGLES.search(plain)
+        ):
             continue  # nothing in it that a rule could change: most prompts, so it must be quick
         for tokens in (text.split(), *([token for token, _, _ in writing] for writing in _mended(text))):
             found += [" ".join(filter(None, words)) for words in _spelled(tokens)]
@@ -110,13 +120,16 @@ def clean(prompt: str) -> str:
 def _writings(prompt: str) -> Iterator[list[str]]:
     """Folded characters, one entry per character of the prompt; then, if there are unseen ones, with spaces for them.
 
-    Where some of them are as wide as a letter, the last writing has spaces for these alone.
+    Where some of them are as wide as a letter, a further writing has spaces for these alone. The last ones have nothing for what
+    stands between the pieces of words.
     """
     yield (plain := list(map(_fold_one, prompt)))
     unseen = set(filter(is_unseen, prompt))
     for spaces in (unseen, {char for char in unseen if ord(char) in WIDE}):
         if spaces:
             yield [" " if char in spaces else folded for char, folded in zip(prompt, plain)]
+    for dropped in between_pieces(prompt, plain):
+        yield ["" if place in dropped else folded for place, folded in enumerate(plain)]
 
 
 def _lower(text: str) -> str:
@@ -202,7 +215,7 @@ def _spellings(token: str) -> tuple[str, ...]:
         found.append(base)
         for one in "il":
             leet = unleet(base, LEET[one])
-            found += [leet, _LONG.sub(r"\1", leet), _LONG.sub(r"\1\1", leet)]
+            found += [leet, _LONG.sub(r"\1", leet), _LONG.sub(r"\1\1", leet), _TWINS.sub(lambda twins: twins[0][::2], leet)]
     words = tuple(_NO_LETTER.sub(" ", spelling).strip() for spelling in found)
     return words if len(set(words)) > 1 else words[:1]
 

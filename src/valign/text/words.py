@@ -1,6 +1,8 @@
-"""A set of words and phrases, found all at once in a folded text (Aho-Corasick), also where they are spaced out or cut in two."""
+"""A set of words and phrases, found all at once in a folded text (Aho-Corasick), also spaced out, cut in two or with doubled letters."""
 
+import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import ahocorasick
 
@@ -14,6 +16,25 @@ LITTLE = frozenset({
     "yo",
 })  # fmt: skip
 
+# English words that are other English words with a letter doubled: they are meant as they are written.
+DOUBLED = frozenset({
+    "abbott", "access", "addition", "allan", "allison", "barre", "barred", "barron", "bella", "bleed", "boone", "booth",
+    "breed", "brett", "brooke", "cameroon", "cancelled", "canning", "cannon", "cannons", "caress", "carroll", "carry", "cheer",
+    "choose", "comma", "commas", "commune", "cooke", "cooped", "coops", "cutter", "denny", "dessert", "desserts", "dinner",
+    "dinners", "discuss", "donna", "doomed", "dragoons", "dunne", "eerie", "fiancee", "filled", "filler", "filling", "finnish",
+    "forrest", "freed", "furry", "garry", "goods", "gripped", "gripping", "groove", "grooves", "halle", "hoffmann", "holly",
+    "hooped", "hooping", "hoops", "hopped", "hopping", "labelled", "latter", "litter", "loose", "looser", "losses", "manny",
+    "marry", "matter", "medallist", "meets", "michelle", "modelled", "modelling", "mohammed", "moons", "moore", "mopped",
+    "mopping", "pilled", "pinned", "planned", "planner", "planning", "polled", "polly", "poole", "pooled", "posse", "possess",
+    "princess", "proof", "ragged", "rapped", "rapper", "rappers", "rapping", "refugee", "renee", "ridding", "robbed", "robber",
+    "rooster", "roosters", "saloon", "saloons", "scarlett", "scarred", "scarring", "scoops", "scrapped", "scrapping", "shoot",
+    "shoots", "sienna", "signalling", "slopping", "snipped", "somme", "sonny", "speed", "starred", "starring",
+    "steep", "still", "stooped", "stripped", "stripping", "supper", "suppers", "swooped", "tapped", "tapping", "teens",
+    "tilled", "tiller", "tonnes", "torre", "travelled", "traveller", "travellers", "travelling", "trees", "trooped",
+    "valle", "villa", "ville", "wagging", "winner", "winners", "wolff",
+})  # fmt: skip
+_RUN = re.compile(r"([a-z0-9])\1*|[^a-z0-9]")  # equal letters, or another sign
+
 
 class WordList:
     """Whole words only: "sex" does not match "Essex". Terms are folded; blank ones are refused.
@@ -21,6 +42,8 @@ class WordList:
     Also found: a word of five letters or more of which one or two were cut off ("na ked"), unless the piece is a word itself ("be
     heading"); and a term letter by letter ("n a k e d m a n"). Where such letters go on, the borders of words are unknown: a
     term of five letters counts wherever it stands in them, a term of four at one of their ends, a shorter one only by itself.
+    And a term with letters doubled ("nakked"), of words with three different letters in a row two of them ("seexx"; "soon" is not
+    "son"), unless the doubled word is one that English has (`DOUBLED`).
     """
 
     def __init__(self, terms: Iterable[str]) -> None:
@@ -34,6 +57,13 @@ class WordList:
         for text, (term, spaced) in written.items():
             self._automaton.add_word(f" {text} ", (len(text), term, spaced and len(text) > 1))
         self._automaton.make_automaton()
+        undoubled: dict[str, list[str]] = {}
+        for term in sorted(self.terms):
+            undoubled.setdefault(_undoubled(term), []).append(term)
+        self._undoubled = ahocorasick.Automaton()
+        for text, terms in undoubled.items():
+            self._undoubled.add_word(f" {text} ", (len(text), terms))
+        self._undoubled.make_automaton()
 
     def any(self, text: str) -> bool:
         """Whether the folded text holds a term."""
@@ -48,6 +78,32 @@ class WordList:
             start = end - length
             if not spaced or _stands_out(text, start, end):
                 yield start, end, term
+        short = _undoubled(text)
+        if len(short) == len(text):
+            return
+        places: list[int] = []  # in the text, of every character of the shorter one
+        for end, (length, terms) in self._undoubled.iter(short):
+            places = places or [match.start() for match in _RUN.finditer(text)]
+            start, stop = places[end - length], places[end]
+            yield from ((start, stop, term) for term in terms if _is_doubled(text[start:stop], term))
+
+
+@lru_cache(maxsize=256)  # every list of a policy is asked about the same few texts
+def _undoubled(text: str) -> str:
+    """One letter for each run of equal ones."""
+    return _RUN.sub(lambda run: run[0][0], text)
+
+
+def _is_doubled(text: str, term: str) -> bool:
+    """Whether the text is the term with letters doubled, each of its words by the rule of `WordList`."""
+    if text == term:
+        return False
+    for word, meant in zip(text.split(" "), term.split(" "), strict=True):
+        runs = [(len(own[0]), len(other[0])) for own, other in zip(_RUN.finditer(word), _RUN.finditer(meant), strict=True)]
+        longer = sum(own > other for own, other in runs)
+        if any(own < other for own, other in runs) or (longer and (word in DOUBLED or len(runs) < 3 or longer < 5 - len(runs))):
+            return False
+    return True
 
 
 def _cut(term: str) -> Iterator[str]:
