@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from valign.checks import UserError
 from valign.policy import PolicyError, load_policy
+from valign.policy.block_rules import gaps, softens
 
 SMALL = """\
 version: 1
@@ -272,3 +273,51 @@ def test_a_term_that_holds_no_word_is_refused_with_its_line(write, term):
     (problem,) = problems(write(text))
     assert problem.startswith("15: ")
     assert "must hold a letter or digit" in problem
+
+
+BASE = "id: base\ntitle: Base\nextends: default\n"
+MINORS = "always_block:\n  - id: minors-sexual\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            "remove: [minors-sexual]\n",
+            "5: always_block: 'minors-sexual' cannot be removed. Add rules of your own, or extend nothing.",
+        ),
+        ("remove: [always_block/minors-sexual]\n", "5: always_block: 'minors-sexual' cannot be removed."),
+        (
+            f"{MINORS}    every: [[child], [nude]]\n",
+            "6: always_block: 'minors-sexual' must block all that it blocks in what is extended.",
+        ),
+        (f"{MINORS}    ages_below: 12\n", "6: always_block: 'minors-sexual' must block all"),
+        (f"{MINORS}    ages_below: null\n", "6: always_block: 'minors-sexual' must block all"),
+        (f"{MINORS}    with_categories: []\n", "6: always_block: 'minors-sexual' must block all"),
+    ],
+)
+def test_a_block_rule_cannot_be_switched_off(write, change, expected):
+    (problem,) = problems(write(f"version: 1\n{BASE}{change}"))
+    assert problem.startswith(expected)
+
+
+def test_a_block_rule_may_block_more(write):
+    path = write(
+        f"version: 1\n{BASE}{MINORS}    ages_below: 21\n    with_categories: [sexual, violence]\n  - {{id: own, text: own, every: [[cat]]}}\n"
+    )
+    first, second = load_policy(path).always_block
+    assert (first.ages_below, second.id) == (21, "own")
+    base = load_policy("default").always_block[0]
+    assert not softens(base.model_copy(update={"every": [[*base.every[0], "cat"]]}), base)  # one list fewer blocks more
+    assert softens(base.model_copy(update={"every": [*base.every, ["cat"]]}), base)
+
+
+def test_what_block_rules_cannot_do_is_said(write):
+    assert gaps(load_policy(write(SMALL))) == [
+        "Policy small has no block rules (always_block): nothing is blocked whatever the categories say."
+    ]
+    assert gaps(load_policy("default")) == []
+    without = load_policy(write(f"version: 1\n{BASE}remove: [sexual]\n"))
+    assert gaps(without) == [
+        "Block rule minors-sexual asks for the category sexual, which policy base lacks: only the rule's own words count."
+    ]

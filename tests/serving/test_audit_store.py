@@ -1,5 +1,6 @@
 """The log on disk: SQLite, and PostgreSQL where a server can be started."""
 
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -256,3 +257,80 @@ def test_the_anchor_of_a_postgres_log_stands_where_it_is_told(server, tmp_path):
     with pytest.raises(UserError, match="entry 2, which was written, is missing"):
         AuditStore(url, create=True, anchor=tmp_path / "head")
     assert default_anchor(url) != default_anchor(url + "2")
+
+
+def filled(path, count, **options):
+    store = AuditStore(str(path), create=True, **options)
+    for number in range(1, count + 1):
+        store.append([entry(number, body="x" * 40_000)])
+    return store
+
+
+def test_a_full_file_is_set_aside_and_the_chain_goes_on(tmp_path):
+    path = tmp_path / "log.db"
+    store = filled(path, 12, max_bytes=200_000)
+    assert sorted(file.name for file in tmp_path.glob("log.db.?")) == ["log.db.1", "log.db.2"]
+    links = list(store.links())
+    assert [link.seq for link in links] == list(range(1, 13))
+    assert verify(store.links(), anchor=store.known()).entries == 12
+    assert store.newest(9) == links[3:]
+    assert store.find(request="req_1") == links[:1]
+    assert store.find(prompt="p" * 64) == links
+    assert AuditStore(str(path), create=True).append([entry(13)])[0].seq == 13
+    assert verify(AuditStore(str(path)).links()).entries == 13
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such permissions")
+def test_every_file_of_a_log_is_private(tmp_path):
+    (tmp_path / "log.db").touch(mode=0o644)
+    store = filled(tmp_path / "log.db", 8, max_bytes=200_000)
+    files = {file.name: oct(file.stat().st_mode & 0o777) for file in tmp_path.iterdir()}
+    assert {"log.db", "log.db.1", "log.db-wal", "log.db.head"} <= set(files)
+    assert set(files.values()) == {"0o600"}
+    store.close()
+
+
+def test_a_file_that_somebody_reads_is_set_aside_later(tmp_path):
+    path = tmp_path / "log.db"
+    store = AuditStore(str(path), create=True, max_bytes=200_000)
+    store.append([entry(1)])
+    with sqlite3.connect(path) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM valign_audit").fetchone()
+        for number in range(2, 9):
+            store.append([entry(number, body="x" * 40_000)])
+        assert not Path(f"{path}.1").exists()
+    reader.close()
+    for number in range(9, 40):
+        store.append([entry(number, body="x" * 40_000)])
+    assert Path(f"{path}.1").exists()
+    assert verify(store.links(), anchor=store.known()).entries == 39
+
+
+def test_a_rotation_that_was_cut_short_leaves_one_log(tmp_path):
+    path = tmp_path / "log.db"
+    filled(path, 3).close()
+    os.link(path, f"{path}.1")  # set aside under its new name, and no new file in its place yet
+    assert verify(AuditStore(str(path)).links()).entries == 3
+    store = filled(path, 6, max_bytes=200_000)
+    assert verify(store.links()).entries == 9
+
+
+def test_older_files_that_are_gone_or_others_are_noticed(tmp_path):
+    path = tmp_path / "log.db"
+    filled(path, 18, max_bytes=200_000).close()
+    oldest, other, log = Path(f"{path}.1"), Path(f"{path}.2"), lambda: AuditStore(str(path), create=True)
+    kept = oldest.read_bytes()
+    oldest.unlink()
+    with pytest.raises(UserError, match=r"log\.db\.1 is gone, and later ones are there"):
+        log()
+    oldest.write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match="file 2 of it does not begin with the last entry"):
+        log()
+    with pytest.raises(BrokenChain):
+        verify(AuditStore(str(path)).links())
+    for file in (oldest, *tmp_path.glob("log.db.[2-9]")):
+        file.unlink()
+    with pytest.raises(UserError, match="it begins with entry"):
+        log()
+    assert kept

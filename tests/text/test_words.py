@@ -55,7 +55,9 @@ def test_a_word_with_one_or_two_letters_cut_off(text):
     assert WORDS.any(text) == (text != "weap on")  # "on" is a word
 
 
-@pytest.mark.parametrize("text", ["weappon", "wweeaappoonn", "weapoon", "bommb", "aaxxe", "stannd there", "a wweapon", "weaponn shop"])
+@pytest.mark.parametrize(
+    "text", ["weappon", "wweeaappoonn", "weapoon", "bommb", "aaxxe", "stannd there", "a wweapon", "weaponn shop"]
+)
 def test_a_word_with_doubled_letters(text):
     assert WORDS.any(text)
 

@@ -8,7 +8,7 @@ that leaving out a word of the other lists does not get round the rule.
 import re
 from collections.abc import Collection, Sequence
 
-from valign.policy.schema import BlockRule
+from valign.policy.schema import BlockRule, Policy
 from valign.text import WordList, readings
 
 _NUMBERS = (
@@ -44,6 +44,27 @@ class BlockRules:
         """Whether the prompt has a word of the first list of a rule that a finding would complete."""
         texts = readings(prompt)
         return any(_holds(lists[0], texts) or _young(rule, texts) for rule, lists in self._rules if rule.with_categories)
+
+
+def softens(own: BlockRule, base: BlockRule) -> bool:
+    """Whether a prompt could pass ``own`` that ``base`` blocks: a word, an age or a category is gone, or a list was added."""
+    (first, *others), lists = [set(words) for words in own.every], [set(words) for words in base.every]
+    if not first >= lists[0] or not all(any(words >= known for known in lists) for words in others):
+        return True
+    ages = base.ages_below is not None and (own.ages_below is None or own.ages_below < base.ages_below)
+    return ages or not set(own.with_categories) >= set(base.with_categories)
+
+
+def gaps(policy: Policy) -> list[str]:
+    """What the block rules of a policy cannot do, a sentence each; whoever serves it should know."""
+    if not policy.always_block:
+        return [f"Policy {policy.id} has no block rules (always_block): nothing is blocked whatever the categories say."]
+    return [
+        f"Block rule {rule.id} asks for the category {name}, which policy {policy.id} lacks: only the rule's own words count."
+        for rule in policy.always_block
+        for name in rule.with_categories
+        if name not in policy.category_ids()
+    ]
 
 
 def _holds(words: WordList, texts: Sequence[str]) -> bool:

@@ -1,13 +1,15 @@
 """Policy files: read, lay over what they extend, check, and say of every mistake where it stands."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
 from valign.checks import UserError
+from valign.policy.block_rules import softens
 from valign.policy.merge import drop_ids, duplicate_ids, merge_nodes, without
-from valign.policy.schema import Policy
+from valign.policy.schema import BlockRule, Policy
 from valign.policy.sentences import sentence
 from valign.policy.yaml_lines import Problem, get, kind, places, plain, read_node, where
 
@@ -73,13 +75,40 @@ def _resolve(path: Path, chain: tuple[Path, ...]) -> tuple[yaml.MappingNode | No
     if base is None:
         return (None if problems else node), problems
     base = without(base, ("id", "title", "extends"))  # each policy has a name of its own
+    rules = _block_rules(base)
     if removed is not None:
         problems += drop_ids(base, removed)
     merged = merge_nodes(base, node)
     assert isinstance(merged, yaml.MappingNode)
     if not problems:
         problems += duplicate_ids(merged)
+        problems += _softened(rules, _block_rules(merged), removed or get(node, "always_block") or node)
     return merged, problems
+
+
+def _block_rules(node: yaml.MappingNode) -> dict[str, tuple[BlockRule, yaml.Node]]:
+    """The block rules of a document by id; none if one is not valid, which the schema says better."""
+    listed = get(node, "always_block")
+    if not isinstance(listed, yaml.SequenceNode):
+        return {}
+    try:
+        found = [(BlockRule.model_validate(plain(item)), item) for item in listed.value]
+    except ValidationError:
+        return {}
+    return {rule.id: (rule, item) for rule, item in found}
+
+
+def _softened(
+    base: dict[str, tuple[BlockRule, yaml.Node]], own: dict[str, tuple[BlockRule, yaml.Node]], place: yaml.Node
+) -> Iterator[Problem]:
+    """Block rules of the base that are gone, or block less: no policy that extends another may switch them off."""
+    for name, (rule, _) in base.items():
+        kept = own.get(name)
+        if kept is None:
+            yield Problem(where(place), f"always_block: {name!r} cannot be removed. Add rules of your own, or extend nothing.")
+        elif softens(kept[0], rule):
+            text = f"always_block: {name!r} must block all that it blocks in what is extended. Add words, remove none."
+            yield Problem(where(kept[1]), text)
 
 
 def _base(parent: yaml.Node, path: Path, chain: tuple[Path, ...]) -> tuple[yaml.MappingNode | None, list[Problem]]:

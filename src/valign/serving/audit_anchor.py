@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from valign.checks import UserError
+from valign.serving.audit_files import make_private
 
 LINE = re.compile(r"(\d{20}) ([0-9a-f]{64}) ([0-9a-f]{64})\n")
 UNSIGNED = "0" * 64
@@ -51,7 +52,9 @@ class Anchor:
         if known is not None and known.seq >= head.seq:
             return
         line = f"{head.seq:020d} {head.hash} {self._signature(head) if self.secret else UNSIGNED}\n"
-        with open(self.file, "r+b" if known is not None else "xb") as file:  # always of one length: written over in place
+        if known is None:
+            make_private(self.file)
+        with open(self.file, "r+b") as file:  # always of one length: written over in place
             file.write(line.encode())
 
     def _signature(self, head: LogHead) -> str:

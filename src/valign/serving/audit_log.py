@@ -13,7 +13,6 @@ from valign.serving.metrics import Metrics
 LOG = logging.getLogger(__name__)
 GROUP = 256  # entries of one transaction at most
 DEADLINE = 20.0  # seconds of a transaction; the store's own waits are shorter
-DEADLINE = 20.0  # seconds of a transaction; the store's own waits are shorter
 
 
 class AuditLog:

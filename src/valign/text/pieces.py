@@ -73,7 +73,9 @@ def _choices(skeleton: str, dropped: set[int]) -> Iterator[set[int]]:
             text = "".join(_NOTHING if place in left else char for place, char in enumerate(skeleton))
             groups = [match for match in _CHOICE.finditer(text) if "|" in match[1] or ":" in match[1]]
             for group in groups:
-                options = [match for match in _OPTION.finditer(text, *group.span(1)) if match[0] and not _NUMBER.fullmatch(match[0])]
+                options = [
+                    match for match in _OPTION.finditer(text, *group.span(1)) if match[0] and not _NUMBER.fullmatch(match[0])
+                ]
                 most = max(most, len(options))
                 kept = options[min(number, len(options) - 1)] if options else None
                 left |= {place for place in range(*group.span()) if kept is None or not kept.start() <= place < kept.end()}

@@ -80,11 +80,7 @@ def readings(prompt: str) -> list[str]:
     for text in [_lower(prompt)] if quick else map("".join, _writings(prompt)):
         found.append(plain := fold(text))
         if not (
-            _ODD.search(text)
-            or _ODD_END.search(text[::-1])
-            or _LONG.search(text)
-            or _TWINS.search(text)
-            or _SINGLES.search(plain)
+            _ODD.search(text) or _ODD_END.search(text[::-1]) or _LONG.search(text) or _TWINS.search(text) or _SINGLES.search(plain)
         ):
             continue  # nothing in it that a rule could change: most prompts, so it must be quick
         for tokens in (text.split(), *([token for token, _, _ in writing] for writing in _mended(text))):
