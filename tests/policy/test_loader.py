@@ -302,9 +302,8 @@ def test_a_block_rule_cannot_be_switched_off(write, change, expected):
 
 
 def test_a_block_rule_may_block_more(write):
-    path = write(
-        f"version: 1\n{BASE}{MINORS}    ages_below: 21\n    with_categories: [sexual, violence]\n  - {{id: own, text: own, every: [[cat]]}}\n"
-    )
+    change = "    ages_below: 21\n    with_categories: [sexual, violence]\n  - {id: own, text: own, every: [[cat]]}\n"
+    path = write(f"version: 1\n{BASE}{MINORS}{change}")
     first, second = load_policy(path).always_block
     assert (first.ages_below, second.id) == (21, "own")
     base = load_policy("default").always_block[0]

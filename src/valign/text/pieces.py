@@ -1,8 +1,8 @@
 """What stands between the pieces of a word: emoji, empty brackets, weights, tags and alternatives of prompt syntax.
 
-Image generators read ``wea(pon:1.2)``, ``wea<lora:any:0>pon``, ``[wea|x]pon`` and ``wea BREAK pon`` as one word or as its two pieces,
-and some emoji are letters to Unicode. Each function of this file says which characters of a prompt to leave out; the reading without
-them is one more reading, so nothing is lost by it.
+Image generators read ``wea(pon:1.2)``, ``wea<lora:any:0>pon``, ``[wea|x]pon`` and ``wea BREAK pon`` as one word or as two pieces,
+and some emoji are letters to Unicode. Here it is said which characters of a prompt to leave out; the reading without them is one
+more reading, so nothing is lost by it.
 """
 
 import re

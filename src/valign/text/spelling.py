@@ -2,8 +2,8 @@
 
 A prompt has a plain reading and, where it is written oddly, others. Each rule is tried alone and all are tried together, so that no
 rule hides what another finds. A reading knows where its words came from, so that a finding points into the prompt as it was typed.
-Unseen characters (`valign.text.unseen`) are nothing in the plain reading, and spaces in a second one. What stands between the pieces
-of a word, such as emoji and the brackets of prompt syntax, is taken out in readings of its own (`valign.text.pieces`).
+Unseen characters (`valign.text.unseen`) are nothing in the plain reading, and spaces in a second one. What stands between the
+pieces of a word, such as emoji and the brackets of prompt syntax, is taken out in readings of its own (`valign.text.pieces`).
 """
 
 import re

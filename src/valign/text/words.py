@@ -1,4 +1,4 @@
-"""A set of words and phrases, found all at once in a folded text (Aho-Corasick), also spaced out, cut in two or with doubled letters."""
+"""A set of words and phrases, found all at once in a folded text (Aho-Corasick), also spaced out, cut or with double letters."""
 
 import re
 from collections.abc import Iterable, Iterator
