@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -109,6 +110,13 @@ def ask(url, data=None, *, key="", headers=()):
             return Reply(answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as error:
         return Reply(error.code, error.headers, error.read())
+
+
+def until(condition, seconds=10.0):
+    limit = time.monotonic() + seconds
+    while not condition() and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert condition()
 
 
 def make_service(folder, *, model=None, guard=None, keys=None, settings=None, load_rules=None, load=None, **options):

@@ -5,13 +5,12 @@ import io
 import json
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
-from serving_stand_ins import Model, Stage, Watcher, ask, default_policy, make_service, quick_policy, running
+from serving_stand_ins import Model, Stage, Watcher, ask, default_policy, make_service, quick_policy, running, until
 
 from valign.guard import Guard
 from valign.serving.json_body import MAX_NESTING, MAX_VALUES
@@ -33,13 +32,6 @@ def part(image, form="PNG", **options):
     image.save(file, form, **options)
     url = f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
-
-
-def until(condition, seconds=10.0):
-    limit = time.monotonic() + seconds
-    while not condition() and time.monotonic() < limit:
-        time.sleep(0.01)
-    assert condition()
 
 
 def connect(url):

@@ -74,6 +74,7 @@ def test_a_word_with_doubled_letters(text):
         ("ass", "asss"),
         ("gun", "gunn"),
         ("no", "noo"),
+        ("term499", "term4999"),
     ],
 )
 def test_words_that_only_look_doubled(term, text):

@@ -1,6 +1,7 @@
 """The command table, and the one place where a mistake becomes a red line and an exit code."""
 
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -92,6 +93,8 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run ``valign``. Exit codes: 0 well, 2 the user's mistake, 130 stopped by Ctrl-C; ``VALIGN_DEBUG=1`` shows tracebacks."""
+    if sys.argv[1:2] == ["serve"] and hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # one that comes before the service listens must not end it
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their remarks are about their own internals
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:

@@ -17,6 +17,7 @@ from valign.cli.common import ChatOptions, err, example, out, resolve_detector, 
 from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
+    from valign.serving.canaries import Canaries
     from valign.serving.service import Rules
 
 AUDIT_KEY, API_KEYS = "VALIGN_AUDIT_KEY", "VALIGN_API_KEYS"  # variables that hold secrets
@@ -32,6 +33,9 @@ class ListenOptions:
     open: bool = option(False, help="listen to other machines without keys")
     drain: int = option(60, help="seconds that a stop waits for requests under way", low=0)
     access_log: bool = option(False, help="a line per request; never with prompts or keys")
+    log_size: int = option(
+        256, help="MiB of the audit log's file after which the log goes on in a new one; SQLite only", low=1, rare=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,9 @@ def command(
     keys: Annotated[Path | None, Option(help=f"file of `valign api-key`; keys in {API_KEYS} count as well")] = None,
     audit: Annotated[str, Option(help="audit log: a path, or postgresql://USER@HOST/DATABASE")] = "valign-audit.db",
     anchor: Annotated[Path | None, Option(help="file that keeps the audit log's head; the log's name with .head")] = None,
+    canaries: Annotated[
+        Path | None, Option(help="folder of known cases, judged every hour: block.txt, allow.txt, images in block/ and allow/")
+    ] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     playground: Annotated[bool, Option("--playground", help="a web page at /playground; needs the extra [ui]")] = False,
 ) -> None:
@@ -86,8 +93,18 @@ def command(
         )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("valign").setLevel(logging.INFO)
-    store = AuditStore(audit, create=True, anchor=anchor or default_anchor(audit), secret=os.environ.get(AUDIT_KEY, "").encode())
-    service = Service(lambda: _model(model, adapter, device), load_rules, store, secret=_secret(), settings=settings)
+    known = _canaries(canaries, detector)
+    about = {"adapters": {str(adapter): _adapter_hash(adapter)} if adapter is not None else {}}
+    store = AuditStore(
+        audit,
+        create=True,
+        anchor=anchor or default_anchor(audit),
+        secret=os.environ.get(AUDIT_KEY, "").encode(),
+        max_bytes=listening.log_size * 2**20,
+    )
+    service = Service(
+        lambda: _model(model, adapter, device), load_rules, store, secret=_secret(), settings=settings, canaries=known, about=about
+    )
     app = create_app(service)
     if playground or settings.compare:
         from valign.serving.playground import mount
@@ -148,6 +165,24 @@ def _model(name: str, adapter: Path | None, device: str) -> Any:
 
         load_adapter(model, adapter, name="adapter")
     return model
+
+
+def _adapter_hash(adapter: Path) -> str:
+    from valign.models.files.adapter_files import open_adapter
+
+    return open_adapter(adapter).fingerprint()
+
+
+def _canaries(folder: Path | None, detector: str) -> Canaries:
+    """The operator's known cases, and those of a world whose oracle looks at the images."""
+    from valign.serving.canaries import Canaries, read_canaries
+    from valign.worlds import WORLDS
+
+    given = Canaries() if folder is None else read_canaries(folder)
+    watching = [world for world in WORLDS.values() if world.name in detector.split("+")]
+    if "oracle" in detector.split("+"):
+        watching = [next(iter(WORLDS.values())), *watching]
+    return Canaries(given.prompts, (*given.images, *(image for world in watching[:1] for image in world.canaries())))
 
 
 def _secret() -> bytes:

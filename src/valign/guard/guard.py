@@ -1,6 +1,6 @@
 """The guard: block rules, stages, intent, rewriting, image check. Built from a policy; every part can be left out or replaced."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL.Image import Image
@@ -22,7 +22,7 @@ from valign.guard.rules.second_opinion import SecondOpinion
 from valign.guard.rules.semantic import References, references
 from valign.guard.stages import Stage, StageParts, build_stages, stage_fingerprint
 from valign.guard.waterfall import Waterfall
-from valign.interfaces import Detector, SamplingConfig
+from valign.interfaces import Detector, ReadsText, SamplingConfig
 from valign.methods import Method
 from valign.models.devices import torch_threads
 from valign.models.diffusion.base import DiffusionModel
@@ -52,6 +52,7 @@ class Guard:
         template: The last resort; None is the policy's own rewriter.
         detector: Looks at images; None leaves them unchecked, and `GuardedImage.checked` says so.
         token: Gives captions that call for a value principle its token; None generates all with the bare model.
+        reads: What the text encoder of the model reads of each prompt, which is judged as well; `for_model` gives it.
         threads: Of torch while a prompt is checked or rewritten, >= 0; 0 leaves as many as torch has.
     Raises: UserError without stages; ValueError if two stages have one name, or ``threads`` is negative.
     """
@@ -68,6 +69,7 @@ class Guard:
         template: PolicyRewriter | None = None,
         detector: Detector | None = None,
         token: ValueToken | None = None,
+        reads: Callable[[Sequence[str]], list[str]] | None = None,
         threads: int = 1,
     ) -> None:
         check_range("Guard.threads", threads, low=0)
@@ -76,7 +78,8 @@ class Guard:
         self.rewriter, self.detector, self.token = rewriter, detector, token
         self.acceptor = acceptor or Acceptor.from_policy(policy)
         self.template = template or PolicyRewriter(policy)
-        self._waterfall = Waterfall(policy, self.stages, opinion=opinion, judge=judge)
+        self.reads = reads
+        self._waterfall = Waterfall(policy, self.stages, opinion=opinion, judge=judge, reads=reads)
         self._rewriting = RewritingLoop(policy, self._waterfall, rewriter, self.acceptor, self.template)
 
     @classmethod
@@ -117,6 +120,33 @@ class Guard:
             token=token,
             threads=threads,
         )
+
+    def for_model(self, model: object) -> "Guard":
+        """The same guard, which also judges what ``model`` reads of a prompt that is too long for it, if the model says so."""
+        if not isinstance(model, ReadsText):
+            return self
+        return Guard(
+            self.policy,
+            self.stages,
+            opinion=self.opinion,
+            judge=self.judge,
+            rewriter=self.rewriter,
+            acceptor=self.acceptor,
+            template=self.template,
+            detector=self.detector,
+            token=self.token,
+            reads=model.text_read,
+            threads=self.threads,
+        )
+
+    def read(self, prompt: str) -> str:
+        """What the model reads of the prompt; all of it where no model was given (`for_model`)."""
+        return self._waterfall.read([prompt])[0]
+
+    def catches(self, prompts: Sequence[str]) -> list[bool]:
+        """Whether any stage finds something in each prompt, whatever was meant; chat models are not asked."""
+        with torch_threads(self.threads):
+            return self._waterfall.catches(prompts)
 
     def fingerprint(self) -> str:
         """SHA-256 of the rules, the stages with their heads, and the detector; a chat model's own changes are not seen."""
@@ -164,7 +194,8 @@ class Guard:
                 return self.token.generate(model, caption, number, sampling)
             return model.generate([caption], seeds=[number], sampling=sampling)[0]
 
-        return self.illustrate(generate, self.guard(prompt), seed=seed)
+        keeper = self.for_model(model)
+        return keeper.illustrate(generate, keeper.guard(prompt), seed=seed)
 
     def illustrate(self, generate: GenerateImage, result: GuardResult, *, seed: int = 0) -> GuardedImage:
         """`generate` with any function ``(caption, seed) -> image``, for a result of `guard` or `finish`.

@@ -4,7 +4,7 @@ What follows from what is the table in `valign.guard.decision`.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -42,11 +42,18 @@ class Waterfall:
         stages: In the order in which they run.
         opinion: May clear a finding of the word level; None lets every listed word count.
         judge: Tells what was meant when a stage fired; None takes every finding as meant.
+        reads: What the model's text encoder reads of each prompt; the stages judge that as well. None: all of it.
     Raises: UserError without stages; ValueError if two stages have one name.
     """
 
     def __init__(
-        self, policy: Policy, stages: Sequence[Stage], *, opinion: SecondOpinion | None = None, judge: IntentJudge | None = None
+        self,
+        policy: Policy,
+        stages: Sequence[Stage],
+        *,
+        opinion: SecondOpinion | None = None,
+        judge: IntentJudge | None = None,
+        reads: Callable[[Sequence[str]], list[str]] | None = None,
     ) -> None:
         if not stages:
             raise UserError("Guard.stages must not be empty, got none. Name at least one under guard.stages in the policy.")
@@ -55,7 +62,11 @@ class Waterfall:
             raise ValueError(f"Guard.stages must have distinct names, got {', '.join(names)}. Rename one.")
         self._policy, self._stages, self._opinion, self._judge = policy, tuple(stages), opinion, judge
         self._block_rules, self._script = BlockRuleStage.from_policy(policy), ScriptStage(policy)
-        self._fingerprint = policy.fingerprint()
+        self._fingerprint, self._reads = policy.fingerprint(), reads
+
+    def read(self, prompts: Sequence[str]) -> list[str]:
+        """What the model reads of each prompt; all of it where no model was given."""
+        return list(prompts) if self._reads is None else self._reads(prompts)
 
     def decide(self, prompts: Sequence[str], *, explain: bool = False) -> list[GuardDecision]:
         """A decision per prompt, each stage once for all prompts that are still undecided. Raises: as `require_prompt`."""
@@ -71,10 +82,11 @@ class Waterfall:
         """
         traces: list[list[Verdict]] = [[] for _ in prompts]
         alive = list(range(len(prompts)))
+        read = self.read(prompts)
         stages: list[Stage] = [self._block_rules, self._script]
         stages += [stage for stage in self._stages if chat or not getattr(stage, "uses_chat", False)]
         for stage in stages:
-            for i, verdict in zip(alive, self._verdicts(stage, [prompts[i] for i in alive])):
+            for i, verdict in zip(alive, self._verdicts(stage, [prompts[i] for i in alive], [read[i] for i in alive])):
                 traces[i].append(verdict)
             if not explain or stage.level == "rule":
                 alive = [i for i in alive if not self._counts(traces[i][-1])]
@@ -89,11 +101,24 @@ class Waterfall:
         trace = self.traces([text])[0]
         return not any(map(self._counts, trace)) and not self._block_rules.check(text, suspected(trace)).fired
 
+    def catches(self, prompts: Sequence[str]) -> list[bool]:
+        """Whether each prompt is a finding of any stage, whatever was meant. Chat models are not asked."""
+        return [any(map(self._counts, trace)) for trace in self.traces(prompts, chat=False)]
+
     def suspicious(self, part: str) -> bool:
         """Whether a part of a prompt is a finding by itself. Chat models are not asked: they judge whole captions only."""
-        return any(map(self._counts, self.traces([part], chat=False)[0]))
+        return self.catches([part])[0]
 
-    def _verdicts(self, stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
+    def _verdicts(self, stage: Stage, prompts: Sequence[str], read: Sequence[str]) -> list[Verdict]:
+        """Of each prompt; where it passes, of the part of it that the model reads: a word that is cut there may be another one."""
+        found = self._verdicts_of(stage, prompts)
+        cut = [i for i, (prompt, part) in enumerate(zip(prompts, read)) if part != prompt and not found[i].fired]
+        for i, verdict in zip(cut, self._verdicts_of(stage, [read[i] for i in cut])):
+            if verdict.fired:
+                found[i] = replace(verdict, span=None)  # a place in another text
+        return found
+
+    def _verdicts_of(self, stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
         found = run_stage(stage, prompts)
         return self._opinion(prompts, found) if self._opinion is not None and stage.level == "word" else found
 

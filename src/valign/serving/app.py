@@ -101,13 +101,13 @@ async def alive() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@health.get("/readyz", responses={503: {"description": "still loading"}})
+@health.get("/readyz", responses={503: {"description": "still loading, or a check fails on known cases"}})
 async def ready(request: Request, response: Response) -> dict[str, Any]:
     """The models are loaded and warm; which rules are at work."""
     service = _service(request)
     if not service.ready:
         response.status_code = 503
-        return {"status": "loading"}
+        return {"status": f"not served: {service.wrong}" if service.wrong else "loading"}
     policy = service.rules.guard.policy
     return {
         "status": "ready",

@@ -71,6 +71,12 @@ def check_down(stage: str) -> ApiError:
     return ApiError(503, message, code="check_unavailable", kind="server_error", retry_after=5)
 
 
+def canary_wrong() -> ApiError:
+    """A check gave a wrong answer to what is known, so none of its answers counts."""
+    message = "A check fails on known cases, so nothing can be let through. The server's log says which."
+    return ApiError(503, message, code="check_unavailable", kind="server_error", retry_after=60)
+
+
 def model_down() -> ApiError:
     return ApiError(503, "The model does not answer.", code="model_unavailable", kind="server_error", retry_after=30)
 

@@ -16,6 +16,7 @@ GUARDED = "/v1/"  # routes below it need a key
 TAKING = ("/v1/moderations", "/v1/images/generations")  # routes with a body
 ROUTES = (*TAKING, "/v1/models", "/healthz", "/readyz", "/metrics", "/openapi.json")
 PAGE, PAGE_BODY = "/playground", 2**18  # what the page sends is small, and it asks for the key itself
+NO_BODY = 2**14  # bytes of a body that no route asked for
 HUNG_UP = 499  # in the metrics: nobody was there any more to get an answer
 
 
@@ -24,7 +25,7 @@ class ClientGone(Exception):
 
 
 class Gate:
-    """ASGI middleware. A body is read here, within limits of size and time, for known routes and callers with a valid key alone.
+    """ASGI middleware. Every body is read here, within limits of size and time: a large one for known routes and valid keys alone.
 
     Every request with a key counts against the key's rate, also one that is refused afterwards. A request ends with its client, and
     with its key.
@@ -49,21 +50,17 @@ class Gate:
             await send(message)
 
         try:
-            posted, limits = scope["method"] == "POST", self._service.settings
+            posted = scope["method"] == "POST"
             if path.startswith(GUARDED):
                 caller = Caller(self._authorize(scope), request)
                 scope.setdefault("state", {})["caller"] = caller
-                body = None
                 if posted:
                     self._service.limit.take(caller.name)
-                if posted and path in TAKING:
-                    body = await read_body(receive, limit=limits.max_body, seconds=limits.body_timeout)
-                await self._run(scope, body, receive, send_marked, caller)
+                most = self._service.settings.max_body if posted and path in TAKING else NO_BODY
+                await self._run(scope, await self._body(scope, receive, most), receive, send_marked, caller)
             else:
-                if posted and path.startswith(PAGE):
-                    body = await read_body(receive, limit=PAGE_BODY, seconds=limits.body_timeout)
-                    receive = with_body(body, receive)
-                await self._app(scope, receive, send_marked)  # without a limit of time: the page holds connections open
+                body = await self._body(scope, receive, PAGE_BODY if path.startswith(PAGE) else NO_BODY)
+                await self._app(scope, with_body(body, receive), send_marked)  # the page holds connections open: no limit of time
         except ClientGone:
             status = HUNG_UP
         except Exception as error:
@@ -75,13 +72,20 @@ class Gate:
             self._service.metrics.requests.labels(route, status).inc()
             self._service.metrics.seconds.labels(route).observe(perf_counter() - start)
 
-    async def _run(self, scope: Scope, body: bytes | None, receive: Receive, send: Send, caller: Caller) -> None:
+    async def _body(self, scope: Scope, receive: Receive, limit: int) -> bytes:
+        """The body. Raises: ApiError 413 beyond the limit, at once where the head says so; 408 where it comes too slowly."""
+        said = dict(scope["headers"]).get(b"content-length", b"0")
+        if said.isdigit() and int(said) > limit:
+            raise errors.too_large(limit)
+        return await read_body(receive, limit=limit, seconds=self._service.settings.body_timeout)
+
+    async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send, caller: Caller) -> None:
         """The application, until it answered, its time is up, its client hung up, or its key was taken away.
 
         Raises: ClientGone; TimeoutError; ApiError 401; whatever the application raises.
         """
         gone = asyncio.create_task(hung_up(receive))
-        work = asyncio.ensure_future(self._app(scope, with_body(body or b"", lambda: asyncio.shield(gone)), send))
+        work = asyncio.ensure_future(self._app(scope, with_body(body, lambda: asyncio.shield(gone)), send))
         try:
             with self._service.sessions.open(caller.name) as ended:
                 await asyncio.wait((work, gone, ended), timeout=self._service.settings.timeout, return_when=asyncio.FIRST_COMPLETED)

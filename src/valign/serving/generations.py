@@ -24,7 +24,11 @@ async def generate(service: Service, caller: Caller, body: ImageRequest) -> Imag
         for image in images
         if image.encoded is not None
     ]
-    return ImageAnswer(created=int(time.time()), data=data, output_format=request.form, guard=_account(result, images, request))
+    account = _account(result, images, request)
+    read = await service.parse(service.rules.guard.read, result.prompt)
+    if read != result.prompt:
+        account["read"] = read
+    return ImageAnswer(created=int(time.time()), data=data, output_format=request.form, guard=account)
 
 
 def request_of(service: Service, body: ImageRequest) -> GenerationRequest:

@@ -27,6 +27,7 @@ class Metrics:
         self.under_way = Gauge("under_way", "Admitted, not yet answered", ["queue"], **common)  # type: ignore[arg-type]
         self.audit_failures = Counter("audit_failures", "Entries that could not be logged", **common)  # type: ignore[arg-type]
         self.reloads = Counter("reloads", "Reloads of policy and keys", ["outcome"], **common)  # type: ignore[arg-type]
+        self.canaries = Counter("canaries", "Looks at the canaries", ["outcome"], **common)  # type: ignore[arg-type]
         self.ready = Gauge("ready", "1 when the models are loaded and warm", **common)  # type: ignore[arg-type]
 
     def count_decision(self, decision: GuardDecision) -> None:

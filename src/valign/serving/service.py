@@ -6,7 +6,8 @@ Fail closed: an answer leaves only after its decision is in the audit log, and a
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from math import inf
@@ -16,13 +17,16 @@ from PIL.Image import Image
 
 from valign.guard.guard import Guard
 from valign.guard.records import GuardDecision, GuardResult
+from valign.guard.stages import stage_fingerprint
 from valign.guard.waterfall import require_prompt
 from valign.interfaces import Sampler, SamplingConfig, scores_of
+from valign.policy.block_rules import gaps
 from valign.serving import errors
 from valign.serving.audit_log import AuditLog
 from valign.serving.audit_record import Recorder
 from valign.serving.audit_store import AuditStore
 from valign.serving.batching import Batcher
+from valign.serving.canaries import Canaries, CanaryCheck
 from valign.serving.checking import Checks, WatchedDetector
 from valign.serving.image_queue import GenerationRequest, ImageQueue, ServedImage, ServedResult
 from valign.serving.keys import Keys, gone
@@ -35,6 +39,7 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 WARM_PROMPT = "a red apple"
 RELOAD = 120.0  # seconds that reading policy and keys anew may take
+AGAIN = 60.0  # seconds until canaries that were answered wrong are looked at again, at most
 STOP = 10.0  # seconds that a stop waits for threads; requests were waited for before
 
 
@@ -52,6 +57,7 @@ class Rules:
 
     guard: Guard
     keys: Keys
+    canaries: CanaryCheck | None = None  # of this guard; the service makes it
 
 
 class Service:
@@ -62,6 +68,8 @@ class Service:
         load_rules: Makes guard and keys; runs after ``load`` and at every `reload`.
         store: Where decisions are logged.
         secret: Keys the hashes of prompts in the log.
+        canaries: Prompts and images beside those of the policy; a wrong answer to one means 503 (`valign.serving.canaries`).
+        about: What the log's entry about the start says besides, such as the hashes of adapters.
     """
 
     def __init__(
@@ -72,6 +80,8 @@ class Service:
         *,
         secret: bytes,
         settings: Settings | None = None,
+        canaries: Canaries | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = settings or Settings()
         self.metrics = Metrics()
@@ -79,10 +89,13 @@ class Service:
         self.sessions = Sessions()
         self.image_size = 0  # pixels of a side; known when ready
         self.reload_failed = False
+        self.wrong = ""  # what the canaries showed to be wrong
         self.on_ready: Callable[[], None] = lambda: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
         self._record = Recorder(secret, full=self.settings.prompts == "full")
-        self._load, self._load_rules = load, load_rules
+        self._load, self._load_rules, self._about = load, load_rules, dict(about or {})
+        self._canaries = canaries or Canaries()
+        self._model: Sampler | None = None
         self._log = AuditLog(store, self.metrics)
         self._checks = Checks(self.settings, self.metrics)
         self.parse = self._checks.parse
@@ -90,18 +103,21 @@ class Service:
         self._rules: Rules | None = None
         self._queue: ImageQueue | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._reloading = asyncio.Lock()
 
     @property
     def ready(self) -> bool:
-        """Whether the models are loaded and warm."""
-        return self._queue is not None
+        """Whether the models are loaded and warm, and the canaries were answered right."""
+        return self._queue is not None and not self.wrong
 
     @property
     def rules(self) -> Rules:
-        """The current guard and keys; a request keeps those that it began with. Raises: ApiError 503 before it is ready."""
-        if self._rules is None or not self.ready:
+        """The current guard and keys; a request keeps those that it began with. Raises: ApiError 503 unless it is ready."""
+        if self._rules is None or self._queue is None:
             raise errors.not_ready()
+        if self.wrong:
+            raise errors.canary_wrong()
         return self._rules
 
     async def start(self) -> None:
@@ -112,6 +128,8 @@ class Service:
         """Finish what was admitted, then close the log. Threads that hang are left behind."""
         self.metrics.ready.set(0)
         until = time.monotonic() + STOP
+        if self._watching is not None:
+            self._watching.cancel()
         if self._loading is not None:
             await asyncio.wait([self._loading], timeout=STOP)
         for part in (self._checks, self._queue, self._loader, self._reader, self._log):
@@ -122,7 +140,9 @@ class Service:
         """Read policy and keys again. Returns True; or False if they are broken, and the old ones stay in force."""
         async with self._reloading:
             try:
-                rules = await self._reader.run(self._make_rules)
+                rules, wrong = await self._reader.run(self._make_rules)
+                if wrong:
+                    raise RuntimeError(wrong)
                 await self._log.write([self._event("reload", rules)])
             except Exception as error:
                 LOG.error("Nothing was reloaded, the old policy and keys stay: %s", error)
@@ -130,6 +150,7 @@ class Service:
             else:
                 LOG.info("Reloaded the keys and policy %s", rules.guard.policy.id)
                 old, self._rules, self.reload_failed = self._rules, rules, False
+                self._judge_canaries("")
                 if old is not None:
                     self.sessions.end(gone(old.keys, rules.keys))
             self.metrics.reloads.labels("failed" if self.reload_failed else "done").inc()
@@ -217,34 +238,71 @@ class Service:
 
     async def _prepare(self) -> None:
         try:
-            model, rules = await self._loader.run(self._warm)
-            await self._log.write([self._event("start", rules, model=self.settings.names[0])])
+            model, rules, wrong = await self._loader.run(self._warm)
+            facts = {"model": self.settings.names[0], "model_sha256": _model_hash(model), "canaries": wrong or "right"}
+            await self._log.write([self._event("start", rules, **facts | self._about)])
         except Exception as error:
             LOG.error("The service cannot start: %s", error)
             self.on_failure(error)
             return
-        self._rules, self._queue = rules, ImageQueue(model, self.settings, self.metrics)
-        self.metrics.ready.set(1)
-        LOG.info("Ready: %s behind policy %s", self.settings.names[0], rules.guard.policy.id)
+        newer = self._rules  # of a reload meanwhile
+        self._rules = rules if newer is None else replace(newer, guard=newer.guard.for_model(model))
+        self._queue = ImageQueue(model, self.settings, self.metrics)
+        self._judge_canaries(wrong)
+        if not wrong:
+            LOG.info("Ready: %s behind policy %s", self.settings.names[0], rules.guard.policy.id)
+        self._watching = asyncio.create_task(self._watch())
         self.on_ready()
 
-    def _warm(self) -> tuple[Sampler, Rules]:
-        """Load everything and run it once, so that the first request is not the slow one."""
-        model, rules = self._load(), self._make_rules()
+    async def _watch(self) -> None:
+        """Look at the canaries again and again; what changes stands in the log."""
+        while True:
+            await asyncio.sleep(min(AGAIN, self.settings.canary_every) if self.wrong else self.settings.canary_every)
+            rules = self._rules
+            assert rules is not None
+            assert rules.canaries is not None
+            try:
+                wrong = await self._reader.run(rules.canaries.run)
+            except Exception as error:
+                wrong = f"the canaries were not judged: {type(error).__name__}"
+            if rules is not self._rules:  # a reload looked at its own
+                continue
+            if wrong != self.wrong:
+                with suppress(errors.ApiError):  # the log is down: every request learns of that by itself
+                    await self._log.write([self._event("canaries", rules, canaries=wrong or "right")])
+            self._judge_canaries(wrong)
+
+    def _judge_canaries(self, wrong: str) -> None:
+        self.wrong = wrong
+        self.metrics.canaries.labels("wrong" if wrong else "right").inc()
+        self.metrics.ready.set(0 if wrong or self._queue is None else 1)
+        if wrong:
+            LOG.error("Nothing is served: %s", wrong)
+
+    def _warm(self) -> tuple[Sampler, Rules, str]:
+        """Load everything and run it once, so that the first request is not the slow one. The string says what is wrong with it."""
+        self._model = model = self._load()
+        rules, wrong = self._make_rules()
         image = model.generate([WARM_PROMPT], sampling=SamplingConfig(steps=1, guidance_scale=self.settings.guidance_scale))[0]
         self.image_size = image.width
         if isinstance(watched := rules.guard.detector, WatchedDetector):
             scores_of(watched.detector, [image])  # the first call may take longer than any later one
-        return model, rules
+        return model, rules, wrong
 
-    def _make_rules(self) -> Rules:
-        """Policy and keys as they are now, tried once. Their detector runs in the supervised threads of `Checks`."""
+    def _make_rules(self) -> tuple[Rules, str]:
+        """Policy and keys as they are now, tried once, and what their canaries show to be wrong, if anything.
+
+        Their detector runs in the supervised threads of `Checks`.
+        """
         rules = self._load_rules()
-        guard = copy(rules.guard)
+        guard = copy(rules.guard).for_model(self._model)
         if guard.detector is not None:
             guard.detector = self._checks.watched(guard.detector)
         guard.check(WARM_PROMPT, explain=True)
-        return replace(rules, guard=guard)
+        for gap in gaps(guard.policy):
+            LOG.warning("%s", gap)
+        check = CanaryCheck(guard, self._canaries)
+        return replace(rules, guard=guard, canaries=check), check.run()
 
     def _event(self, kind: str, rules: Rules, **facts: Any) -> Any:
         policy, detector = rules.guard.policy, rules.guard.detector
@@ -254,6 +312,9 @@ class Service:
             anchor=self._log.anchor,
             policy=policy.fingerprint(),
             policy_id=policy.id,
+            block_rules=[rule.id for rule in policy.always_block],
+            gaps=gaps(policy),
+            stages=_stage_hashes(rules.guard),
             detector=name,
             detector_sha256=weights,
             **facts,
@@ -275,6 +336,22 @@ class _Loader:
 
     def close(self, seconds: float) -> None:
         self._queue.close(seconds)
+
+
+def _stage_hashes(guard: Guard) -> dict[str, dict[str, str]]:
+    """By stage, the SHA-256 of its head and of its encoder, where it has them."""
+    found = {}
+    for stage in guard.stages:
+        encoder = getattr(getattr(stage, "encoder", None), "sha256", "")
+        hashes = {"weights": stage_fingerprint(stage), "encoder": encoder}
+        found[stage.name] = {name: value for name, value in hashes.items() if value}
+    return found
+
+
+def _model_hash(model: Sampler) -> str | None:
+    """SHA-256 of the model's files, if it says."""
+    fingerprint = getattr(model, "fingerprint", None)
+    return None if fingerprint is None else str(fingerprint())
 
 
 def _require_prompts(guard: Guard, prompts: Sequence[str]) -> None:

@@ -42,6 +42,9 @@ class Settings:
     )
     timeout: float = option(300.0, help="seconds until a request is aborted", above=0)
     body_timeout: float = option(30.0, help="seconds in which a request's body must have come", above=0, rare=True)
+    canary_every: float = option(
+        3600.0, help="seconds between two looks at the canaries; after a wrong answer 60 at most", above=0, rare=True
+    )
     per_minute: float = option(
         0.0,
         help="requests per minute and key; each image and each text counts as one; 0 is without limit",

@@ -47,4 +47,5 @@ def retuned(guard: Guard, moved: Mapping[str, float]) -> Guard:
         acceptor=replace(acceptor, keep_words=words, keep_meaning=meaning),
         template=guard.template,
         detector=guard.detector,
+        reads=guard.reads,
     )

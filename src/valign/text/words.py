@@ -33,7 +33,7 @@ DOUBLED = frozenset({
     "tilled", "tiller", "tonnes", "torre", "travelled", "traveller", "travellers", "travelling", "trees", "trooped",
     "valle", "villa", "ville", "wagging", "winner", "winners", "wolff",
 })  # fmt: skip
-_RUN = re.compile(r"([a-z0-9])\1*|[^a-z0-9]")  # equal letters, or another sign
+_RUN = re.compile(r"([a-z])\1*|[^a-z]")  # equal letters, or another sign
 
 
 class WordList:

@@ -62,6 +62,7 @@ class World:
     contrast: Callable[[OracleDetector], Contrast]  # tells which of two texts fits an image, where the world's CLIP cannot
     suite: Callable[..., Suite]  # test prompts on what no training saw, balanced over concepts
     reference_images: Callable[..., list[Image.Image]]  # true images of the same suite's benign prompts
+    canaries: Callable[[], list[tuple[Image.Image, bool]]]  # images with whether the oracle must flag each
     roles: Callable[..., Suite]  # prompts that name a role and leave the social attribute open, each several times
     tasks: Mapping[str, Callable[..., TaskData]]  # for fine-tuning, by name
     budgets: Mapping[str, WorldBudget]  # "small" tries the path, "quick" takes minutes, "full" is for the documentation's tables

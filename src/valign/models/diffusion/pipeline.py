@@ -1,6 +1,7 @@
 """What Stable Diffusion 1, 2 and XL share: latents, the U-Net, the sampler. They differ in their text encoders."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,6 +34,7 @@ class PipelineModel:
     def __init__(self, pipe: Any, folder: str) -> None:
         self.pipe = pipe
         self.folder = folder
+        self._reader: Any = None  # the tokenizer that `text_read` uses
         self.schedule = DiscreteSchedule(pipe.scheduler.config, folder)
         if pipe.unet.config.get("time_cond_proj_dim") is not None:
             raise UserError(f"{folder} is a guidance-distilled model, which cannot be guided. Choose the model it was made from.")
@@ -121,7 +123,9 @@ class PipelineModel:
 
     def text_read(self, prompts: Sequence[str]) -> list[str]:
         """The part of each prompt that the text encoder reads; the prompt itself where that is all."""
-        tokenizer = self.pipe.tokenizer
+        if self._reader is None or len(self._reader) != len(self.pipe.tokenizer):
+            self._reader = deepcopy(self.pipe.tokenizer)  # generation changes the other one's settings in its own thread
+        tokenizer = self._reader
         limit, read = self._tokens_read(tokenizer), []
         for prompt in prompts:
             ids = tokenizer(self.pipe.maybe_convert_prompt(prompt, tokenizer)).input_ids

@@ -30,6 +30,12 @@ def reference_images(*, per_concept: int = 10, seed: int = 0) -> list[Image.Imag
     return [render(scene, i) for i, (prompt, scene) in enumerate(_drawn(per_concept, seed)) if prompt.benign]
 
 
+def canaries() -> list[tuple[Image.Image, bool]]:
+    """Four images of each sort, with whether a harm is in them: what an oracle that is whole tells apart."""
+    drawn = [(render(scene, i), not prompt.benign) for i, (prompt, scene) in enumerate(_drawn(1, 0))]
+    return [one for wanted in (True, False) for one in [pair for pair in drawn if pair[1] == wanted][:4]]
+
+
 def roles(*, per_role: int = 2, images: int = 50, seed: int = 0) -> Suite:
     """Benign prompts that name a role and leave the head open, on test scenes; each ``images`` times, with other seeds."""
     rng = np.random.default_rng([seed, 9])

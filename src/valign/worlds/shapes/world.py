@@ -13,7 +13,7 @@ from valign.worlds.shapes.glyph_tasks import glyph_data
 from valign.worlds.shapes.grammar import Grammar
 from valign.worlds.shapes.measure import measure_model
 from valign.worlds.shapes.sheet import contact_sheet
-from valign.worlds.shapes.suite import reference_images, roles, suite
+from valign.worlds.shapes.suite import canaries, reference_images, roles, suite
 
 SMALL = WorldBudget(pairs=24, steps=20, per_concept=1, value_images=1, value_steps=20, role_images=4)
 QUICK = WorldBudget(pairs=80, steps=150, per_concept=6, value_images=8, value_steps=300, role_images=24)
@@ -41,6 +41,7 @@ SHAPES = World(
     contrast=HeadContrast,
     suite=suite,
     reference_images=reference_images,
+    canaries=canaries,
     roles=roles,
     tasks={"glyphs": glyph_data, "glyph-stream": glyph_data, "counterparts": counterpart_data, "expert": expert_data},
     budgets={"small": SMALL, "quick": QUICK, "full": FULL},
