@@ -146,6 +146,28 @@ def test_refuses_code_from_the_folder(folder):
         load_model(folder)
 
 
+@pytest.mark.parametrize("named", [["diffusers", "UNet2DConditionModel"], ["os", "system"], ["diffusers", "NoScheduler"], None])
+def test_a_scheduler_is_a_scheduler_whatever_the_index_names(folder, named):
+    """A network in its place would be loaded from a pickle beside it."""
+    edit_index(folder, scheduler=named)
+    torch.save({}, folder / "scheduler" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match=r"must name a scheduler of diffusers, got (UNet2DConditionModel|system|NoScheduler|None)"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("named", [["transformers", "CLIPTextModel"], ["own_code", "Tokenizer"]])
+def test_a_tokenizer_is_read_as_clips_whatever_the_index_names(folder, named):
+    plain = load_model(folder).text_read(["a cat"])
+    edit_index(folder, tokenizer=named)
+    assert load_model(folder).text_read(["a cat"]) == plain
+
+
+def test_options_of_the_pipeline_are_those_of_its_folder(tiny_sdxl, tmp_path):
+    folder = shutil.copytree(tiny_sdxl, tmp_path / "xl")
+    edit_index(folder, force_zeros_for_empty_prompt=False)
+    assert load_model(folder).pipe.config.force_zeros_for_empty_prompt is False
+
+
 def test_refuses_an_unknown_prediction(folder):
     path = folder / "scheduler/scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "sample"}))

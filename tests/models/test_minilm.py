@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from valign.checks import UserError
+from valign.models.encoders import minilm
 from valign.models.encoders.minilm import BATCH, MAX_TOKENS, MiniLM, minilm_folder, pool
 
 
@@ -64,3 +65,16 @@ def test_eight_bits_say_nearly_the_same(encoder):
 def test_refuses_a_folder_without_weights(tmp_path):
     with pytest.raises(UserError, match=r"must hold model\.safetensors"):
         MiniLM(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_refuses_a_package_whose_files_are_others(file, tmp_path, monkeypatch):
+    for path in minilm_folder().iterdir():
+        if path.is_file():
+            (tmp_path / path.name).symlink_to(path)
+    changed = (tmp_path / file).read_bytes() + b" "
+    (tmp_path / file).unlink()
+    (tmp_path / file).write_bytes(changed)
+    monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
+    with pytest.raises(UserError, match=rf"{file} must have SHA-256 \w{{64}}, got \w{{64}}\. Reinstall"):
+        MiniLM()

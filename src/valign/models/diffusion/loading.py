@@ -1,13 +1,14 @@
 """Load a diffusers folder or a model of the Hugging Face hub. Safetensors only: a pickle is never opened."""
 
 import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel, schedulers
 from diffusers.utils import logging as diffusers_logging
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from valign.checks import UserError, check_choice
@@ -48,12 +49,30 @@ def load_model(name_or_folder: str | Path, *, device: str = "auto", dtype: str =
     transformers_logging.disable_progress_bar()
     try:
         parts = {part: _load_part(folder, part, torch.float32 if part == "vae" else kind) for part in family.networks}
-        unused = dict.fromkeys(UNUSED & set(read_json(folder / "model_index.json")))
-        pipe = family.pipeline.from_pretrained(folder, local_files_only=True, **parts, **unused, **family.load_options)
+        pipe = _assembled(family, folder, parts)
     except LOAD_ERRORS as error:
         raise UserError(f"{folder} could not be loaded: {first_line(error)}. Download or save the model again.") from error
     _check_channels(pipe, folder)
     return family(pipe.to(place), str(folder))
+
+
+def _assembled(family: type[PipelineModel], folder: Path, parts: dict[str, Any]) -> Any:
+    """The pipeline from its networks. Scheduler and tokenizers are of classes that read JSON and text alone, whatever the index
+    says: diffusers would load any class that is named there, with any file that this class reads."""
+    index: dict[str, Any] = read_json(folder / "model_index.json")
+    for part in family.networks:
+        if part.startswith("text_encoder"):
+            name = part.replace("text_encoder", "tokenizer")
+            parts[name] = CLIPTokenizer.from_pretrained(folder / name, local_files_only=True, trust_remote_code=False)
+    named = index.get("scheduler")
+    library, kind = named if isinstance(named, list) and len(named) == 2 else (None, None)
+    scheduler = getattr(schedulers, str(kind), None) if library == "diffusers" else None
+    if not (isinstance(scheduler, type) and issubclass(scheduler, SchedulerMixin)):
+        raise UserError(f"{folder / 'model_index.json'} must name a scheduler of diffusers, got {kind}. Save the model again.")
+    parts["scheduler"] = scheduler.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))  # type: ignore[attr-defined]
+    known = signature(family.pipeline.__init__).parameters
+    options = {name: value for name, value in index.items() if name in known and isinstance(value, bool | int | float | str)}
+    return family.pipeline(**dict.fromkeys(UNUSED & set(known)), **options | family.load_options | parts)
 
 
 def _check_channels(pipe: Any, folder: Path) -> None:

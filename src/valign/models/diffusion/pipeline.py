@@ -28,7 +28,7 @@ class PipelineModel:
     family = ""
     pipeline: Any = None  # the diffusers class
     networks: tuple[str, ...] = ()  # its parts with weights
-    load_options: ClassVar[dict[str, Any]] = {}  # for the class's `from_pretrained`
+    load_options: ClassVar[dict[str, Any]] = {}  # for the class
     components: Mapping[str, str] = {"denoiser": "unet."}
 
     def __init__(self, pipe: Any, folder: str) -> None:

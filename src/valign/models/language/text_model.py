@@ -115,8 +115,8 @@ def load_text_model(
     loader = AutoModelForCausalLM if causal else AutoModel
     logging.disable_progress_bar()
     try:
-        network = loader.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        network = loader.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except LOAD_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
