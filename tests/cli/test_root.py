@@ -118,7 +118,8 @@ def test_a_file_that_cannot_be_read_names_it(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_ctrl_c_says_that_the_run_goes_on():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_say_how_the_run_goes_on(number):
     code = "import sys, typer; from valign.cli import root\n"
     code += "app = typer.Typer()\n@app.command()\ndef wait():\n    print('ready', flush=True); sys.stdin.read()\n"
     code += "root.build = lambda: app\nroot.main()"
@@ -127,7 +128,8 @@ def test_ctrl_c_says_that_the_run_goes_on():
     process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=30)  # closes its input: it ends in any case
     assert process.returncode == 130
-    assert "Stopped. What was finished is kept" in stderr
+    assert "Stopped. What was finished is kept. To go on from there, type: -c" in stderr
+    assert "Traceback" not in stderr

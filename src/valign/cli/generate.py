@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +12,16 @@ import typer
 from rich.text import Text
 from typer import Argument, Option
 
-from valign.checks import UserError, option
+from valign.checks import SEEDS, UserError, check_range, option
 from valign.cli.common import err, example, out, resolve_detector, resolve_model
 from valign.cli.guard import BLOCKED
+from valign.cli.image_output import format_of, write_all
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from valign.guard import Guard, ValueToken
+    from valign.guard import Guard, GuardedImage, ValueToken
     from valign.interfaces import Retriever, SamplingConfig
     from valign.models.heads.text_probe import TextProbe
     from valign.policy import Policy
@@ -71,7 +73,7 @@ def principle_finder(policy: Policy, probe: TextProbe | None) -> Retriever:
 def command(
     ctx: typer.Context,
     prompt: Annotated[list[str], Argument(help="what to show; several give several images")],
-    target: Annotated[Path, Option("--out", "-o", help="the image, .png; a new folder for several")],
+    target: Annotated[Path, Option("--out", "-o", help="the image: .png, .jpg or .webp; a new folder for several")],
     model: Annotated[str, Option("--model", "-m", help="shapes, a pipeline folder or a hub id")] = "shapes",
     adapter: Annotated[Path | None, Option("--adapter", "-a", help="adapter folder")] = None,
     guard: Annotated[str, Option("--guard", "-g", help="policy of the guard: default, shapes, a file, or none")] = "default",
@@ -79,18 +81,24 @@ def command(
         str, Option(help="detector that checks the image: oracle, nudenet, safety-checker=FOLDER ...; joined by +")
     ] = "",
     count: Annotated[int, Option(min=1, help="images per prompt, with seeds SEED, SEED + 1, ...")] = 1,
+    seeds: Annotated[str, Option(help="seeds of every prompt's images, by commas: 3,7,11")] = "",
+    form: Annotated[str, Option("--format", help="png, jpg or webp, for a folder; png")] = "",
+    grid: Annotated[bool, Option("--grid", help="all images in one as well: a row per prompt, a column per seed")] = False,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Generate images of prompts that the guard lets through, or of their rewrites. Exit code 3 if one is blocked: it has no file.
 
+    Each file holds its prompt, seed, model, adapter and the guard's decision; so does a line of manifest.jsonl beside it.
     With --values, a prompt that calls for a principle gets its token; all others are generated as by the base model.
     """
     from valign.interfaces import SamplingConfig
 
     sampling, values = record(ctx, SamplingConfig), record(ctx, ValueOptions)
-    several = len(prompt) * count > 1
-    if target.is_dir() or (several and target.exists()):
-        raise UserError(f"{target} exists. Choose another --out, or delete it first.")
+    each = _seeds(seeds, sampling.seed, count)
+    several = len(prompt) * len(each) > 1
+    suffix = format_of(target, several=several, wanted=form)
+    if grid and not several:
+        raise UserError("--grid needs several images, got one. Give several prompts, --count or --seeds.")
     subject: Any = resolve_model(model, device=device)
     if adapter is not None:
         from valign.models.diffusion.lora import load_adapter
@@ -98,22 +106,32 @@ def command(
         load_adapter(subject, adapter, name="adapter")
     probe = values.probe(subject)
     token = values.load(subject, probe) if values.values else None
-    prompts = [text for text in prompt for _ in range(count)]
-    seeds = [sampling.seed + number for _ in prompt for number in range(count)]
+    prompts = [text for text in prompt for _ in each]
+    numbers = [number for _ in prompt for number in each]
     for text, read in zip(prompt, subject.text_read(prompt), strict=True):
         if read != text:
             err.print(f"The text encoder reads of a prompt only: {read}", style="yellow", soft_wrap=True)
     images: Sequence[Image | None]
+    decisions: Sequence[dict[str, Any] | None] = [None] * len(prompts)
     if guard != "none":
-        images = _guarded(subject, _keeper(guard, detector, token, probe), prompts, seeds, sampling)
+        found = _guarded(subject, _keeper(guard, detector, token, probe), prompts, numbers, sampling)
+        images, decisions = [one.image for one in found], [_decision(one) for one in found]
     elif token is None:
-        images = subject.generate(prompts, seeds=seeds, sampling=sampling)
+        images = subject.generate(prompts, seeds=numbers, sampling=sampling)
     else:
         from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 
         pipeline = ValueGuidedPipeline(subject, token.encoder, token.retriever)
-        images = list(pipeline.generate(prompts, seeds=seeds, sampling=sampling, mixing=token.mixing))
-    _save(images, target, several)
+        images = list(pipeline.generate(prompts, seeds=numbers, sampling=sampling, mixing=token.mixing))
+    made = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale, "model": model, "adapter": _text(adapter)}
+    made |= {"model_sha256": subject.fingerprint(), "values": _text(values.values), "valign": version("valign")}
+    records = [
+        {"prompt": _kept(text, decision), "seed": number, **made, "guard": decision}
+        for text, number, decision in zip(prompts, numbers, decisions, strict=True)
+    ]
+    write_all(images, records, target, suffix, several=several, columns=len(each) if grid and any(images) else 0)
+    if any(images):
+        out.print(str(target), soft_wrap=True)
     if None in images:
         raise typer.Exit(BLOCKED)
 
@@ -126,12 +144,56 @@ def _keeper(policy: str, detector: str, token: ValueToken | None, probe: TextPro
     return Guard.from_policy(policy, detector=resolve_detector(detector) if detector else None, token=token, probe=probe)
 
 
-def _guarded(subject: Any, keeper: Guard, prompts: list[str], seeds: list[int], sampling: SamplingConfig) -> list[Image | None]:
-    """An image per prompt, None for what was blocked."""
-    images: list[Image | None] = []
+def _seeds(given: str, first: int, count: int) -> list[int]:
+    """The seeds of a prompt's images. Raises: UserError if they are not whole numbers, or ``--count`` is given too."""
+    if not given:
+        return list(range(first, first + count))
+    try:
+        numbers = [int(text) for text in given.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds must be whole numbers with commas between, got {given!r}. For example --seeds 3,7,11") from None
+    if count > 1:
+        raise UserError("--seeds and --count were both given. Leave one of them out.")
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"--seeds must be distinct, got {given!r}. One seed gives one image of a prompt.")
+    for number in numbers:
+        check_range("--seeds", number, low=SEEDS[0], high=SEEDS[1])
+    return numbers
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _decision(found: GuardedImage) -> dict[str, Any]:
+    """What the guard said of prompt and image, in short."""
+    decision, last = found.result.decision, found.attempts[-1] if found.attempts else None
+    return {
+        "action": found.result.action,
+        "stage": decision.stop or None,
+        "intent": decision.intent,
+        "categories": list(decision.categories),
+        "result": found.result.prompt,
+        "style": last.style if last else None,
+        "drawn_with_seed": last.seed if last else None,
+        "checked": found.checked,
+        "policy_sha256": decision.policy,
+        "prompt_sha256": decision.prompt_sha256,
+        "kept": bool(decision.prompt),
+    }
+
+
+def _kept(prompt: str, decision: dict[str, Any] | None) -> str | None:
+    """The prompt for the record; None where a block rule says that nothing of it is kept."""
+    return prompt if decision is None or decision.pop("kept") else None
+
+
+def _guarded(subject: Any, keeper: Guard, prompts: list[str], seeds: list[int], sampling: SamplingConfig) -> list[GuardedImage]:
+    """A result per prompt, without an image for what was blocked."""
+    images: list[GuardedImage] = []
     for text, number in zip(prompts, seeds, strict=True):
         found = keeper.generate(subject, text, seed=number, sampling=sampling)
-        images.append(found.image)
+        images.append(found)
         if found.image is None:
             why = found.result.decision.stop if found.result.blocked else "the image failed its checks"
             err.print(Text(f"Blocked: {why}.", style="red"))
@@ -141,19 +203,3 @@ def _guarded(subject: Any, keeper: Guard, prompts: list[str], seeds: list[int], 
         if found.attempts[-1].principle:
             err.print(Text(f"Generated under the principle {found.attempts[-1].principle}.", style="dim"))
     return images
-
-
-def _save(images: Sequence[Image | None], target: Path, several: bool) -> None:
-    from valign.files import atomic_folder, atomic_path
-
-    if not several:
-        if images[0] is None:
-            return
-        with atomic_path(target) as temporary:
-            images[0].save(temporary, format="PNG")
-    else:
-        with atomic_folder(target) as folder:
-            for number, image in enumerate(images):
-                if image is not None:
-                    image.save(folder / f"{number:04d}.png")
-    out.print(str(target), soft_wrap=True)

@@ -150,7 +150,7 @@ class _Configured(TyperCommand):
             Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help=what, rich_help_panel=panel)],
             [],
         )
-        yield from _parameters(made)
+        yield from parameters(made)
 
 
 def _imported(place: str) -> type[Any]:
@@ -185,8 +185,8 @@ def _annotated(declared: Declared, flags: tuple[str, ...], default: object, pane
     return Annotated[kind | None, typer.Option(*flags, help="; ".join(notes), rich_help_panel=panel, **options)]
 
 
-def _parameters(made: Mapping[str, tuple[Any, Any]]) -> list[Any]:
-    """Typer's own parameters of a function with this signature."""
+def parameters(made: Mapping[str, tuple[Any, Any]]) -> list[Any]:
+    """Typer's own parameters of a function with this signature: name -> annotation and default."""
 
     def function(**_: Any) -> None: ...
 

@@ -1,14 +1,17 @@
 """The command table, and the one place where a mistake becomes a red line and an exit code."""
 
 import os
+import shlex
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from valign.cli.loudness import with_loudness
 from valign.progress import plain_console
 
 # panel of the help -> command -> (module, attribute). A `Typer` is a group of commands, a function is one command.
@@ -88,12 +91,18 @@ def build() -> typer.Typer:
                 root.add_typer(target, name=name, rich_help_panel=panel)
             else:
                 root.command(name, rich_help_panel=panel, **target.options)(target)
+    with_loudness(root)
     return root
 
 
 def main() -> None:
-    """Run ``valign``. Exit codes: 0 well, 2 the user's mistake, 130 stopped by Ctrl-C; ``VALIGN_DEBUG=1`` shows tracebacks."""
-    if sys.argv[1:2] == ["serve"] and hasattr(signal, "SIGHUP"):
+    """Run ``valign``. Exit codes: 0 well, 2 the user's mistake, 130 stopped by Ctrl-C or SIGTERM.
+
+    ``VALIGN_DEBUG=1`` shows tracebacks.
+    """
+    if sys.argv[1:2] != ["serve"]:  # the server has its own way to end
+        signal.signal(signal.SIGTERM, _stop)
+    elif hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # one that comes before the service listens must not end it
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their remarks are about their own internals
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
@@ -101,13 +110,19 @@ def main() -> None:
         build()(prog_name="valign")
     except SystemExit as stop:
         if stop.code == 130:
-            _complain("Stopped. What was finished is kept: the same command goes on from there.")
+            again = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            _complain(f"Stopped. What was finished is kept. To go on from there, type: {again}")
         raise
     except (ValueError, OSError) as error:  # UserError is a ValueError
         if os.environ.get("VALIGN_DEBUG") == "1":
             raise
         _complain(_say(error))
         sys.exit(2)
+
+
+def _stop(*_: object) -> None:
+    """SIGTERM ends a command as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def _say(error: ValueError | OSError) -> str:

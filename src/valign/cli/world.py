@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from valign.checks import UserError
 from valign.cli.common import err, out, resolve_model
 
 app = typer.Typer(
@@ -106,16 +105,8 @@ def check(
 
 
 def _save(images: list, path: Path, columns: int = 25) -> None:
-    from PIL import Image
-
+    from valign.cli.image_output import grid
     from valign.files import atomic_path
 
-    if not images:
-        raise UserError("No images to save.")
-    width, height = images[0].size
-    rows = -(-len(images) // columns)
-    page = Image.new("RGB", (columns * width, rows * height), "white")
-    for i, image in enumerate(images):
-        page.paste(image, (i % columns * width, i // columns * height))
     with atomic_path(path) as temporary:
-        page.save(temporary, format="PNG")
+        grid(images, columns).save(temporary, format="PNG")
