@@ -1,6 +1,7 @@
 """Fine-tuning a U-Net on images: draws hang on image and step alone, every kind of method learns and resumes, files load."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,3 +237,9 @@ def test_words_are_not_preserved_on_images(tiny_sd, data, tmp_path):
             SupervisedConfig(steps=2),
             preserve=parse_preserving("constrained-sft")[0],
         )
+
+
+def test_captions_that_are_longer_than_what_is_read_are_counted(tiny_sd, data):
+    model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"))
+    long = replace(data.train[0], caption="red " * 200)
+    assert model.cut([*data.train, long]) == 1

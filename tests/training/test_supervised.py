@@ -177,6 +177,23 @@ def test_a_causal_model_learns_the_answer_only(tmp_path):
     assert_close(peft(**batch.inputs).logits, model.eval()(batch), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("task", "pairs"), [("sst2", None), ("mrpc", "apart"), ("mrpc", "together")])
+def test_texts_that_are_longer_than_what_is_read_are_counted(bert, glue, task, pairs):
+    data = read_data(*named_task(task, glue))
+    short, long = (load_text_model(bert, Target.of(data), pairs=pairs, max_tokens=tokens) for tokens in (4, 128))
+    lengths = [len(short.tokenizer(text)["input_ids"]) for row in data.train for text in row.texts]
+    assert min(lengths) > 4
+    assert (short.cut(data.train), long.cut(data.train)) == (len(data.train), 0)
+
+
+def test_a_run_says_how_many_texts_are_cut(bert, data, tmp_path, capsys):
+    model = load_text_model(bert, Target.of(data), max_tokens=4)
+    finetune(model, data, tmp_path / "run", parse_tuning("lora", {"rank": 1}), SupervisedConfig(steps=1, validate_every=0))
+    said = " ".join(capsys.readouterr().err.split())
+    count = len(data.train) + len(data.held_out)
+    assert f"{count} of {count} texts are longer than the tokens that the model reads: their ends are cut off" in said
+
+
 def test_accumulation_changes_nothing_but_rounding(bert, data, tmp_path):
     whole, _ = run(tiny_bert(tmp_path / "still", dropout=0.0), data, tmp_path / "whole", "lora", steps=3)
     parts, _ = run(str(tmp_path / "still"), data, tmp_path / "parts", "lora", steps=3, accumulation=2)

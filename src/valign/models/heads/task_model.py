@@ -89,6 +89,10 @@ class TaskModel(nn.Module, ABC):
     def reading(self) -> dict[str, Any]:
         """How rows are read, for a run's record."""
 
+    def cut(self, rows: Sequence[Any]) -> int:
+        """How many rows have text that is longer than the model reads; 0 for a model without texts."""
+        return 0
+
     def graded(self, rows: Sequence[Any]) -> dict[str, float]:
         """Scores on held-out rows that need more than one answer per row; none by default."""
         return {}

@@ -51,6 +51,20 @@ class TextModel(TaskModel):
             inputs = self._tokens(*([row.texts[part] for row in rows] for part in range(len(rows[0].texts))))
         return TaskBatch(inputs, self.target.tensor(rows).to(self.device), len(rows))
 
+    def cut(self, rows: Sequence[TextRow]) -> int:
+        """How many rows are longer than ``max_tokens``, an end mark and other marks counted."""
+        if self.target.kind == "causal-lm":
+            end = int(self.tokenizer.eos_token_id is not None)
+            plain = [[len(ids) for ids in self._ids(row.texts, add_special_tokens=False)] for row in rows]
+            return sum(sum(lengths) + end > self.max_tokens for lengths in plain)
+        if self.pairs == "apart":
+            return sum(max(map(len, self._ids(row.texts))) > self.max_tokens for row in rows)
+        return sum(len(self.tokenizer(*row.texts)["input_ids"]) > self.max_tokens for row in rows)
+
+    def _ids(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
+        found: list[list[int]] = self.tokenizer(list(texts), **options)["input_ids"]
+        return found
+
     def vectors(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, "text width"]:
         """The mean last hidden state of each text."""
         hidden = self.network(**inputs).last_hidden_state

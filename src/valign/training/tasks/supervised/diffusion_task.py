@@ -12,6 +12,7 @@ from valign.checks import check_range
 from valign.data.tasks.base import TaskRow
 from valign.data.tasks.captions import CaptionedImage
 from valign.data.tasks.image_folders import bucket_of
+from valign.interfaces import ReadsText
 from valign.models.diffusion.base import Conditioning, DiffusionModel, LatentDist
 from valign.models.heads.task_model import Target, TaskBatch, TaskModel
 from valign.randomness import generator_for
@@ -85,6 +86,13 @@ class DiffusionTaskModel(TaskModel):
             **{name: value for name, value in vars(texts).items() if value is not None},
         }
         return TaskBatch(inputs, self.diffusion.schedule.target(latents, noise, timesteps), len(rows))
+
+    def cut(self, rows: Sequence[CaptionedImage]) -> int:
+        """How many captions are longer than the text encoder reads; 0 where the model does not say."""
+        if not isinstance(self.diffusion, ReadsText):
+            return 0
+        captions = [row.caption for row in rows]
+        return sum(read != caption for read, caption in zip(self.diffusion.text_read(captions), captions, strict=True))
 
     def forward(self, batch: TaskBatch) -> Float[Tensor, "..."]:
         """``[row, channel, height, width]``; of images of several sizes one after the other, flat."""

@@ -15,6 +15,7 @@ from valign.files import atomic_folder, atomic_path, hash_file, hash_value, writ
 from valign.models.files.adapter_files import save_adapter
 from valign.models.heads.task_model import TaskModel
 from valign.models.language.chat_task import ChatTaskModel
+from valign.progress import console
 from valign.runs import Run
 from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
@@ -100,6 +101,11 @@ def finetune(
     run = Run.open(out, step="finetune", recipe=recipe, inputs=inputs, seed=config.seed)
     if run.done:
         return FinetuneResult(**run.results)
+    rows = [*data.train, *data.held_out]
+    if cut := model.cut(rows):
+        console.print(
+            f"{cut} of {len(rows)} texts are longer than the tokens that the model reads: their ends are cut off", style="yellow"
+        )
     shown = AnswerPreviews.of(model, data.held_out, previews, out)
     shown.write("before")
     task = SupervisedTask(
