@@ -118,6 +118,19 @@ def test_a_file_that_cannot_be_read_names_it(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_an_early_hangup_does_not_end_the_server():
+    code = "import sys, typer; from valign.cli import root\n"
+    code += "app = typer.Typer()\n@app.command()\ndef wait(name: str):\n    print('ready', flush=True); sys.stdin.read()\n"
+    code += "root.build = lambda: app\nsys.argv = ['valign', 'serve']\nroot.main()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_say_how_the_run_goes_on(number):
     code = "import sys, typer; from valign.cli import root\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from valign.guard import Guard
+from valign.guard import Guard, GuardedPipeline
 from valign.models.diffusion.loading import load_model
 from valign.policy import load_policy
 
@@ -50,5 +50,11 @@ def test_a_model_says_what_it_reads_while_it_generates_with_other_settings(tiny_
     assert keeper.read(long) != long
     assert keeper.read("a quiet lake") == "a quiet lake"
     model.encode_prompts([long])
-    assert model._reader is not model.pipe.tokenizer
     assert keeper.check(long).action == "allow"
+
+
+def test_a_guarded_pipeline_knows_what_its_pipeline_reads(tiny_sd, guard):
+    pipe = load_model(tiny_sd, device="cpu").pipe
+    long = "a quiet lake " * 60
+    assert GuardedPipeline(pipe, guard).guard.read(long) == load_model(tiny_sd, device="cpu").text_read([long])[0] != long
+    assert GuardedPipeline(object(), guard).guard is guard

@@ -11,6 +11,8 @@ from valign.checks import UserError
 from valign.guard.guard import Guard
 from valign.guard.records import GuardedImage
 from valign.guard.waterfall import require_prompt
+from valign.interfaces import ReadsText
+from valign.models.diffusion.text_reader import TextReader, encoder_limit
 
 REFUSED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "ip_adapter_image", "ip_adapter_image_embeds")
 
@@ -40,7 +42,7 @@ class GuardedPipeline:
             raise UserError(
                 "A guard with a value token needs a ValueGuidedPipeline with the same encoder. Put one around the pipeline."
             )
-        self.pipeline, self.guard = pipe, guard
+        self.pipeline, self.guard = pipe, guard.for_model(_reader(pipe))
 
     def __call__(self, prompt: str | Sequence[str], *, seed: int = 0, **options: Any) -> GuardedOutput:
         """One image per prompt; prompt i has seed ``seed + i``, further attempts count on from 1,000,000 more.
@@ -70,3 +72,11 @@ class GuardedPipeline:
             return found
 
         return self.guard.illustrate(generate, self.guard.guard(prompt), seed=seed)
+
+
+def _reader(pipe: Any) -> object:
+    """What says how much of a prompt the pipeline reads; anything else where it cannot say."""
+    if isinstance(model := getattr(pipe, "model", None), ReadsText):  # of a ValueGuidedPipeline
+        return model
+    known = all(hasattr(pipe, name) for name in ("tokenizer", "text_encoder", "maybe_convert_prompt"))
+    return TextReader(pipe, encoder_limit(pipe)) if known else pipe

@@ -1,7 +1,6 @@
 """What Stable Diffusion 1, 2 and XL share: latents, the U-Net, the sampler. They differ in their text encoders."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from valign.checks import UserError
 from valign.models.diffusion.base import Conditioning, LatentDist
 from valign.models.diffusion.sampling import generate
 from valign.models.diffusion.schedule import DiscreteSchedule
+from valign.models.diffusion.text_reader import TextReader
 from valign.models.files.fingerprint import fingerprint_folder
 
 TEXT_CHUNK = 64  # prompts per pass of a text encoder; bounds its memory
@@ -34,7 +34,7 @@ class PipelineModel:
     def __init__(self, pipe: Any, folder: str) -> None:
         self.pipe = pipe
         self.folder = folder
-        self._reader: Any = None  # the tokenizer that `text_read` uses
+        self._reader = TextReader(pipe, self._tokens_read)
         self.schedule = DiscreteSchedule(pipe.scheduler.config, folder)
         if pipe.unet.config.get("time_cond_proj_dim") is not None:
             raise UserError(f"{folder} is a guidance-distilled model, which cannot be guided. Choose the model it was made from.")
@@ -123,15 +123,7 @@ class PipelineModel:
 
     def text_read(self, prompts: Sequence[str]) -> list[str]:
         """The part of each prompt that the text encoder reads; the prompt itself where that is all."""
-        if self._reader is None or len(self._reader) != len(self.pipe.tokenizer):
-            self._reader = deepcopy(self.pipe.tokenizer)  # generation changes the other one's settings in its own thread
-        tokenizer = self._reader
-        limit, read = self._tokens_read(tokenizer), []
-        for prompt in prompts:
-            ids = tokenizer(self.pipe.maybe_convert_prompt(prompt, tokenizer)).input_ids
-            cut = tokenizer.decode(ids[: limit - 1], skip_special_tokens=True) if len(ids) > limit else prompt
-            read.append(cut)
-        return read
+        return self._reader.text_read(prompts)
 
     def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDist:
         """Posterior of the latents of images in [-1, 1]; float32 on the model's device."""
