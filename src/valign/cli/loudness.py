@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
@@ -28,7 +28,7 @@ def with_loudness(app: typer.Typer) -> None:
     for command in app.registered_commands:
         own = command.cls or TyperCommand
         if not issubclass(own, Loud):
-            command.cls = type(own.__name__, (Loud, own), {})
+            command.cls = cast("type[TyperCommand]", type(own.__name__, (Loud, own), {}))
     for group in app.registered_groups:
         if group.typer_instance is not None:
             with_loudness(group.typer_instance)

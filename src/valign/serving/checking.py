@@ -103,7 +103,9 @@ class Checks:
             raise errors.check_down("request") from None
         return found
 
-    async def look(self, detector: Detector, read: Callable[[], Sequence[Image]], *, owner: Hashable = None) -> dict[str, float]:
+    async def look(
+        self, detector: Detector, read: Callable[[], Image | list[Image]], *, owner: Hashable = None
+    ) -> dict[str, float]:
         """The highest score of each class over the images that ``read`` gives, which is called in the detector's thread.
 
         Raises: ApiError 503 if the queue is full; whatever ``read`` or the detector raise.
@@ -111,7 +113,8 @@ class Checks:
         watched = detector.detector if isinstance(detector, WatchedDetector) else detector
 
         def work() -> Float[np.ndarray, " class"]:
-            images = read()
+            shown = read()
+            images = shown if isinstance(shown, list) else [shown]
             return np.max([scores_of(watched, [image])[0] for image in images], axis=0)
 
         self._capacity.take(1, retry_after=1)

@@ -60,19 +60,15 @@ def unpack(urls: Sequence[str], *, max_pixels: int, param: str) -> list[bytes]:
     return files
 
 
-def frames(data: bytes, *, max_pixels: int, param: str) -> list[Image.Image]:
-    """Every frame as a viewer shows it. Raises: ApiError 400 if it cannot be decoded to the end."""
+def decode(image: str | bytes, *, max_pixels: int, param: str) -> Image.Image | list[Image.Image]:
+    """The image of a data URL, or of a file's bytes, as a viewer shows it; of an animation every frame, in order.
+
+    Raises: ApiError 400 as `unpack`, and if it cannot be decoded to the end.
+    """
+    data = unpack([image], max_pixels=max_pixels, param=param)[0] if isinstance(image, str) else image
     limits = ImageLimits(pixels=max_pixels)
-    return _asked(lambda: open_frames(data, name="An image", limits=limits, formats=FORMATS), param)
-
-
-def decode(url: str, *, max_pixels: int, param: str) -> Image.Image:
-    """The still image of a data URL as a viewer shows it. Raises: ApiError 400 as `unpack` and `frames`, and for an animation."""
-    (data,) = unpack([url], max_pixels=max_pixels, param=param)
-    shown = frames(data, max_pixels=max_pixels, param=param)
-    if len(shown) > 1:
-        raise errors.invalid("An image must not be animated here: ask for its frames one by one.", param=param)
-    return shown[0]
+    shown = _asked(lambda: open_frames(data, name="An image", limits=limits, formats=FORMATS), param)
+    return shown if len(shown) > 1 else shown[0]
 
 
 def _asked(function: Callable[[], T], param: str) -> T:

@@ -7,7 +7,7 @@ from typing import Any
 from valign.guard.records import GuardDecision
 from valign.serving import errors
 from valign.serving.categories import PartFindings, image_findings, merge, text_findings
-from valign.serving.images import frames, unpack
+from valign.serving.images import decode, unpack
 from valign.serving.schemas import ImagePart, ModerationAnswer, ModerationRequest, TextPart
 from valign.serving.service import Caller, Service
 from valign.serving.settings import Settings
@@ -64,7 +64,7 @@ def _of_text(policy: Any, decision: GuardDecision) -> tuple[PartFindings, dict[s
 
 
 async def _of_image(service: Service, caller: Caller, data: bytes) -> tuple[PartFindings, dict[str, Any]]:
-    read = partial(frames, data, max_pixels=service.settings.max_pixels, param="input")
+    read = partial(decode, data, max_pixels=service.settings.max_pixels, param="input")
     scores, threshold, detector = await service.moderate_image(caller, read)
     flagged = not max(scores.values()) < threshold
     own = {"type": "image", "action": "block" if flagged else "allow", "flagged": flagged, "scores": scores, "threshold": threshold}

@@ -169,10 +169,10 @@ class Service:
             _require_checks(decision)
         return decisions
 
-    async def moderate_image(self, caller: Caller, read: Callable[[], Sequence[Image]]) -> tuple[dict[str, float], float, str]:
+    async def moderate_image(self, caller: Caller, read: Callable[[], Image | list[Image]]) -> tuple[dict[str, float], float, str]:
         """Logged scores of an image by the detector's classes, its threshold, its name; the highest over its frames.
 
-        Args: read: Gives the frames; called in the detector's thread.
+        Args: read: Gives the image or its frames; called in the detector's thread.
         Raises: ApiError.
         """
         detector = self.rules.guard.detector

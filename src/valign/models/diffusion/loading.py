@@ -69,7 +69,8 @@ def _assembled(family: type[PipelineModel], folder: Path, parts: dict[str, Any])
     scheduler = getattr(schedulers, str(kind), None) if library == "diffusers" else None
     if not (isinstance(scheduler, type) and issubclass(scheduler, SchedulerMixin)):
         raise UserError(f"{folder / 'model_index.json'} must name a scheduler of diffusers, got {kind}. Save the model again.")
-    parts["scheduler"] = scheduler.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))  # type: ignore[attr-defined]
+    made: Any = scheduler  # each has a config, which the class that they share does not say
+    parts["scheduler"] = made.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
     known = signature(family.pipeline.__init__).parameters
     options = {name: value for name, value in index.items() if name in known and isinstance(value, bool | int | float | str)}
     return family.pipeline(**dict.fromkeys(UNUSED & set(known)), **options | family.load_options | parts)
