@@ -18,7 +18,6 @@ from valign.files import hash_file
 from valign.guard.guard import Guard
 from valign.guard.head.learned import SHIPPED, LearnedStage
 from valign.guard.rules.lexical import LexicalStage
-from valign.guard.rules.script import listed_words
 from valign.images import image_files, open_image
 from valign.interfaces import scores_of
 from valign.policy import Policy
@@ -63,8 +62,8 @@ def read_canaries(folder: Path) -> Canaries:
 def policy_prompts(policy: Policy, *, words: LexicalStage | None) -> list[tuple[str, bool]]:
     """Prompts whose answer follows from the policy: a word of every list of each block rule, a term of each category."""
     found = [(" ".join(terms[0] for terms in rule.every), True) for rule in policy.always_block]
-    known = listed_words(policy)
-    found += [(text, False) for text in HARMLESS if not set(fold(text).split()) & known]
+    listed = LexicalStage.from_policy(policy)  # a site may list apples
+    found += [(text, False) for text in HARMLESS if not listed.check(text).fired]
     if words is not None:
         open_terms = {fold(term) for term in (*policy.guard.ambiguous, *policy.guard.harmless, *policy.guard.opposing)}
         for category in policy.categories:
