@@ -42,7 +42,7 @@ _ODD = re.compile(rf"(?:[0134578@$!€'{_SIGN}]|[^\x00-\x7f\w\s])\S*[a-z]")
 _ODD_END = re.compile(r"[0134578@$!|€]\S*[a-z]")  # of the text read backwards
 _SINGLES = re.compile(r"(?<!\S)(?:[a-z] \S [a-z]|[a-z] [a-z] \S|\S [a-z] [a-z])(?!\S)")  # of the plain reading
 _LONG = re.compile(r"([a-z])\1{2,}")
-_TWINS = re.compile(r"(?<![a-z])(?:([a-z])\1){3,}(?![a-z])")  # wweeaappoonn; a word with some doubled letters: `WordList`
+_DOUBLED = re.compile(r"(?<![a-z])(?:([a-z])\1){3,}(?![a-z])")  # wweeaappoonn; a word with some doubled letters: `WordList`
 _ONE = r"[a-z0-9@$!]"
 _RUN = rf"{_ONE}( |(?: ?[.*_\-/|+,~] ?)){_ONE}(?:\1{_ONE})+(?![a-z0-9])"
 _SPACED = re.compile(rf"(?<![a-z0-9]){_RUN}")  # n a k e d; n.a.k.e.d
@@ -80,7 +80,11 @@ def readings(prompt: str) -> list[str]:
     for text in [_lower(prompt)] if quick else map("".join, _writings(prompt)):
         found.append(plain := fold(text))
         if not (
-            _ODD.search(text) or _ODD_END.search(text[::-1]) or _LONG.search(text) or _TWINS.search(text) or _SINGLES.search(plain)
+            _ODD.search(text)
+            or _ODD_END.search(text[::-1])
+            or _LONG.search(text)
+            or _DOUBLED.search(text)
+            or _SINGLES.search(plain)
         ):
             continue  # nothing in it that a rule could change: most prompts, so it must be quick
         for tokens in (text.split(), *([token for token, _, _ in writing] for writing in _mended(text))):
@@ -211,7 +215,7 @@ def _spellings(token: str) -> tuple[str, ...]:
         found.append(base)
         for one in "il":
             leet = unleet(base, LEET[one])
-            found += [leet, _LONG.sub(r"\1", leet), _LONG.sub(r"\1\1", leet), _TWINS.sub(lambda twins: twins[0][::2], leet)]
+            found += [leet, _LONG.sub(r"\1", leet), _LONG.sub(r"\1\1", leet), _DOUBLED.sub(lambda run: run[0][::2], leet)]
     words = tuple(_NO_LETTER.sub(" ", spelling).strip() for spelling in found)
     return words if len(set(words)) > 1 else words[:1]
 
