@@ -75,7 +75,7 @@ def test_a_head_without_end_is_refused(tmp_path, head):
 def test_a_body_for_no_route_is_not_read(tmp_path):
     with running(make_service(tmp_path)) as url, connect(url) as connection:
         connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n")
-        assert connection.recv(1000).startswith(b"HTTP/1.1 404 ")  # it would wait for the body
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")  # it would wait for the body
 
 
 @pytest.mark.parametrize(
