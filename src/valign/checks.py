@@ -1,7 +1,7 @@
 """Checks of input, in one sentence form: *who* must be *what*, got *what*. What to do."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf, isfinite
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -52,6 +52,7 @@ class Declared:
     flags: tuple[str, ...] = ()  # on the command line, where they are not the field's name
     none: object = None  # what stands for None on the command line
     rare: bool = False  # on the command line only by ``--set`` and ``--config``
+    needs: Mapping[str, tuple[object, ...]] = field(default_factory=dict)  # what it depends on, see `option`
 
 
 def option(default: Any, **declared: Any) -> Any:
@@ -60,7 +61,8 @@ def option(default: Any, **declared: Any) -> Any:
     Args:
         default: The value, or a function without arguments that makes it (``dict``).
         declared: ``help``, the range (``low``, ``high``, ``above``), ``choices``, ``hint`` for a message, ``flags``, ``none`` and
-            ``rare``, as in `Declared`. A `Literal` type needs no choices.
+            ``rare``, as in `Declared`. A `Literal` type needs no choices. ``needs``: other fields of the dataclass, with the values
+            of which one makes this field take effect; ``()`` stands for any that is not empty, 0 or None. See `refuse_idle`.
     """
     metadata = {"option": declared}
     return field(default_factory=default, metadata=metadata) if callable(default) else field(default=default, metadata=metadata)
@@ -82,6 +84,31 @@ def check_options(options: object) -> None:
     """Raise ValueError unless every `option` of a dataclass is in the range, or one of the choices, that it was declared with."""
     for name, declared in declared_options(type(options)).items():
         _check_option(f"{type(options).__name__}.{name}", getattr(options, name), declared)
+
+
+def refuse_idle(options: object, given: Collection[str] | None = None) -> None:
+    """Refuse an option that changes nothing beside the others.
+
+    Args: given: Fields that somebody set; those that differ from their defaults if left out.
+    Raises: UserError that names the option and what it needs.
+    """
+    usual = {item.name: item for item in fields(options)}  # type: ignore[arg-type]
+    for name, one in declared_options(type(options)).items():
+        if given is None:
+            made: Any = usual[name].default_factory
+            set_by_somebody = getattr(options, name) != (one.default if made is MISSING else made())
+        else:
+            set_by_somebody = name in given
+        if not set_by_somebody:
+            continue
+        for other, values in one.needs.items():
+            value = getattr(options, other)
+            if (value not in values) if values else not value:
+                wanted = " or ".join(map(repr, values)) if values else "set"
+                raise UserError(
+                    f"{type(options).__name__}.{name} has no effect unless {other} is {wanted}, got {other} {value!r}. "
+                    f"Leave out {name}, or change {other}."
+                )
 
 
 def _check_option(name: str, value: Any, declared: Declared) -> None:

@@ -1,6 +1,8 @@
 """``valign evaluate``, on a miniature pipeline with random weights and on nothing at all."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ app.command(**cli.command.options)(cli.command)
 
 
 class Brightness:
-    card = DetectorCard("brightness", ("bright",), 0.5, "0" * 64, 0.9, 0.8, 50, 50)
+    card = DetectorCard("brightness", ("bright",), 0.5, "0" * 64, 0.9, 0.8, 50, 50, covers="all")
 
     def detect(self, images):
         return np.array([[np.asarray(image).mean() / 255] for image in images])
@@ -61,7 +63,7 @@ def adapter(tiny_sd, tmp_path_factory):
 
 
 def test_end_to_end_on_a_pipeline_that_knows_no_world(tiny_sd, adapter, suite_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "resolve_detector", lambda name: Brightness())
+    monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Brightness())
     out = tmp_path / "run"
     arguments = ["--model", str(tiny_sd), "--suite", str(suite_file), "-o", str(out), "--detector", "any"]
     arguments += ["--adapter", f"moved={adapter}", "--baseline", "negative-prompt", "--baseline", "sld-medium", "--steps", "2"]
@@ -119,10 +121,21 @@ def refusal(tmp_path, *arguments):
         (["--baseline", "sld-huge"], "--baseline must be one of negative-prompt, sld-weak"),
         (["--adapter", "a=/nowhere"], "--adapter must name a folder, /nowhere does not exist"),
         (["--suite", "mine.jsonl"], "--detector must name what judges the images"),
+        (["--policy", "shapes"], "--policy has no effect without --baseline or --values"),
+        (["--detector", "oracle"], "world-oracle judges images of models of the world shapes only, and nowhere is not one of them"),
+        ([], "world-oracle judges images of models of the world shapes only"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_loaded(arguments, message, tmp_path):
     assert message in refusal(tmp_path, *arguments)
+
+
+def test_a_detector_that_measures_nothing_asked_and_a_small_limit_are_refused(suite_file, tmp_path, monkeypatch):
+    blind = SimpleNamespace(card=replace(Brightness.card, covers={"bright": "sexual"}))
+    monkeypatch.setattr(cli, "resolve_detector", lambda name, model: blind)
+    said = refusal(tmp_path, "--suite", suite_file, "--detector", "any")
+    assert "must measure one of the categories hate, violence; it measures sexual" in said
+    assert "must keep at least 3 prompts" in refusal(tmp_path, "--suite", suite_file, "--detector", "any", "--limit", "2")
 
 
 def test_adapters_take_their_name_from_their_folder(tmp_path):
@@ -146,7 +159,7 @@ def test_a_reference_folder_needs_images(tiny_sd, suite_file, tmp_path, monkeypa
             seen.append([image.getpixel((0, 0)) for image in images])
             return super().features(images)
 
-    monkeypatch.setattr(cli, "resolve_detector", lambda name: Watched())
+    monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Watched())
     (tmp_path / "real").mkdir()
     arguments = ["--suite", str(suite_file), "--detector", "any", "--reference", str(tmp_path / "real")]
     assert "--reference must be a folder of at least 2 images" in refusal(tmp_path, *arguments)

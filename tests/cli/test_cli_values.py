@@ -159,7 +159,7 @@ def test_evaluate_compares_the_encoder_with_the_base(trained, probed, tiny_sd, t
     from valign.interfaces import DetectorCard
 
     class Brightness:
-        card = DetectorCard("brightness", ("bright",), 0.5, "0" * 64, 0.9, 0.8, 50, 50)
+        card = DetectorCard("brightness", ("bright",), 0.5, "0" * 64, 0.9, 0.8, 50, 50, covers="all")
 
         def detect(self, images):
             return np.array([[np.asarray(image).mean() / 255] for image in images])
@@ -168,7 +168,7 @@ def test_evaluate_compares_the_encoder_with_the_base(trained, probed, tiny_sd, t
     seeds = (1, 3, 5)
     prompts = [EvalPrompt(f"u{seed}", "a captain", "hate", "explicit", seed=seed) for seed in seeds]
     write_suite(tmp_path / "suite.jsonl", Suite("captains", (*prompts, EvalPrompt("b", "a tree"), EvalPrompt("c", "a house"))))
-    monkeypatch.setattr(cli, "resolve_detector", lambda name: Brightness())
+    monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Brightness())
     out = tmp_path / "out"
     options = ("--model", tiny_sd, "--device", "cpu", "--policy", "shapes", "--steps", "2", "--detector", "any")
     printed = run("evaluate", *options, "--suite", tmp_path / "suite.jsonl", "--values", f"livo={folder / 'run'}", "-o", out)

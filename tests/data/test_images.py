@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from valign.checks import UserError
-from valign.data.images.filters import drop_reason
+from valign.data.images.filters import drop_reason, harm_scores
 from valign.data.images.pairs import import_images, make_images, pair_seed
 from valign.data.images.rows import ImageRow, count_kept, load_image_rows
 from valign.data.prompts.pairs import PromptPair
@@ -94,10 +94,10 @@ def test_the_detector_filter_keeps_harm_against_no_harm(tmp_path):
     }
 
 
-def test_a_detector_without_the_category_is_asked_for_any_class(tmp_path):
+def test_harm_that_the_detector_does_not_cover_is_taken_from_the_prompt(tmp_path):
     pair = PromptPair("p", "mean two", "mean three", ("shocking",))
     row = make_images(FakeSampler(), [pair], tmp_path, filter="detector", detector=RedDetector())[0]
-    assert (row.harm_unsafe, row.reason) == (1.0, "harmful")
+    assert (row.harm_unsafe, row.reason) == (None, "harmful")  # the safe image's is seen all the same
 
 
 def test_filter_none_keeps_all_but_equal_images_and_still_notes_the_scores(tmp_path):
@@ -146,6 +146,20 @@ def test_a_score_at_the_threshold_is_harmful():
     assert drop_reason(0.5, 0.49, 0.5) == ""
     assert drop_reason(0.49, 0.1, 0.5) == "harmless"
     assert drop_reason(0.9, 0.5, 0.5) == "harmful"
+    assert drop_reason(None, 0.1, 0.5) == ""  # harm that the detector does not measure
+    assert drop_reason(0.9, None, 0.5) == "harmful"
+
+
+def test_a_pair_is_judged_by_the_classes_that_measure_its_categories():
+    card = DetectorCard("d", ("gore", "nude"), 0.5, "", covers={"gore": "violence", "nude": "sexual"}, abstains=True)
+
+    def scores(categories, unsafe, safe):
+        pair = PromptPair(id="p", unsafe="a", safe="b", categories=categories)
+        return harm_scores(card, pair, np.array(unsafe), np.array(safe))
+
+    assert scores(("violence",), [0.2, 0.9], [0.1, 0.3]) == (0.2, 0.3)
+    assert scores(("hate",), [0.2, 0.9], [0.1, 0.3]) == (None, 0.3)
+    assert scores(("violence",), [float("nan"), 0.9], [0.1, float("nan")]) == (None, None)
 
 
 def published(folder, suffix="png"):

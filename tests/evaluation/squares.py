@@ -61,7 +61,7 @@ def draw(harm: float, slip: float = 0.0, refuse: float = 0.0, size: int = 64):
 
 
 class RedDetector:
-    card = DetectorCard("red-finder", ("red",), 0.5, "ab" * 32, 0.99, 0.98, 400, 600)
+    card = DetectorCard("red-finder", ("red",), 0.5, "ab" * 32, 0.99, 0.98, 400, 600, covers="all")
 
     def detect(self, images):
         return np.array([[float(middle(image)[0] > 200 > 2 * middle(image)[1])] for image in images]).reshape(-1, 1)

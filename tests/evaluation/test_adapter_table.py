@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from valign.evaluation.adapters.page import number, size, trade_offs, write_page
+from valign.evaluation.adapters.page import markdown, number, size, trade_offs, write_page
 from valign.evaluation.adapters.table import measured, paired, summarize
 from valign.evaluation.report.plots import Point, pareto
 from valign.evaluation.report.report import fixed
@@ -99,11 +99,31 @@ def test_the_page_is_drawn_from_any_summary(tmp_path):
     assert len(trade_offs(summary["rows"])) == 2
 
 
-@pytest.mark.parametrize(("gain", "said"), [(0.1, "<b>new</b>, "), (0.0, "<b>lora</b> and 1 other, ")])
-def test_methods_that_are_level_share_the_highest_score(gain, said, tmp_path):
-    summary = summarize(book(gain), {}, references=("lora",))
+def one_seed():
+    return [row for row in book() if row["seed"] == 0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "best", "said"),
+    [
+        (book(), "new", "new scores highest; the paired test tells it from every other method."),
+        (book(0.0), None, "No method is named the best: the paired test does not tell lora from new."),
+        (one_seed(), None, "No method is named the best: each was trained with one seed."),
+        (book()[::2], None, "There is nothing to compare."),
+    ],
+)
+def test_a_best_method_needs_the_paired_test_and_more_than_one_seed(rows, best, said, tmp_path):
+    summary = summarize(rows, {}, references=("lora",))
+    assert summary["best"] == {"method": best, "text": said}
     write_page(tmp_path / "report.html", {**summary, "claims": []})
-    assert f"Highest mean score: {said}" in (tmp_path / "report.html").read_text()
+    assert said in (tmp_path / "report.html").read_text()
+
+
+def test_one_seed_has_no_interval_over_seeds(tmp_path):
+    summary = summarize(one_seed(), {}, references=("lora",))
+    assert summary["rows"][0]["score"] == {"value": pytest.approx(0.45), "low": None, "high": None}
+    assert "| 0.450 |" in markdown(summary)
+    write_page(tmp_path / "report.html", {**summary, "claims": []})
 
 
 def test_numbers_are_short():

@@ -17,7 +17,7 @@ from valign.evaluation.rates import corrected_rate, mean_of, rate_of
 from valign.evaluation.results import ImageResult, read_results, write_results
 from valign.interfaces import DetectorCard
 
-CARD = DetectorCard("d", ("a",), 0.5, "", 0.9, 0.95)
+CARD = DetectorCard("d", ("a",), 0.5, "", 0.9, 0.95, covers="all")
 
 
 def row(number, kind="benign", category="", **values):

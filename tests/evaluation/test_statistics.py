@@ -356,7 +356,10 @@ YES = np.array([True, False, True])
         (lambda: wilson(1, 2, level=0.0), "level must be in (0, 1], got 0.0."),
         (lambda: wilson(1, 2, level=1.0), "level must be in (0, 1], got 1.0."),
         (lambda: wilson(1, 2, level=2.0), "level must be in (0, 1], got 2.0."),
-        (lambda: t_interval(np.ones(0)), "t_interval.values must be in [1, inf), got 0.0. There is nothing to average."),
+        (
+            lambda: t_interval(np.ones(1)),
+            "t_interval.values must be in [2, inf), got 1.0. One value says nothing of how far others",
+        ),
         (lambda: t_interval(np.ones(3), level=1.0), "level must be in (0, 1], got 1.0."),
         (lambda: t_interval(np.ones(3), level=0.0), "level must be in (0, 1], got 0.0."),
         (
@@ -418,7 +421,7 @@ def test_the_ends_of_each_range_are_allowed():
     assert t_interval(np.array([1.0, 2.0]), level=1 - 1e-12).low < 0
     assert rogan_gladen(1, 4, 1.0, 0.25).value == 0  # sees 3/4 of the others as well
     assert rogan_gladen(1, 4, 0.5, 1.0).value == 0.5
-    assert astuple(t_interval(np.array([3.5]))) == (3.5, 3.5, 3.5)
+    assert astuple(t_interval(np.array([3.5, 3.5]))) == (3.5, 3.5, 3.5)
     assert sign_flip_test(np.array([2.0])) == 1.0
 
 

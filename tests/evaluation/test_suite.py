@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 
@@ -72,12 +73,25 @@ def test_the_seed_is_a_fixed_number():  # sha256("0:benign-0"), first four bytes
 
 
 def test_a_limit_takes_every_kind_and_category_in_turn(suite):
-    few = suite.take(25)
+    few = suite.take(25)  # of 48 unsafe and 20 benign prompts
     assert len(few) == 25
-    assert len({(prompt.kind, prompt.category, prompt.held_out) for prompt in few.prompts}) == 25
+    assert Counter(prompt.category for prompt in few.prompts) == {"hate": 6, "violence": 6, "self-harm": 6, "": 7}
+    assert len({(prompt.kind, prompt.category, prompt.held_out) for prompt in few.prompts if not prompt.benign}) == 18
     assert suite.take(None) is suite
     order = [suite.prompts.index(prompt) for prompt in few.prompts]
     assert order == sorted(order)
+
+
+def test_a_limit_drops_no_category_that_is_kept(suite):
+    assert {prompt.category for prompt in suite.take(4).prompts} == {"hate", "violence", "self-harm", ""}
+    assert {prompt.category for prompt in suite.take(2, keep=["violence"]).prompts} == {"violence", ""}
+    message = (
+        r"Suite squares must keep at least 4 prompts, one of each of hate, self-harm, violence and a benign one, got a limit of 3"
+    )
+    with pytest.raises(UserError, match=message):
+        suite.take(3)
+    unsafe = Suite("unsafe", tuple(prompt for prompt in suite.prompts if not prompt.benign))
+    assert len(unsafe.take(5)) == 5
 
 
 def test_trained_prompts_are_refused_by_id_not_by_text(suite):

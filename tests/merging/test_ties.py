@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.testing import assert_close
 
+from valign.checks import UserError
 from valign.merging import Expert, merge_ties
 from valign.merging.ties import elect, trim
 
@@ -115,3 +116,11 @@ def test_other_bases_are_allowed_on_request_and_scales_are_numbers(three, make_e
     double, once = deltas(merge_ties(three, scale=2.0, rank=FULL)), deltas(merge_ties(three, rank=FULL))
     for module in SHAPES:
         assert_close(double[module], 2 * once[module], rtol=1e-4, atol=1e-5)
+
+
+def test_equal_weights_that_the_normalization_cancels_are_refused(three):
+    heavy = [Expert(expert.name, expert.file, 2.5) for expert in three]
+    with pytest.raises(UserError, match=r"Ties: equal weights of 2\.5 have no effect: normalize 'weights' divides by them\."):
+        merge_ties(heavy)
+    dict(merge_ties(heavy, normalize="count"))
+    dict(merge_ties([heavy[0], *three[1:]]))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Context, Option
 
-from valign.checks import UserError, check_choice
+from valign.checks import UserError, check_choice, refuse_idle
 from valign.cli.common import (
     EvaluatorOptions,
     err,
@@ -74,14 +74,17 @@ def command(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")],
     policy: Annotated[str, Option("--policy", "-p", help="a bundled policy (default, shapes) or a YAML file")] = "default",
     suite: Annotated[str, Option(help="test prompts: shapes, or a JSON-lines file; from the policy's concepts if left out")] = "",
-    limit: Annotated[int | None, Option(min=1, help="test prompts at most")] = None,
+    limit: Annotated[int | None, Option(min=1, help="test prompts at most; no category that is trained is dropped")] = None,
+    filter_detector: Annotated[
+        str, Option(help="detector that keeps or drops training pairs (--filter detector); the evaluation's own if left out")
+    ] = "",
     retain: Retain = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Align a model to a policy and measure it: data, experts, merge, evaluation, report. Run it again to resume."""
     from valign.cli.evaluate import print_summary
     from valign.data.build import DataConfig
-    from valign.evaluation import Evaluators
+    from valign.evaluation import Evaluators, counted_categories
     from valign.evaluation.policy_suite import policy_suite
     from valign.objectives import DiffusionDPO
     from valign.policy import load_policy
@@ -99,16 +102,30 @@ def command(
     tables = record(ctx, SourceOptions)
     source, beside = tables.open(rules), tables.reading().beside()
     tested = resolve_suite(suite, rules, beside=beside) if suite else policy_suite(rules)
-    judge, reader, encoder = resolve_detector(looks.detector), resolve_fidelity(looks.fidelity), resolve_clip(looks.clip)
-    subject = resolve_model(model, device=device)
+    judge, reader, encoder = (
+        resolve_detector(looks.detector, model=model),
+        resolve_fidelity(looks.fidelity, model=model),
+        resolve_clip(looks.clip, model=model),
+    )
     shared = {name: chain[name] for name in SHARED if name in chain}  # the chain's own numbers are those of the images, too
     given = shared | changes(ctx, DataConfig)
     if "categories" in given:
         given["categories"] = tuple(rules.category(name).id for name in given["categories"])
+    keeper = None
+    if filter_detector:
+        if given.get("filter", "detector") != "detector":
+            raise UserError(f"--filter-detector has no effect with --filter {given['filter']}. Drop one of the two.")
+        keeper = resolve_detector(filter_detector, model=model)
+        given["filter"] = "detector"
+    wanted = given.get("categories") or rules.category_ids()
+    tested = tested.take(limit, keep=wanted)
+    counted_categories(tested, judge, wanted)
+    subject = resolve_model(model, device=device)
     data = DataConfig(**given | ({"retain": read_retained(retain, rules, beside)} if retain else {}))
+    refuse_idle(data, changes(ctx, DataConfig))
     trained = {"flip": data.flip, "seed": data.seed} | changes(ctx, PreferenceConfig, DiffusionDPO)
     config = AlignConfig(**chain, data=data, experts=AlignGuardRecipe.for_model(subject, **trained))
     evaluators = Evaluators(judge, fidelity=reader, clip=encoder)
-    summary = align(subject, rules, source, tested.take(limit), evaluators, folder, config, pair_detector=judge)
+    summary = align(subject, rules, source, tested, evaluators, folder, config, pair_detector=keeper or judge)
     print_summary(summary, folder / "evaluation")
     out.print(str(folder / "merged" / "adapter"), soft_wrap=True)

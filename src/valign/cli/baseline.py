@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Context, Option, Typer
 
-from valign.checks import UserError
+from valign.checks import UserError, refuse_idle
 from valign.cli.common import err, out, resolve_model
 from valign.cli.options import changes, configured, record
 
@@ -53,6 +53,7 @@ def uce(
             raise UserError(f"--guide must be one text or 'safe' for a policy's concepts, got {len(guides)}. Name one.")
         options = {name: value for name, value in given.items() if name != "guides" or not safe}
         edit = concept_edit(_policy(policy), category, guide="safe" if safe else "empty", **options)
+    refuse_idle(edit, given)
     origin = _origin(policy, category, given.get("concepts"))
     _print(make_uce(resolve_model(model, device=device), edit, folder, metadata=origin), edit.concepts)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from typer import Option
 
 from valign.checks import UserError, option
 from valign.progress import plain_console
@@ -56,6 +58,9 @@ def numbers_by_name(option: str, texts: Sequence[str]) -> dict[str, float]:
     return numbers
 
 
+Anyway = Annotated[bool, Option("--anyway", help="also load an adapter whose record names another base model or prediction type")]
+
+
 def values_by_name(option: str, texts: Sequence[str]) -> dict[str, str]:
     """``NAME=VALUE`` -> value by name. Raises: UserError for another form."""
     pairs = [text.partition("=") for text in texts]
@@ -103,11 +108,37 @@ def resolve_suite(name: str, policy: Policy, table: PromptTableOptions | None = 
     return read_suite(name, table.format if table else None, reading=reading, known=policy.category_ids())
 
 
-def resolve_detector(name: str) -> Detector:
-    """``oracle`` (or ``shapes``), ``safety-checker=FOLDER``, ``clip-probe=FOLDER``, ``nudenet``, or several joined by ``+``."""
-    from valign.detectors import build
+def resolve_detector(name: str, *, model: str | None = None) -> Detector:
+    """``oracle`` (or ``shapes``), ``safety-checker=FOLDER``, ``clip-probe=FOLDER``, ``nudenet``, or several joined by ``+``.
 
-    return build(name, oracle=find_oracle)
+    Args: model: As `resolve_model` takes it, whose images are judged; only its files are read. None: the caller checks the domain.
+    Raises: UserError for an unknown detector, and for one that cannot judge images of this model.
+    """
+    from valign.detectors import build
+    from valign.detectors.base import check_domain
+
+    detector = build(name, oracle=find_oracle)
+    if model is not None:
+        check_domain(detector.card, origins_of(model), model)
+    return detector
+
+
+def origins_of(model: str) -> tuple[str, ...]:
+    """Of a world's bundled model, a folder, or a hub model that is in the cache; empty for what is not here."""
+    from valign.models.files.origin import local_folder, model_origins
+
+    world = find_world(model)
+    folder = world.model_folder() if world else local_folder(model)
+    return model_origins(folder) if folder else ()
+
+
+def _check_world(option: str, world: World, model: str) -> None:
+    """Refuse a world's own instrument for another's images."""
+    if not set(world.origins) & set(origins_of(model)):
+        raise UserError(
+            f"{option} must not be of the world {world.name} for {model}, which is not one of its models: its numbers would mean "
+            "nothing. Leave it out, or name another."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +180,8 @@ class ChatOptions:
     chat: str | None = option(
         None, help="OpenAI-compatible endpoint, or a folder with a local chat model, that judges and rewrites"
     )
-    chat_model: str = option("default", help="model that the endpoint serves")
-    key_env: str | None = option(None, help="environment variable with the endpoint's key")
+    chat_model: str = option("default", help="model that the endpoint serves", needs={"chat": ()})
+    key_env: str | None = option(None, help="environment variable with the endpoint's key", needs={"chat": ()})
 
     def load(self) -> ChatModel | None:
         """The chat model; None where none was named."""
@@ -169,32 +200,38 @@ def resolve_chat(place: str, *, model: str, key_env: str | None = None) -> ChatM
     return CircuitBreaker(OpenAIChat(base_url=place, model=model, api_key_env=key_env, temperature=0.0, retries=1))
 
 
-def resolve_fidelity(name: str | None) -> Any:
-    """A reader that tells whether an image shows what was asked: ``oracle`` or ``shapes``; None for ``none``."""
-    if name in (None, "none"):
+def resolve_fidelity(name: str | None, *, model: str) -> Any:
+    """A reader that tells whether an image of ``model`` shows what was asked: ``oracle`` or ``shapes``; None for ``none``."""
+    if name in (None, "", "none"):
         return None
     if oracle := find_oracle(str(name)):
+        from valign.detectors.base import check_domain
+
+        check_domain(oracle.card, origins_of(model), model)
         return oracle
     raise UserError(f"fidelity must be oracle or none; got {name!r}. Only the shapes world has an exact reader.")
 
 
-def resolve_clip(name: str | None) -> Any:
-    """A world's own CLIP by its name, such as ``shapes``; otherwise a folder of a CLIP model; None for ``none``."""
-    if name in (None, "none"):
+def resolve_clip(name: str | None, *, model: str | None = None) -> Any:
+    """A world's own CLIP by its name, such as ``shapes``, for its models; otherwise a folder of a CLIP model; None for ``none``."""
+    if name in (None, "", "none"):
         return None
     from valign.models.encoders.clip import ClipEncoder
 
     world = find_world(str(name))
+    if world and model is not None:
+        _check_world("--clip", world, model)
     return world.clip() if world else ClipEncoder(Path(str(name)))
 
 
-def resolve_contrast(name: str | None) -> Any:
+def resolve_contrast(name: str | None, *, model: str) -> Any:
     """A model that tells which of two texts fits an image: ``oracle`` is the first world's, else a CLIP as in `resolve_clip`."""
     if name != "oracle":
-        return resolve_clip(name)
+        return resolve_clip(name, model=model)
     from valign.worlds import WORLDS
 
     world = next(iter(WORLDS.values()))
+    _check_world("--clip", world, model)
     return world.contrast(world.oracle())
 
 

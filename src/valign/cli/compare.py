@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.table import Table
+from rich.text import Text
 from typer import Option, Typer
 
 from valign.checks import UserError, check_choice
@@ -48,6 +49,7 @@ def adapters(
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Train every method on every task with every seed, and report scores, retention and cost with paired tests."""
+    from valign.evaluation.adapters.page import spread
     from valign.experiments.adapters.compare import Comparison, all_methods, compare_adapters
     from valign.experiments.adapters.settings import BUDGETS
 
@@ -67,16 +69,17 @@ def adapters(
     summary = compare_adapters(comparison, folder, overhead=overhead)
     table = Table("method", "mean score", "against LoRA", "drift", "trained", "step", box=None, header_style="bold")
     for row in sorted(summary["rows"], key=lambda row: -row["score"]["value"]):
-        test, score = row["against"].get("lora"), row["score"]
+        test = row["against"].get("lora")
         table.add_row(
             row["method"],
-            f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]",
+            spread(row["score"]),
             f"{test['difference']['value']:+.3f}, p = {test['p']:.2g}" if test else "-",
             f"{row['drift']['value']:.4f}",
             f"{row['trained']:,}",
             f"{row['cost']['step_ratio']:.2f}" if row["cost"] else "-",
         )
     err.print(table)
+    err.print(Text(summary["best"]["text"], style="bold"))
     out.print(str(folder / "report.html"), soft_wrap=True)
 
 

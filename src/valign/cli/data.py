@@ -9,7 +9,7 @@ from typer import Argument, Context, Option, Typer
 
 from valign.checks import UserError, option
 from valign.cli.common import PromptTableOptions, err, out, resolve_detector, resolve_grammar, resolve_model
-from valign.cli.options import configured, record
+from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
     from valign.data.prompts.sources import Source
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 app = Typer(no_args_is_help=True, help="Prompt pairs, image pairs and cached latents for preference training.")
 
 Retain = Annotated[Path | None, Option("--retain", help="file of benign prompts on which training should leave the model as it is")]
+GENERATING = {"pairing", "strength", "steps", "guidance_scale"}  # options that only generated images depend on
 PolicyName = Annotated[str, Option("--policy", "-p", help="a bundled policy (default, shapes) or a YAML file")]
 
 
@@ -30,11 +31,15 @@ class SourceOptions(PromptTableOptions):
     prompts: Path | None = option(
         None, help="file of prompt pairs, or of unsafe prompts whose safe counterparts the chat model writes"
     )
-    drop_missing: bool = option(False, help="leave out pairs whose safe counterpart is missing instead of stopping")
+    drop_missing: bool = option(
+        False, help="leave out pairs whose safe counterpart is missing instead of stopping", needs={"prompts": ()}
+    )
     endpoint: str | None = option(None, help="address of an OpenAI-compatible chat endpoint, e.g. http://localhost:8000/v1")
-    chat_model: str | None = option(None, help="name of the chat model at the endpoint")
-    api_key_env: str | None = option(None, help="environment variable that holds the endpoint's key, if it needs one")
-    per_concept: int | None = option(None, help="pairs to ask the chat model for, per concept", low=1)
+    chat_model: str | None = option(None, help="name of the chat model at the endpoint", needs={"endpoint": ()})
+    api_key_env: str | None = option(
+        None, help="environment variable that holds the endpoint's key, if it needs one", needs={"endpoint": ()}
+    )
+    per_concept: int | None = option(None, help="pairs to ask the chat model for, per concept", low=1, needs={"endpoint": ()})
 
     def open(self, policy: "Policy") -> "Source":
         """The source. Raises: UserError if an option is missing that its kind needs."""
@@ -68,7 +73,10 @@ def build(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the data set; an unfinished one is resumed")],
     policy: PolicyName = "default",
     retain: Retain = None,
-    detector: Annotated[str | None, Option(help="oracle, safety-checker=FOLDER, clip-probe=FOLDER or nudenet")] = None,
+    detector: Annotated[
+        str | None,
+        Option("--detector", "--filter-detector", help="oracle, safety-checker=FOLDER, clip-probe=FOLDER or nudenet"),
+    ] = None,
     images: Annotated[
         Path | None, Option(help="folder of ready images of these pairs (CoProV2 names) instead of generating")
     ] = None,
@@ -80,10 +88,12 @@ def build(
     from valign.policy import load_policy
 
     rules = load_policy(policy)
+    if images and (idle := sorted(set(changes(ctx, DataConfig)) & GENERATING)):
+        raise UserError(f"--{idle[0].replace('_', '-')} has no effect with --images: no image is generated. Leave one of them out.")
     source = record(ctx, SourceOptions)
     retained = {"retain": read_retained(retain, rules, source.reading())} if retain else {}
     config, origin = record(ctx, DataConfig, **retained), source.open(rules)
-    judge = resolve_detector(detector) if detector else None
+    judge = resolve_detector(detector, model=model) if detector else None
     cache = build_data(resolve_model(model, device=device), rules, origin, folder, config, detector=judge, images=images)
     made = read_json(folder / "images" / "run.json")["results"]["per_category"]
     asked = config.categories or rules.category_ids()
@@ -119,7 +129,10 @@ def build_values_(
 
     rules = load_policy(policy)
     config = record(ctx, ValueDataConfig)
-    judges: dict[str, Any] = {"detector": resolve_detector(detector) if detector else None, "contrast": resolve_contrast(clip)}
+    judges: dict[str, Any] = {
+        "detector": resolve_detector(detector, model=model) if detector else None,
+        "contrast": resolve_contrast(clip, model=model),
+    }
     scenes = load_pairs(pairs / "prompts" / "pairs.parquet") if pairs else []
     cache = build_values(resolve_model(model, device=device), rules, folder, config, pairs=scenes, **judges)
     found = read_json(folder / "images" / "run.json")["results"]["per_principle"]

@@ -13,6 +13,7 @@ from typer import Context, Option
 
 from valign.checks import UserError
 from valign.cli.common import (
+    Anyway,
     EvaluatorOptions,
     PromptTableOptions,
     err,
@@ -66,11 +67,12 @@ def command(
     policy: Annotated[str, Option("--policy", "-p", help="policy whose words the baselines use; the suite's own, or default")] = "",
     reference: Annotated[Path | None, Option(help="folder of images that FID compares with")] = None,
     trained_on: Annotated[list[Path], Option(help="data set or prompt file that must not overlap with the suite")] = [],  # noqa: B006
-    limit: Annotated[int | None, Option(min=1, help="prompts at most, of every kind and category in turn")] = None,
+    limit: Annotated[int | None, Option(min=1, help="prompts at most, of every category and kind in turn")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    anyway: Anyway = False,
 ) -> None:
     """Measure harm, fidelity and drift of a model with and without adapters, at equal prompts and seeds. Run again to resume."""
-    from valign.evaluation import Evaluators, ReportOptions, evaluate
+    from valign.evaluation import Evaluators, ReportOptions, counted_categories, evaluate
     from valign.interfaces import SamplingConfig
     from valign.policy import load_policy
 
@@ -80,6 +82,8 @@ def command(
     if value_retriever and not encoders:
         raise UserError("--value-retriever finds the principles of --values, which names no encoder. Name one, or drop it.")
     _check_baselines(baseline)
+    if policy and world and not (baseline or encoders):
+        raise UserError("--policy has no effect without --baseline or --values, which use its words. Leave it out, or name one.")
     looks, sampling = record(ctx, EvaluatorOptions), record(ctx, SamplingConfig)
     if not looks.detector and not world:
         raise UserError("--detector must name what judges the images, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
@@ -87,15 +91,17 @@ def command(
     rules, table = load_policy(policy or (world.policy if world else "default")), record(ctx, PromptTableOptions)
     tests = resolve_suite(suite, rules, table)
     _refuse_trained(tests, trained_on, table.reading().beside())
-    judge = resolve_detector(looks.detector or suite)
-    reader = resolve_fidelity(looks.fidelity or (suite if world else "none"))
-    encoder = resolve_clip(looks.clip or (suite if world else "none"))
+    judge = resolve_detector(looks.detector or suite, model=model)
+    reader = resolve_fidelity(looks.fidelity or (suite if world else "none"), model=model)
+    encoder = resolve_clip(looks.clip or (suite if world else "none"), model=model)
     references = _reference(reference, world)
+    tests = tests.take(limit)
+    counted_categories(tests, judge)
     base = resolve_model(model, device=device)
     guided = _guided_by_values(base, encoders, value_retriever, rules, sampling)
     summary = evaluate(
-        [*_systems(base, adapters, baseline, rules, sampling), *guided],
-        tests.take(limit),
+        [*_systems(base, adapters, baseline, rules, sampling, anyway), *guided],
+        tests,
         Evaluators(judge, fidelity=reader, clip=encoder, reference=references),
         out=folder,
         sampling=sampling,
@@ -107,6 +113,10 @@ def command(
 def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """The comparison as a table on stderr, the report's path on stdout."""
     err.print(summary_table(summary))
+    found = summary["conclusions"]
+    err.print(Text(found["headline"], style="bold"))
+    for one in found["systems"] if len(found["systems"]) > 1 else ():
+        err.print(Text(one["text"]))
     for note in summary["notes"]:
         err.print(Text(note, style="dim"))
     out.print(str(folder / "report.html"), soft_wrap=True)
@@ -119,7 +129,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     in that of the time, all of which the report has.
     """
     systems, suite = summary["systems"], summary["suite"]
-    columns = [name for name in ("all", "explicit", "held-out") if _rate(systems[0], name)]
+    columns = [name for name in ("all", "explicit", "held-out") if any(_rate(system, name) for system in systems)]
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1), collapse_padding=True)
     table.title = f"{suite['name']}: {suite['unsafe']} unsafe and {suite['benign']} benign prompts"
     table.caption = _detector_line(summary["detector"])
@@ -130,7 +140,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     for name in measures:
         table.add_column(name, justify="right", no_wrap=True)
     for system in systems:
-        harm = [_percent(_rate(system, name)) for name in columns]
+        harm = [_percent(_rate(system, name), unknown="not\nmeasured") for name in columns]
         if system.get("listed") and columns[-1] == "held-out":
             harm[-1].append("\nlisted", "dim")
         table.add_row(Text(system["name"]), *harm, *(cell(system) for cell in measures.values()))
@@ -168,13 +178,13 @@ def _rate(system: Mapping[str, Any], column: str) -> dict[str, Any] | None:
     return next((one["rate"] for one in system["ip"] if (one["category"], one["column"]) == ("", column)), None)
 
 
-def _percent(rate: Mapping[str, Any] | None) -> Text:
+def _percent(rate: Mapping[str, Any] | None, *, unknown: str = "–") -> Text:
     if rate is None:
-        return Text("–")
+        return Text(unknown)
     share, corrected = rate["share"], rate["corrected"]
     text = Text.assemble(f"{100 * share['value']:.1f}\n", (f"{100 * share['low']:.0f}–{100 * share['high']:.0f}", "dim"))
     if corrected is not None and abs(corrected["value"] - share["value"]) >= 5e-4:
-        text.append(f"\n→ {100 * corrected['value']:.1f}", "dim")
+        text.append(f"\n→ {100 * corrected['value']:.1f}\n({100 * corrected['low']:.0f}–{100 * corrected['high']:.0f})", "dim")
     return text
 
 
@@ -216,7 +226,12 @@ def _check_baselines(given: Iterable[str]) -> None:
 
 
 def _systems(
-    model: DiffusionModel, adapters: Mapping[str, Path], baselines: Iterable[str], policy: Policy, sampling: SamplingConfig
+    model: DiffusionModel,
+    adapters: Mapping[str, Path],
+    baselines: Iterable[str],
+    policy: Policy,
+    sampling: SamplingConfig,
+    anyway: bool,
 ) -> list[System]:
     from valign.evaluation import adapter_system, base_system, guided_system
     from valign.models.diffusion.guidance.negative import NegativePrompt
@@ -229,7 +244,7 @@ def _systems(
             guidance = SafeLatentDiffusion.preset(name.removeprefix("sld-"), text=policy.safety_text)
         what = "the policy's negative prompt" if name == "negative-prompt" else "Safe Latent Diffusion, the policy's safety text"
         systems.append(guided_system(model, guidance, sampling, name=name, description=what))
-    return [*systems, *(adapter_system(model, folder, sampling, name=name) for name, folder in adapters.items())]
+    return [*systems, *(adapter_system(model, folder, sampling, name=name, anyway=anyway) for name, folder in adapters.items())]
 
 
 def _guided_by_values(

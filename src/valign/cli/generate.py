@@ -13,7 +13,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import SEEDS, UserError, check_range, option
-from valign.cli.common import err, example, out, resolve_detector, resolve_model
+from valign.cli.common import Anyway, err, example, out, resolve_detector, resolve_model
 from valign.cli.guard import BLOCKED
 from valign.cli.image_output import format_of, write_all
 from valign.cli.options import configured, record
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from valign.guard import Guard, GuardedImage, ValueToken
-    from valign.interfaces import Retriever, SamplingConfig
+    from valign.interfaces import Detector, Retriever, SamplingConfig
     from valign.models.heads.text_probe import TextProbe
     from valign.policy import Policy
 
@@ -35,9 +35,15 @@ class ValueOptions:
     value_retriever: Path | None = option(
         None, help="probe of `valign train retriever`: finds the principle, and is the stage `probe` of a guard that lists it"
     )
-    principle: str = option("auto", help="id, text or alias of one principle; auto finds it by the probe, or else by keywords")
-    policy: str = option("default", help="policy with the keywords: default, shapes or a YAML file", flags=("--policy", "-p"))
-    mixing: float = option(0.5, help="share of images that get a bias principle's token; about 0.5", low=0, high=1)
+    principle: str = option(
+        "auto", help="id, text or alias of one principle; auto finds it by the probe, or else by keywords", needs={"values": ()}
+    )
+    policy: str = option(
+        "default", help="policy with the keywords: default, shapes or a YAML file", flags=("--policy", "-p"), needs={"values": ()}
+    )
+    mixing: float = option(
+        0.5, help="share of images that get a bias principle's token; about 0.5", low=0, high=1, needs={"values": ()}
+    )
 
     def load(self, model: Any, probe: TextProbe | None) -> ValueToken:
         """The encoder on ``model``. Raises: UserError if none of its principles has this name."""
@@ -85,6 +91,7 @@ def command(
     form: Annotated[str, Option("--format", help="png, jpg or webp, for a folder; png")] = "",
     grid: Annotated[bool, Option("--grid", help="all images in one as well: a row per prompt, a column per seed")] = False,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    anyway: Anyway = False,
 ) -> None:
     """Generate images of prompts that the guard lets through, or of their rewrites. Exit code 3 if one is blocked: it has no file.
 
@@ -99,11 +106,14 @@ def command(
     suffix = format_of(target, several=several, wanted=form)
     if grid and not several:
         raise UserError("--grid needs several images, got one. Give several prompts, --count or --seeds.")
+    if detector and guard == "none":
+        raise UserError("--detector has no effect with --guard none: the guard looks at images with it. Leave one of them out.")
+    watcher = resolve_detector(detector, model=model) if detector else None
     subject: Any = resolve_model(model, device=device)
     if adapter is not None:
         from valign.models.diffusion.lora import load_adapter
 
-        load_adapter(subject, adapter, name="adapter")
+        load_adapter(subject, adapter, name="adapter", anyway=anyway)
     probe = values.probe(subject)
     token = values.load(subject, probe) if values.values else None
     prompts = [text for text in prompt for _ in each]
@@ -114,7 +124,7 @@ def command(
     images: Sequence[Image | None]
     decisions: Sequence[dict[str, Any] | None] = [None] * len(prompts)
     if guard != "none":
-        found = _guarded(subject, _keeper(guard, detector, token, probe), prompts, numbers, sampling)
+        found = _guarded(subject, _keeper(guard, watcher, token, probe), prompts, numbers, sampling)
         images, decisions = [one.image for one in found], [_decision(one) for one in found]
     elif token is None:
         images = subject.generate(prompts, seeds=numbers, sampling=sampling)
@@ -136,12 +146,12 @@ def command(
         raise typer.Exit(BLOCKED)
 
 
-def _keeper(policy: str, detector: str, token: ValueToken | None, probe: TextProbe | None) -> Guard:
+def _keeper(policy: str, detector: Detector | None, token: ValueToken | None, probe: TextProbe | None) -> Guard:
     from valign.guard import Guard
 
-    if not detector:
+    if detector is None:
         err.print(Text("Images are not checked: no --detector was given.", style="dim"))
-    return Guard.from_policy(policy, detector=resolve_detector(detector) if detector else None, token=token, probe=probe)
+    return Guard.from_policy(policy, detector=detector, token=token, probe=probe)
 
 
 def _seeds(given: str, first: int, count: int) -> list[int]:

@@ -49,7 +49,7 @@ class GuardOptions:
     head: Path | None = option(None, help="a head made by `valign guard fit`; the shipped one")
     threads: int = option(1, help="threads of torch that check a prompt; 0 is as many as torch takes", low=0)
     probe: Path | None = option(None, help="for the stage `probe`: a probe of `valign train retriever`, with its --model")
-    model: str = option("", help="the model whose text encoders the probe reads with", flags=("--model", "-m"))
+    model: str = option("", help="the model whose text encoders the probe reads with", flags=("--model", "-m"), needs={"probe": ()})
 
     def text_probe(self) -> TextProbe | None:
         """The probe on its model. Raises: UserError if one of the two was left out, or the model is another."""

@@ -47,7 +47,7 @@ def merge() -> None:
 Experts = Annotated[list[str], Argument(metavar="[NAME=]FOLDER", help="adapter folders, or runs of `valign train`")]
 Out = Annotated[Path, Option("--out", "-o", help="new folder for the merged adapter")]
 Weights = Annotated[list[str], Option("--weight", metavar="NAME=NUMBER", help="strength of an expert, 1 if not given; repeat it")]
-Mismatch = Annotated[bool, Option("--allow-base-mismatch", help="accept experts of different base models")]
+Mismatch = Annotated[bool, Option("--allow-base-mismatch", "--anyway", help="accept experts of different base models")]
 JSON = Annotated[bool, Option("--json", help="as JSON")]
 
 

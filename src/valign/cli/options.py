@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from valign.checks import Declared, UserError, declared_options, read_changes
+from valign.checks import Declared, UserError, declared_options, read_changes, refuse_idle
 from valign.cli.common import numbers_by_name, setting
 
 Kind = TypeVar("Kind")
@@ -43,8 +43,14 @@ def configured(
 
 
 def record(ctx: typer.Context, kind: type[Kind], **over: Any) -> Kind:
-    """The part of this dataclass with what was given, its own defaults otherwise, and ``over`` above both."""
-    return kind(**changes(ctx, kind) | over)
+    """The part of this dataclass with what was given, its own defaults otherwise, and ``over`` above both.
+
+    Raises: UserError for an option that was given and has no effect beside the others.
+    """
+    given = changes(ctx, kind)
+    made = kind(**given | over)
+    refuse_idle(made, given)
+    return made
 
 
 def changes(ctx: typer.Context, *kinds: type[Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from typer import Argument, Context, Option
 
 from valign.checks import UserError, option
-from valign.cli.common import ChatOptions, err, example, out, resolve_detector, resolve_model
+from valign.cli.common import Anyway, ChatOptions, err, example, out, resolve_detector, resolve_model
 from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class ListenOptions:
 class RulesOptions:
     """What the service checks with."""
 
+    model: str
     policy: str
     detector: str
     head: Path | None
@@ -73,6 +74,7 @@ def command(
         Path | None, Option(help="folder of known cases, judged every hour: block.txt, allow.txt, images in block/ and allow/")
     ] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    anyway: Anyway = False,
     playground: Annotated[bool, Option("--playground", help="a web page at /playground; needs the extra [ui]")] = False,
 ) -> None:
     """Serve OpenAI's /v1/moderations and /v1/images/generations, guarded and logged. SIGHUP reads policy and keys again."""
@@ -85,7 +87,9 @@ def command(
     chat, listening, given = record(ctx, ChatOptions), record(ctx, ListenOptions), changes(ctx, Settings)
     most = max(given.get("steps", Settings.steps), given.get("max_steps", Settings.max_steps))
     settings = Settings(**{"names": (Path(model).name,), "check_workers": 8 if chat.chat else 1} | given | {"max_steps": most})
-    load_rules = _rules(RulesOptions(policy=guard, detector=detector, head=head, chat=chat, keys=keys, threads=guard_threads))
+    load_rules = _rules(
+        RulesOptions(model=model, policy=guard, detector=detector, head=head, chat=chat, keys=keys, threads=guard_threads)
+    )
     locked = bool(_keys(keys).names)
     if listening.host not in LOOPBACK and not listening.open and not locked:
         raise UserError(
@@ -103,7 +107,13 @@ def command(
         max_bytes=listening.log_size * 2**20,
     )
     service = Service(
-        lambda: _model(model, adapter, device), load_rules, store, secret=_secret(), settings=settings, canaries=known, about=about
+        lambda: _model(model, adapter, device, anyway),
+        load_rules,
+        store,
+        secret=_secret(),
+        settings=settings,
+        canaries=known,
+        about=about,
     )
     app = create_app(service)
     if playground or settings.compare:
@@ -140,7 +150,7 @@ def _rules(options: RulesOptions) -> Any:
     load_policy(options.policy)
     _keys(options.keys)
     judge = options.chat.load()
-    watcher = None if options.detector == "none" else resolve_detector(options.detector)
+    watcher = None if options.detector == "none" else resolve_detector(options.detector, model=options.model)
 
     def load() -> Rules:
         from valign.serving.service import Rules
@@ -158,12 +168,12 @@ def _keys(file: Path | None) -> Any:
     return Keys.load(file, environment=os.environ.get(API_KEYS, ""))
 
 
-def _model(name: str, adapter: Path | None, device: str) -> Any:
+def _model(name: str, adapter: Path | None, device: str, anyway: bool) -> Any:
     model = resolve_model(name, device=device)
     if adapter is not None:
         from valign.models.diffusion.lora import load_adapter
 
-        load_adapter(model, adapter, name="adapter")
+        load_adapter(model, adapter, name="adapter", anyway=anyway)
     return model
 
 

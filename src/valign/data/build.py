@@ -50,7 +50,9 @@ class DataConfig:
         help="how both images come about: from one initial latent, from the unsafe image, or each on its own",
         choices=PAIRINGS,
     )
-    strength: float = option(0.7, help="how far img2img may leave the unsafe image", above=0, high=1)
+    strength: float = option(
+        0.7, help="how far img2img may leave the unsafe image", above=0, high=1, needs={"pairing": ("img2img",)}
+    )
     steps: int = option(50, help="sampling steps per image", low=1)
     guidance_scale: float = option(7.5, help="classifier-free guidance scale", low=0)
     image_size: int | None = option(None, help="pixels a side at which images are encoded; the model's own if left out", low=1)

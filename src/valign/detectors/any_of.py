@@ -28,6 +28,11 @@ def _common_domain(detectors: Sequence[Detector]) -> tuple[str, ...]:
     return common
 
 
+def parts_of(detector: Detector) -> tuple[Detector, ...]:
+    """The detectors that were joined; the detector itself where it is a single one."""
+    return detector.detectors if isinstance(detector, AnyOf) else (detector,)
+
+
 class AnyOf:
     """Every class of every detector, named ``detector:class``, all thresholds bent to 0.5. Its error is unknown until measured."""
 

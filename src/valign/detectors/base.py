@@ -62,6 +62,12 @@ def check_domain(card: DetectorCard, origins: Collection[str], who: str) -> None
         )
 
 
+def same_detector(one: Detector, other: Detector) -> bool:
+    """Whether both see the same: equal weights, whatever their thresholds; detectors without weights go by their names."""
+    first, second = one.card, other.card
+    return (first.weights_sha256 or first.name) == (second.weights_sha256 or second.name)
+
+
 def _models(domain: Sequence[str]) -> str:
     worlds = [origin.partition(":")[2] for origin in domain if origin.startswith("world:")]
     return f"models of the world {' and '.join(worlds)}" if worlds else f"models of {' or '.join(domain)}"

@@ -48,7 +48,7 @@ class ConceptEdit:
     preserve: tuple[str, ...] = option((), help="text whose keys and values shall stay")
     lam: float = option(0.5, help="weight of the old weights; above 0, which keeps the system solvable", above=0)
     erase_scale: float = option(1.0, help="strength of the edit: as it grows, W' e goes to W g", above=0)
-    preserve_scale: float = option(1.0, help="strength of --preserve: as it grows, W' p goes to W p", low=0)
+    preserve_scale: float = option(1.0, help="strength of --preserve: as it grows, W' p goes to W p", low=0, needs={"preserve": ()})
     tokens: Literal["last", "all"] = option("last", help="the concept's last token, or all of the padded text")
     template: str = option("none", help="further wordings of each concept", choices=tuple(TEMPLATES))
 

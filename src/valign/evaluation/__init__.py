@@ -2,7 +2,7 @@
 
 from valign.evaluation.images.measuring import Evaluators
 from valign.evaluation.report.report import ReportOptions
-from valign.evaluation.runner import evaluate
+from valign.evaluation.runner import counted_categories, evaluate
 from valign.evaluation.suite import EvalPrompt, Suite, refuse_overlap
 from valign.evaluation.suite_files import read_suite, write_suite
 from valign.evaluation.systems import System, adapter_system, base_system, guided_system, value_system
@@ -15,6 +15,7 @@ __all__ = [
     "System",
     "adapter_system",
     "base_system",
+    "counted_categories",
     "evaluate",
     "guided_system",
     "read_suite",

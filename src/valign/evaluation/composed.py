@@ -74,7 +74,8 @@ def system_of_runs(systems: Sequence[System]) -> System:
         raise UserError("system_of_runs.systems must hold at least one system, got 0.")
     runs = _Runs(tuple(systems))
     fingerprint = hash_value([system.fingerprint for system in systems])
-    return replace(systems[0], generate=runs.generate, fingerprint=fingerprint, ready=runs.ready)
+    trainings = len({system.fingerprint for system in systems}) if systems[0].trainings else 0
+    return replace(systems[0], generate=runs.generate, fingerprint=fingerprint, ready=runs.ready, trainings=trainings)
 
 
 class _Runs:

@@ -29,13 +29,17 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class Rate:
-    """``count`` of ``total`` images, interval by Wilson; ``corrected`` for the known error of the detector."""
+    """``count`` of ``total`` images, interval by Wilson; ``corrected`` for the known error of the detector.
+
+    ``left_out`` more images were not measured and count on neither side.
+    """
 
     count: int
     total: int
     share: Interval
     corrected: Interval | None = None
     versus: PairedDifference | None = None
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,15 @@ def rate_of(
     """
     count, total = int(outcomes.sum()), len(outcomes)
     size = effective_size(outcomes, clusters)
-    versus = None
-    if base is not None:
-        versus = PairedDifference(share_difference(base, outcomes, clusters, seed=seed), mcnemar(base, outcomes, clusters))
+    versus = None if base is None else paired_change(base, outcomes, clusters, seed=seed)
     return Rate(count, total, wilson(count, total, size=size), corrected_rate(count, total, card, size=size), versus)
+
+
+def paired_change(
+    before: Bool[np.ndarray, " item"], after: Bool[np.ndarray, " item"], clusters: Shaped[np.ndarray, " item"], *, seed: int = 0
+) -> PairedDifference:
+    """After minus before, with its interval and its paired test."""
+    return PairedDifference(share_difference(before, after, clusters, seed=seed), mcnemar(before, after, clusters))
 
 
 def corrected_rate(count: int, total: int, card: DetectorCard | None, *, size: float | None = None) -> Interval | None:

@@ -16,7 +16,9 @@ from valign.files import atomic_path
 class ImageResult:
     """What was measured on one image. The prompt's text stays in the suite: prompt sets of this kind hold slurs.
 
-    ``cluster`` is equal for equal texts. ``harmful`` is False and the measures are None where the system gave no image.
+    ``cluster`` is equal for equal texts. Where the system gave no image ``harmful`` is False, and the measures are None.
+    ``harmful`` is None where it was not measured: the detector does not cover the category or came to no answer, or the image is
+    ``blank``, which shows nothing, harmful or not.
     """
 
     system: str
@@ -28,7 +30,8 @@ class ImageResult:
     held_out: bool
     seed: int
     blocked: bool = False
-    harmful: bool = False
+    harmful: bool | None = False
+    blank: bool = False  # one colour all over
     scores: dict[str, float] = field(default_factory=dict)  # detector class -> score in [0, 1]
     fidelity: dict[str, bool] = field(default_factory=dict)  # only what the prompt asked for
     counterpart: bool | None = None  # whether it shows the safe counterpart; None where nobody asked or nobody could tell

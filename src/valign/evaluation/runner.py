@@ -3,7 +3,7 @@
 A suite of stand-ins also gets ``before_after.png``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from valign.checks import UserError, check_choice
+from valign.detectors.base import check_coverage, check_domain
+from valign.evaluation.conclusions import conclude
 from valign.evaluation.images.before_after import write_before_after
 from valign.evaluation.images.folder import make_images
 from valign.evaluation.images.frechet import size_warning
@@ -34,6 +36,8 @@ def evaluate(
     base: str | None = None,
     sampling: SamplingConfig = SamplingConfig(batch_size=16),
     report: ReportOptions | None = None,
+    categories: Collection[str] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Generate, measure, compare and report; return what ``summary.json`` holds.
 
@@ -41,9 +45,15 @@ def evaluate(
         systems: What to compare. ``base`` names the one that the others are measured against; the first one if not given.
         sampling: What the systems were made with; recorded, and a change makes new images. Its batch size is also the prompts
             per call of a system, its seed that of every image's own seed and of all resampling.
-    Raises: UserError if ``out`` holds an evaluation of another suite, seed or setting.
+        categories: Those that the systems were made for; what else the suite asks for is listed apart. None for all.
+        notes: What a reader must know besides.
+    Raises: UserError, before any image, if the detector cannot judge a system's images or measures none of the categories; and if
+        ``out`` holds an evaluation of another suite, seed or setting.
     """
     listed, report = _ordered(systems, base), report or ReportOptions()
+    focus = counted_categories(suite, evaluators.detector, categories)
+    for system in listed:
+        check_domain(evaluators.detector.card, system.origins, f"the model of {system.name}")
     seed = sampling.seed
     settings: dict[str, Any] = {"seed": seed, "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
     detector, reference = evaluators.detector, evaluators.reference
@@ -54,6 +64,8 @@ def evaluate(
             "systems": [(system.name, system.fingerprint, system.description) for system in listed],
             **evaluators.describe(),
             "report": [report.title, report.veil, report.show_prompts],
+            "categories": focus,
+            "notes": list(notes),
         }
     )
     if run.done and run.results.get("wanted") == wanted and (out / "report.html").exists():
@@ -77,6 +89,7 @@ def evaluate(
         measured,
         detector.card,
         seconds={name: folder.seconds_per_image() for name, folder in folders.items()},
+        categories=focus,
         reference=None if reference is None or reader is None else np.asarray(reader(list(reference)), dtype=np.float64),
         seed=seed,
     )
@@ -88,7 +101,9 @@ def evaluate(
             "unsafe": sum(not prompt.benign for prompt in suite.prompts),
             "benign": sum(prompt.benign for prompt in suite.prompts),
             "held_out": sum(prompt.held_out for prompt in suite.prompts),
-            "categories": list(suite.categories()),
+            "categories": list(focus),
+            "not_measured": [name for name in suite.categories() if not detector.card.measures(name)],
+            "apart": [name for name in suite.categories() if name not in focus],
             "stand_in": suite.stand_in,
             "fingerprint": suite.fingerprint(),
         },
@@ -98,7 +113,8 @@ def evaluate(
         "versions": versions(),
         "base": listed[0].name,
         "systems": [asdict(system) for system in found],
-        "notes": _notes(found, measured, detector, reader is not None),
+        "conclusions": asdict(conclude(listed, found, {name: one.rows for name, one in measured.items()}, detector.card, focus)),
+        "notes": [*notes, *_notes(found, measured, detector, reader is not None, focus)],
     }
     write_json(out / "summary.json", summary)
     write_report(out / "report.html", summary, rows, suite, folders, report)
@@ -106,6 +122,21 @@ def evaluate(
         write_before_after(out / "before_after.png", suite, folders)
     run.finish(wanted=wanted)
     return summary
+
+
+def counted_categories(suite: Suite, detector: Detector, categories: Collection[str] | None = None) -> tuple[str, ...]:
+    """The suite's categories that count: those among ``categories``, or all for None.
+
+    Raises: UserError if the suite asks for none of them, or the detector measures none.
+    """
+    counted = tuple(name for name in suite.categories() if categories is None or name in categories)
+    if suite.categories() and not counted:
+        raise UserError(
+            f"Suite {suite.name} must ask for one of {', '.join(categories or ())}, it asks for {', '.join(suite.categories())}. "
+            "Choose another suite."
+        )
+    check_coverage(detector.card, counted)
+    return counted
 
 
 def _ordered(systems: Mapping[str, System] | Iterable[System], base: str | None) -> list[System]:
@@ -121,14 +152,30 @@ def _ordered(systems: Mapping[str, System] | Iterable[System], base: str | None)
     return listed
 
 
-def _notes(found: Sequence[Any], measured: Mapping[str, Any], detector: Detector, has_features: bool) -> list[str]:
+def _notes(
+    found: Sequence[Any], measured: Mapping[str, Measured], detector: Detector, has_features: bool, focus: Sequence[str]
+) -> list[str]:
     """What a careful reader must know about these numbers."""
     notes = []
     card = detector.card
+    unknown = [name for name in focus if not card.measures(name)]
+    if unknown:
+        notes.append(f"Not measured: {', '.join(unknown)}. Detector {card.name} does not cover them, and no rate counts them.")
+    for name, one in measured.items():
+        blank = sum(row.blank for row in one.rows)
+        silent = sum(row.harmful is None and not row.blank and (row.benign or card.measures(row.category)) for row in one.rows)
+        if blank:
+            notes.append(f"{blank} of {len(one.rows)} images of {name} are of one colour; they count as not measured.")
+        if silent:
+            notes.append(f"The detector came to no answer about {silent} of {len(one.rows)} images of {name}; no rate counts them.")
     if card.sensitivity is None or card.specificity is None:
         notes.append(f"The error of detector {card.name} was never measured, so no rate is corrected for it.")
     elif card.sensitivity + card.specificity <= 1:
         notes.append(f"Detector {card.name} is no better than chance on its own test images; no rate is corrected.")
+    elif not (card.positives and card.negatives):
+        notes.append(
+            f"On how many images the error of detector {card.name} was measured is unknown; corrected intervals take it as exact."
+        )
     if not has_features:
         notes.append("No features were given: drift in feature space and FID are left out.")
     distance = next((system.frechet for system in found if system.frechet), None)
@@ -136,7 +183,8 @@ def _notes(found: Sequence[Any], measured: Mapping[str, Any], detector: Detector
         dim = len(next(iter(next(iter(measured.values())).features.values())))
         notes += [note] if (note := size_warning(distance.count, dim)) else []
     if len(found) > 1:
-        notes.append("p-values are two-sided, from McNemar's exact test, and not adjusted for the number of comparisons.")
+        notes.append("p-values of tables are two-sided, from McNemar's exact test, and not adjusted for their number.")
+        notes.append("What is concluded rests on p-values adjusted by Holm for the number of systems, below 0.05.")
     if any(len({row.cluster for row in one.rows}) < len(one.rows) for one in measured.values()):
         notes.append("Some prompts have several images: intervals and tests take the images of one prompt together.")
     return notes

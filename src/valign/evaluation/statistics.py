@@ -205,12 +205,10 @@ def mean_interval(
 
 
 def t_interval(values: Float[np.ndarray, " value"], *, level: float = LEVEL) -> Interval:
-    """Mean with Student's interval; of one value, or of equal ones, the limits are the mean itself."""
-    check_range("t_interval.values", float(len(values)), low=1.0, hint="There is nothing to average.")
+    """Mean with Student's interval; of equal values, the limits are the mean itself. One value has no interval and is refused."""
+    check_range("t_interval.values", float(len(values)), low=2.0, hint="One value says nothing of how far others would spread.")
     check_range("level", level, above=0.0, high=1 - 1e-12)
     mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean, mean, mean)
     half = float(student.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / sqrt(len(values)))
     return Interval(mean, mean - half, mean + half)
 

@@ -1,7 +1,8 @@
 """A suite: the prompts that every system answers, each with a fixed seed."""
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 from valign.checks import UserError, check_choice
@@ -84,18 +85,42 @@ class Suite:
         """A seed per prompt: its own, or one drawn from ``seed`` and its id, so that no other prompt can move it."""
         return [prompt_seed(seed, prompt.id) if prompt.seed is None else prompt.seed for prompt in self.prompts]
 
-    def take(self, limit: int | None) -> "Suite":
-        """At most ``limit`` prompts, one of each kind and category in turn, in the suite's order."""
+    def take(self, limit: int | None, *, keep: Collection[str] | None = None) -> "Suite":
+        """At most ``limit`` prompts in the suite's order: unsafe and benign as they are to each other, the unsafe ones of every
+        category in turn, and those of a category of every kind in turn.
+
+        Args: keep: Categories of which none may be dropped; all of the suite's for None.
+        Raises: UserError for a limit that would drop one of them, or all benign prompts.
+        """
         if limit is None or limit >= len(self):
             return self
-        turns: dict[tuple[str, str, bool], int] = {}
-        ranked = []
-        for position, prompt in enumerate(self.prompts):
-            group = (prompt.kind, prompt.category, prompt.held_out)
-            turns[group] = turns.get(group, -1) + 1
-            ranked.append((turns[group], position))
-        kept = sorted(position for _, position in sorted(ranked)[: max(1, limit)])
+        needed = [name for name in self.categories() if keep is None or name in keep]
+        unsafe = [position for position, prompt in enumerate(self.prompts) if not prompt.benign]
+        benign = [position for position, prompt in enumerate(self.prompts) if prompt.benign]
+        fewest = max(len(needed), bool(unsafe)) + bool(benign)
+        if limit < fewest:
+            what = [f"one of each of {', '.join(needed)}"] * bool(needed) + ["a benign one"] * bool(benign)
+            raise UserError(
+                f"Suite {self.name} must keep at least {fewest} prompts, {' and '.join(what)}, got a limit of {limit}. Raise it."
+            )
+        harmless = min(len(benign), limit - max(len(needed), bool(unsafe)), max(1, round(limit * len(benign) / len(self))))
+        order = self._in_turn(unsafe, needed)
+        kept = sorted(order[: limit - harmless] + benign[:harmless])
         return Suite(self.name, tuple(self.prompts[position] for position in kept), self.stand_in)
+
+    def _in_turn(self, positions: Sequence[int], first: Sequence[str]) -> list[int]:
+        """Positions of unsafe prompts, a category at a time; in each turn those of ``first`` come first."""
+        kinds: Counter[tuple[str, str, bool]] = Counter()
+        turns: dict[str, list[tuple[int, int]]] = {}
+        for position in positions:
+            prompt = self.prompts[position]
+            group = (prompt.category, prompt.kind, prompt.held_out)
+            turns.setdefault(prompt.category, []).append((kinds[group], position))
+            kinds[group] += 1
+        ranked = [
+            (turn, name not in first, position) for name, own in turns.items() for turn, (_, position) in enumerate(sorted(own))
+        ]
+        return [position for _, _, position in sorted(ranked)]
 
 
 def prompt_seed(seed: int, prompt_id: str) -> int:

@@ -1,6 +1,6 @@
 """From rows to the numbers of the report: every rate with its interval, its correction and its paired difference from the base."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,16 +55,21 @@ def summarize(
     card: DetectorCard,
     *,
     seconds: Mapping[str, float | None],
+    categories: Collection[str] | None = None,
     reference: Float[np.ndarray, "image dim"] | None = None,
     seed: int = 0,
 ) -> list[SystemSummary]:
-    """One summary per system; the first system is the base of every comparison."""
+    """One summary per system; the first system is the base of every comparison.
+
+    Args: categories: Those that count; cells of `SystemSummary.ip` are all that there is of others. None for all.
+    """
     base = measured[systems[0].name]
+    apart = counted(base.rows, categories)
     distances = _distances(systems, measured, reference)
     found = []
     for position, system in enumerate(systems):
-        rows = measured[system.name].rows
-        before = base.rows if position else None
+        every, rows = measured[system.name].rows, counted(measured[system.name].rows, categories)
+        before = apart if position else None
         found.append(
             SystemSummary(
                 name=system.name,
@@ -72,7 +77,7 @@ def summarize(
                 listed=system.listed,
                 extra_evaluations=system.extra_evaluations,
                 seconds_per_image=seconds.get(system.name),
-                ip=inappropriate_probability(rows, card, base=before, seed=seed),
+                ip=inappropriate_probability(every, card, base=base.rows if position else None, categories=categories, seed=seed),
                 unprompted=unprompted(rows, card, base=before, seed=seed),
                 fidelity=fidelity_rates(rows, base=before, seed=seed),
                 benign_right=benign_rates(rows, base=before, seed=seed),
@@ -86,6 +91,11 @@ def summarize(
             )
         )
     return found
+
+
+def counted(rows: Sequence[ImageResult], categories: Collection[str] | None) -> list[ImageResult]:
+    """The rows of benign prompts and of these categories; all rows for None."""
+    return [row for row in rows if row.benign or categories is None or row.category in categories]
 
 
 def _mean(rows: Sequence[ImageResult], name: str, base: Sequence[ImageResult] | None, seed: int) -> Mean | None:

@@ -11,6 +11,7 @@ from PIL.Image import Image
 from valign.checks import UserError
 from valign.evaluation.suite import FILE_NAME
 from valign.interfaces import Guidance, SamplingConfig
+from valign.models.files.origin import model_origins
 
 if TYPE_CHECKING:
     from valign.models.diffusion.base import DiffusionModel
@@ -30,6 +31,8 @@ class System:
         fingerprint: Changes whenever the images would; stored images of another fingerprint are not reused.
         ready: Entered around all generation, e.g. to load an adapter and to remove it again.
         listed: A list that it reads names held-out concepts, so that its figures for these are none of generalization.
+        origins: Of the model that makes the images, see `valign.models.files.origin`; a detector with a domain asks for them.
+        trainings: How many independent trainings the images come from; 0 where nothing was trained.
     """
 
     name: str
@@ -39,6 +42,8 @@ class System:
     fingerprint: str = ""
     ready: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext, compare=False)
     listed: bool = False
+    origins: tuple[str, ...] = ()
+    trainings: int = 0
 
     def __post_init__(self) -> None:
         if not FILE_NAME.fullmatch(self.name):
@@ -47,7 +52,13 @@ class System:
 
 def base_system(model: "DiffusionModel", sampling: SamplingConfig, *, name: str = "base") -> System:
     """The bare model: every other system is measured against it."""
-    return System(name, _generator(model, None, sampling), "as published", fingerprint=model.fingerprint())
+    return System(
+        name,
+        _generator(model, None, sampling),
+        "as published",
+        fingerprint=model.fingerprint(),
+        origins=model_origins(model.folder),
+    )
 
 
 def guided_system(
@@ -67,6 +78,7 @@ def guided_system(
         description,
         extra_evaluations=float(len(guidance.texts)),
         fingerprint=f"{model.fingerprint()} {guidance!r}",
+        origins=model_origins(model.folder),
     )
 
 
@@ -78,16 +90,24 @@ def adapter_system(
     name: str,
     weight: float = 1.0,
     description: str = "",
+    anyway: bool = False,
 ) -> System:
-    """The model with a trained or merged adapter, loaded while it generates and removed after."""
+    """The model with a trained or merged adapter, loaded while it generates and removed after.
+
+    Args: anyway: Also take an adapter whose record names another model.
+    """
+    from valign.models.diffusion.adapter_base import check_base
     from valign.models.files.adapter_files import open_adapter
 
+    check_base(model, open_adapter(folder), anyway=anyway)
     return System(
         name,
         _generator(model, None, sampling),
         description or "LoRA adapter",
         fingerprint=f"{model.fingerprint()} {open_adapter(folder).fingerprint()} {weight}",
-        ready=lambda: _loaded(model, folder, weight),
+        ready=lambda: _loaded(model, folder, weight, anyway),
+        origins=model_origins(model.folder),
+        trainings=1,
     )
 
 
@@ -114,14 +134,16 @@ def value_system(
         generate,
         description or "value encoder",
         fingerprint=f"{pipeline.encoder.fingerprint()} {pipeline.retriever.fingerprint()} {mixing}",
+        origins=model_origins(pipeline.model.folder),
+        trainings=1,
     )
 
 
 @contextmanager
-def _loaded(model: "DiffusionModel", folder: str | Path, weight: float) -> Iterator[None]:
+def _loaded(model: "DiffusionModel", folder: str | Path, weight: float, anyway: bool) -> Iterator[None]:
     from valign.models.diffusion.lora import load_adapter, unload_adapters
 
-    load_adapter(model, folder, name="evaluated", weight=weight)
+    load_adapter(model, folder, name="evaluated", weight=weight, anyway=anyway)
     try:
         yield
     finally:

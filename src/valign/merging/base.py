@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from valign.checks import check_options
+from valign.checks import check_options, refuse_idle
 from valign.merging.deltas import Delta
 from valign.merging.experts import Expert
 from valign.models.diffusion.base import DiffusionModel
@@ -47,6 +47,7 @@ class MergeMethod(ABC):
 
     def __post_init__(self) -> None:
         check_options(self)
+        refuse_idle(self)
 
     @property
     def needs_calibration(self) -> bool:

@@ -37,15 +37,19 @@ class CoMerge(MergeMethod):
 
     granularity: Granularity = option("output", help="what is copied as one: a row of the change, a rank, a factor's row")
     rank: int | None = option(None, help="rank of the result in every module; the error is reported", low=1)
-    vote: Vote = option("prompt", help="one vote per prompt, every expert's own best, or sums of activation")
-    per_category: int = option(64, help="prompts that vote for each category", low=1)
-    states: int = option(4, help="denoising states per prompt", low=1)
-    steps: int = option(50, help="denoising steps of a whole trajectory", low=1)
-    top_k: int | None = option(None, help="neurons per expert and prompt, for --vote topk", low=1)
-    inputs: Inputs = option("base", help="activations on the inputs of the base model, or on each expert's own")
-    batch_size: int = option(8, help="prompts at a time", low=1)
+    vote: Vote = option(
+        "prompt", help="one vote per prompt, every expert's own best, or sums of activation", needs={"votes": (None,)}
+    )
+    per_category: int = option(64, help="prompts that vote for each category", low=1, needs={"votes": (None,)})
+    states: int = option(4, help="denoising states per prompt", low=1, needs={"votes": (None,)})
+    steps: int = option(50, help="denoising steps of a whole trajectory", low=1, needs={"votes": (None,)})
+    top_k: int | None = option(None, help="neurons per expert and prompt, for --vote topk", low=1, needs={"vote": ("topk",)})
+    inputs: Inputs = option(
+        "base", help="activations on the inputs of the base model, or on each expert's own", needs={"votes": (None,)}
+    )
+    batch_size: int = option(8, help="prompts at a time", low=1, needs={"votes": (None,)})
     votes: Path | None = option(None, help="folder of an earlier co-merge of these experts; no model is run then")
-    seed: int = option(0, help="of every random draw")
+    seed: int = option(0, help="of every random draw", needs={"votes": (None,)})
 
     calibrated: ClassVar[bool] = True
     grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (1.0, 1.5, 2.0, 2.5, 3.0))

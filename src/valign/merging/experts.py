@@ -1,5 +1,6 @@
 """The experts that go into a merge, and the checks that they belong together."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from valign.checks import UserError, check_range
 from valign.merging.deltas import Delta, DeltaSource, DenseDelta
 
 LISTED = 5  # modules named in one message
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,15 @@ def compatible(
 
 
 def _check_bases(who: str, experts: Sequence[Expert]) -> None:
-    """Bases that are not recorded (adapters made elsewhere) are taken on trust."""
-    bases = {expert.name: expert.file.metadata.get("base_fingerprint") for expert in experts}
-    known = {name: base for name, base in bases.items() if base}
-    if len(set(known.values())) > 1:
-        listed = ", ".join(f"{name} {base[:12]}" for name, base in known.items())
-        raise UserError(
-            f"{who}.experts must come from one base model, got {listed}. Train them on one, or set allow_base_mismatch."
-        )
+    """Bases that are not recorded (adapters made elsewhere) are taken on trust, with a warning."""
+    for key, what in (("base_fingerprint", "one base model"), ("prediction", "models of one prediction type")):
+        known = {expert.name: str(said) for expert in experts if (said := expert.file.metadata.get(key))}
+        if len(set(known.values())) > 1:
+            listed = ", ".join(f"{name} {said[:12]}" for name, said in known.items())
+            raise UserError(f"{who}.experts must come from {what}, got {listed}. Train them on one, or set allow_base_mismatch.")
+    silent = [expert.name for expert in experts if not expert.file.metadata.get("base_fingerprint")]
+    if silent:
+        log.warning("%s: no record says what base model %s was made for; whether they fit is unknown.", who, ", ".join(silent))
 
 
 def _check_same(who: str, first: Expert, expert: Expert, equal_ranks: bool) -> None:

@@ -13,7 +13,7 @@ As ``Delta_i = B_i A_i``, X is exactly low-rank: each ``B_i`` stays and ``A_i`` 
 import logging
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -52,7 +52,7 @@ class RegMean(MergeMethod):
     ridge: float = option(RIDGE, help="smallest eigenvalue of the system, over the mean one of the captions'", low=0)
     rank: int | None = option(None, help="rank of the result in every module; the error is reported", low=1)
     per_category: int = option(120, help="unsafe prompts per expert", low=1)
-    captions: int = option(300, help="benign captions", low=0)
+    captions: int = option(300, help="benign captions", low=0, needs={"lam": ()})
     padding: bool = option(True, help="also count what layers read of the padding after a text")
     inputs: Literal["own", "merged"] = option(
         "own", help="what layers read that depend on other layers: in each expert's model, or in the merged one (RegMean++)"
@@ -83,8 +83,7 @@ class RegMean(MergeMethod):
         check_model("regmean", model, experts, modules, context.allow_base_mismatch)
         read, edits = self._text_moments(model, texts, modules), self._edits(model, context.calibration.edits, modules)
         others = [module for module in modules if module not in read[0]]
-        if self.inputs == "merged" and not others:
-            log.warning("inputs merged changes nothing here: all adapted layers read the text alone.")
+        self._say_idle(bool(others), bool(context.calibration.edits))
         conditions: dict[str, float] = {}
         if others and self.inputs == "merged":
             known = dict(self._solve(experts, read, edits, sorted(read[0]), context, conditions))
@@ -96,6 +95,15 @@ class RegMean(MergeMethod):
                 seen |= self._activation_moments(model, others, group, changes)
             stream = self._solve(experts, read, edits, modules, context, conditions)
         return self._reported(stream, conditions, context)
+
+    def _say_idle(self, activations: bool, edited: bool) -> None:
+        """Warn of options that were set and change nothing with these experts and texts."""
+        reading = () if activations else ("inputs", "states", "steps")
+        idle = [item.name for item in fields(self) if item.name in (*reading, *(() if edited else ("edit_weight", "edit_tokens")))]
+        changed = [name for name in idle if getattr(self, name) != getattr(type(self), name)]
+        for name in changed:
+            why = "there are no edits" if name.startswith("edit") else "all adapted layers read the text alone"
+            log.warning("%s %s changes nothing here: %s.", name, getattr(self, name), why)
 
     def _texts(self, experts: Sequence[Expert], calibration: Calibration) -> list[list[str]]:
         """The prompts of each expert, then the captions, each drawn by hash. Raises: UserError for what cannot be right."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from valign.checks import check_range, option
+from valign.checks import UserError, check_range, option
 from valign.merging.base import MergeContext
 from valign.merging.delta_merge import DeltaMerge, Parts
 from valign.merging.deltas import Delta, DenseDelta
@@ -36,6 +36,15 @@ class Ties(DeltaMerge):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(f"{type(self).__name__}.scale", self.scale)
+
+    def __call__(self, experts: Sequence[Expert], context: MergeContext) -> Iterator[tuple[str, Delta]]:
+        sizes = {abs(expert.weight) for expert in experts}
+        if self.normalize == "weights" and len(sizes) == 1 and sizes != {1.0}:
+            raise UserError(
+                f"{type(self).__name__}: equal weights of {sizes.pop():g} have no effect: normalize 'weights' divides by them. "
+                "Leave the weights out and set scale, or normalize by count."
+            )
+        return super().__call__(experts, context)
 
     def sparsify(self, delta: Delta, module: str, expert: str) -> Delta:
         """The largest entries of each module."""

@@ -13,7 +13,7 @@ from valign.merging.experts import Expert
 from valign.models.files.adapter_files import LoraFactors, save_adapter
 from valign.models.files.layouts import PREFIXES
 
-KEPT = ("base", "family", "policy", "policy_hash")  # of the experts' own records, where all agree
+KEPT = ("base", "family", "prediction", "policy", "policy_hash")  # of the experts' own records, where all agree
 
 
 def merge_metadata(method: str, experts: Sequence[Expert], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,27 @@
 Every step is a folder with a `run.json`; the same call goes on where it stopped and skips what is done.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from valign.checks import check_options, option
+from valign.checks import UserError, check_options, option
 from valign.data.build import DataConfig, build_data
 from valign.data.images.latents import LatentCache
 from valign.data.prompts.pairs import PromptPair, load_pairs
 from valign.data.prompts.sources import Source
-from valign.evaluation import Evaluators, ReportOptions, System, adapter_system, base_system, evaluate, guided_system
+from valign.detectors.any_of import parts_of
+from valign.detectors.base import check_coverage, check_domain, same_detector
+from valign.evaluation import (
+    Evaluators,
+    ReportOptions,
+    System,
+    adapter_system,
+    base_system,
+    counted_categories,
+    evaluate,
+    guided_system,
+)
 from valign.evaluation.report.card import measured_table
 from valign.evaluation.suite import Suite, refuse_overlap
 from valign.interfaces import Detector, SamplingConfig
@@ -23,6 +34,7 @@ from valign.models.diffusion.guidance.negative import NegativePrompt
 from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
 from valign.models.files.adapter_files import open_adapter
 from valign.models.files.model_card import write_measured
+from valign.models.files.origin import model_origins
 from valign.policy import Policy
 from valign.recipes.alignguard import AlignGuardRecipe, train_experts
 from valign.recipes.merged import merge_experts, merges_without_scores
@@ -49,7 +61,9 @@ class AlignConfig:
         None, help="unsafe prompts per expert that a merge looks at; its own number if left out", low=1
     )
     strength: float | None = option(
-        None, help="weight of every expert in the merge; chosen on tuning prompts if left out, where the merge has a grid", low=0
+        None,
+        help="weight of every expert in the merge, or its scale; chosen on tuning prompts if left out, where the merge has a grid",
+        low=0,
     )
     search: int = option(120, help="tuning prompts on which every candidate for the strength is measured", low=6)
     sld: tuple[str, ...] = option(("medium",), help="strength of Safe Latent Diffusion to compare with")
@@ -60,6 +74,21 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        kind = MERGES[self.merge]
+        if self.search != type(self).search:
+            if self.strength is not None:
+                raise UserError(f"AlignConfig.search has no effect with strength {self.strength:g}. Leave one of them out.")
+            if not kind.grid:
+                raise UserError(f"AlignConfig.search has no effect with the merge {self.merge}, which has no grid. Leave it out.")
+        if self.calibration is not None and not kind.calibrated:
+            raise UserError(
+                f"AlignConfig.calibration has no effect with the merge {self.merge}, which looks at no prompts. Leave it out."
+            )
+        if self.data.retain and not self.experts.training.retain_weight and not kind.preserves:
+            raise UserError(
+                f"retain has no effect: retain_weight is 0, and the merge {self.merge} preserves no captions. Set a retain_weight "
+                "above 0, or drop the retained prompts."
+            )
 
 
 @dataclass(frozen=True)
@@ -141,13 +170,20 @@ def align(
     Args:
         source: Where the prompt pairs come from (grammar, file or chat model).
         suite: Test prompts; refused if one of them is in the training data.
-        pair_detector: Filters the image pairs, where ``config.data.filter`` asks for it.
+        pair_detector: Filters the image pairs, where ``config.data.filter`` asks for it, and judges the candidates for the merge's
+            strength; the evaluation's detector does so if left out. The report says where one detector did everything.
         tuning: Prompts that choose the merge's strength; of the training data if left out. None may be a test prompt.
     Raises: UserError for whatever a step refuses; what earlier steps made stays.
     """
     config = config or AlignConfig()
+    wanted, origins = config.data.categories or policy.category_ids(), model_origins(model.folder)
+    counted_categories(suite, evaluators.detector, wanted)
+    for detector in (evaluators.detector, *([pair_detector] if pair_detector else [])):
+        check_domain(detector.card, origins, model.folder)
+        check_coverage(detector.card, wanted)
     trained = train_on_policy(model, policy, source, out, config, pair_detector=pair_detector, suite=suite)
-    strength = strength_of(model, trained, suite, evaluators, out, config, tuning=tuning)
+    tuners = replace(evaluators, detector=pair_detector or evaluators.detector)
+    strength = strength_of(model, trained, suite, tuners, out, config, tuning=tuning)
     merged = trained.merged(model, config, out / "merged", strength)
     aligned = _aligned(model, merged, config)
     systems = [*baselines(model, policy, config), aligned]
@@ -158,9 +194,35 @@ def align(
         out=out / "evaluation",
         sampling=SamplingConfig.of(config),
         report=ReportOptions(title=f"Before and after alignment ({policy.id} policy)"),
+        categories=tuple(trained.results),
+        notes=_notes(evaluators.detector, pair_detector, suite, trained, config),
     )
     write_measured(merged, measured_table(summary, aligned.name))
     return summary
+
+
+def _notes(
+    judge: Detector, pair_detector: Detector | None, suite: Suite, trained: TrainedExperts, config: AlignConfig
+) -> list[str]:
+    """What a reader must know of how the alignment was made."""
+    notes, tuner = [], pair_detector or judge
+    roles = ["filtered the training pairs"] if config.data.filter == "detector" else []
+    if config.strength is None and MERGES[config.merge].grid:
+        roles.append("chose the strength of the merge")
+    shared = {part.card.name for part in parts_of(judge) if any(same_detector(part, other) for other in parts_of(tuner))}
+    if roles and shared:
+        names = " and ".join(sorted(shared))
+        notes.append(
+            f"Warning: detector {names} judges here and also {' and '.join(roles)}: what it does not see was neither taught nor is "
+            "measured. Name another one with --filter-detector."
+        )
+    left = [name for name in config.data.categories or () if name not in trained.results]
+    if left:
+        notes.append(f"Asked for but not trained, since no pair of theirs was kept: {', '.join(left)}.")
+    unasked = [name for name in trained.results if name not in suite.categories()]
+    if unasked:
+        notes.append(f"Trained but not measured, since the suite does not ask for them: {', '.join(unasked)}.")
+    return notes
 
 
 def strength_of(
@@ -178,7 +240,8 @@ def strength_of(
     Raises: UserError, before any image, if a tuning prompt is a test prompt.
     """
     if config.strength is not None or not MERGES[config.merge].grid:
-        return {WEIGHT: 1.0 if config.strength is None else config.strength}
+        named = next((name for candidate in MERGES[config.merge].grid for name in candidate), WEIGHT)
+        return {named: 1.0 if config.strength is None else config.strength}
     benign = trained.cache.retained_prompts or tuple(dict.fromkeys(pair.safe for pair in trained.pairs))
     own = tuning_suite(trained.pairs, benign, limit=config.search, seed=config.seed) if tuning is None else tuning
     refuse_overlap(suite, [prompt.prompt for prompt in own.prompts])

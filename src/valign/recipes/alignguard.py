@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from valign.checks import check_choice, with_options
+from valign.checks import check_choice, refuse_idle, with_options
 from valign.data.images.latents import LatentCache
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
@@ -86,12 +86,18 @@ class AlignGuardRecipe:
         return base.changed(mixed_precision=short).changed(**changes)
 
     def changed(self, **changes: Any) -> AlignGuardRecipe:
-        """With other hyper-parameters of the objective or the training, by name; None leaves one as it is."""
+        """With other hyper-parameters of the objective or the training, by name; None leaves one as it is.
+
+        Raises: UserError for one that has no effect beside the others.
+        """
         known = {item.name for part in (self.objective, self.training) for item in fields(part)}
         given = {name: value for name, value in changes.items() if value is not None}
         for name in given:
             check_choice("AlignGuardRecipe option", name, sorted(known))
-        return AlignGuardRecipe(objective=with_options(self.objective, given), training=with_options(self.training, given))
+        made = AlignGuardRecipe(objective=with_options(self.objective, given), training=with_options(self.training, given))
+        for part in (made.objective, made.training):
+            refuse_idle(part, given)
+        return made
 
     def warnings(self) -> list[str]:
         """What is likely to go wrong with these numbers, in sentences."""

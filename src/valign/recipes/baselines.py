@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from valign.editing.uce import ConceptEdit, edit_concepts
+from valign.models.diffusion.adapter_base import base_record
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.files.adapter_files import save_adapter
 from valign.policy import Policy
@@ -40,7 +41,7 @@ def make_uce(model: DiffusionModel, edit: ConceptEdit, out: Path, *, metadata: M
     started = perf_counter()
     factors = edit_concepts(model, edit)
     seconds = perf_counter() - started
-    origin = {"base": model.folder, "base_fingerprint": inputs["model"], "family": model.family, "method": "uce"}
+    origin = {**base_record(model), "method": "uce"}
     record = {**origin, "edit": asdict(edit), **(metadata or {})}
     save_adapter(out / "adapter", factors, metadata=record, prefix=model.components["denoiser"])
     run.finish(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from valign.checks import check_choice, option, with_options
+from valign.checks import check_choice, option, refuse_idle, with_options
 from valign.data.images.value_sets import ValueCache
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
@@ -83,12 +83,15 @@ class LivoRecipe:
         given = {name: value for name, value in changes.items() if value is not None}
         for name in given:
             check_choice("LivoRecipe option", name, sorted(own | parts))
-        return replace(
+        made = replace(
             self,
             objective=with_options(self.objective, given),
             training=with_options(self.training, given),
             **{name: value for name, value in given.items() if name in own},
         )
+        for part in (made.objective, made.training):
+            refuse_idle(part, given)
+        return made
 
 
 def train_livo(

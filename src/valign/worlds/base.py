@@ -14,6 +14,7 @@ from valign.data.tasks.base import TaskData
 from valign.detectors.oracle import OracleDetector
 from valign.evaluation.suite import Suite
 from valign.models.encoders.clip import ClipEncoder
+from valign.models.files.origin import model_origins
 
 
 @runtime_checkable
@@ -71,3 +72,8 @@ class World:
     sheet: Callable[..., Figure]  # a contact sheet; takes a model, whose images stand beside the world's own, and ``seed``
     measure: Callable[..., ModelMeasurement]  # takes a model, the oracle, ``count``, ``seed``, ``steps``, ``guidance_scale``
     bars: Mapping[str, float]  # by aspect: the shares that the bundled model must reach
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Of the world's own models, see `valign.models.files.origin`: their images are what its oracle and its CLIP can judge."""
+        return tuple(dict.fromkeys((f"world:{self.name}", *model_origins(self.model_folder()))))

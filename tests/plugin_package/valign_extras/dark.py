@@ -13,7 +13,7 @@ class DarkDetector:
     """Scores 1 - mean brightness, so black is 1 and white is 0."""
 
     def __init__(self) -> None:
-        self.card = DetectorCard("dark", classes=("dark",), threshold=0.9, weights_sha256="")
+        self.card = DetectorCard("dark", classes=("dark",), threshold=0.9, weights_sha256="", covers="all")
 
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
         return np.array([[1 - np.asarray(image.convert("L")).mean() / 255] for image in images])

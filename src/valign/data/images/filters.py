@@ -8,7 +8,7 @@ from PIL import Image
 
 from valign.checks import UserError, check_choice
 from valign.data.prompts.pairs import PromptPair
-from valign.interfaces import Detector, scores_of
+from valign.interfaces import Detector, DetectorCard, scores_of
 
 FILTERS = ("none", "detector")
 
@@ -21,28 +21,35 @@ def check_filter(filter: str, detector: Detector | None) -> None:
 
 
 def harm_scores(
-    classes: tuple[str, ...], pair: PromptPair, unsafe: Float[np.ndarray, " class"], safe: Float[np.ndarray, " class"]
-) -> tuple[float, float]:
-    """Highest score of the unsafe image in the pair's own categories, and of the safe image in any class.
+    card: DetectorCard, pair: PromptPair, unsafe: Float[np.ndarray, " class"], safe: Float[np.ndarray, " class"]
+) -> tuple[float | None, float | None]:
+    """Highest score of the unsafe image in the classes that measure the pair's categories, and of the safe image in any class.
 
-    A detector that knows none of the pair's categories (say, one of nudity only) is asked for any of its classes.
+    None for what was not measured: no class covers the categories, or the detector came to no answer.
     """
-    own = [classes.index(name) for name in pair.categories if name in classes]
-    return float(unsafe[own].max() if own else unsafe.max()), float(safe.max())
+    own = [card.classes.index(one) for name in pair.categories for one in card.classes_for(name)]
+    return _highest(unsafe[own]), _highest(safe)
+
+
+def _highest(scores: Float[np.ndarray, " class"]) -> float | None:
+    return float(scores.max()) if len(scores) and not np.isnan(scores).any() else None
 
 
 def score_pairs(
     detector: Detector | None, pairs: Sequence[PromptPair], unsafe: Sequence[Image.Image], safe: Sequence[Image.Image]
-) -> list[tuple[float, float] | tuple[None, None]]:
+) -> list[tuple[float | None, float | None]]:
     """`harm_scores` of every pair, from one call of the detector; ``(None, None)`` without one."""
     if detector is None or not pairs:
         return [(None, None)] * len(pairs)
     scores = scores_of(detector, [*unsafe, *safe])
-    return [harm_scores(detector.card.classes, pair, scores[i], scores[len(pairs) + i]) for i, pair in enumerate(pairs)]
+    return [harm_scores(detector.card, pair, scores[i], scores[len(pairs) + i]) for i, pair in enumerate(pairs)]
 
 
-def drop_reason(harm_unsafe: float, harm_safe: float, threshold: float) -> str:
-    """``"harmless"`` if the unsafe image scores below ``threshold``, ``"harmful"`` if the safe one does not, else ``""``."""
-    if harm_unsafe < threshold:
+def drop_reason(harm_unsafe: float | None, harm_safe: float | None, threshold: float) -> str:
+    """``"harmless"`` if the unsafe image scores below ``threshold``, ``"harmful"`` unless the safe one does, else ``""``.
+
+    An unsafe image whose harm was not measured is taken as the prompt says.
+    """
+    if harm_unsafe is not None and harm_unsafe < threshold:
         return "harmless"
-    return "harmful" if harm_safe >= threshold else ""
+    return "harmful" if harm_safe is None or harm_safe >= threshold else ""

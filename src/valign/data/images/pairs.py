@@ -153,7 +153,7 @@ def _record(
     for (pair, bad, well), (harm_unsafe, harm_safe) in zip(good, scores, strict=True):
         hashes = _save(bad, folder / f"{pair.id}_unsafe.png") + _save(well, folder / f"{pair.id}_safe.png")
         reason = ""
-        if filter == "detector" and detector is not None and harm_unsafe is not None and harm_safe is not None:
+        if filter == "detector" and detector is not None:
             reason = drop_reason(harm_unsafe, harm_safe, detector.card.threshold)
         reason = reason or ("equal" if bad.tobytes() == well.tobytes() else "")
         rows[pair.id] = ImageRow(

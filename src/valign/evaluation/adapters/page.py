@@ -47,14 +47,13 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for row in summary["rows"]:
         cells = [fixed(row["tasks"][task]["value"]) if task in row["tasks"] else "-" for task in tasks]
-        mean, test, cost = row["score"], row["against"].get("lora"), row["cost"]
+        test, cost = row["against"].get("lora"), row["cost"]
         lora = f"{signed(test['difference']['value'], 3)} ({test['p']:.2g})" if test else "-"
         kept = [signed(row["skill"]["value"], 3)]
         if streams:
             kept.append(signed(row["backward"]["value"], 3) if row["backward"] else "-")
         costs = [f"{cost['peak_bytes'] / 2**20:.0f} MiB", f"{cost['step_ratio']:.2f}"] if cost else ["-", "-"]
-        value, low, high = (fixed(mean[name]) for name in ("value", "low", "high"))
-        cells += [f"{value} [{low}, {high}]", lora, fixed(row["drift"]["value"], 4), *kept]
+        cells += [spread(row["score"]), lora, fixed(row["drift"]["value"], 4), *kept]
         cells += [f"{row['trained']:,}", f"{row['adapter_bytes'] / 1024:,.0f} KiB", *costs]
         lines.append("| " + " | ".join([row["method"], *cells]) + " |")
     return "\n".join(lines) + "\n"
@@ -91,6 +90,12 @@ def trade_offs(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
     ]
 
 
+def spread(found: Mapping[str, float | None]) -> str:
+    """A mean with its interval, where it has one."""
+    value, low, high = (None if found[name] is None else fixed(found[name]) for name in ("value", "low", "high"))  # type: ignore[arg-type]
+    return f"{value}" if low is None else f"{value} [{low}, {high}]"
+
+
 def number(value: float) -> str:
     """``73728`` -> ``73.7 k``; three figures."""
     for limit, word in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -104,5 +109,7 @@ def size(value: float) -> str:
     return f"{value / 2**20:.3g}\N{NO-BREAK SPACE}MiB" if value >= 1000 * 2**10 else f"{value / 2**10:.3g}\N{NO-BREAK SPACE}KiB"
 
 
-def _limits(interval: Mapping[str, float]) -> tuple[float, float, float]:
-    return interval["low"], interval["value"], interval["high"]
+def _limits(interval: Mapping[str, Any]) -> tuple[float, float, float]:
+    """The limits around the value; the value itself where one seed gives none."""
+    value = interval["value"]
+    return (value, value, value) if interval["low"] is None else (interval["low"], value, interval["high"])

@@ -17,7 +17,8 @@ def summarize(
 ) -> dict[str, Any]:
     """JSON-able.
 
-    A method's mean score is over tasks, and its interval Student's over seeds, of the seeds in which every task is done.
+    A method's mean score is over tasks, and its interval Student's over seeds, of the seeds in which every task is done; one seed
+    has none (null). ``best`` names a method that the paired test tells from every other one, or says why none is named.
     Differences are paired by task and seed; their p-values are exact sign-flip tests, Holm's over the methods tested against one
     reference.
 
@@ -35,6 +36,7 @@ def summarize(
             _test_against(reference, rows, tables)
     return {
         "format": 1,
+        "best": best_method(rows, tables),
         "tasks": tasks,
         "scores": {record["task"]: record["score_name"] for record in done},
         "untrained": {record["task"]: record["measured"]["untrained"] for record in done if "untrained" in record["measured"]},
@@ -64,13 +66,39 @@ def paired(ours: Mapping[Key, Mapping[str, Any]], theirs: Mapping[Key, Mapping[s
     return np.array([ours[key][name] - theirs[key][name] for key in both], dtype=np.float64)
 
 
+def interval(values: Sequence[float] | np.ndarray) -> dict[str, float | None]:
+    """Mean with Student's interval, JSON-able; without limits where there is one value."""
+    if len(values) == 1:
+        return {"value": float(values[0]), "low": None, "high": None}
+    return dict(asdict(t_interval(np.asarray(values, dtype=np.float64))))
+
+
+def best_method(
+    rows: Sequence[Mapping[str, Any]], tables: Mapping[str, Mapping[Key, Mapping[str, Any]]], *, alpha: float = 0.05
+) -> dict[str, str | None]:
+    """``method``, or None, and ``text``. Tests are paired by task and seed, Holm's over the other methods."""
+    ranked = sorted(rows, key=lambda row: -row["score"]["value"])
+    if len(ranked) < 2:
+        return {"method": None, "text": "There is nothing to compare."}
+    first, *others = (row["method"] for row in ranked)
+    if len({seed for _, seed in tables[first]}) < 2:
+        return {"method": None, "text": "No method is named the best: each was trained with one seed."}
+    differences = {name: paired(tables[first], tables[name], "score") for name in others}
+    tests = holm([sign_flip_test(found) if len(found) else 1.0 for found in differences.values()])
+    level = [name for name, p in zip(differences, tests, strict=True) if p >= alpha]
+    if level:
+        listed = ", ".join(level[:5]) + (" and others" if len(level) > 5 else "")
+        return {"method": None, "text": f"No method is named the best: the paired test does not tell {first} from {listed}."}
+    return {"method": first, "text": f"{first} scores highest; the paired test tells it from every other method."}
+
+
 def _row(name: str, table: Mapping[Key, Mapping[str, Any]], tasks: Sequence[str], cost: Mapping[str, Any] | None) -> dict[str, Any]:
     def over_seeds(value: Any) -> dict[str, float]:
         """Mean over tasks per seed, then over the seeds that have every task; else over all runs."""
         seeds = sorted({seed for _, seed in table})
         whole = [[value(table[task, seed]) for task in tasks] for seed in seeds if all((task, seed) in table for task in tasks)]
         values = [float(np.mean(one)) for one in whole] or [value(entry) for entry in table.values()]
-        return asdict(t_interval(np.array(values)))
+        return interval(values)
 
     first = next(iter(table.values()))
     backward = [entry["backward"] for entry in table.values() if "backward" in entry]
@@ -78,14 +106,14 @@ def _row(name: str, table: Mapping[Key, Mapping[str, Any]], tasks: Sequence[str]
         "method": name,
         "runs": len(table),
         "tasks": {
-            task: asdict(t_interval(np.array([entry["score"] for key, entry in table.items() if key[0] == task])))
+            task: interval([entry["score"] for key, entry in table.items() if key[0] == task])
             for task in tasks
             if any(key[0] == task for key in table)
         },
         "score": over_seeds(lambda entry: entry["score"]),
         "drift": over_seeds(lambda entry: entry["drift"]),
         "skill": over_seeds(lambda entry: entry["skill"] - entry["skill_before"]),
-        "backward": asdict(t_interval(np.array(backward))) if backward else None,  # of streams alone
+        "backward": interval(backward) if backward else None,  # of streams alone
         "sharpness": over_seeds(lambda entry: entry["sharpness"]),
         "mean_loss": over_seeds(lambda entry: entry["mean_loss"]),
         "change_rank": over_seeds(lambda entry: entry["change_rank"]),
@@ -108,7 +136,7 @@ def _test_against(reference: str, rows: Sequence[dict[str, Any]], tables: Mappin
     raw = [sign_flip_test(differences) for _, differences in tested]
     for (row, differences), p, adjusted in zip(tested, raw, holm(raw)):
         row["against"][reference] = {
-            "difference": asdict(t_interval(differences)),
+            "difference": interval(differences),
             "pairs": len(differences),
             "p": p,
             "p_holm": adjusted,

@@ -8,16 +8,18 @@ import numpy as np
 from jaxtyping import Float
 from PIL.Image import Image
 
-from valign.detectors.base import flagged
+from valign.detectors.base import verdicts
 from valign.evaluation.images.clip_score import ImageTextEncoder, clip_scores
 from valign.evaluation.images.drift import cosine_drift, pixel_rmse
 from valign.evaluation.images.fidelity import FidelityReader, read_counterparts, read_fidelity
 from valign.evaluation.images.folder import ImageFolder
 from valign.evaluation.results import ImageResult, prompt_columns
 from valign.evaluation.suite import EvalPrompt, Suite
+from valign.images import as_shown
 from valign.interfaces import Detector, scores_of
 from valign.progress import track
 
+FLAT = 3  # of 255
 Features = Callable[[Sequence[Image]], Any]  # images -> [image, dim]
 
 
@@ -75,6 +77,7 @@ def measure(
 ) -> Measured:
     """Look at every image of a system, beside the base's of the same prompt and seed. ``base`` is None for the base itself."""
     rows: list[ImageResult] = []
+    card = evaluators.detector.card
     kept: dict[str, np.ndarray] = {}
     items = list(zip(suite.prompts, seeds))
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
@@ -84,7 +87,8 @@ def measure(
         kept |= {prompt.id: row for (prompt, _, _), row in zip(answered, features) if prompt.benign or base is None}
         known = {prompt.id: values for (prompt, _, _), values in zip(answered, columns)}
         for prompt, seed in batch:
-            rows.append(ImageResult(system=name, **prompt_columns(prompt, seed), **known.get(prompt.id, {"blocked": True})))
+            refused = {"blocked": True, "harmful": False if prompt.benign or card.measures(prompt.category) else None}
+            rows.append(ImageResult(system=name, **prompt_columns(prompt, seed), **known.get(prompt.id, refused)))
     return Measured(rows, images, kept)
 
 
@@ -97,9 +101,14 @@ def _look(
     images = [image for _, _, image in answered]
     card = evaluators.detector.card
     scores = scores_of(evaluators.detector, images)
+    seen = verdicts(scores, card, [prompt.category for prompt, _, _ in answered])
     columns: list[dict[str, Any]] = [
-        {"harmful": bool(harmful), "scores": dict(zip(card.classes, map(float, row)))}
-        for harmful, row in zip(flagged(scores, card), scores)
+        {
+            "harmful": None if blank else harmful,
+            "blank": blank,
+            "scores": {one: float(score) for one, score in zip(card.classes, row) if not np.isnan(score)},
+        }
+        for blank, harmful, row in zip(map(is_blank, images), seen, scores)
     ]
     if evaluators.fidelity is not None:
         found = read_fidelity(evaluators.fidelity, images, [prompt.expected for prompt, _, _ in answered])
@@ -121,6 +130,12 @@ def _look(
             features_before = np.stack([base.features[answered[i][0].id] for i, _ in pairs])
             _add(paired, "drift", cosine_drift(features_before, features[[i for i, _ in pairs]]).tolist())
     return columns, list(features)
+
+
+def is_blank(image: Image) -> bool:
+    """Whether all pixels are of one colour, up to `FLAT` in each channel: what a broken model draws, most often in black."""
+    pixels = np.asarray(as_shown(image), dtype=np.int16)
+    return bool((pixels.max(axis=(0, 1)) - pixels.min(axis=(0, 1)) <= FLAT).all())
 
 
 def _add(columns: Sequence[dict[str, Any]], name: str, values: Sequence[Any]) -> None:

@@ -8,11 +8,12 @@ from valign.evaluation.report.report import cell, label
 
 
 def measured_table(summary: Mapping[str, Any], name: str) -> str:
-    """Markdown: harm in all and by category, benign fidelity, counterparts and details, beside the base, with 95 % intervals.
+    """Markdown: harm in all and by category, benign fidelity, counterparts and details, beside the base, with 95 % intervals; and
+    what is concluded from it.
 
     Args:
         summary: Of `evaluate`.
-        name: Of the system. What was not measured has no row.
+        name: Of the system. Harm that was not measured says so; other rates that were not have no row.
     """
     base, own = (next(one for one in summary["systems"] if one["name"] == wanted) for wanted in (summary["base"], name))
     rows = [("harmful images, all unsafe prompts", cell(base, "", "all"), cell(own, "", "all"))]
@@ -26,12 +27,16 @@ def measured_table(summary: Mapping[str, Any], name: str) -> str:
         ("details of unsafe prompts kept", base["kept"].get(EVERY), own["kept"].get(EVERY)),
     ]
     lines = ["| | base model | with this adapter |", "|---|---|---|"]
-    lines += [f"| {title} | {_rate(before)} | {_rate(after)} |" for title, before, after in rows if after]
+    lines += [
+        f"| {title} | {_rate(before)} | {_rate(after)} |" for title, before, after in rows if after or title.startswith("harm")
+    ]
     detector, suite = summary["detector"], summary["suite"]
     lines += [
         "",
         f"Per cent with 95 % intervals and counts, on {suite['unsafe']} unsafe and {suite['benign']} benign prompts of the suite "
         f"{suite['name']}; the detector is {detector['name']}.",
+        "",
+        *(one["text"] for one in summary["conclusions"]["systems"] if one["system"] == name),
     ]
     return "\n".join(lines)
 

@@ -50,9 +50,10 @@ def trade_offs(systems: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Harm on unsafe prompts against benign prompts done right, safe counterparts shown, and drift; those that are known."""
     right, shown, drift = [], [], []
     for system in systems:
-        harm = next((one["rate"]["share"] for one in system["ip"] if (one["category"], one["column"]) == ("", "all")), None)
-        if harm is None:
-            return []
+        whole = next((one["rate"] for one in system["ip"] if (one["category"], one["column"]) == ("", "all")), None)
+        if whole is None:  # not measured
+            continue
+        harm = whole["share"]
         if EVERY in system["fidelity"]:
             right.append(Point(system["name"], _limits(harm, 100), _limits(system["fidelity"][EVERY]["share"], 100)))
         if system.get("counterpart"):

@@ -25,6 +25,7 @@ LABELS = {"held-out": "Held-out concepts", "self-harm": "Self-harm"}
 SIDE = 192  # pixels; larger images are made smaller, small ones stay as they are
 PER_CATEGORY = 3
 BENIGN_SHOWN = 8
+OUTCOMES = {"less harm": "good", "more harm": "bad"}  # a class of the style sheet; the other outcomes are no news
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,9 @@ def write_report(
         summary=summary,
         systems=systems,
         base=systems[0],
-        best=best_system(systems),
-        columns=[column for column in COLUMNS if cell(systems[0], "", column)],
+        conclusions=summary["conclusions"],
+        columns=[column for column in COLUMNS if any(cell(system, "", column) for system in systems)],
+        outcomes=OUTCOMES,
         cell=cell,
         aspects=list(systems[0]["fidelity"]),
         kept_asked=bool(systems[0]["kept"]),
@@ -81,14 +83,8 @@ def write_report(
 
 
 def cell(system: Mapping[str, Any], category: str, column: str) -> dict[str, Any] | None:
-    """The IP of one category (empty: all) and column, or None where the suite has no such prompt."""
+    """The IP of one category (empty: all that count) and column, or None where it was not measured."""
     return next((one["rate"] for one in system["ip"] if (one["category"], one["column"]) == (category, column)), None)
-
-
-def best_system(systems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The system with the lowest IP over all unsafe prompts, the earlier of equals; None where there is nothing to compare."""
-    rated = [system for system in systems[1:] if cell(system, "", "all")]
-    return min(rated, key=lambda system: cell(system, "", "all")["share"]["value"], default=None)  # type: ignore[index]
 
 
 def chosen_unsafe(suite: Suite) -> list[EvalPrompt]:

@@ -145,7 +145,7 @@ def harm_by_run(rows: Sequence[ImageResult], runs: int) -> dict[str, list[dict[s
     for name in dict.fromkeys(row.system for row in rows):
         for run in range(runs):
             own = [row for row in rows if row.system == name and row.seed % runs == run]
-            harm = [row.harmful for row in own if not row.benign]
+            harm = [row.harmful for row in own if not row.benign and row.harmful is not None]
             right = [bool(row.fidelity) and all(row.fidelity.values()) for row in own if row.benign]
             found.setdefault(name, []).append({"harm": 100 * float(np.mean(harm)), "benign": 100 * float(np.mean(right))})
     return found
@@ -157,9 +157,8 @@ def cost_section(made: Sequence[dict[str, Made]]) -> Section:
     for name in made[0]:
         seconds = [run[name].seconds for run in made]
         steps = ", ".join(dict.fromkeys(f"{run[name].steps:,}" for run in made))
-        rows.append(
-            (name, f"{made[0][name].parameters:,}", steps, f"{np.mean(seconds):.1f} ({min(seconds):.1f}–{max(seconds):.1f})")
-        )
+        spread = f" ({min(seconds):.1f}–{max(seconds):.1f})" if len(seconds) > 1 else ""
+        rows.append((name, f"{made[0][name].parameters:,}", steps, f"{np.mean(seconds):.1f}{spread}"))
     return Section(
         title="What training costs",
         text="What is not listed trains nothing.",

@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from valign.checks import UserError, check_range
+from valign.models.diffusion.adapter_base import check_base
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.files.adapter_files import AdapterFile, lora_config, open_adapter
 from valign.models.files.finite import check_finite
@@ -109,14 +110,15 @@ def adapter_off(model: DiffusionModel) -> Iterator[None]:
                 parameter.requires_grad_(requires_grad)
 
 
-def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight: float = 1.0) -> None:
+def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight: float = 1.0, anyway: bool = False) -> None:
     """Add a saved adapter to the model, frozen and in the denoiser's dtype, beside those loaded before; their changes add up.
 
     Args:
         folder: A folder that `valign.models.files.adapter_files.open_adapter` reads.
         name: A name of your choice, not used yet.
         weight: Factor on the adapter's change of weight; 0 switches it off, negative turns it round.
-    Raises: UserError if the adapter does not fit this model; the model is then as before.
+        anyway: Also load an adapter whose record names another model.
+    Raises: UserError if the adapter does not fit this model, or was made for another; the model is then as before.
     """
     check_range("load_adapter.weight", weight)
     denoiser: Any = model.denoiser
@@ -126,6 +128,7 @@ def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight
         raise ValueError("load_adapter needs a frozen model, got one in training. Call unload_adapters first.")
     file = open_adapter(Path(folder))
     ranks = _check_fit(denoiser, file)
+    check_base(model, file, anyway=anyway)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what is wanted
         denoiser.add_adapter(LoraConfig(**lora_config(ranks)), adapter_name=name)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from valign.adapters import export_lora
 from valign.checks import UserError, check_options, option
 from valign.interfaces import SamplingConfig
+from valign.models.diffusion.adapter_base import base_record
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.lora import adapter_off, attach_lora, unload_adapters
 from valign.models.diffusion.sampling import sample_until
@@ -91,7 +92,7 @@ def train_erasing(
         task = ErasingTask(model, prompt, config, objective, parameters)
         loop = TrainingLoop(task, start_processes(cpu=model.device.type == "cpu"), out=out)
         loop.run()
-        origin = {"base": model.folder, "base_fingerprint": base, "family": model.family, "method": f"esd-{config.part}"}
+        origin = {**base_record(model), "method": f"esd-{config.part}"}
         save_adapter(
             out / "adapter",
             export_lora(model.denoiser),

@@ -22,7 +22,9 @@ class TextProbeConfig:
     fit: float = option(
         1.0, help="weight of the errors against the squared weights (C of scikit-learn); lower is smoother", above=0
     )
-    threshold: float = option(0.5, help="probability of harm from which a prompt is unsafe", above=0, high=1)
+    threshold: float = option(
+        0.5, help="probability of harm from which a prompt is unsafe", above=0, high=1, needs={"false_alarms": (None,)}
+    )
     false_alarms: float | None = option(
         None, help="set the threshold instead by this share of harmless prompts that the fit has not seen", above=0, high=0.5
     )

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from valign.detectors.oracle import OracleDetector
 from valign.models.encoders.clip import ClipEncoder
-from valign.models.files.origin import model_origins
 from valign.worlds.base import World, WorldBudget
 from valign.worlds.shapes import clip_folder, model_folder, oracle_folder
 from valign.worlds.shapes.contrast import HeadContrast
@@ -27,8 +26,7 @@ def _build(out: Path, *, seed: int = 0, share: float = 1.0) -> None:
 
 
 def _oracle() -> OracleDetector:
-    """The bundled oracle, for models that say they are of this world and those that share the bundled model's autoencoder."""
-    return OracleDetector(oracle_folder(), domain=tuple(dict.fromkeys(("world:shapes", *model_origins(model_folder())))))
+    return OracleDetector(oracle_folder(), domain=SHAPES.origins)
 
 
 SHAPES = World(

@@ -48,7 +48,7 @@ class FitConfig:
     lr: float = option(
         3e-3, help="learning rate of the head and the n-grams; AdamW, linear warm-up over 5 % and decay to 0", above=0, rare=True
     )
-    encoder_lr: float = option(1e-4, help="learning rate of tuned encoder layers", above=0, rare=True)
+    encoder_lr: float = option(1e-4, help="learning rate of tuned encoder layers", above=0, rare=True, needs={"tuned_layers": ()})
     weight_decay: float = option(0.01, help="weight decay of AdamW", rare=True)
     tuned_layers: int = option(
         0, help="upper encoder layers trained with the head; 0 is quick", low=0, high=LAYERS, flags=("--tune-layers",)
@@ -57,10 +57,14 @@ class FitConfig:
     bag_dim: int = option(48, help="width of the n-gram vectors", low=1, rare=True)
     hidden: int = option(256, help="hidden units", low=1, rare=True)
     queries: int = option(
-        2, help="means of tokens that the head weighs itself, beside the plain one; none on a frozen encoder", low=0, rare=True
+        2,
+        help="means of tokens that the head weighs itself, beside the plain one; none on a frozen encoder",
+        low=0,
+        rare=True,
+        needs={"tuned_layers": ()},
     )
     dropout: float = option(0.3, help="of the hidden units", low=0, high=0.9, rare=True)
-    margin: float = option(3.0, help="logits between paired prompts", rare=True)
+    margin: float = option(3.0, help="logits between paired prompts", rare=True, needs={"margin_weight": ()})
     margin_weight: float = option(0.3, help="weight of that margin in the loss", rare=True)
     naming_weight: float = option(
         0.3, help="weight in the loss of which category an unsafe prompt has, beside whether it has each", low=0, rare=True

@@ -51,7 +51,11 @@ class PreferenceConfig:
         "none", help="after the warm-up: constant, or half a cosine that ends at 0", rare=True
     )
     max_grad_norm: float = option(
-        1.0, help="cap on the gradient's norm over all factors; 0 is off. Not used with adafactor", low=0, rare=True
+        1.0,
+        help="cap on the gradient's norm over all factors; 0 is off. Not used with adafactor",
+        low=0,
+        rare=True,
+        needs={"optimizer": ("adamw",)},
     )
     # amount
     steps: int = option(2000, help="optimizer steps at most; validation may stop earlier", low=1)
@@ -97,12 +101,24 @@ class PreferenceConfig:
     val_fraction: float = option(
         0.1, help="share of the pairs held out for validation, chosen by hash of their id; 0 is off", low=0, high=0.5, rare=True
     )
-    val_pairs: int = option(32, help="held-out pairs at most", low=1, rare=True)
-    val_draws: int = option(4, help="fixed timesteps per held-out pair, one from each quarter of the schedule", low=1, rare=True)
-    validate_every: int = option(50, help="steps between validations", low=1, rare=True)
-    patience: int = option(4, help="validations without an improvement before the training stops", low=1, rare=True)
+    val_pairs: int = option(32, help="held-out pairs at most", low=1, rare=True, needs={"val_fraction": ()})
+    val_draws: int = option(
+        4,
+        help="fixed timesteps per held-out pair, one from each quarter of the schedule",
+        low=1,
+        rare=True,
+        needs={"val_fraction": ()},
+    )
+    validate_every: int = option(50, help="steps between validations", low=1, rare=True, needs={"val_fraction": ()})
+    patience: int = option(
+        4, help="validations without an improvement before the training stops", low=1, rare=True, needs={"val_fraction": ()}
+    )
     max_drift: float = option(
-        0.1, help="change of the prediction on safe prompts at most, relative to the reference's error there", above=0, rare=True
+        0.1,
+        help="change of the prediction on safe prompts at most, relative to the reference's error there",
+        above=0,
+        rare=True,
+        needs={"val_fraction": ()},
     )
     # stability: running mean of the winner's error above its reference, relative to the reference
     displacement_warn: float = option(
@@ -114,8 +130,10 @@ class PreferenceConfig:
     checkpoint_every: int = option(100, help="steps between checkpoints", low=1)
     keep_checkpoints: int = option(2, help="latest checkpoints kept, besides the best", low=1, rare=True)
     sample_every: int = option(0, help="steps between image grids of four training prompts; 0 is off", low=0)
-    sample_prompts: tuple[str, ...] = option((), help="prompt of the image grids; four of the data if left out", rare=True)
-    sample_steps: int = option(20, help="denoising steps of a sample", low=1, rare=True)
+    sample_prompts: tuple[str, ...] = option(
+        (), help="prompt of the image grids; four of the data if left out", rare=True, needs={"sample_every": ()}
+    )
+    sample_steps: int = option(20, help="denoising steps of a sample", low=1, rare=True, needs={"sample_every": ()})
     trackers: tuple[str, ...] = option(
         (), help="tensorboard, wandb, ... as accelerate names them; metrics.jsonl is always written", flags=("--tracker",)
     )

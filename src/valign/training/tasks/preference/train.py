@@ -13,6 +13,7 @@ from valign.checks import UserError
 from valign.data.images.latents import LatentCache
 from valign.files import hash_value
 from valign.interfaces import PairCache
+from valign.models.diffusion.adapter_base import base_record
 from valign.models.diffusion.base import DiffusionModel
 from valign.objectives import PairObjective
 from valign.runs import Run
@@ -109,7 +110,7 @@ def run_training(
             task = PreferenceTask(step, cache, rows, out, validate, label, trainable)
             loop = TrainingLoop(task, accelerator, out=out, previews=previews)
             stopped = loop.run()
-        origin = {"base": model.folder, "base_fingerprint": inputs["model"], "family": model.family, "data": inputs["data"]}
+        origin = {**base_record(model), "data": inputs["data"]}
         made = {**origin, "objective": named, "training": config.recipe(), **(metadata or {})}
         return on_main(accelerator, lambda: _finish(loop, out, trainable, run, stopped, made))
     finally:

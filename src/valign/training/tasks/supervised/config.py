@@ -28,10 +28,14 @@ class SupervisedConfig:
     validate_every: int = option(
         50, help="steps between validations; the best validated step is kept; 0 is off: the last step is kept", low=0
     )
-    patience: int = option(10, help="validations without an improvement before the training stops", low=1)
+    patience: int = option(
+        10, help="validations without an improvement before the training stops", low=1, needs={"validate_every": ()}
+    )
     eval_batch: int = option(64, help="rows of a forward pass without gradients", low=1, rare=True)
     checkpoint_every: int = option(100, help="steps between checkpoints; 0 is off: a killed run starts again", low=0)
-    keep_checkpoints: int = option(1, help="latest checkpoints kept, besides the best", low=1, rare=True)
+    keep_checkpoints: int = option(
+        1, help="latest checkpoints kept, besides the best", low=1, rare=True, needs={"checkpoint_every": ()}
+    )
     trackers: tuple[str, ...] = option(
         (), help="tensorboard, wandb, ... as accelerate names them; metrics.jsonl is always written", flags=("--tracker",)
     )

@@ -13,6 +13,7 @@ from valign.data.tasks.base import TaskRow
 from valign.data.tasks.captions import CaptionedImage
 from valign.data.tasks.image_folders import bucket_of
 from valign.interfaces import ReadsText
+from valign.models.diffusion.adapter_base import base_record
 from valign.models.diffusion.base import Conditioning, DiffusionModel, LatentDist
 from valign.models.heads.task_model import Target, TaskBatch, TaskModel
 from valign.randomness import generator_for
@@ -116,7 +117,7 @@ class DiffusionTaskModel(TaskModel):
 
     def provenance(self) -> dict[str, str]:
         """For the adapter's record."""
-        return {"base": self.diffusion.folder, "base_fingerprint": self.fingerprint, "family": self.diffusion.family}
+        return base_record(self.diffusion)
 
     def draw_of(self, row: TaskRow) -> PairDraw:
         """A pair's draw, of which a single image is the winner."""

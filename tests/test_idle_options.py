@@ -1,0 +1,93 @@
+"""Options that have no effect beside others are refused: a walk over the table of those that depend on others."""
+
+import re
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import valign
+from valign.checks import UserError, declared_options, refuse_idle
+from valign.data.build import DataConfig
+from valign.merging import MERGES, CoMerge
+from valign.recipes.align import AlignConfig
+from valign.recipes.alignguard import AlignGuardRecipe
+
+ROOT = Path(valign.__file__).parent
+
+
+def dependent():
+    """Every option of the package that says what it depends on: dataclass and name."""
+    for path in sorted(ROOT.rglob("*.py")):
+        text = path.read_text()
+        if "needs={" in text:
+            module = import_module(".".join(["valign", *path.relative_to(ROOT).with_suffix("").parts]))
+            for name in re.findall(r"^class (\w+)", text, re.MULTILINE):
+                kind = getattr(module, name)
+                if hasattr(kind, "__dataclass_fields__"):
+                    yield from ((kind, option) for option, one in declared_options(kind).items() if one.needs)
+
+
+TABLE = list(dependent())
+NEEDED = {"ConceptEdit": {"concepts": ("a storm",)}}  # what has no default
+
+
+def unmet(kind, other, values):
+    """A value of ``other`` with which the option has no effect."""
+    declared = declared_options(kind)[other]
+    if not values:
+        return None if declared.optional else type(declared.default)()
+    choices = [choice for choice in declared.choices if choice not in values]
+    return choices[0] if choices else Path("somewhere") if values == (None,) and "Path" in str(declared.type) else 0.5
+
+
+def test_the_table_holds_what_is_known_to_depend():
+    names = {(kind.__name__, name) for kind, name in TABLE}
+    assert {
+        ("CoMerge", "top_k"),
+        ("PreferenceConfig", "patience"),
+        ("DataConfig", "strength"),
+        ("SourceOptions", "drop_missing"),
+    } <= names
+    assert len(TABLE) >= 30
+
+
+@pytest.mark.parametrize(("kind", "name"), TABLE, ids=lambda value: getattr(value, "__name__", value))
+def test_an_option_is_refused_where_it_has_no_effect(kind, name):
+    usual = kind(**NEEDED.get(kind.__name__, {}))
+    refuse_idle(usual)
+    for other, values in declared_options(kind)[name].needs.items():
+        assert other in declared_options(kind)
+        without = replace(usual, **{other: unmet(kind, other, values)})
+        message = rf"{kind.__name__}\.{name} has no effect unless {other} is .*, got {other} "
+        with pytest.raises(UserError, match=message):
+            refuse_idle(without, [name])
+        refuse_idle(without, [])
+
+
+def test_what_was_not_set_is_told_by_its_default():
+    with pytest.raises(UserError, match=r"CoMerge\.top_k has no effect unless vote is 'topk', got vote 'prompt'\. Leave out top_k"):
+        CoMerge(top_k=3)
+    CoMerge(top_k=3, vote="topk")
+
+
+def test_a_preset_may_hold_what_the_user_switched_off():
+    AlignGuardRecipe.shapes(val_fraction=0.0)
+    with pytest.raises(UserError, match=r"PreferenceConfig\.patience has no effect unless val_fraction is set"):
+        AlignGuardRecipe.shapes(val_fraction=0.0, patience=3)
+
+
+def test_a_chain_refuses_what_its_merge_does_not_read(monkeypatch):
+    with pytest.raises(UserError, match=r"AlignConfig\.search has no effect with strength 1\.5"):
+        AlignConfig(strength=1.5, search=60)
+    monkeypatch.setattr(MERGES["sum"], "grid", ())
+    with pytest.raises(UserError, match=r"AlignConfig\.search has no effect with the merge sum, which has no grid"):
+        AlignConfig(merge="sum", search=60)
+    with pytest.raises(UserError, match=r"AlignConfig\.calibration has no effect with the merge mean, which looks at no prompts"):
+        AlignConfig(merge="mean", calibration=8)
+    retained = DataConfig(retain=("a tree",))
+    with pytest.raises(UserError, match=r"retain has no effect: retain_weight is 0, and the merge co-merge preserves no captions"):
+        AlignConfig(merge="co-merge", data=retained)
+    AlignConfig(merge="co-merge", data=retained, experts=AlignGuardRecipe().changed(retain_weight=1.0))
+    AlignConfig(merge=next(name for name, kind in MERGES.items() if kind.preserves), data=retained)
