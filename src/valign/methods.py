@@ -1,10 +1,13 @@
 """What a method (a paper's contribution) says of itself, next to its code, as a module constant `METHOD`."""
 
-import pkgutil
+import ast
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
+
+START = "\nMETHOD = Method("
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +24,21 @@ class Method:
 
 
 def declared_methods() -> list[Method]:
-    """Every `METHOD` of the package, by room and slug. Imports all modules."""
-    found: list[Method] = []
+    """Every `METHOD` of the package, by room and slug; read from the sources, so that no module is imported.
+
+    Raises: ValueError for a declaration that is not written in plain values.
+    """
     package = find_spec("valign")
     assert package is not None
-    for info in pkgutil.walk_packages(package.submodule_search_locations, prefix="valign."):
-        if info.name.startswith(("valign.cli", "valign.__main__")):
-            continue
-        method = getattr(import_module(info.name), "METHOD", None)
-        if isinstance(method, Method):
-            found.append(method)
+    assert package.submodule_search_locations is not None
+    files = (file for place in package.submodule_search_locations for file in sorted(Path(place).rglob("*.py")))
+    found = [method for file in files for method in _declared(file)]
     return sorted(found, key=lambda method: (method.room, method.slug))
+
+
+def _declared(file: Path) -> Iterator[Method]:
+    text = file.read_text(encoding="utf-8")
+    for node in ast.parse(text).body if START in text else ():
+        call = node.value if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "METHOD" else None
+        if isinstance(call, ast.Call):
+            yield Method(**{str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords})

@@ -75,7 +75,7 @@ def test_a_finished_run_is_not_run_again(sd, cache, straight, monkeypatch):
 
 
 def test_another_recipe_does_not_overwrite(sd, cache, straight):
-    with pytest.raises(UserError, match=r"was made with another recipe\. Choose another output folder"):
+    with pytest.raises(UserError, match=r"was made with another recipe: .* was .* and is now .*choose another output folder"):
         train(sd, cache, straight.adapter.parent, **CONFIG, rank=2)
 
 

@@ -1,0 +1,37 @@
+"""Commands that need no model import none of the libraries that take seconds."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "diffusers", "peft", "accelerate", "scipy", "sklearn", "matplotlib")
+CODE = """
+import sys
+from valign.cli import main
+sys.argv = ["valign", *{arguments!r}]
+try:
+    main()
+except SystemExit as stop:
+    code = stop.code
+print(f"loaded={{[name for name in {heavy!r} if name in sys.modules]}} code={{code}}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["methods"], 0),
+        (["policy", "check", "default"], 0),
+        (["data", "read", "prompts.csv"], 0),
+        (["data", "overlap", "prompts.csv", "prompts.csv"], 0),
+        (["data", "read", "nowhere.csv"], 2),
+        (["data", "read", "prompts.csv", "--column", "prompt=text"], 2),
+        (["policy", "check", "nowhere.yaml"], 2),
+    ],
+)
+def test_light_commands_and_their_refusals_import_no_heavy_library(tmp_path, arguments, code):
+    (tmp_path / "prompts.csv").write_text("prompt,label\na lamp,0\n")
+    program = CODE.format(arguments=arguments, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.splitlines()[-1] in (f"loaded=[] code={code}", f"loaded=[] code={None if code == 0 else code}")
