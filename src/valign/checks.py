@@ -139,6 +139,8 @@ def read_changes(kind: type[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     hints, declared, found = get_type_hints(kind), declared_options(kind), {}
     for name, value in changes.items():
+        if isinstance(value, str) and get_origin(declared[name].type) is tuple:
+            value = [value]  # a list of one, written alone
         found[name] = _read(hints[name], value, f"{kind.__name__}.{name}")
         try:
             _check_option(f"{kind.__name__}.{name}", found[name], declared[name])

@@ -233,6 +233,14 @@ class Detector(Protocol):
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]: ...
 
 
+@runtime_checkable
+class KeepsAnswers(Protocol):
+    """A detector whose answers are costly, and do not repeat exactly: a model behind an endpoint."""
+
+    def keep_answers(self, folder: Path) -> None: ...  # write them to ``folder`` as they come, and take those that are there
+    def remarks(self) -> list[str]: ...  # what a reader of its verdicts must know, in sentences
+
+
 def scores_of(detector: Detector, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
     """The scores, checked: a row per image, a column per class, all in [0, 1], or NaN where the card says that it abstains."""
     shape = (len(images), len(detector.card.classes))
@@ -247,7 +255,7 @@ def scores_of(detector: Detector, images: Sequence[Image]) -> Float[np.ndarray, 
 class Chat(Protocol):
     """Messages in, text out."""
 
-    def complete(self, messages: list[dict[str, str]]) -> str: ...
+    def complete(self, messages: list[dict[str, Any]]) -> str: ...
 
 
 @runtime_checkable

@@ -50,3 +50,20 @@ def test_pipelines_in_the_cache_are_named(monkeypatch, tmp_path):
     (snapshot / "model_index.json").write_text("{}")
     (finding,) = doctor.cached_models()
     assert (finding.state, finding.detail) == ("ok", "someone/some-model")
+
+
+def test_own_detectors_are_listed_and_a_broken_one_stops_nothing(tmp_path, monkeypatch):
+    from valign.detectors.importing import import_judge
+    from valign.detectors.vision_judge import JudgeOptions
+    from valign.policy import load_policy
+
+    monkeypatch.setenv("VALIGN_DETECTORS", str(tmp_path))
+    (finding,) = doctor.own_detectors()
+    assert (finding.state, "none in" in finding.detail) == ("optional", True)
+    import_judge(tmp_path / "judge", load_policy("default"), (), JudgeOptions())
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "detector.json").write_text("{}")
+    (finding,) = doctor.own_detectors()
+    assert finding.state == "ok"
+    assert "judge (vision-judge)" in finding.detail
+    assert "broken: " in finding.detail

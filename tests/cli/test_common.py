@@ -11,7 +11,7 @@ from valign.policy import load_policy
 
 @pytest.mark.parametrize("name", ["", "oracel", "safety-checker", "clip-probe=", "nudenet=x", "oracle=x", "oracle+x"])
 def test_an_unknown_detector_lists_the_known(name):
-    with pytest.raises(UserError, match="detector must be oracle, nudenet, safety-checker=FOLDER or clip-probe=FOLDER"):
+    with pytest.raises(UserError, match="detector must be oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER"):
         common.resolve_detector(name, model="shapes")
 
 

@@ -96,7 +96,8 @@ def command(
     AlignConfig(**chain)  # a mistake shows before the model is loaded
     if not looks.detector:
         raise UserError(
-            "--detector must name what judges the images, got nothing. Name one: oracle, nudenet, safety-checker=FOLDER ..."
+            "--detector must name what judges the images, got nothing. Name one: oracle, nudenet, safety-checker=FOLDER ... "
+            "(`valign detector list`)."
         )
     rules = load_policy(policy)
     tables = record(ctx, SourceOptions)

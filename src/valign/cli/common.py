@@ -108,16 +108,16 @@ def resolve_suite(name: str, policy: Policy, table: PromptTableOptions | None = 
     return read_suite(name, table.format if table else None, reading=reading, known=policy.category_ids())
 
 
-def resolve_detector(name: str, *, model: str | None = None) -> Detector:
-    """``oracle`` (or ``shapes``), ``safety-checker=FOLDER``, ``clip-probe=FOLDER``, ``nudenet``, or several joined by ``+``.
+def resolve_detector(names: str | Sequence[str], *, model: str | None = None) -> Detector:
+    """A detector by name or folder, as `valign.detectors.build` takes it, or several as one; ``oracle`` or ``shapes`` is a world's.
 
-    Args: model: As `resolve_model` takes it, whose images are judged; only its files are read. None: the caller checks the domain.
+    Args: model: As `resolve_model` takes it, whose images are judged; only its files are looked at. None: the caller checks.
     Raises: UserError for an unknown detector, and for one that cannot judge images of this model.
     """
     from valign.detectors import build
     from valign.detectors.base import check_domain
 
-    detector = build(name, oracle=find_oracle)
+    detector = build(names, oracle=find_oracle)
     if model is not None:
         check_domain(detector.card, origins_of(model), model)
     return detector
@@ -166,8 +166,10 @@ class PromptTableOptions(TableOptions):
 class EvaluatorOptions:
     """What looks at the images, by name; empty leaves it to the command."""
 
-    detector: str = option(
-        "", help="detector that judges the images: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER; joined by +"
+    detector: tuple[str, ...] = option(
+        (),
+        help="detector that judges the images: oracle, nudenet, safety-checker=FOLDER, a detector's name or folder, a judge's "
+        "FOLDER@ADDRESS; several are joined, and how far they agree is reported",
     )
     fidelity: str = option("", help="what tells whether benign images are right: oracle or none")
     clip: str = option("", help="CLIP for CLIPScore and drift: shapes, a folder, or none")

@@ -75,7 +75,7 @@ def build(
     retain: Retain = None,
     detector: Annotated[
         str | None,
-        Option("--detector", "--filter-detector", help="oracle, safety-checker=FOLDER, clip-probe=FOLDER or nudenet"),
+        Option("--detector", "--filter-detector", help="oracle, nudenet, safety-checker=FOLDER, or a detector's name or folder"),
     ] = None,
     images: Annotated[
         Path | None, Option(help="folder of ready images of these pairs (CoProV2 names) instead of generating")
@@ -116,7 +116,9 @@ def build_values_(
     pairs: Annotated[
         Path | None, Option(help="data set of `valign data build`: its prompt pairs are the scenes of their categories' principles")
     ] = None,
-    detector: Annotated[str | None, Option(help="judges harm: oracle, safety-checker=FOLDER, clip-probe=FOLDER or nudenet")] = None,
+    detector: Annotated[
+        str | None, Option(help="judges harm: oracle, nudenet, safety-checker=FOLDER, or a detector's name or folder")
+    ] = None,
     clip: Annotated[str | None, Option(help="judges the rest: a folder of a CLIP model, shapes or oracle")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:

@@ -33,7 +33,7 @@ class Finding:
 @example("valign doctor --json")
 def command(json: Annotated[bool, typer.Option("--json", help="as JSON")] = False) -> None:
     """Show versions, device, models found and writable folders. Exit code 1 if something needed is missing."""
-    findings = [*packages(), *devices(), *bundled_models(), *cached_models(), *folders()]
+    findings = [*packages(), *devices(), *bundled_models(), *cached_models(), *own_detectors(), *folders()]
     if json:
         from json import dumps
 
@@ -97,6 +97,20 @@ def cached_models() -> Iterator[Finding]:
     indices = sorted(Path(HF_HUB_CACHE).glob("models--*/snapshots/*/model_index.json"))
     names = sorted({index.parents[2].name.removeprefix("models--").replace("--", "/") for index in indices})
     yield Finding("hub cache", "ok" if names else "optional", ", ".join(names) or f"no pipelines in {HF_HUB_CACHE}")
+
+
+def own_detectors() -> Iterator[Finding]:
+    """Detectors that are called by name alone. One that cannot be read is named, and stops nothing."""
+    from valign.detectors import on_shelf, shelf
+    from valign.detectors.record import read_record
+
+    found = []
+    for place in on_shelf():
+        try:
+            found.append(f"{place.name} ({read_record(place).kind})")
+        except UserError as error:
+            found.append(f"{place.name}: {error}")
+    yield Finding("own detectors", "ok" if found else "optional", ", ".join(found) or f"none in {shelf()}; valign detector fit")
 
 
 def folders() -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from valign.cli.common import (
     err,
     example,
     find_world,
+    origins_of,
     out,
     resolve_clip,
     resolve_detector,
@@ -26,7 +27,7 @@ from valign.cli.common import (
     resolve_model,
     resolve_suite,
 )
-from valign.cli.options import configured, record
+from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,8 +54,11 @@ BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max
 )
 def command(
     ctx: Context,
-    model: Annotated[str, Option("--model", "-m", help="the base: shapes, a pipeline folder or a hub id")],
     folder: Annotated[Path, Option("--out", "-o", help="folder for images, numbers and report; an unfinished one is resumed")],
+    model: Annotated[
+        str,
+        Option("--model", "-m", help="the base: shapes, a pipeline folder or a hub id; of --judge-images the one that made them"),
+    ] = "",
     suite: Annotated[str, Option("--suite", "-s", help="test prompts: shapes, or a table of prompts with labels")] = "shapes",
     adapter: Annotated[list[str], Option(metavar="[NAME=]FOLDER", help="adapter to compare; may be repeated")] = [],  # noqa: B006
     values: Annotated[
@@ -66,6 +70,18 @@ def command(
     baseline: Annotated[list[str], Option(help=f"{', '.join(BASELINES)}; may be repeated")] = [],  # noqa: B006
     policy: Annotated[str, Option("--policy", "-p", help="policy whose words the baselines use; the suite's own, or default")] = "",
     reference: Annotated[Path | None, Option(help="folder of images that FID compares with")] = None,
+    judge_images: Annotated[
+        list[str],
+        Option(
+            metavar="[NAME=]FOLDER",
+            help="images that another tool made, with a manifest of prompt, file and category, instead of a model's; may be "
+            "repeated, the first is the base",
+        ),
+    ] = [],  # noqa: B006
+    skip_unreadable: Annotated[
+        bool, Option("--skip-unreadable", help="count broken images as not measured instead of stopping")
+    ] = False,
+    stand_in: Annotated[bool, Option("--stand-in", help="the manifest's harms are neutral drawings: show them unveiled")] = False,
     trained_on: Annotated[list[Path], Option(help="data set or prompt file that must not overlap with the suite")] = [],  # noqa: B006
     limit: Annotated[int | None, Option(min=1, help="prompts at most, of every category and kind in turn")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
@@ -76,6 +92,16 @@ def command(
     from valign.interfaces import SamplingConfig
     from valign.policy import load_policy
 
+    if judge_images:
+        _refuse_with_images(ctx)
+        folders = _named_folders(judge_images, "--judge-images")
+        summary = _judge_images(ctx, folders, model, policy, folder, skip_unreadable, stand_in, limit, trained_on)
+        print_summary(summary, folder)
+        return
+    if not model:
+        raise UserError("--model must name the base, got nothing: shapes, a pipeline folder or a hub id. Or name --judge-images.")
+    if given := [name for name, value in (("skip-unreadable", skip_unreadable), ("stand-in", stand_in)) if value]:
+        raise UserError(f"--{given[0]} has no effect without --judge-images. Leave it out, or name the images.")
     adapters, world = _adapters(adapter), find_world(suite)
     encoders = _adapters(values, "--values")
     _distinct(adapters, encoders)
@@ -86,7 +112,10 @@ def command(
         raise UserError("--policy has no effect without --baseline or --values, which use its words. Leave it out, or name one.")
     looks, sampling = record(ctx, EvaluatorOptions), record(ctx, SamplingConfig)
     if not looks.detector and not world:
-        raise UserError("--detector must name what judges the images, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
+        raise UserError(
+            "--detector must name what judges the images, got nothing. Name one: nudenet, "
+            "safety-checker=FOLDER ... (`valign detector list`)."
+        )
 
     rules, table = load_policy(policy or (world.policy if world else "default")), record(ctx, PromptTableOptions)
     tests = resolve_suite(suite, rules, table)
@@ -110,6 +139,75 @@ def command(
     print_summary(summary, folder)
 
 
+def _judge_images(
+    ctx: Context,
+    folders: Mapping[str, Path],
+    model: str,
+    policy: str,
+    out: Path,
+    skip_unreadable: bool,
+    stand_in: bool,
+    limit: int | None,
+    trained_on: Sequence[Path],
+) -> dict[str, Any]:
+    """Measure images that were made elsewhere."""
+    from valign.evaluation import Evaluators, ReportOptions, counted_categories, evaluate
+    from valign.evaluation.images.made_elsewhere import read_made_elsewhere, refuse_unreadable, same_prompts
+    from valign.policy import load_policy
+
+    looks, table, world = record(ctx, EvaluatorOptions), record(ctx, PromptTableOptions), find_world(model)
+    if not looks.detector:
+        raise UserError("--detector must name what judges the images, got nothing. See `valign detector list`.")
+    rules = load_policy(policy or (world.policy if world else "default"))
+    maker = model or "the model of these images (say which by --model)"
+    judge = resolve_detector(looks.detector, model=maker)
+    reader, encoder = resolve_fidelity(looks.fidelity or "none", model=maker), resolve_clip(looks.clip or "none", model=maker)
+    options: dict[str, Any] = {"known": rules.category_ids(), "reading": table.reading(), "stand_in": stand_in}
+    made = {name: read_made_elsewhere(folder, **options) for name, folder in folders.items()}
+    first, *others = made.values()
+    same_prompts(first, others)
+    if not skip_unreadable:
+        refuse_unreadable(made.values())
+    _refuse_trained(first.suite, trained_on, table.reading().beside())
+    tests = first.suite.take(limit)
+    counted_categories(tests, judge)
+    unnamed = [f"{one.unnamed} images in {one.folder} are not in its manifest and were not looked at." for one in made.values()]
+    return evaluate(
+        [one.system(name, origins=origins_of(maker)) for name, one in made.items()],
+        tests,
+        Evaluators(judge, fidelity=reader, clip=encoder),
+        out=out,
+        sampling=None,
+        report=record(ctx, ReportOptions),
+        notes=[note for note, one in zip(unnamed, made.values()) if one.unnamed],
+    )
+
+
+def _refuse_with_images(ctx: Context) -> None:
+    """Refuse options that do nothing where the images are given."""
+    from valign.interfaces import SamplingConfig
+
+    idle = ("suite", "adapter", "values", "value_retriever", "baseline", "reference", "device", "anyway")
+    sources = {name: ctx.get_parameter_source(name) for name in idle}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if changes(ctx, PromptTableOptions).get("format"):
+        given.append("format")
+    if given := [*given, *changes(ctx, SamplingConfig)]:
+        raise UserError(f"--{given[0].replace('_', '-')} has no effect on images that were made elsewhere. Leave it out.")
+
+
+def _named_folders(given: Sequence[str], option: str) -> dict[str, Path]:
+    """``NAME=FOLDER``, or a folder that gives its own name."""
+    found: dict[str, Path] = {}
+    for text in given:
+        name, _, place = text.rpartition("=")
+        name = name or Path(place).resolve().name
+        if name in found:
+            raise UserError(f"{option} must have names of their own, got {name} twice. Give NAME=FOLDER.")
+        found[name] = Path(place)
+    return found
+
+
 def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """The comparison as a table on stderr, the report's path on stdout."""
     err.print(summary_table(summary))
@@ -117,9 +215,23 @@ def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
     err.print(Text(found["headline"], style="bold"))
     for one in found["systems"] if len(found["systems"]) > 1 else ():
         err.print(Text(one["text"]))
+    for one in summary["agreement"]:
+        err.print(Text(_agreement_line(one)))
     for note in summary["notes"]:
         err.print(Text(note, style="dim"))
     out.print(str(folder / "report.html"), soft_wrap=True)
+
+
+def _agreement_line(one: Mapping[str, Any]) -> str:
+    """How far two of the joined detectors agree."""
+    pair = f"{one['first']} and {one['second']}"
+    if not one["categories"]:
+        return f"{pair} measure no category in common, so their agreement is unknown."
+    differ = f"disagree on {one['only_first'] + one['only_second']} of {one['images']} images"
+    if one["kappa"] is None:
+        return f"{pair} {differ}; Cohen's kappa is not defined."
+    kappa = one["kappa"]
+    return f"{pair} {differ}: Cohen's kappa {kappa['value']:.2f} [{kappa['low']:.2f}, {kappa['high']:.2f}]."
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:

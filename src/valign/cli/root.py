@@ -28,6 +28,7 @@ PANELS = {
         "baseline": ("valign.cli.baseline", "app"),
         "merge": ("valign.cli.merge", "app"),
         "adapter": ("valign.cli.adapter", "app"),
+        "detector": ("valign.cli.detector", "app"),
         "evaluate": ("valign.cli.evaluate", "command"),
     },
     "Fine-tuning": {

@@ -142,7 +142,7 @@ def _rules(options: RulesOptions) -> Any:
 
     if not options.detector:
         raise UserError(
-            "--detector must name what checks the images, got nothing: oracle, nudenet, safety-checker=FOLDER, clip-probe=FOLDER. "
+            "--detector must name what checks the images, got none: oracle, nudenet, safety-checker=FOLDER, a detector's folder. "
             "`--detector none` hands out images that nothing checked."
         )
     if options.detector == "none":

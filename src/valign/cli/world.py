@@ -50,6 +50,25 @@ def sheet(
     out.print(str(output), soft_wrap=True)
 
 
+@app.command("labelled", epilog="example: valign world labelled shapes -o labelled --per-category 40")
+def labelled(
+    name: Name = "shapes",
+    output: Annotated[Path, typer.Option("-o", "--out", help="new folder, with a sub-folder per category")] = Path("labelled"),
+    per_category: Annotated[int, typer.Option(min=1, help="renders of each category; three times as many harmless ones")] = 60,
+    seed: Seed = 0,
+) -> None:
+    """Renders of the world with labels, to fit and test detectors on: `valign detector fit`."""
+    from valign.files import atomic_folder
+    from valign.worlds import world
+
+    with atomic_folder(output) as folder:
+        for example in world(name).labelled(per_category=per_category, seed=seed):
+            place = folder / example.name
+            place.parent.mkdir(exist_ok=True)
+            example.open().save(place)
+    out.print(str(output), soft_wrap=True)
+
+
 @app.command("suite", epilog="example: valign world suite shapes -o suite.jsonl --per-concept 4")
 def suite(
     name: Name = "shapes",

@@ -1,6 +1,7 @@
 """Several detectors as one: harmful when any of them says so. Inappropriate probability in the papers is Q16 or NudeNet."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -8,13 +9,18 @@ from PIL.Image import Image
 
 from valign.checks import UserError
 from valign.files import hash_value
-from valign.interfaces import Detector, DetectorCard, scores_of
+from valign.interfaces import Detector, DetectorCard, KeepsAnswers, scores_of
 
 
-def to_half(scores: Float[np.ndarray, "image class"], threshold: float) -> Float[np.ndarray, "image class"]:
-    """Bend scores to put ``threshold`` at 0.5: straight pieces through (0, 0), (threshold, 0.5), (1, 1). Order and NaN are kept."""
+def to_half(
+    scores: Float[np.ndarray, "image class"], threshold: float | Float[np.ndarray, " class"]
+) -> Float[np.ndarray, "image class"]:
+    """Bend scores to put ``threshold`` at 0.5: straight pieces through (0, 0), (threshold, 0.5), (1, 1). Order and NaN are kept.
+
+    Args: threshold: Of all classes, or of each.
+    """
     below = 0.5 * scores / threshold
-    above = 0.5 + 0.5 * (scores - threshold) / max(1 - threshold, np.finfo(float).tiny)
+    above = 0.5 + 0.5 * (scores - threshold) / np.maximum(1 - np.asarray(threshold), np.finfo(float).tiny)
     return np.where(scores >= threshold, np.maximum(above, 0.5), np.minimum(below, np.nextafter(0.5, 0)))
 
 
@@ -42,6 +48,7 @@ class AnyOf:
         self.detectors = detectors
         names = [detector.card.name for detector in detectors]
         names = [name if names.index(name) == i else f"{name}-{i + 1}" for i, name in enumerate(names)]
+        self.names = tuple(names)
         self.card = DetectorCard(
             name=" or ".join(names),
             classes=tuple(f"{name}:{one}" for name, detector in zip(names, detectors) for one in detector.card.classes),
@@ -51,6 +58,16 @@ class AnyOf:
             domain=_common_domain(detectors),
             abstains=any(detector.card.abstains for detector in detectors),
         )
+
+    def keep_answers(self, folder: Path) -> None:
+        """See `KeepsAnswers`; each detector that does so has a folder of its own."""
+        for name, detector in zip(self.names, self.detectors):
+            if isinstance(detector, KeepsAnswers):
+                detector.keep_answers(folder / name)
+
+    def remarks(self) -> list[str]:
+        """Those of its detectors."""
+        return [one for detector in self.detectors if isinstance(detector, KeepsAnswers) for one in detector.remarks()]
 
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
         """``[image, class]`` scores in [0, 1], the detectors' columns side by side."""

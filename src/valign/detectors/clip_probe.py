@@ -3,7 +3,7 @@
 ``p = softmax(100 [cos(image, harmless), cos(image, harmful)])``, harmful from 0.5 on: every image that the
 softmax favours counts. (The published tool lists only those at 0.9 or above unless told otherwise.)
 A probe file is safetensors: ``vectors`` [class, 2, dim], with the class names, what they cover and the encoder's
-hash in its header.
+hash in its header; a fitted one also has ``calibration`` [class, 2], slope and offset of each class's logit (Platt 1999).
 """
 
 import json
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from valign.checks import UserError, check_range
 from valign.detectors.base import check_pin
+from valign.detectors.record import FILE, read_record
 from valign.files import atomic_path, hash_file, hash_value
 from valign.interfaces import DetectorCard
 from valign.methods import Method
@@ -90,12 +91,14 @@ def save_probe(
     encoder: str,
     *,
     covers: Mapping[str, str | Sequence[str]] | str | None = None,
+    calibration: Float[Tensor, "class 2"] | None = None,
 ) -> None:
     """Write a probe file atomically.
 
     Args:
         encoder: The ``weights_sha256`` of the encoder whose features it was tuned on.
         covers: The categories of harm that each class measures, as in `DetectorCard`; None: the one of the class's own name.
+        calibration: Slope (above 0) and offset of each class's logit; None leaves the logits as they are.
     """
     if len(classes) != len(vectors):
         raise ValueError(
@@ -104,8 +107,11 @@ def save_probe(
     header = {"classes": "\n".join(classes), "encoder": encoder}
     if covers is not None:
         header["covers"] = json.dumps(covers)
+    tensors = {"vectors": vectors.contiguous()}
+    if calibration is not None:
+        tensors["calibration"] = calibration.contiguous()
     with atomic_path(path) as temporary:
-        save_file({"vectors": vectors.contiguous()}, temporary, metadata=header)
+        save_file(tensors, temporary, metadata={"probe": json.dumps(header)})  # one entry: safetensors orders several at random
 
 
 class ClipProbeDetector:
@@ -114,22 +120,36 @@ class ClipProbeDetector:
     def __init__(
         self, folder: str | Path, *, encoder: ImageEncoder | None = None, threshold: float = 0.5, sha256: str | None = None
     ) -> None:
-        """Open ``folder/probe.safetensors`` with ``encoder``, or else with the CLIP model in the same folder."""
-        probe = Path(folder) / "probe.safetensors"
-        self.vectors, classes, tuned_on, covers = _open(probe)
-        self.encoder = encoder or _clip(Path(folder))
+        """Open ``folder/probe.safetensors`` with ``encoder``, or else with the CLIP model that `detector.json` names, or that lies
+        in the same folder."""
+        folder = Path(folder)
+        probe = folder / "probe.safetensors"
+        record = read_record(folder) if (folder / FILE).is_file() else None
+        self.vectors, self.calibration, classes, tuned_on, covers = _open(probe)
+        self.encoder = encoder or _clip(folder / str(record.options["encoder"]) if record else folder)
         found, weights = self.encoder.weights_sha256, hash_file(probe)
+        dim = getattr(self.encoder, "dim", self.vectors.shape[-1])
+        if dim != self.vectors.shape[-1]:
+            raise UserError(
+                f"{probe} must be made for embeddings of {dim} numbers, which the encoder gives, got one for "
+                f"{self.vectors.shape[-1]}. Use the encoder that it was tuned on, or fit the probe again."
+            )
         if tuned_on != found:
             raise UserError(
                 f"{probe} was tuned on encoder {tuned_on[:12]}, got encoder {found[:12]}. Use that encoder, or fit the probe again."
             )
         check_pin("clip-probe", weights, sha256)
-        self.card = DetectorCard("clip-probe", classes, threshold, hash_value([weights, found]), covers=covers)
+        both = hash_value([weights, found])
+        self.card = record.card_for(folder, both) if record else DetectorCard("clip-probe", classes, threshold, both, covers=covers)
+
+    def logits(self, images: Sequence[Image]) -> Float[Tensor, "image class"]:
+        """Logits before calibration."""
+        return probe_logit(torch.from_numpy(np.asarray(self.encoder.image_features(images), dtype=np.float32)), self.vectors)
 
     def detect(self, images: Sequence[Image]) -> Float[np.ndarray, "image class"]:
         """``[image, class]`` probabilities of harm."""
-        features = torch.from_numpy(np.asarray(self.encoder.image_features(images), dtype=np.float32))
-        return probe_logit(features, self.vectors).double().sigmoid().numpy()
+        slope, offset = self.calibration.double().T
+        return (slope * self.logits(images).double() + offset).sigmoid().numpy()
 
 
 def _clip(folder: Path) -> ImageEncoder:
@@ -138,12 +158,15 @@ def _clip(folder: Path) -> ImageEncoder:
     return ClipEncoder(folder)
 
 
-def _open(path: Path) -> tuple[Tensor, tuple[str, ...], str, Any]:
+def _open(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...], str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
+            header |= json.loads(header.get("probe", "{}"))
             vectors = file.get_tensor("vectors").float()
-    except (OSError, SafetensorError) as error:
+            plain = torch.tensor([1.0, 0.0]).expand(len(vectors), 2)
+            calibration = file.get_tensor("calibration").float() if "calibration" in set(file.keys()) else plain
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} must be a probe file (safetensors with `vectors`), it could not be read: {error}. Make one with save_probe."
         ) from error
@@ -152,9 +175,13 @@ def _open(path: Path) -> tuple[Tensor, tuple[str, ...], str, Any]:
         raise UserError(
             f"{path} must hold vectors [class, 2, dim], class names and encoder, got {tuple(vectors.shape)}. Use save_probe."
         )
-    check_finite(path, {"vectors": vectors})
+    check_finite(path, {"vectors": vectors, "calibration": calibration})
+    if calibration.shape != (len(classes), 2) or not (calibration[:, 0] > 0).all():
+        raise UserError(
+            f"{path} must hold a slope above 0 and an offset per class, got {calibration.tolist()}. Fit the probe again."
+        )
     try:
         covers = json.loads(header.get("covers", "null"))
     except ValueError as error:
         raise UserError(f"{path} must say what its classes cover as JSON, got {header['covers']!r}. Use save_probe.") from error
-    return vectors, classes, header["encoder"], covers
+    return vectors, calibration, classes, header["encoder"], covers

@@ -18,7 +18,7 @@ class ImageResult:
 
     ``cluster`` is equal for equal texts. Where the system gave no image ``harmful`` is False, and the measures are None.
     ``harmful`` is None where it was not measured: the detector does not cover the category or came to no answer, or the image is
-    ``blank``, which shows nothing, harmful or not.
+    ``blank``, which shows nothing, harmful or not, or ``unreadable``, an image of another tool whose file is broken.
     """
 
     system: str
@@ -32,6 +32,7 @@ class ImageResult:
     blocked: bool = False
     harmful: bool | None = False
     blank: bool = False  # one colour all over
+    unreadable: bool = False
     scores: dict[str, float] = field(default_factory=dict)  # detector class -> score in [0, 1]
     fidelity: dict[str, bool] = field(default_factory=dict)  # only what the prompt asked for
     counterpart: bool | None = None  # whether it shows the safe counterpart; None where nobody asked or nobody could tell

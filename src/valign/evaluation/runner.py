@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 
 from valign.checks import UserError, check_choice
+from valign.detectors.any_of import AnyOf
 from valign.detectors.base import check_coverage, check_domain
+from valign.evaluation.agreement import agreements
 from valign.evaluation.conclusions import conclude
 from valign.evaluation.images.before_after import write_before_after
 from valign.evaluation.images.folder import make_images
 from valign.evaluation.images.frechet import size_warning
 from valign.evaluation.images.measuring import Evaluators, Measured, measure
+from valign.evaluation.report.disagreements import agreement_sections
 from valign.evaluation.report.report import ReportOptions, write_report
 from valign.evaluation.results import write_results
 from valign.evaluation.suite import Suite
 from valign.evaluation.summary import summarize
 from valign.evaluation.systems import System
 from valign.files import hash_value, read_json, write_json
-from valign.interfaces import Detector, SamplingConfig
+from valign.interfaces import Detector, KeepsAnswers, SamplingConfig
 from valign.runs import Run, versions
 
 
@@ -34,7 +37,7 @@ def evaluate(
     *,
     out: Path,
     base: str | None = None,
-    sampling: SamplingConfig = SamplingConfig(batch_size=16),
+    sampling: SamplingConfig | None = SamplingConfig(batch_size=16),
     report: ReportOptions | None = None,
     categories: Collection[str] | None = None,
     notes: Sequence[str] = (),
@@ -44,7 +47,7 @@ def evaluate(
     Args:
         systems: What to compare. ``base`` names the one that the others are measured against; the first one if not given.
         sampling: What the systems were made with; recorded, and a change makes new images. Its batch size is also the prompts
-            per call of a system, its seed that of every image's own seed and of all resampling.
+            per call of a system, its seed that of every image's own seed and of all resampling. None: made elsewhere, unknown.
         categories: Those that the systems were made for; what else the suite asks for is listed apart. None for all.
         notes: What a reader must know besides.
     Raises: UserError, before any image, if the detector cannot judge a system's images or measures none of the categories; and if
@@ -54,8 +57,9 @@ def evaluate(
     focus = counted_categories(suite, evaluators.detector, categories)
     for system in listed:
         check_domain(evaluators.detector.card, system.origins, f"the model of {system.name}")
-    seed = sampling.seed
-    settings: dict[str, Any] = {"seed": seed, "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
+    made = sampling or SamplingConfig()
+    seed = made.seed
+    settings: dict[str, Any] = {"seed": seed, "steps": made.steps, "guidance_scale": made.guidance_scale} if sampling else {}
     detector, reference = evaluators.detector, evaluators.reference
     named, reader = evaluators.feature_reader()
     run = Run.open(out, step="evaluation", recipe=settings, inputs={"suite": suite.fingerprint()}, seed=seed)
@@ -73,11 +77,11 @@ def evaluate(
 
     seeds = suite.seeds(seed)
     folders = {
-        system.name: make_images(
-            system, suite, seeds, out / "images" / system.name, settings=settings, batch_size=sampling.batch_size
-        )
+        system.name: make_images(system, suite, seeds, out / "images" / system.name, settings=settings, batch_size=made.batch_size)
         for system in listed
     }
+    if isinstance(detector, KeepsAnswers):
+        detector.keep_answers(out / "answers")
     measured: dict[str, Measured] = {}
     for system in listed:
         before = measured.get(listed[0].name)
@@ -93,6 +97,7 @@ def evaluate(
         reference=None if reference is None or reader is None else np.asarray(reader(list(reference)), dtype=np.float64),
         seed=seed,
     )
+    agreed = agreements(detector, rows, seed=seed) if isinstance(detector, AnyOf) else []
     summary = {
         "title": report.title,
         "suite": {
@@ -114,10 +119,12 @@ def evaluate(
         "base": listed[0].name,
         "systems": [asdict(system) for system in found],
         "conclusions": asdict(conclude(listed, found, {name: one.rows for name, one in measured.items()}, detector.card, focus)),
+        "agreement": [asdict(one) for one in agreed],
         "notes": [*notes, *_notes(found, measured, detector, reader is not None, focus)],
     }
     write_json(out / "summary.json", summary)
-    write_report(out / "report.html", summary, rows, suite, folders, report)
+    sections = agreement_sections(agreed, rows, suite, folders, detector.card)
+    write_report(out / "report.html", summary, rows, suite, folders, report, sections=sections)
     if suite.stand_in and not report.veil:
         write_before_after(out / "before_after.png", suite, folders)
     run.finish(wanted=wanted)
@@ -162,8 +169,11 @@ def _notes(
     if unknown:
         notes.append(f"Not measured: {', '.join(unknown)}. Detector {card.name} does not cover them, and no rate counts them.")
     for name, one in measured.items():
-        blank = sum(row.blank for row in one.rows)
-        silent = sum(row.harmful is None and not row.blank and (row.benign or card.measures(row.category)) for row in one.rows)
+        blank, broken = (sum(getattr(row, name) for row in one.rows) for name in ("blank", "unreadable"))
+        looked = [row for row in one.rows if not row.blank and not row.unreadable]
+        silent = sum(row.harmful is None and (row.benign or card.measures(row.category)) for row in looked)
+        if broken:
+            notes.append(f"{broken} of {len(one.rows)} images of {name} cannot be read; they count as not measured.")
         if blank:
             notes.append(f"{blank} of {len(one.rows)} images of {name} are of one colour; they count as not measured.")
         if silent:
@@ -176,6 +186,8 @@ def _notes(
         notes.append(
             f"On how many images the error of detector {card.name} was measured is unknown; corrected intervals take it as exact."
         )
+    if isinstance(detector, KeepsAnswers):
+        notes += detector.remarks()
     if not has_features:
         notes.append("No features were given: drift in feature space and FID are left out.")
     distance = next((system.frechet for system in found if system.frechet), None)

@@ -33,6 +33,7 @@ class System:
         listed: A list that it reads names held-out concepts, so that its figures for these are none of generalization.
         origins: Of the model that makes the images, see `valign.models.files.origin`; a detector with a domain asks for them.
         trainings: How many independent trainings the images come from; 0 where nothing was trained.
+        elsewhere: Its images were made by another tool: handing them out has no cost worth a figure.
     """
 
     name: str
@@ -44,6 +45,7 @@ class System:
     listed: bool = False
     origins: tuple[str, ...] = ()
     trainings: int = 0
+    elsewhere: bool = False
 
     def __post_init__(self) -> None:
         if not FILE_NAME.fullmatch(self.name):

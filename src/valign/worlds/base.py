@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from matplotlib.figure import Figure
 from PIL import Image
 
+from valign.data.images.labelled import HarmExample
 from valign.data.images.value_images import Contrast
 from valign.data.prompts.sources import PromptGrammar
 from valign.data.tasks.base import TaskData
@@ -65,6 +66,7 @@ class World:
     reference_images: Callable[..., list[Image.Image]]  # true images of the same suite's benign prompts
     canaries: Callable[[], list[tuple[Image.Image, bool]]]  # images with whether the oracle must flag each
     roles: Callable[..., Suite]  # prompts that name a role and leave the social attribute open, each several times
+    labelled: Callable[..., list[HarmExample]]  # images that stand for harm, and harmless ones; takes ``per_category``, ``seed``
     tasks: Mapping[str, Callable[..., TaskData]]  # for fine-tuning, by name
     budgets: Mapping[str, WorldBudget]  # "small" tries the path, "quick" takes minutes, "full" is for the documentation's tables
     quick_categories: tuple[str, ...]  # aligned by `valign quickstart` where none is named

@@ -1,4 +1,7 @@
-"""The images of one system on disk: one PNG per prompt, or an empty ``.blocked`` file; a killed run goes on where it stopped."""
+"""The images of one system on disk: one PNG per prompt, or an empty ``.blocked`` file; a killed run goes on where it stopped.
+
+An empty ``.unreadable`` file stands for an image that another tool made and that cannot be read.
+"""
 
 import json
 import time
@@ -18,6 +21,7 @@ from valign.progress import track
 from valign.runs import Run
 
 TIMES = "seconds.jsonl"
+UNREADABLE = "unreadable"  # what a system hands out in the place of such an image
 
 
 @dataclass(frozen=True)
@@ -27,20 +31,28 @@ class ImageFolder:
     folder: Path
 
     def has(self, prompt_id: str) -> bool:
-        return self._png(prompt_id).exists() or self._blocked(prompt_id).exists()
+        return self._png(prompt_id).exists() or self._blocked(prompt_id).exists() or self.unreadable(prompt_id)
+
+    def unreadable(self, prompt_id: str) -> bool:
+        """Whether there is an image that cannot be read."""
+        return (self.folder / f"{prompt_id}.{UNREADABLE}").exists()
 
     def open(self, prompt_id: str) -> Image.Image | None:
-        """The image as RGB, or None where the system refused."""
-        if self._blocked(prompt_id).exists():
+        """The image as RGB, or None where the system refused or the image cannot be read."""
+        if self._blocked(prompt_id).exists() or self.unreadable(prompt_id):
             return None
         try:
             return open_image(self._png(prompt_id))
         except UserError as error:
             raise UserError(f"{error} Delete it and run the evaluation again.") from error
 
-    def save(self, prompt_id: str, image: Image.Image | None) -> None:
+    def save(self, prompt_id: str, image: Image.Image | str | None) -> None:
+        """Keep an image, None for a refused prompt, or `UNREADABLE`."""
         if image is None:
             self._blocked(prompt_id).touch()
+            return
+        if isinstance(image, str):
+            (self.folder / f"{prompt_id}.{UNREADABLE}").touch()
             return
         with atomic_path(self._png(prompt_id)) as temporary:
             image.save(temporary, format="PNG")
@@ -94,6 +106,8 @@ def _generate(system: System, folder: ImageFolder, batch: list[tuple[str, str, i
         raise ValueError(f"System {system.name} must give one image (or None) per prompt, got {len(images)} for {len(batch)}.")
     for (prompt_id, _, _), image in zip(batch, images):
         folder.save(prompt_id, image)
+    if system.elsewhere:
+        return
     with (folder.folder / TIMES).open("a") as file:
         file.write(json.dumps({"pictures": len(batch), "seconds": seconds}) + "\n")
 

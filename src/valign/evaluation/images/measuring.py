@@ -88,7 +88,8 @@ def measure(
         known = {prompt.id: values for (prompt, _, _), values in zip(answered, columns)}
         for prompt, seed in batch:
             refused = {"blocked": True, "harmful": False if prompt.benign or card.measures(prompt.category) else None}
-            rows.append(ImageResult(system=name, **prompt_columns(prompt, seed), **known.get(prompt.id, refused)))
+            without = {"unreadable": True, "harmful": None} if images.unreadable(prompt.id) else refused
+            rows.append(ImageResult(system=name, **prompt_columns(prompt, seed), **known.get(prompt.id, without)))
     return Measured(rows, images, kept)
 
 
@@ -125,7 +126,9 @@ def _look(
     if base is not None:
         pairs = [(i, before) for i, (prompt, _, _) in enumerate(answered) if (before := base.images.open(prompt.id)) is not None]
         paired = [columns[i] for i, _ in pairs]
-        _add(paired, "rmse", pixel_rmse([before for _, before in pairs], [images[i] for i, _ in pairs]).tolist())
+        alike = [(i, before) for i, before in pairs if before.size == images[i].size]  # other tools choose sizes of their own
+        rmse = pixel_rmse([before for _, before in alike], [images[i] for i, _ in alike])
+        _add([columns[i] for i, _ in alike], "rmse", rmse.tolist())
         if len(features) and pairs:
             features_before = np.stack([base.features[answered[i][0].id] for i, _ in pairs])
             _add(paired, "drift", cosine_drift(features_before, features[[i for i, _ in pairs]]).tolist())

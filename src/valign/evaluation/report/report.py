@@ -61,6 +61,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, span=span, points=points, signed=signed, p_value=p_value, label=label)
+    seeds = bool(summary["settings"])  # of images made elsewhere only those are known that the prompts name
     systems, by_name = summary["systems"], {(row.system, row.id): row for row in rows}
     page = environment.get_template("report.html").render(
         summary=summary,
@@ -74,8 +75,8 @@ def write_report(
         kept_asked=bool(systems[0]["kept"]),
         plots=trade_offs(systems),
         sections=sections,
-        unsafe=[_strip(prompt, by_name, folders, show_prompts) for prompt in chosen_unsafe(suite)],
-        benign=[_strip(prompt, by_name, folders, True) for prompt in chosen_benign(suite)],
+        unsafe=[_strip(prompt, by_name, folders, show_prompts, seeds) for prompt in chosen_unsafe(suite)],
+        benign=[_strip(prompt, by_name, folders, True, seeds) for prompt in chosen_benign(suite)],
         veil=veil,
         style=files("valign.evaluation.report").joinpath("page/style.css").read_text(encoding="utf-8"),
     )
@@ -105,7 +106,11 @@ def chosen_benign(suite: Suite) -> list[EvalPrompt]:
 
 
 def _strip(
-    prompt: EvalPrompt, rows: Mapping[tuple[str, str], ImageResult], folders: Mapping[str, ImageFolder], show: bool
+    prompt: EvalPrompt,
+    rows: Mapping[tuple[str, str], ImageResult],
+    folders: Mapping[str, ImageFolder],
+    show: bool,
+    seeds: bool,
 ) -> dict[str, Any]:
     """One prompt's images, all systems side by side at the same seed."""
     found = {name: rows[name, prompt.id] for name in folders}
@@ -113,7 +118,8 @@ def _strip(
         {"system": name, "row": found[name], "source": data_uri(folder.open(prompt.id)), "wrong": _wrong(found[name])}
         for name, folder in folders.items()
     ]
-    return {"prompt": prompt, "text": prompt.prompt if show else "", "seed": next(iter(found.values())).seed, "images": images}
+    seed = next(iter(found.values())).seed if seeds else prompt.seed
+    return {"prompt": prompt, "text": prompt.prompt if show else "", "seed": seed, "images": images}
 
 
 def _wrong(row: ImageResult) -> list[str]:

@@ -16,7 +16,7 @@ from valign.checks import UserError, check_range
 MAX_BYTES = 4_000_000  # of an answer; a caption or a verdict has some hundreds
 REFUSALS = (400, 404, 413, 422, 501)  # the request is at fault; another one may be answered
 NOT_OPENAI = "Check that the address is an OpenAI-compatible one (often it ends in /v1)"
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Message = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": text, or a list of texts and images}
 Schema = dict[str, Any]  # JSON schema
 
 

@@ -10,6 +10,7 @@ from valign.worlds.shapes.contrast import HeadContrast
 from valign.worlds.shapes.counterpart_tasks import counterpart_data, expert_data
 from valign.worlds.shapes.glyph_tasks import glyph_data
 from valign.worlds.shapes.grammar import Grammar
+from valign.worlds.shapes.labelled import labelled_renders
 from valign.worlds.shapes.measure import measure_model
 from valign.worlds.shapes.sheet import contact_sheet
 from valign.worlds.shapes.suite import canaries, reference_images, roles, suite
@@ -41,6 +42,7 @@ SHAPES = World(
     reference_images=reference_images,
     canaries=canaries,
     roles=roles,
+    labelled=labelled_renders,
     tasks={"glyphs": glyph_data, "glyph-stream": glyph_data, "counterparts": counterpart_data, "expert": expert_data},
     budgets={"small": SMALL, "quick": QUICK, "full": FULL},
     quick_categories=("hate", "violence", "shocking"),
