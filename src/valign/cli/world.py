@@ -2,18 +2,21 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from valign.cli.common import err, out, resolve_model
 
+if TYPE_CHECKING:
+    from valign.worlds import ChatWorld
+
 app = typer.Typer(
     help="The synthetic world that stands in for harm: build it again, look at it, check its model.", no_args_is_help=True
 )
 
-Name = Annotated[str, typer.Argument(metavar="WORLD", help="name of the world: shapes")]
+Name = Annotated[str, typer.Argument(metavar="WORLD", help="name of the world: shapes or chat")]
 Seed = Annotated[int, typer.Option(help="of all random draws")]
 
 
@@ -27,10 +30,11 @@ def build(
     ] = 1.0,
 ) -> None:
     """Train the world's networks from nothing (nearly two hours on two cores); stopped, it goes on where it was."""
-    from valign.worlds import world
+    from valign.worlds import any_world
 
-    world(name).build(output, seed=seed, share=share)
-    out.print(f"{output}: model, oracle and clip", soft_wrap=True)
+    any_world(name).build(output, seed=seed, share=share)
+    made = sorted(folder.name for folder in output.iterdir() if folder.is_dir() and folder.name != "logs")
+    out.print(f"{output}: {', '.join(made)}", soft_wrap=True)
 
 
 @app.command("sheet", epilog="example: valign world sheet shapes -o shapes.png --model shapes")
@@ -88,17 +92,24 @@ def suite(
 @app.command("check", epilog="example: valign world check shapes --count 500")
 def check(
     name: Name = "shapes",
-    model: Annotated[str, typer.Option(help="model to check")] = "shapes",
-    count: Annotated[int, typer.Option(min=35, help="held-out single-object prompts")] = 500,
+    model: Annotated[
+        str,
+        typer.Option(help="model to check; empty for the world's own. Of the chat world: base, aligned, memorized, or a folder"),
+    ] = "",
+    adapter: Annotated[str, typer.Option(help="adapter on it, chat world only: safety, or a folder")] = "",
+    count: Annotated[int | None, typer.Option(min=35, help="held-out prompts (500), or requests per kind (210)")] = None,
     steps: Annotated[int, typer.Option(min=1, help="denoising steps")] = 20,
     guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance")] = 7.5,
     seed: Seed = 0,
     sheet: Annotated[Path | None, typer.Option(help="also save the images as one sheet")] = None,
 ) -> None:
-    """Measure the world's model: right glyphs and colours on prompts it never saw, and its speed. Exit 1 below the bars."""
-    from valign.worlds import world
+    """Measure the world's model: what it gets right of prompts it never saw, and its speed. Exit 1 below the bars."""
+    from valign.worlds import CHAT_WORLDS, world
 
-    chosen = world(name)
+    if name in CHAT_WORLDS:
+        _check_chat(CHAT_WORLDS[name], model, adapter, count or 210, seed)
+        return
+    chosen, model, count = world(name), model or name, count or 500
     oracle = chosen.oracle()
     found = chosen.measure(resolve_model(model), oracle, count=count, seed=seed, steps=steps, guidance_scale=guidance_scale)
     table = Table(
@@ -119,6 +130,35 @@ def check(
         out.print(str(sheet), soft_wrap=True)
     missed = [aspect for aspect, bar in chosen.bars.items() if found.shares[aspect] < bar]
     if missed:
+        err.print(f"below the bar: {', '.join(missed)}", style="red")
+        sys.exit(1)
+
+
+def _check_chat(chosen: "ChatWorld", model: str, adapter: str, count: int, seed: int) -> None:
+    """Measure a chat model; exit 1 if a model with rules (any but the base alone) misses a bar."""
+    import torch
+
+    from valign.models.language.loading import load_chat
+
+    stage = model or ("base" if adapter else "aligned")
+    folder = chosen.model_folder(stage) if stage in chosen.stages else Path(stage)
+    change = (chosen.adapter_folder(adapter) if adapter in chosen.adapters else Path(adapter)) if adapter else None
+    found = chosen.measure(load_chat(folder, adapter=change), count=count, seed=seed)
+    title = f"{stage}{f' with {adapter}' if adapter else ''}: {count} requests of each kind, held-out wordings, greedy"
+    table = Table("what", "share", "counted", "bar", title=title)
+    missed = []
+    for aspect, share in found.shares.items():
+        low, high = chosen.at_least.get(aspect), chosen.at_most.get(aspect)
+        bar = f">= {low:.2f}" if low is not None else f"<= {high:.2f}" if high is not None else ""
+        rate = share.rate if share.rate is not None else float("nan")
+        if (low is not None and not rate >= low) or (high is not None and not rate <= high):
+            missed.append(aspect)
+        shown = "not measured" if share.rate is None else f"{share.rate:.3f}"
+        table.add_row(aspect, shown, f"{share.count} of {share.of}", bar)
+    table.add_row(f"answers per second, {torch.get_num_threads()} threads", f"{found.answers_per_second:.0f}", "", "300 on 2 cores")
+    table.add_row("states", ", ".join(f"{state} {number}" for state, number in sorted(found.states.items())), "", "")
+    out.print(table)
+    if missed and (adapter or stage != chosen.stages[0]):
         err.print(f"below the bar: {', '.join(missed)}", style="red")
         sys.exit(1)
 

@@ -1,15 +1,24 @@
 """Synthetic worlds with exact oracles: data and weights, never a code path."""
 
 from valign.checks import check_choice
-from valign.worlds.base import ModelMeasurement, World, WorldBudget, WorldGrammar
+from valign.worlds.base import ChatWorld, ModelMeasurement, World, WorldBudget, WorldGrammar
+from valign.worlds.chat.world import CHAT
 from valign.worlds.shapes.world import SHAPES
 
-WORLDS = {world.name: world for world in (SHAPES,)}
+WORLDS = {world.name: world for world in (SHAPES,)}  # of images
+CHAT_WORLDS = {world.name: world for world in (CHAT,)}
 
-__all__ = ["WORLDS", "ModelMeasurement", "World", "WorldBudget", "WorldGrammar", "world"]
+__all__ = ["CHAT_WORLDS", "WORLDS", "ChatWorld", "ModelMeasurement", "World", "WorldBudget", "WorldGrammar", "any_world", "world"]
 
 
 def world(name: str) -> World:
-    """The world of this name. Raises: ValueError that lists the names."""
+    """The world of images of this name. Raises: ValueError that lists the names."""
     check_choice("world", name, WORLDS)
     return WORLDS[name]
+
+
+def any_world(name: str) -> World | ChatWorld:
+    """The world of this name, of images or of chats. Raises: ValueError that lists the names."""
+    worlds: dict[str, World | ChatWorld] = {**WORLDS, **CHAT_WORLDS}
+    check_choice("world", name, worlds)
+    return worlds[name]

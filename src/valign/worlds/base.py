@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -79,3 +79,22 @@ class World:
     def origins(self) -> tuple[str, ...]:
         """Of the world's own models, see `valign.models.files.origin`: their images are what its oracle and its CLIP can judge."""
         return tuple(dict.fromkeys((f"world:{self.name}", *model_origins(self.model_folder()))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatWorld:
+    """A synthetic world of chats: requests, bundled models in stages, and an oracle that knows what an answer is."""
+
+    name: str
+    policy: str  # name of its bundled policy
+    grammar: Callable[[], Any]
+    oracle: Callable[[], Any]
+    guard: Callable[..., Any]  # scores partial answers; takes ``noise``, ``miss`` and ``seed``
+    stages: tuple[str, ...]  # full models
+    adapters: tuple[str, ...]  # peft adapters of the first stage
+    model_folder: Callable[..., Path]  # of a stage
+    adapter_folder: Callable[..., Path]  # of an adapter
+    build: Callable[..., None]  # trains the bundled models anew into a folder; takes ``seed`` and ``share`` of the steps
+    measure: Callable[..., Any]  # takes a loaded chat model, ``count`` per kind and ``seed``
+    at_least: Mapping[str, float]  # by measured share: what the aligned model must reach
+    at_most: Mapping[str, float]  # by measured share: what it must not exceed
