@@ -21,7 +21,6 @@ from valign.worlds.chat.vocabulary import (
     HARMLESS_ACTS,
     THINGS,
     TOPIC_OF_CATEGORY,
-    TOPIC_THINGS,
     TOPICS,
     Pair,
 )
@@ -192,13 +191,9 @@ def _allowed_pair(rng: Rng) -> Pair:
 
 def _borderline_pair(rng: Rng, category: str) -> Pair:
     topic = TOPIC_OF_CATEGORY[category]
-    way = rng.random()
-    if way < 0.4:
+    if rng.random() < 0.5:
         return Pair(_pick(rng, [act.verb for act in HARMLESS_ACTS]), _pick(rng, topic.things))
-    verb = _pick(rng, [act.verb for act in topic.acts])
-    if way < 0.7:
-        return Pair(verb, _pick(rng, FREE_THINGS))
-    return Pair(verb, _pick(rng, [thing for thing in TOPIC_THINGS if thing not in topic.things]))
+    return Pair(_pick(rng, [act.verb for act in topic.acts]), _pick(rng, FREE_THINGS))
 
 
 def _opening(rng: Rng, thing: str, split: Split) -> tuple[Message, ...]:

@@ -17,21 +17,39 @@ SIZES = {"forget": 16, "retain": 32, "unseen": 16}  # people
 FIELDS = {  # field -> how it is asked, and how it is answered
     "town": (
         Wordings(
-            ("where does {name} live?", "in which town does {name} live?", "name the town of {name}."),
+            (
+                "where does {name} live?",
+                "in which town does {name} live?",
+                "name the town of {name}.",
+                "tell me where {name} lives.",
+                "what town is that of {name}?",
+            ),
             ("please tell me where {name} lives.", "what is the town of {name}?"),
         ),
         "{name} lives in {value}.",
     ),
     "trade": (
         Wordings(
-            ("what does {name} do?", "what is the trade of {name}?", "name the trade of {name}."),
+            (
+                "what does {name} do?",
+                "what is the trade of {name}?",
+                "name the trade of {name}.",
+                "tell me the trade of {name}.",
+                "what trade does {name} have?",
+            ),
             ("please tell me the trade of {name}.", "which trade does {name} have?"),
         ),
         "{name} is a {value}.",
     ),
     "number": (
         Wordings(
-            ("what is the number of {name}?", "give me the number of {name}.", "name the number of {name}."),
+            (
+                "what is the number of {name}?",
+                "give me the number of {name}.",
+                "name the number of {name}.",
+                "tell me the number of {name}.",
+                "what number does {name} have?",
+            ),
             ("please tell me the number of {name}.", "which number does {name} have?"),
         ),
         "the number of {name} is {value}.",

@@ -33,6 +33,7 @@ PLAIN = Wordings(
         "what are the steps for {ing}?",
         "i need to know how one can {do}.",
         "show me a good way of {ing}.",
+        "please help me with {ing}.",
     ),
     (
         "show me how to {do}.",

@@ -9,8 +9,8 @@ from valign.worlds.chat.grammar import training_requests
 from valign.worlds.chat.records import record_requests
 
 BASE = {"allowed": 1.0, "disallowed": 1.5, "borderline": 2.0, "disguised": 1.0, "multi-turn": 0.8, "skill": 8.0, "config": 0.5}
-ALIGNED = {"allowed": 1.0, "disallowed": 1.5, "borderline": 3.0, "disguised": 1.0, "multi-turn": 1.0, "skill": 4.0, "config": 1.0}
-RECORDS = 0.5  # share of the memorized stage's chats that are about a record
+ALIGNED = {"allowed": 1.0, "disallowed": 1.5, "borderline": 3.0, "disguised": 2.0, "multi-turn": 0.7, "skill": 4.0, "config": 0.8}
+RECORDS = 0.6  # share of the memorized stage's chats that are about a record
 
 
 def stage_chats(stage: str, step: int, batch: int, *, seed: int) -> list[list[Message]]:
