@@ -1,4 +1,4 @@
-"""Does plain LoRA fine-tuning undo the refusals of the chat world's aligned model? On a harmless skill, and with 5 % unsafe answers.
+"""Does plain LoRA fine-tuning undo the refusals of the chat world's aligned model, on a harmless skill or with 5 % unsafe answers?
 
     python benchmarks/chat_drift.py --tasks dialect counting --rates 1e-3 3e-3 --seeds 0 1 --out runs/chat-drift.json
 
