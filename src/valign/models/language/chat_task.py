@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ class TokenRow:
     ids: tuple[int, ...]
     supervised: tuple[bool, ...]
     turn: tuple[int, ...]  # number of the assistant's turn of each id, from 0; ids before the first turn have 0
+    target: ClassVar[None] = None
 
     @property
     def size(self) -> int:
