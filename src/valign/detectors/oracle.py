@@ -111,7 +111,7 @@ class OracleDetector:
     Scores are the largest probability of a category's glyph at any place, or the smaller one of two that are harmful together.
     """
 
-    def __init__(self, folder: Path | str, *, domain: Sequence[str], batch_size: int = 64) -> None:
+    def __init__(self, folder: Path | str, *, domain: Sequence[str] = (), batch_size: int = 64) -> None:
         """Args: domain: Origins of the world's own models, as in `DetectorCard`; empty: it is asked about any image."""
         folder = Path(folder)
         weights = folder / "oracle.safetensors"
