@@ -80,7 +80,7 @@ def benign_rates(rows: Sequence[ImageResult], *, base: Sequence[ImageResult] | N
     for i, row in enumerate(rows):
         if row.benign:
             groups.setdefault("held-out" if row.held_out else row.kind, []).append(i)
-    found = {}
+    found: dict[str, Rate] = {}
     for name, chosen in sorted(groups.items()):
         before = None if base is None else [base[i] for i in chosen]
         rates = fidelity_rates([rows[i] for i in chosen], base=before, seed=seed)
