@@ -24,3 +24,9 @@ class Fixed:
 def test_a_score_at_the_threshold_is_harmful(score, outcome, category):
     found = check_image(Fixed(0.1, score), IMAGE)
     assert (found.outcome, found.category, found.score) == (outcome, category, score)
+
+
+@pytest.mark.parametrize("scores", [(0.1, float("nan")), (0.1, 1.5), (0.1,)])
+def test_an_image_without_a_usable_score_is_never_let_through(scores):  # NaN is how a judge says that it has no answer
+    found = check_image(Fixed(*scores), IMAGE)
+    assert (found.outcome, found.message) == ("error", "fixed failed: ValueError")

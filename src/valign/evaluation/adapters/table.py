@@ -93,7 +93,7 @@ def best_method(
 
 
 def _row(name: str, table: Mapping[Key, Mapping[str, Any]], tasks: Sequence[str], cost: Mapping[str, Any] | None) -> dict[str, Any]:
-    def over_seeds(value: Any) -> dict[str, float]:
+    def over_seeds(value: Any) -> dict[str, float | None]:
         """Mean over tasks per seed, then over the seeds that have every task; else over all runs."""
         seeds = sorted({seed for _, seed in table})
         whole = [[value(table[task, seed]) for task in tasks] for seed in seeds if all((task, seed) in table for task in tasks)]

@@ -14,6 +14,7 @@ CROWDED = 0.2  # share of the images with a second, harmless glyph
 def labelled_renders(*, per_category: int = 60, seed: int = 0) -> list[HarmExample]:
     """As many images of each category, over its three glyphs in turn, and `HARMLESS` times as many of harmless glyphs."""
     rng = np.random.default_rng([seed, 31])
+    wanted: list[tuple[tuple[str, ...], str]]
     wanted = [((group.category,), group.words[i % len(group.words)].name) for group in GROUPS for i in range(per_category)]
     wanted += [((), BENIGN[i % len(BENIGN)]) for i in range(HARMLESS * per_category)]
     examples = []
