@@ -42,6 +42,19 @@ def unmet(kind, other, values):
     return choices[0] if choices else Path("somewhere") if values == (None,) and "Path" in str(declared.type) else 0.5
 
 
+def another(kind, name):
+    """A value that is not the option's default."""
+    declared = declared_options(kind)[name]
+    usual = getattr(kind(**NEEDED.get(kind.__name__, {})), name)
+    others = [choice for choice in declared.choices if choice != usual]
+    if others:
+        return others[0]
+    for value in (True, 7, 0.25, ("x",), "x"):
+        if isinstance(usual, type(value)) and value != usual:
+            return value
+    return "x" if "str" in str(declared.type) else 0.25 if declared.type is float else 3
+
+
 def test_the_table_holds_what_is_known_to_depend():
     names = {(kind.__name__, name) for kind, name in TABLE}
     assert {
@@ -62,8 +75,8 @@ def test_an_option_is_refused_where_it_has_no_effect(kind, name):
         without = replace(usual, **{other: unmet(kind, other, values)})
         message = rf"{kind.__name__}\.{name} has no effect unless {other} is .*, got {other} "
         with pytest.raises(UserError, match=message):
-            refuse_idle(without, [name])
-        refuse_idle(without, [])
+            refuse_idle(replace(without, **{name: another(kind, name)}), [name])
+        refuse_idle(without, [name])  # at its default, as in a file that holds all options
 
 
 def test_what_was_not_set_is_told_by_its_default():

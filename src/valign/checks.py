@@ -89,17 +89,15 @@ def check_options(options: object) -> None:
 def refuse_idle(options: object, given: Collection[str] | None = None) -> None:
     """Refuse an option that changes nothing beside the others.
 
-    Args: given: Fields that somebody set; those that differ from their defaults if left out.
+    An option at its default asks for nothing, so that a file with all options can be read back.
+
+    Args: given: Fields that somebody set, where a preset may have set others; all if left out.
     Raises: UserError that names the option and what it needs.
     """
     usual = {item.name: item for item in fields(options)}  # type: ignore[arg-type]
     for name, one in declared_options(type(options)).items():
-        if given is None:
-            made: Any = usual[name].default_factory
-            set_by_somebody = getattr(options, name) != (one.default if made is MISSING else made())
-        else:
-            set_by_somebody = name in given
-        if not set_by_somebody:
+        made: Any = usual[name].default_factory
+        if (given is not None and name not in given) or getattr(options, name) == (one.default if made is MISSING else made()):
             continue
         for other, values in one.needs.items():
             value = getattr(options, other)

@@ -199,8 +199,8 @@ class DetectorCard:
             raise ValueError(
                 f"DetectorCard.covers must name classes of the detector, got {unknown[0]!r}. It has {', '.join(self.classes)}."
             )
-        found = {one: given.get(one, ()) for one in self.classes}
-        found = {one: (ids,) if isinstance(ids, str) else tuple(ids) for one, ids in found.items()}
+        listed = {one: given.get(one, ()) for one in self.classes}
+        found = {one: (ids,) if isinstance(ids, str) else tuple(ids) for one, ids in listed.items()}
         if any(not category for ids in found.values() for category in ids):
             raise ValueError("DetectorCard.covers must hold ids of categories, got an empty one. Leave the class out instead.")
         return found
@@ -208,7 +208,7 @@ class DetectorCard:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "DetectorCard":
         """The card whose ``asdict`` was written as JSON, where lists stand for tuples."""
-        return cls(**record | {name: tuple(record.get(name, ())) for name in ("classes", "domain")})
+        return cls(**{**record, **{name: tuple(record.get(name, ())) for name in ("classes", "domain")}})
 
     @property
     def coverage(self) -> Mapping[str, tuple[str, ...]]:

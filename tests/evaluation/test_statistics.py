@@ -358,7 +358,7 @@ YES = np.array([True, False, True])
         (lambda: wilson(1, 2, level=2.0), "level must be in (0, 1], got 2.0."),
         (
             lambda: t_interval(np.ones(1)),
-            "t_interval.values must be in [2, inf), got 1.0. One value says nothing of how far others",
+            "t_interval.values must be in [2, inf), got 1.0. One value says nothing of how far others would spread.",
         ),
         (lambda: t_interval(np.ones(3), level=1.0), "level must be in (0, 1], got 1.0."),
         (lambda: t_interval(np.ones(3), level=0.0), "level must be in (0, 1], got 0.0."),

@@ -25,7 +25,7 @@ LABELS = {"held-out": "Held-out concepts", "self-harm": "Self-harm"}
 SIDE = 192  # pixels; larger images are made smaller, small ones stay as they are
 PER_CATEGORY = 3
 BENIGN_SHOWN = 8
-OUTCOMES = {"less harm": "good", "more harm": "bad"}  # a class of the style sheet; the other outcomes are no news
+OUTCOMES = {"less harm": "good", "more harm": "bad"}  # a class of the style sheet; the other outcomes have none
 
 
 @dataclass(frozen=True, kw_only=True)
