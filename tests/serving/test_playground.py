@@ -84,8 +84,8 @@ def test_a_flagged_image_of_the_prompt_as_typed_is_held_back(tmp_path):
         seen = 0
 
         def detect(self, images):
-            self.seen += 1
-            self.flags = {7} if self.seen == 2 else set()  # after the warm-up
+            self.seen += any(image.getpixel((0, 0))[0] == 8 for image in images)  # of seed 7: neither warm-up nor canaries
+            self.flags = {7} if self.seen == 1 else set()
             return super().detect(images)
 
     guard = Guard.from_policy(quick_policy(), detector=OnlyFirst())
