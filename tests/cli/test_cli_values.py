@@ -200,8 +200,8 @@ def test_mistakes_stop_before_any_work(trained, tiny_sd, tmp_path):
     with pytest.raises(UserError, match=r"Choose another --out"):
         run("generate", "a tree", *shared, "-o", tmp_path)
     with pytest.raises(UserError, match="principle must be one of equal-heads; got 'loud'"):
-        run("generate", "a tree", *shared, "--values", folder / "run", "--principle", "loud", "-o", tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+        run("generate", "a tree", *shared, "--values", folder / "run", "--principle", "loud", "-o", tmp_path / "new.png")
+    assert not (tmp_path / "new.png").exists()
     with pytest.raises(ValueError, match="must be one of diffusion-dpo, livo; got 'kto'"):
         run("train", "livo", *shared, "--data", folder / "data", "--out", tmp_path / "run", "--objective", "kto")
     with pytest.raises(ValueError, match="--set must name options of the command, got gamma"):
