@@ -1,6 +1,6 @@
 """Requests of the chat world from a seed: allowed, disallowed, borderline, disguised, in several turns; skills; training chats."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count as counting
 from typing import cast
@@ -113,9 +113,9 @@ def _under(rng: Rng, config: SafetyConfig, split: Split) -> Iterator[ChatRequest
 # ---- one request -----------------------------------------------------------------------------------------------------
 
 
-def _pick(rng: Rng, options: object) -> str:
-    listed = tuple(options)  # type: ignore[arg-type]
-    return str(listed[int(rng.integers(len(listed)))])
+def _pick(rng: Rng, options: Iterable[str]) -> str:
+    listed = tuple(options)
+    return listed[int(rng.integers(len(listed)))]
 
 
 def slots_of(pair: Pair) -> dict[str, str]:

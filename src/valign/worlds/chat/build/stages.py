@@ -83,6 +83,7 @@ def save_half(model: Any, folder: Path, tokenizer: PreTrainedTokenizerFast | Non
     """Half-precision safetensors, and the tokenizer beside them."""
     with atomic_folder(folder, force=True) as temporary:
         model.half().save_pretrained(temporary)
+        (temporary / "README.md").unlink(missing_ok=True)  # a form of peft's that nobody filled in
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
     model.float()
@@ -92,4 +93,6 @@ def lora(model: LlamaForCausalLM, *, seed: int) -> Any:
     """The base model with a fresh LoRA of every linear layer."""
     torch.manual_seed(seed)
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = "base"  # the stage, not the folder where it was made
+    return adapted
