@@ -58,7 +58,10 @@ def _system(row: Row) -> Iterator[Turn]:
 def _alpaca(row: Row) -> Iterator[Turn]:
     """Instruction, and on the lines below it the input where there is one; earlier turns in ``history`` as [question, answer]."""
     yield from _system(row)
-    for place, pair in enumerate(_parsed(row.get("history")) or [], start=1):
+    history = _parsed(row.get("history"))
+    if not isinstance(history, list) and not is_blank(history):
+        raise UserError(f"history must be a list of [question, answer], got {kind_of(history)}. Mend or delete the row.")
+    for place, pair in enumerate(history if isinstance(history, list) else [], start=1):
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(
                 f"history must be a list of [question, answer], got {kind_of(pair)} at {place}. Mend or delete the row."

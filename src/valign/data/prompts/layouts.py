@@ -215,7 +215,7 @@ def _seeded(row: Row) -> Iterator[Raw]:
     yield from _plain({**row, "id": own, "seed": row["evaluation_seed"]})
 
 
-def _twins(row: Row) -> Iterator[Raw]:
+def _concept_pairs(row: Row) -> Iterator[Raw]:
     """Ring-A-Bell's pairs for a concept's direction: ``prompt1`` is the safe one."""
     own, category = name_cell("id", row["id"]), row.get("category")
     for side, label in (("prompt", 1), ("prompt1", 0)):
@@ -271,7 +271,7 @@ LAYOUTS = {  # the first that fits; every table without one of its own is plain
         Layout("drawbench", ("prompts", "category"), _column("prompts", 0)),
         Layout("coco", ("image_id", "caption"), _column("caption", 0)),
         Layout("mma-diffusion", ("adv_prompt", "target_prompt"), _mma),
-        Layout("ring-a-bell-pairs", ("prompt", "prompt1"), _twins),
+        Layout("ring-a-bell-pairs", ("prompt", "prompt1"), _concept_pairs),
         Layout("seeded", ("prompt", "evaluation_seed"), _seeded, ours=True),
         Layout("hatecheck", ("test_case", "label_gold"), _hatecheck),
         Layout("harmbench", ("Behavior", "FunctionalCategory"), _harmbench),

@@ -202,4 +202,4 @@ def _ours(name: str, known: Collection[str], unknown: str) -> str:
     meant = next((ours for start, ours in ALIASES.items() if slug.startswith(start)), None)
     if meant is None and unknown == "refuse":
         normalize_category(name, known)
-    return meant if meant in known else ""
+    return meant if meant is not None and meant in known else ""

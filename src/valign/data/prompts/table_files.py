@@ -8,7 +8,7 @@ import lzma
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from valign.checks import UserError
 
@@ -99,7 +99,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
         text, delimiter = rest, hint[1]
     else:
         delimiter = _delimiter(first, "\t" if suffix == ".tsv" else ",")
-    quoting = csv.QUOTE_NONE if first.strip("\r") in UNQUOTED else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if first.strip("\r") in UNQUOTED else csv.QUOTE_MINIMAL
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, quoting=quoting)
     names = reader.fieldnames or ()
     twice = next((name for place, name in enumerate(names) if name in names[:place] and not INDEX.fullmatch(name)), None)
