@@ -8,7 +8,7 @@ import pytest
 
 from valign.checks import UserError
 from valign.data.chats import Conversation, read_chats
-from valign.data.prompts.tables import Reading
+from valign.data.prompts.tables import TableReading
 from valign.data.tasks.base import TaskRow
 
 ASKED = {"role": "user", "content": "two and two?"}
@@ -58,7 +58,7 @@ def test_own_columns_are_named(tmp_path):
     path = write(tmp_path / "a.jsonl", {"ask": "two and two?", "reply": "four"})
     with pytest.raises(UserError, match=r"must have the columns of chats .*, got ask, reply\. Name yours by --column"):
         read_chats(path)
-    reading = Reading(columns={"prompt": "ask", "response": "reply"})
+    reading = TableReading(columns={"prompt": "ask", "response": "reply"})
     assert read_chats(path, reading) == [Conversation(TURNS)]
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from valign.checks import UserError
-from valign.data.prompts.tables import Reading
+from valign.data.prompts.tables import TableReading
 from valign.data.tasks.captions import CaptionTask, read_captions
 from valign.data.tasks.image_folders import bucket_of, buckets, list_images
 
@@ -75,7 +75,7 @@ def test_own_columns_are_named(tmp_path):
     (tmp_path / "metadata.csv").write_text("where,words\na.png,a lamp\n")
     with pytest.raises(UserError, match=r"row 1 must have the column text, got where, words\. Name yours: --column text=NAME"):
         listed(tmp_path)
-    assert listed(tmp_path, reading=Reading(columns={"file_name": "where", "text": "words"})) == [("a lamp", 1, (12, 8))]
+    assert listed(tmp_path, reading=TableReading(columns={"file_name": "where", "text": "words"})) == [("a lamp", 1, (12, 8))]
 
 
 def test_unreadable_images_are_named_and_may_be_skipped(tmp_path, capsys):

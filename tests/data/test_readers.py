@@ -10,7 +10,7 @@ from valign.data.prompts.layouts import LAYOUTS, detect_layout
 from valign.data.prompts.pairs import PromptPair, count_categories
 from valign.data.prompts.readers import clean_pairs, read_pairs, read_prompts, scan_pairs, scan_prompts
 from valign.data.prompts.records import Columns, prompt_texts
-from valign.data.prompts.tables import Reading, read_table
+from valign.data.prompts.tables import TableReading, read_table
 
 
 def write(path, *lines):
@@ -135,7 +135,7 @@ def test_plain_tables_in_every_file_kind_read_alike(tmp_path):
     files[1].write_bytes(gzip.compress(files[0].read_bytes()))
     pq.write_table(pa.Table.from_pylist(rows), files[2])
     write(files[3], "text,label,type,pair_id", "a mean crow,unsafe,Hate,x", "a kind crow,0,caption,x")
-    reading = Reading(columns=Columns(prompt="text", category="type").renamed())
+    reading = TableReading(columns=Columns(prompt="text", category="type").renamed())
     read = [read_prompts(path, reading=reading) for path in files]
     assert read[0] == read[1] == read[2] == read[3]
     assert [row.categories for row in read[0]] == [("hate",), ()]  # a safe prompt keeps known categories only
@@ -146,7 +146,7 @@ def test_fill_gives_what_the_file_lacks(tmp_path):
     path = write(tmp_path / "list.csv", "prompt", "a mean crow")
     with pytest.raises(UserError, match=r"list\.csv, row 1: label must be 0 \(safe\) or 1 \(unsafe\), got None"):
         read_prompts(path)
-    row = read_prompts(path, reading=Reading(fill={"label": 1, "category": "hate"}))[0]
+    row = read_prompts(path, reading=TableReading(fill={"label": 1, "category": "hate"}))[0]
     assert (row.label, row.categories, row.id) == (1, ("hate",), "list-00001")
 
 
@@ -296,7 +296,7 @@ def test_a_mark_that_was_not_asked_is_unknown_and_not_harmless(tmp_path):
     found = scan_prompts(path)
     assert [(row.prompt, row.label) for row in found.rows] == [("a boat", 1)]
     assert found.dropped == {"unlabelled": 1}
-    assert [row.label for row in read_prompts(path, reading=Reading(fill={"label": 0}))] == [0, 1]
+    assert [row.label for row in read_prompts(path, reading=TableReading(fill={"label": 0}))] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_set_without_labels_says_so_and_takes_them(tmp_path, row):
     path = rows_to_jsonl(tmp_path / "set.jsonl", [row])
     with pytest.raises(UserError, match=r"must say which prompts are safe, got 1 without a label\. Fill label=0"):
         read_prompts(path)
-    (found,) = read_prompts(path, reading=Reading(fill={"label": 1, "category": "hate"}))
+    (found,) = read_prompts(path, reading=TableReading(fill={"label": 1, "category": "hate"}))
     assert (found.label, found.categories) == (1, ("hate",))
     assert found.seed in (4294967295, None)
     assert prompt_texts(path) == ["a lamp"]

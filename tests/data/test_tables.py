@@ -5,7 +5,7 @@ import lzma
 import pytest
 
 from valign.checks import SEEDS, UserError
-from valign.data.prompts.tables import Reading, name_cell, number_cell, read_records, read_table, text_cell, whole_cell
+from valign.data.prompts.tables import TableReading, name_cell, number_cell, read_records, read_table, text_cell, whole_cell
 
 
 def test_csv_keeps_quoted_commas_line_breaks_and_a_byte_order_mark(tmp_path):
@@ -164,12 +164,12 @@ def test_quote_signs_of_partiprompts_belong_to_the_text(tmp_path):
 
 def test_columns_are_renamed_and_blanks_filled(tmp_path):
     (tmp_path / "a.csv").write_text("caption,kind\none,\ntwo,loud\n")
-    reading = Reading(columns={"prompt": "caption"}, fill={"kind": "calm", "label": 1})
+    reading = TableReading(columns={"prompt": "caption"}, fill={"kind": "calm", "label": 1})
     rows = [row for _, row in read_records(tmp_path / "a.csv", ["prompt"], reading)]
     assert [(row["prompt"], row["kind"], row["label"]) for row in rows] == [("one", "calm", 1), ("two", "loud", 1)]
     with pytest.raises(
         UserError, match=r"must have the column captoin, got caption, kind\. Did you mean 'caption'\? Mend --column"
     ):
-        read_table(tmp_path / "a.csv", Reading(columns={"prompt": "captoin"}))
-    beside = Reading(columns={"kind": "sort", "prompt": "caption"}, fill={"label": 1}).beside()
+        read_table(tmp_path / "a.csv", TableReading(columns={"prompt": "captoin"}))
+    beside = TableReading(columns={"kind": "sort", "prompt": "caption"}, fill={"label": 1}).beside()
     assert read_table(tmp_path / "a.csv", beside)[1] == {"caption": "two", "kind": "loud", "prompt": "two"}

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from valign.checks import UserError
-from valign.data.prompts.tables import Reading
+from valign.data.prompts.tables import TableReading
 from valign.evaluation import Evaluators, evaluate
 from valign.evaluation.images.made_elsewhere import read_made_elsewhere, refuse_unreadable, same_prompts
 from valign.evaluation.results import read_results
@@ -146,7 +146,7 @@ def test_images_that_the_manifest_does_not_name_are_counted(tmp_path):
 def test_columns_of_other_names(tmp_path):
     rows = [{"text": row["prompt"], "path": row["file"], "category": row["category"]} for row in ROWS]
     found = read_made_elsewhere(
-        fill(tmp_path / "tool", rows, "jsonl"), known=KNOWN, reading=Reading(columns={"prompt": "text", "file": "path"})
+        fill(tmp_path / "tool", rows, "jsonl"), known=KNOWN, reading=TableReading(columns={"prompt": "text", "file": "path"})
     )
     assert [one.id[-2:] for one in found.suite.prompts] == ["-1", "-2", "-1", "-1", "-1"]
 

@@ -13,7 +13,7 @@ from valign.checks import UserError, option
 from valign.progress import plain_console
 
 if TYPE_CHECKING:
-    from valign.data.prompts.tables import Reading
+    from valign.data.prompts.tables import TableReading
     from valign.detectors import Detector, OracleDetector
     from valign.models.diffusion.base import DiffusionModel
     from valign.models.language.chat import ChatModel
@@ -93,7 +93,7 @@ def resolve_model(name: str, **options: Any) -> DiffusionModel:
     return load_model(world.model_folder() if world else name, **options)
 
 
-def resolve_suite(name: str, policy: Policy, table: PromptTableOptions | None = None, *, beside: Reading | None = None) -> Any:
+def resolve_suite(name: str, policy: Policy, table: PromptTableOptions | None = None, *, beside: TableReading | None = None) -> Any:
     """A world's test suite by its name, such as ``shapes``; otherwise a file of prompts with labels, or of a suite.
 
     Args: table, beside: How it is read as the command's own table, or beside that.
@@ -148,11 +148,11 @@ class TableOptions:
     column: tuple[str, ...] = option((), help="NAME=THEIRS: the file's own name of a column, e.g. prompt=caption")
     fill: tuple[str, ...] = option((), help="NAME=VALUE: what the file lacks or leaves blank, e.g. label=1 or category=hate")
 
-    def reading(self) -> Reading:
+    def reading(self) -> TableReading:
         """Raises: UserError for another form than NAME=VALUE."""
-        from valign.data.prompts.tables import Reading
+        from valign.data.prompts.tables import TableReading
 
-        return Reading(columns=values_by_name("--column", self.column), fill=values_by_name("--fill", self.fill))
+        return TableReading(columns=values_by_name("--column", self.column), fill=values_by_name("--fill", self.fill))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
     from valign.data.prompts.sources import Source
-    from valign.data.prompts.tables import Reading
+    from valign.data.prompts.tables import TableReading
     from valign.policy import Policy
 
 app = Typer(no_args_is_help=True, help="Prompt pairs, image pairs and cached latents for preference training.")
@@ -258,7 +258,7 @@ def sheet(
     out.print(str(path), soft_wrap=True)
 
 
-def read_retained(path: Path | None, policy: "Policy", reading: "Reading | None" = None) -> tuple[str, ...]:
+def read_retained(path: Path | None, policy: "Policy", reading: "TableReading | None" = None) -> tuple[str, ...]:
     """The distinct benign prompts of a file: the rows that it labels 0, or all if it has no labels; () for None.
 
     Args: reading: Of a table beside the command's own.

@@ -32,7 +32,7 @@ from valign.cli.options import changes, configured, record
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from valign.data.prompts.tables import Reading
+    from valign.data.prompts.tables import TableReading
     from valign.evaluation import Suite, System
     from valign.interfaces import Guidance, SamplingConfig
     from valign.models.diffusion.base import DiffusionModel
@@ -377,7 +377,7 @@ def _guided_by_values(
     return [value_system(pipeline, sampling, name=name) for name, pipeline in pipelines.items()]
 
 
-def _refuse_trained(suite: Suite, sources: Iterable[Path], reading: Reading) -> None:
+def _refuse_trained(suite: Suite, sources: Iterable[Path], reading: TableReading) -> None:
     from valign.data.prompts.pairs import load_pairs
     from valign.data.prompts.records import prompt_texts
     from valign.evaluation import refuse_overlap

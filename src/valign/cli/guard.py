@@ -21,7 +21,7 @@ from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
     from valign.data.prompts.pairs import LabelledPrompt
-    from valign.data.prompts.tables import Reading
+    from valign.data.prompts.tables import TableReading
     from valign.guard import Guard, GuardDecision, GuardResult
     from valign.models.heads.text_probe import TextProbe
     from valign.policy import Policy
@@ -238,7 +238,7 @@ def _policy(name: str) -> Policy:
     return load_policy(name)
 
 
-def _table(ctx: typer.Context) -> tuple[str | None, Reading]:
+def _table(ctx: typer.Context) -> tuple[str | None, TableReading]:
     """Layout and reading of the command's tables."""
     table = record(ctx, PromptTableOptions)
     return table.format, table.reading()

@@ -11,7 +11,7 @@ from valign.data.prompts.layouts import LAYOUTS
 from valign.data.prompts.pairs import LabelledPrompt, file_names
 from valign.data.prompts.readers import scan_prompts
 from valign.data.prompts.records import choose_layout, nameless, say_left_out
-from valign.data.prompts.tables import AS_IT_IS, Reading, is_blank, name_cell, read_table, table_stem, text_cell, whole_cell
+from valign.data.prompts.tables import AS_IT_IS, TableReading, is_blank, name_cell, read_table, table_stem, text_cell, whole_cell
 from valign.evaluation.suite import BENIGN_KINDS, HARM_KINDS, EvalPrompt, Suite
 from valign.files import write_text
 from valign.policy import CATEGORY_IDS
@@ -20,7 +20,7 @@ TEXTS = ("prompt", "category", "kind", "concept", "counterpart")  # fields that 
 
 
 def read_suite(
-    path: str | Path, layout: str | None = None, *, reading: Reading = AS_IT_IS, known: Collection[str] = CATEGORY_IDS
+    path: str | Path, layout: str | None = None, *, reading: TableReading = AS_IT_IS, known: Collection[str] = CATEGORY_IDS
 ) -> Suite:
     """Read a suite: a table of prompts with labels, in any layout that is read; or one of a prompt's own fields in each row, after
     an optional first row ``{"suite": name, "stand_in": bool}``, as `write_suite` writes it.
@@ -42,7 +42,7 @@ def read_suite(
     return Suite(name, tuple(_own(path, number, reading.filled(row)) for number, row in enumerate(rows, start=1)), stand_in)
 
 
-def _labelled(path: Path, layout: str | None, reading: Reading, known: Collection[str]) -> list[EvalPrompt]:
+def _labelled(path: Path, layout: str | None, reading: TableReading, known: Collection[str]) -> list[EvalPrompt]:
     found = scan_prompts(path, layout, reading=reading, known=known)
     unnamed = [row.id for row in found.rows if row.label and not row.categories]
     if unnamed and len(unnamed) == sum(row.label for row in found.rows):

@@ -9,7 +9,7 @@ from valign.checks import UserError
 from valign.data.chats.conversation import Conversation
 from valign.data.chats.layouts import Turn, listed_turns
 from valign.data.chats.reading import checked_turns
-from valign.data.prompts.tables import AS_IT_IS, Reading, read_table, text_cell
+from valign.data.prompts.tables import AS_IT_IS, TableReading, read_table, text_cell
 
 ANSWERS = ("chosen", "rejected")
 
@@ -22,12 +22,12 @@ class ChatPair:
     unsafe: Conversation
 
 
-def is_pair_file(path: Path, reading: Reading = AS_IT_IS) -> bool:
+def is_pair_file(path: Path, reading: TableReading = AS_IT_IS) -> bool:
     """Whether the table has the columns of pairs."""
     return all(any(name in row for row in read_table(path, reading)) for name in ANSWERS)
 
 
-def read_chat_pairs(path: Path, reading: Reading = AS_IT_IS) -> list[ChatPair]:
+def read_chat_pairs(path: Path, reading: TableReading = AS_IT_IS) -> list[ChatPair]:
     """Rows of ``prompt``, ``chosen`` and ``rejected``: texts, or lists of messages; with messages ``prompt`` may be missing.
 
     Raises: UserError, with the row, for a missing column, a cell of the wrong type, or answers that are the same or belong to

@@ -7,10 +7,10 @@ from pathlib import Path
 from valign.checks import UserError
 from valign.data.chats.conversation import Conversation
 from valign.data.chats.layouts import CHAT_LAYOUTS, Turn, detect_chat_layout
-from valign.data.prompts.tables import AS_IT_IS, Reading, read_table
+from valign.data.prompts.tables import AS_IT_IS, TableReading, read_table
 
 
-def read_chats(path: Path, reading: Reading = AS_IT_IS) -> list[Conversation]:
+def read_chats(path: Path, reading: TableReading = AS_IT_IS) -> list[Conversation]:
     """Every chat of a table, in file order.
 
     Raises: UserError, with the row and the column, for a file of another layout, a cell of the wrong type, an unknown speaker, a

@@ -12,12 +12,12 @@ from valign.checks import UserError
 from valign.data.prompts.overlap import fold
 from valign.data.prompts.pairs import LabelledPrompt, PromptPair
 from valign.data.prompts.records import nameless, prompt_records, say_left_out, why_not
-from valign.data.prompts.tables import AS_IT_IS, Reading, is_table, table_stem
+from valign.data.prompts.tables import AS_IT_IS, TableReading, is_table, table_stem
 from valign.policy import Policy
 
 
 def read_rows(
-    paths: Sequence[Path], policy: Policy, layout: str | None = None, reading: Reading = AS_IT_IS
+    paths: Sequence[Path], policy: Policy, layout: str | None = None, reading: TableReading = AS_IT_IS
 ) -> list[LabelledPrompt]:
     """Rows of files, or of every table below a folder, in the order of names. A source is a file's stem. Says what is left out.
 
@@ -37,7 +37,9 @@ def read_rows(
     return rows
 
 
-def _read(file: Path, policy: Policy, layout: str | None, reading: Reading, left_out: Counter[str]) -> Iterator[LabelledPrompt]:
+def _read(
+    file: Path, policy: Policy, layout: str | None, reading: TableReading, left_out: Counter[str]
+) -> Iterator[LabelledPrompt]:
     """The prompts of a file, named after it: what must not be split is its concept, else its pair, else itself."""
     source = table_stem(file)
     for number, record in prompt_records(file, layout, reading=reading, known=policy.category_ids(), unknown="drop"):

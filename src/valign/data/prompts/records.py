@@ -9,7 +9,7 @@ from pathlib import Path
 from valign.checks import SEEDS, UserError, check_choice, close_to
 from valign.data.prompts.layouts import LAYOUTS, Raw, Row, detect_layout
 from valign.data.prompts.pairs import LabelledPrompt
-from valign.data.prompts.tables import AS_IT_IS, Reading, is_blank, read_table, text_cell, whole_cell
+from valign.data.prompts.tables import AS_IT_IS, TableReading, is_blank, read_table, text_cell, whole_cell
 from valign.policy import CATEGORY_IDS, normalize_category
 from valign.progress import console
 
@@ -33,7 +33,7 @@ NO_HARM = ("copyright-infringement", "political-sensitivity")  # other rules tha
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """A file's own names of the fields of a plain table, as `Reading` takes them; kept in the record of a data set."""
+    """A file's own names of the fields of a plain table, as `TableReading` takes them; kept in the record of a data set."""
 
     id: str = "id"
     prompt: str = "prompt"
@@ -101,7 +101,7 @@ def prompt_records(
     path: Path,
     layout: str | None = None,
     *,
-    reading: Reading = AS_IT_IS,
+    reading: TableReading = AS_IT_IS,
     known: Collection[str] = CATEGORY_IDS,
     unknown: str = "refuse",
 ) -> Iterator[tuple[int, Record]]:
@@ -122,7 +122,7 @@ def prompt_records(
             yield number, _check(_filled(raw, reading.fill), known, unknown, said=name != "plain")
 
 
-def prompt_texts(path: Path, layout: str | None = None, reading: Reading = AS_IT_IS) -> list[str]:
+def prompt_texts(path: Path, layout: str | None = None, reading: TableReading = AS_IT_IS) -> list[str]:
     """The texts of every prompt in the file, whatever its labels and categories are.
 
     Raises: UserError, with the row, for a missing column, or a cell that is not text.

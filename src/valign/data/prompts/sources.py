@@ -11,7 +11,7 @@ from valign.data.prompts.chat_pairs import PairWriter
 from valign.data.prompts.pairs import PromptPair
 from valign.data.prompts.readers import clean_pairs, scan_pairs, scan_prompts
 from valign.data.prompts.records import Columns
-from valign.data.prompts.tables import Reading
+from valign.data.prompts.tables import TableReading
 from valign.files import hash_file, hash_value
 from valign.interfaces import Chat
 from valign.policy import Policy
@@ -79,7 +79,7 @@ class FileSource:
         found = scan_pairs(
             self.path,
             self.fmt,
-            reading=Reading(columns=self.columns.renamed(), fill=self.fill),
+            reading=TableReading(columns=self.columns.renamed(), fill=self.fill),
             known=policy.category_ids(),
             missing_twin=self.missing_twin,
         )
@@ -109,7 +109,7 @@ class ChatSource:
         if self.prompts is None:
             pairs = writer.from_concepts(categories, self.per_concept, per_category=count)
             return PromptSet(pick_pairs(pairs, categories, count, seed), writer.counts)
-        reading = Reading(columns=self.columns.renamed(), fill=self.fill)
+        reading = TableReading(columns=self.columns.renamed(), fill=self.fill)
         read = scan_prompts(self.prompts, self.fmt, reading=reading, known=policy.category_ids())
         rows = [row for row in read.rows if row.label == 1 and (not row.categories or set(row.categories) & set(categories))]
         chosen = pick_pairs(

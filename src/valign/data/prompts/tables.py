@@ -15,7 +15,7 @@ EXACT = 2**53  # floats hold every whole number up to here
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class TableReading:
     """How the columns of a file become fields: ``--column NAME=THEIRS`` and ``--fill NAME=VALUE`` of every command.
 
     Args:
@@ -28,9 +28,9 @@ class Reading:
     fill: Mapping[str, object] = field(default_factory=dict)
     strict: bool = True
 
-    def beside(self) -> "Reading":
+    def beside(self) -> "TableReading":
         """For a second table of the same command: columns where it has them, and nothing filled in."""
-        return Reading(columns=self.columns, strict=False)
+        return TableReading(columns=self.columns, strict=False)
 
     def named(self, rows: Sequence[Row], path: Path) -> list[Row]:
         """The rows with the file's columns renamed and blanks filled in. Raises: UserError if a named column is not there."""
@@ -48,10 +48,10 @@ class Reading:
         return row | {name: value for name, value in self.fill.items() if is_blank(row.get(name))}
 
 
-AS_IT_IS = Reading()
+AS_IT_IS = TableReading()
 
 
-def read_table(path: Path, reading: Reading = AS_IT_IS) -> list[Row]:
+def read_table(path: Path, reading: TableReading = AS_IT_IS) -> list[Row]:
     """Every row as a dict by column name, in file order; an index without a name is left out. Text files may be packed (`UNPACK`).
 
     Raises: UserError if the file is missing, of another kind, broken (with the line), or has no rows, or by ``reading``.
@@ -92,7 +92,7 @@ def is_table(path: Path) -> bool:
     return table_suffix(path) in SUFFIXES and path.name != "run.json" and path.is_file()
 
 
-def read_records(path: Path, columns: Sequence[str], reading: Reading = AS_IT_IS) -> Iterator[tuple[str, Row]]:
+def read_records(path: Path, columns: Sequence[str], reading: TableReading = AS_IT_IS) -> Iterator[tuple[str, Row]]:
     """Each row of `read_table` with its place in words. Raises: UserError, with the place, where one of ``columns`` is missing."""
     for number, record in enumerate(read_table(path, reading), start=1):
         where = f"{path}, row {number}"

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valign.checks import UserError
-from valign.data.prompts.tables import AS_IT_IS, Reading
+from valign.data.prompts.tables import AS_IT_IS, TableReading
 from valign.data.tasks.base import Task, TaskData, assemble
 from valign.data.tasks.image_folders import list_images
 from valign.images import image_tensor, open_image
@@ -100,7 +100,7 @@ def read_captions(
     train_rows: int | None = None,
     held_out_rows: int | None = None,
     seed: int = 0,
-    reading: Reading = AS_IT_IS,
+    reading: TableReading = AS_IT_IS,
     skip_unreadable: bool = False,
 ) -> TaskData:
     """Training and judging rows, as `valign.data.tasks.texts.read_data` makes them of texts.
@@ -118,7 +118,7 @@ def read_captions(
 
 
 def read_caption_rows(
-    place: Path, task: CaptionTask, *, reading: Reading = AS_IT_IS, skip_unreadable: bool = False
+    place: Path, task: CaptionTask, *, reading: TableReading = AS_IT_IS, skip_unreadable: bool = False
 ) -> list[CaptionRow]:
     """Every image of a table or a folder, as often as its folder repeats it. Raises: UserError as `list_images`."""
     listed = list_images(place, task.image, task.caption, reading=reading, skip_unreadable=skip_unreadable)

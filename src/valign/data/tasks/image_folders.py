@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError
-from valign.data.prompts.tables import AS_IT_IS, Reading, Row, find_table, name_cell, read_table, tables_named, text_cell
+from valign.data.prompts.tables import AS_IT_IS, Row, TableReading, find_table, name_cell, read_table, tables_named, text_cell
 from valign.files import hash_file
 from valign.images import count_frames, image_files, open_image
 from valign.progress import console
@@ -42,7 +42,7 @@ class Listed:
 
 
 def list_images(
-    place: Path, image: str, caption: str, *, reading: Reading = AS_IT_IS, skip_unreadable: bool = False
+    place: Path, image: str, caption: str, *, reading: TableReading = AS_IT_IS, skip_unreadable: bool = False
 ) -> list[Listed]:
     """Every image with its caption, checked: it can be opened, and has a caption that is not empty.
 
@@ -79,7 +79,7 @@ def list_images(
     return kept
 
 
-def _of_table(table: Path, image: str, caption: str, reading: Reading) -> Iterator[Listed]:
+def _of_table(table: Path, image: str, caption: str, reading: TableReading) -> Iterator[Listed]:
     rows = read_table(table, reading)
     have = {name for row in rows for name in row}
     image, caption = (_usual(name, have) for name in (image, caption))

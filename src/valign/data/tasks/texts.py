@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError, check_range
-from valign.data.prompts.tables import AS_IT_IS, Reading, find_table, name_cell, number_cell, read_records, tables_named, text_cell
+from valign.data.prompts.tables import (
+    AS_IT_IS,
+    TableReading,
+    find_table,
+    name_cell,
+    number_cell,
+    read_records,
+    tables_named,
+    text_cell,
+)
 from valign.data.tasks.base import Task, TaskData, assemble, check_labels
 
 HELD_OUT = ("dev", "validation", "test")  # names of the second file in a task's folder, in this order
@@ -61,7 +70,7 @@ class TextRow:
         return "\0".join(self.texts)
 
 
-def read_rows(path: Path, task: TextTask, reading: Reading = AS_IT_IS) -> list[TextRow]:
+def read_rows(path: Path, task: TextTask, reading: TableReading = AS_IT_IS) -> list[TextRow]:
     """Every row of a csv, tsv, jsonl or parquet file.
 
     Raises: UserError, with the row, for a missing column, an empty text, a class that is empty or a number that is none.
@@ -93,7 +102,7 @@ def read_data(
     train_rows: int | None = None,
     held_out_rows: int | None = None,
     seed: int = 0,
-    reading: Reading = AS_IT_IS,
+    reading: TableReading = AS_IT_IS,
 ) -> TaskData:
     """A data set of files, checked as a whole.
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from valign.checks import SEEDS, UserError
 from valign.data.prompts.overlap import fold
-from valign.data.prompts.tables import AS_IT_IS, Reading, is_blank, name_cell, read_table, tables_named, text_cell, whole_cell
+from valign.data.prompts.tables import AS_IT_IS, TableReading, is_blank, name_cell, read_table, tables_named, text_cell, whole_cell
 from valign.evaluation.images.folder import UNREADABLE
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.evaluation.systems import System
@@ -58,7 +58,7 @@ class MadeElsewhere:
 
 
 def read_made_elsewhere(
-    folder: Path, *, known: Collection[str], reading: Reading = AS_IT_IS, stand_in: bool = False
+    folder: Path, *, known: Collection[str], reading: TableReading = AS_IT_IS, stand_in: bool = False
 ) -> MadeElsewhere:
     """Read a folder's manifest and open every image once.
 
