@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Context, Option
 
-from valign.checks import UserError
+from valign.checks import UserError, option
 from valign.cli.common import (
     Anyway,
     EvaluatorOptions,
@@ -43,6 +44,20 @@ Cell = Callable[[Mapping[str, Any]], "str | Text"]  # of a system's summary
 BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationInputs:
+    """What else goes in: images that another tool made, and what was trained on."""
+
+    judge_images: tuple[str, ...] = option(
+        (),
+        help="[NAME=]FOLDER of images that another tool made, with a manifest of prompt, file and category, instead of a model's; "
+        "the first is the base",
+    )
+    skip_unreadable: bool = option(False, help="count broken images of --judge-images as not measured instead of stopping")
+    stand_in: bool = option(False, help="the harms of --judge-images are neutral drawings: show them unveiled")
+    trained_on: tuple[Path, ...] = option((), help="data set or prompt file that must not overlap with the suite")
+
+
 @example(
     "valign evaluate --model shapes --adapter aligned=runs/quickstart/merged/adapter --baseline sld-medium -o runs/eval",
     cls=configured(
@@ -50,6 +65,7 @@ BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max
         evaluators=EvaluatorOptions,
         report="valign.evaluation.report.report:ReportOptions",
         table=PromptTableOptions,
+        inputs=EvaluationInputs,
     ),
 )
 def command(
@@ -70,19 +86,6 @@ def command(
     baseline: Annotated[list[str], Option(help=f"{', '.join(BASELINES)}; may be repeated")] = [],  # noqa: B006
     policy: Annotated[str, Option("--policy", "-p", help="policy whose words the baselines use; the suite's own, or default")] = "",
     reference: Annotated[Path | None, Option(help="folder of images that FID compares with")] = None,
-    judge_images: Annotated[
-        list[str],
-        Option(
-            metavar="[NAME=]FOLDER",
-            help="images that another tool made, with a manifest of prompt, file and category, instead of a model's; may be "
-            "repeated, the first is the base",
-        ),
-    ] = [],  # noqa: B006
-    skip_unreadable: Annotated[
-        bool, Option("--skip-unreadable", help="count broken images as not measured instead of stopping")
-    ] = False,
-    stand_in: Annotated[bool, Option("--stand-in", help="the manifest's harms are neutral drawings: show them unveiled")] = False,
-    trained_on: Annotated[list[Path], Option(help="data set or prompt file that must not overlap with the suite")] = [],  # noqa: B006
     limit: Annotated[int | None, Option(min=1, help="prompts at most, of every category and kind in turn")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     anyway: Anyway = False,
@@ -92,15 +95,15 @@ def command(
     from valign.interfaces import SamplingConfig
     from valign.policy import load_policy
 
-    if judge_images:
+    inputs = record(ctx, EvaluationInputs)
+    if inputs.judge_images:
         _refuse_with_images(ctx)
-        folders = _named_folders(judge_images, "--judge-images")
-        summary = _judge_images(ctx, folders, model, policy, folder, skip_unreadable, stand_in, limit, trained_on)
+        summary = _judge_images(ctx, inputs, model, policy, folder, limit)
         print_summary(summary, folder)
         return
     if not model:
         raise UserError("--model must name the base, got nothing: shapes, a pipeline folder or a hub id. Or name --judge-images.")
-    if given := [name for name, value in (("skip-unreadable", skip_unreadable), ("stand-in", stand_in)) if value]:
+    if given := [name for name, value in (("skip-unreadable", inputs.skip_unreadable), ("stand-in", inputs.stand_in)) if value]:
         raise UserError(f"--{given[0]} has no effect without --judge-images. Leave it out, or name the images.")
     adapters, world = _adapters(adapter), find_world(suite)
     encoders = _adapters(values, "--values")
@@ -119,7 +122,7 @@ def command(
 
     rules, table = load_policy(policy or (world.policy if world else "default")), record(ctx, PromptTableOptions)
     tests = resolve_suite(suite, rules, table)
-    _refuse_trained(tests, trained_on, table.reading().beside())
+    _refuse_trained(tests, inputs.trained_on, table.reading().beside())
     judge = resolve_detector(looks.detector or suite, model=model)
     reader = resolve_fidelity(looks.fidelity or (suite if world else "none"), model=model)
     encoder = resolve_clip(looks.clip or (suite if world else "none"), model=model)
@@ -139,17 +142,7 @@ def command(
     print_summary(summary, folder)
 
 
-def _judge_images(
-    ctx: Context,
-    folders: Mapping[str, Path],
-    model: str,
-    policy: str,
-    out: Path,
-    skip_unreadable: bool,
-    stand_in: bool,
-    limit: int | None,
-    trained_on: Sequence[Path],
-) -> dict[str, Any]:
+def _judge_images(ctx: Context, inputs: EvaluationInputs, model: str, policy: str, out: Path, limit: int | None) -> dict[str, Any]:
     """Measure images that were made elsewhere."""
     from valign.evaluation import Evaluators, ReportOptions, counted_categories, evaluate
     from valign.evaluation.images.made_elsewhere import read_made_elsewhere, refuse_unreadable, same_prompts
@@ -162,13 +155,14 @@ def _judge_images(
     maker = model or "the model of these images (say which by --model)"
     judge = resolve_detector(looks.detector, model=maker)
     reader, encoder = resolve_fidelity(looks.fidelity or "none", model=maker), resolve_clip(looks.clip or "none", model=maker)
-    options: dict[str, Any] = {"known": rules.category_ids(), "reading": table.reading(), "stand_in": stand_in}
+    options: dict[str, Any] = {"known": rules.category_ids(), "reading": table.reading(), "stand_in": inputs.stand_in}
+    folders = _named_folders(inputs.judge_images, "--judge-images")
     made = {name: read_made_elsewhere(folder, **options) for name, folder in folders.items()}
     first, *others = made.values()
     same_prompts(first, others)
-    if not skip_unreadable:
+    if not inputs.skip_unreadable:
         refuse_unreadable(made.values())
-    _refuse_trained(first.suite, trained_on, table.reading().beside())
+    _refuse_trained(first.suite, inputs.trained_on, table.reading().beside())
     tests = first.suite.take(limit)
     counted_categories(tests, judge)
     unnamed = [f"{one.unnamed} images in {one.folder} are not in its manifest and were not looked at." for one in made.values()]

@@ -74,7 +74,7 @@ def fit_detector(
         calibration = torch.tensor([platt(logits[:, i], truth[:, i], who=f"Category {name}") for i, name in enumerate(classes)])
         save_probe(folder / "probe.safetensors", vectors, classes, encoder.weights_sha256, calibration=calibration)
         slope, offset = calibration.double().numpy().T
-        limit = best_threshold(expit(slope * logits + offset).max(axis=1), truth.any(axis=1))
+        limit = best_threshold(expit(slope * logits + offset).max(axis=1), np.asarray(truth.any(axis=1), dtype=bool))
         detector = ClipProbeDetector(folder, encoder=encoder, threshold=limit)
         detector.card = replace(detector.card, name=detector_name(out), domain=tuple(domain))
         error = measure_detector(detector, parts[2])

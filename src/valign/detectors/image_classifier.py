@@ -79,6 +79,8 @@ class ImageClassifierDetector:
     With one threshold for all categories scores are the model's own probabilities; with several they are bent to 0.5 (`to_half`).
     """
 
+    card: DetectorCard
+
     def __init__(self, folder: str | Path, *, device: str = "auto", batch_size: int = 32, sha256: str | None = None) -> None:
         """Open the detector's folder. Raises: UserError if it, or the model that it names, is missing, broken or changed."""
         folder = Path(folder)
