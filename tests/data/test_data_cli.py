@@ -69,6 +69,11 @@ def test_a_suite_is_what_overlap_writes(file, tmp_path):
     assert "3 prompts (1 unsafe, 2 safe), 1 distinct pairs" in text
 
 
+def test_a_column_that_prompts_do_not_have_is_refused_with_a_guess(file):
+    with pytest.raises(UserError, match=r"--column must name one of id, prompt, .*; got promt\. Did you mean 'prompt'\?"):
+        run("read", file, "--column", "promt=prompt")
+
+
 def test_build_from_a_file_and_a_new_sheet(file, tiny_sd, tmp_path):
     out = tmp_path / "data"
     text = run("build", "--model", tiny_sd, "-o", out, "--prompts", file, "--steps", "1", "--pairs", "0", "--device", "cpu")

@@ -161,6 +161,14 @@ class PromptTableOptions(TableOptions):
 
     format: str | None = option(None, help="layout of the prompt file, e.g. plain, coprov2 or i2p; told by its columns if left out")
 
+    def reading(self) -> TableReading:
+        """Raises: UserError also for a column that prompts do not have."""
+        from valign.data.prompts.records import named_columns
+
+        found = super().reading()
+        named_columns(found.columns)
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorOptions:
