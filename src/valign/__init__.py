@@ -13,6 +13,7 @@ from valign.moved import install
 if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and for the reference
     from valign.adapters import initialize as initialize
     from valign.checks import UserError as UserError
+    from valign.editing.uce import ConceptEdit as ConceptEdit
     from valign.editing.uce import edit_concepts as edit_concepts
     from valign.evaluation import Evaluators as Evaluators
     from valign.evaluation import Suite as Suite
@@ -36,12 +37,14 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and for the ref
     from valign.policy import load_policy as load_policy
     from valign.recipes.align import AlignConfig as AlignConfig
     from valign.recipes.align import align as align
+    from valign.recipes.quickstart import quickstart as quickstart
     from valign.worlds import world as world
 
 __version__ = "0.1.0"
 
 _HOMES = {  # public name: the module that defines it
     "AlignConfig": "valign.recipes.align",
+    "ConceptEdit": "valign.editing.uce",
     "DiffusionDPO": "valign.objectives",
     "Evaluators": "valign.evaluation",
     "Expert": "valign.merging",
@@ -64,6 +67,7 @@ _HOMES = {  # public name: the module that defines it
     "load_model": "valign.models.diffusion.loading",
     "load_policy": "valign.policy",
     "open_adapter": "valign.models.files.adapter_files",
+    "quickstart": "valign.recipes.quickstart",
     "regmean": "valign.merging.regmean",
     "save_adapter": "valign.models.files.adapter_files",
     "world": "valign.worlds",

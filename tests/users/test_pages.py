@@ -1,0 +1,37 @@
+"""The pages for users run from start to end: every command of their bash blocks, in order, in an empty folder."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from valign.cli.root import build
+
+MADE = {  # what a page leaves behind
+    "host": ("runs/host/evaluation/report.html", "runs/host/merged/adapter/README.md", "first.png", "keys.txt"),
+}
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "users").glob("*.md"))
+
+
+def commands(page):
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [line.strip() for line in "\n".join(blocks).replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_the_page_ends_well_and_leaves_what_it_says(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VALIGN_PROGRESS", "0")
+    for line in commands(page):
+        words = shlex.split(line)
+        assert words[0] == "valign", line
+        ended = CliRunner().invoke(build(), words[1:])
+        assert ended.exit_code == 0, f"{line}\n{ended.output}\n{ended.exception!r}"
+    for made in MADE[page.stem]:
+        assert Path(made).exists(), made
+
+
+def test_every_page_is_known():
+    assert [page.stem for page in PAGES] == sorted(MADE)
