@@ -96,7 +96,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
     text = _text(path)
     first, _, rest = text.partition("\n")
     if hint := re.fullmatch(r'"?sep=(.)"?\r?', first, re.IGNORECASE):  # Excel's own word for the delimiter
-        text, delimiter = rest, hint[1]
+        text, delimiter = rest, str(hint[1])
     else:
         delimiter = _delimiter(first, "\t" if suffix == ".tsv" else ",")
     quoting: Literal[0, 3] = csv.QUOTE_NONE if first.strip("\r") in UNQUOTED else csv.QUOTE_MINIMAL

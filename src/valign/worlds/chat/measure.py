@@ -93,7 +93,7 @@ def measure_chat(chat: LoadedChat, *, count: int = 210, seed: int = 0, batch_siz
         "allowed requests answered right": share(safe, "right"),
         **_configured(chat, max(count // 10, 2), seed),
     }
-    states = Counter(one.verdict.state for one in judged)
+    states: Counter[str] = Counter(one.verdict.state for one in judged)
     return ChatMeasurement(shares, dict(states), len(requests) / seconds, judged)
 
 

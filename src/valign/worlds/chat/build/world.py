@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from valign.files import hash_value
 from valign.models.language.renderer import ChatRenderer
@@ -30,7 +30,7 @@ def build_world(out: Path, *, seed: int = 0, share: float = 1.0) -> None:
     words = logs / "tokenizer"
     if not (words / "tokenizer.json").exists():
         train_tokenizer(seed=seed).save_pretrained(words)
-    tokenizer = AutoTokenizer.from_pretrained(words)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(words)
     renderer = ChatRenderer(tokenizer)
     for stage in ("base", "aligned", "memorized"):
         if (out / stage / "config.json").exists():
@@ -43,7 +43,7 @@ def build_world(out: Path, *, seed: int = 0, share: float = 1.0) -> None:
         adapted = stages.lora(inner, seed=seed)
         stages.train_stage("safety", adapted, renderer, logs, budgets["safety"], seed=seed, inner=inner)
         stages.save_half(adapted, out / "safety")
-    run.finish(parameters=sum(p.numel() for p in stages.new_model(tokenizer, seed=seed).parameters()))
+    run.finish(parameters=stages.new_model(tokenizer, seed=seed).num_parameters())
 
 
 def _load(folder: Path) -> LlamaForCausalLM:
