@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,7 +130,8 @@ def test_mistakes_are_named_before_anything_is_loaded(arguments, message, tmp_pa
 
 
 def test_a_detector_that_measures_nothing_asked_and_a_small_limit_are_refused(suite_file, tmp_path, monkeypatch):
-    blind = SimpleNamespace(card=replace(Brightness.card, covers={"bright": "sexual"}))
+    blind = Brightness()
+    blind.card = replace(Brightness.card, covers={"bright": "sexual"})
     monkeypatch.setattr(cli, "resolve_detector", lambda name, model: blind)
     said = refusal(tmp_path, "--suite", suite_file, "--detector", "any")
     assert "must measure one of the categories hate, violence; it measures sexual" in said

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from valign.cli.common import example, out
 from valign.methods import Method, declared_methods
@@ -24,7 +24,7 @@ def command(
     elif markdown:
         typer.echo(page(methods), nl=False)
     else:
-        table = Table("method", "what it is", "paper", "against it", "room")
+        table = Table(Column("method", no_wrap=True), "what it is", "paper", "against it", "room")
         for method in methods:
             table.add_row(method.slug, method.title, method.paper, method.fidelity, method.room)
         out.print(table)

@@ -33,6 +33,14 @@ class ListenOptions:
     open: bool = option(False, help="listen to other machines without keys")
     drain: int = option(60, help="seconds that a stop waits for requests under way", low=0)
     access_log: bool = option(False, help="a line per request; never with prompts or keys")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """The audit log."""
+
+    audit: str = option("valign-audit.db", help="audit log: a path, or postgresql://USER@HOST/DATABASE")
+    anchor: Path | None = option(None, help="file that keeps the audit log's head; the log's name with .head")
     log_size: int = option(
         256, help="MiB of the audit log's file after which the log goes on in a new one; SQLite only", low=1, rare=True
     )
@@ -53,7 +61,7 @@ class RulesOptions:
 
 @example(
     "valign serve --model shapes --guard shapes --detector oracle",
-    cls=configured(settings="valign.serving.settings:Settings", chat=ChatOptions, listen=ListenOptions),
+    cls=configured(settings="valign.serving.settings:Settings", chat=ChatOptions, log=LogOptions, listen=ListenOptions),
 )
 def command(
     ctx: Context,
@@ -68,8 +76,6 @@ def command(
         int, Option(min=0, help="threads of torch that check a prompt; 0 is as many as torch takes, best on an idle machine only")
     ] = 1,
     keys: Annotated[Path | None, Option(help=f"file of `valign api-key`; keys in {API_KEYS} count as well")] = None,
-    audit: Annotated[str, Option(help="audit log: a path, or postgresql://USER@HOST/DATABASE")] = "valign-audit.db",
-    anchor: Annotated[Path | None, Option(help="file that keeps the audit log's head; the log's name with .head")] = None,
     canaries: Annotated[
         Path | None, Option(help="folder of known cases, judged every hour: block.txt, allow.txt, images in block/ and allow/")
     ] = None,
@@ -84,7 +90,8 @@ def command(
     from valign.serving.service import Service
     from valign.serving.settings import Settings
 
-    chat, listening, given = record(ctx, ChatOptions), record(ctx, ListenOptions), changes(ctx, Settings)
+    chat, listening, log = record(ctx, ChatOptions), record(ctx, ListenOptions), record(ctx, LogOptions)
+    given = changes(ctx, Settings)
     most = max(given.get("steps", Settings.steps), given.get("max_steps", Settings.max_steps))
     settings = Settings(**{"names": (Path(model).name,), "check_workers": 8 if chat.chat else 1} | given | {"max_steps": most})
     load_rules = _rules(
@@ -100,11 +107,11 @@ def command(
     known = _canaries(canaries, detector)
     about = {"adapters": {str(adapter): _adapter_hash(adapter)} if adapter is not None else {}}
     store = AuditStore(
-        audit,
+        log.audit,
         create=True,
-        anchor=anchor or default_anchor(audit),
+        anchor=log.anchor or default_anchor(log.audit),
         secret=os.environ.get(AUDIT_KEY, "").encode(),
-        max_bytes=listening.log_size * 2**20,
+        max_bytes=log.log_size * 2**20,
     )
     service = Service(
         lambda: _model(model, adapter, device, anyway),
