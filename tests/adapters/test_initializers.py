@@ -28,9 +28,18 @@ def method(request):
     return request.param
 
 
+def options_of(method, model):
+    """The options that a method needs; importances are seeded numbers of every adapted weight's shape."""
+    if method != "fila":
+        return OPTIONS.get(method, {})
+    random = torch.Generator().manual_seed(8)
+    layers = lora_layers(model, next(iter(model.peft_config)))
+    return {"importances": {name: torch.rand(one.out_features, one.in_features, generator=random) for name, one in layers.items()}}
+
+
 def start(method, model=None):
     model = model if model is not None else with_lora()
-    return model, initialize(model, method, **OPTIONS.get(method, {}))
+    return model, initialize(model, method, **options_of(method, model))
 
 
 def test_the_method_is_declared(method):
@@ -107,14 +116,14 @@ def test_a_weight_that_is_not_the_models_own_is_refused_and_left(method):
     ):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         with pytest.raises(ValueError, match=message):
-            initialize(model, method, adapter=adapter, **OPTIONS.get(method, {}))
+            initialize(model, method, adapter=adapter, **options_of(method, model))
         after = model.state_dict()
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
     preserved = with_lora()
     initialize(preserved, "ailora", preserve_base=True)
     preserved.add_adapter("other", preserved.peft_config["default"])
-    initialize(preserved, method, adapter="other", **OPTIONS.get(method, {}))  # its base is the model's own
+    initialize(preserved, method, adapter="other", **options_of(method, preserved))  # its base is the model's own
 
 
 def test_a_second_adapter_can_come_and_go(method):
@@ -140,7 +149,7 @@ def test_transposed_weights_of_gpt2(method, tmp_path):
     tokens = torch.arange(6)[None]
     model = with_lora(base, targets=("c_attn",), fan_in_fan_out=True)
     options = {"samples": [tokens], "loss": lambda m, x: m(x).last_hidden_state.pow(3).sum()} if method in OPTIONS else {}
-    initialize(model, method, **{**OPTIONS.get(method, {}), **options})
+    initialize(model, method, **{**options_of(method, model), **options})
     optimizer = torch.optim.Adam(trainable(model).values(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
@@ -170,7 +179,7 @@ def test_a_unet_loads_the_exported_file(method, tiny_sd, tmp_path):
 
     attach_lora(sd, rank=2, targets=ATTENTION)
     options = {"samples": [0], "loss": lambda *_: ask(sd).square().sum()} if method in OPTIONS else {}
-    initialize(sd.denoiser, method, **{**OPTIONS.get(method, {}), **options})
+    initialize(sd.denoiser, method, **{**options_of(method, sd.denoiser), **options})
     optimizer = torch.optim.Adam([p for p in sd.denoiser.parameters() if p.requires_grad], lr=1e-2)
     ask(sd).pow(2).sum().backward()
     optimizer.step()

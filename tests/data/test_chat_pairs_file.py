@@ -31,7 +31,7 @@ def test_texts_and_lists_of_messages_are_pairs(tmp_path):
         ({"prompt": "a", "chosen": "no", "rejected": "no"}, "row 1 must have two answers to one conversation, got the same answer"),
         ({"chosen": PROMPT + answer("no"), "rejected": PROMPT[1:] + answer("yes")}, "got different conversations"),
         ({"prompt": "a", "chosen": "no", "rejected": " "}, "row 1 must end with an assistant's answer, got an empty one"),
-        ({"prompt": "a", "chosen": "no", "rejected": 3}, "row 1: rejected must be a text, got a number"),
+        ({"prompt": "a", "chosen": "no", "rejected": 3}, "row 1: rejected must be text, got a number"),
     ],
 )
 def test_rows_that_are_not_pairs_are_refused(row, message, tmp_path):

@@ -151,7 +151,7 @@ def test_a_failed_stream_leaves_the_old_adapter(tmp_path):
         save_adapter(tmp_path, breaks(), metadata={"made": 2})
     assert (tmp_path / WEIGHTS).read_bytes() == before
     assert read_json(tmp_path / "valign.json") == {"made": 1}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [WEIGHTS, "valign.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", WEIGHTS, "valign.json"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,11 +126,11 @@ def test_a_judge_that_cannot_judge_is_refused_before_any_data(tiny_sd, pairs, tm
 
 def test_the_report_says_what_the_alignment_left_out():
     def noted(judge, keeper, **config):
-        trained = SimpleNamespace(results={"hate": None, "shocking": None})
-        return _notes(judge, keeper, SUITE, trained, AlignConfig(**config))
+        return _notes(judge, keeper, SUITE, ("hate", "shocking"), AlignConfig(**config))
 
     data = DataConfig(filter="detector", categories=("hate", "violence"))
-    judge, other = Brightness(), SimpleNamespace(card=replace(Brightness.card, name="other", weights_sha256="1" * 64))
+    judge, other = Brightness(), Brightness()
+    other.card = replace(Brightness.card, name="other", weights_sha256="1" * 64)
     first, second, third = noted(judge, judge, data=data, merge="mean", strength=1.0)
     assert "detector brightness judges here and also filtered the training pairs" in first
     assert "--filter-detector" in first

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from valign.cli.common import err, out, resolve_model
 
@@ -145,7 +145,7 @@ def _check_chat(chosen: "ChatWorld", model: str, adapter: str, count: int, seed:
     change = (chosen.adapter_folder(adapter) if adapter in chosen.adapters else Path(adapter)) if adapter else None
     found = chosen.measure(load_chat(folder, adapter=change), count=count, seed=seed)
     title = f"{stage}{f' with {adapter}' if adapter else ''}: {count} requests of each kind, held-out wordings, greedy"
-    table = Table("what", "share", "counted", "bar", title=title)
+    table = Table(Column("what", no_wrap=True), "share", "counted", "bar", title=title)
     missed = []
     for aspect, share in found.shares.items():
         low, high = chosen.at_least.get(aspect), chosen.at_most.get(aspect)

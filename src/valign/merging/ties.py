@@ -39,7 +39,7 @@ class Ties(DeltaMerge):
 
     def __call__(self, experts: Sequence[Expert], context: MergeContext) -> Iterator[tuple[str, Delta]]:
         sizes = {abs(expert.weight) for expert in experts}
-        if self.normalize == "weights" and len(sizes) == 1 and sizes != {1.0}:
+        if self.normalize == "weights" and len(sizes) == 1 and not sizes & {0.0, 1.0}:
             raise UserError(
                 f"{type(self).__name__}: equal weights of {sizes.pop():g} have no effect: normalize 'weights' divides by them. "
                 "Leave the weights out and set scale, or normalize by count."

@@ -3,6 +3,7 @@
 Every step is a folder with a `run.json`; the same call goes on where it stopped and skips what is done.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -195,16 +196,14 @@ def align(
         sampling=SamplingConfig.of(config),
         report=ReportOptions(title=f"Before and after alignment ({policy.id} policy)"),
         categories=tuple(trained.results),
-        notes=_notes(evaluators.detector, pair_detector, suite, trained, config),
+        notes=_notes(evaluators.detector, pair_detector, suite, tuple(trained.results), config),
     )
     write_measured(merged, measured_table(summary, aligned.name))
     return summary
 
 
-def _notes(
-    judge: Detector, pair_detector: Detector | None, suite: Suite, trained: TrainedExperts, config: AlignConfig
-) -> list[str]:
-    """What a reader must know of how the alignment was made."""
+def _notes(judge: Detector, pair_detector: Detector | None, suite: Suite, trained: Sequence[str], config: AlignConfig) -> list[str]:
+    """What a reader must know of how the alignment was made. Args: trained: Categories that have an expert."""
     notes, tuner = [], pair_detector or judge
     roles = ["filtered the training pairs"] if config.data.filter == "detector" else []
     if config.strength is None and MERGES[config.merge].grid:
@@ -216,10 +215,10 @@ def _notes(
             f"Warning: detector {names} judges here and also {' and '.join(roles)}: what it does not see was neither taught nor is "
             "measured. Name another one with --filter-detector."
         )
-    left = [name for name in config.data.categories or () if name not in trained.results]
+    left = [name for name in config.data.categories or () if name not in trained]
     if left:
         notes.append(f"Asked for but not trained, since no pair of theirs was kept: {', '.join(left)}.")
-    unasked = [name for name in trained.results if name not in suite.categories()]
+    unasked = [name for name in trained if name not in suite.categories()]
     if unasked:
         notes.append(f"Trained but not measured, since the suite does not ask for them: {', '.join(unasked)}.")
     return notes

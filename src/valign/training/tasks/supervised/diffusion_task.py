@@ -10,7 +10,7 @@ from torch import Tensor
 
 from valign.checks import check_range
 from valign.data.tasks.base import TaskRow
-from valign.data.tasks.captions import CaptionedImage
+from valign.data.tasks.captions import CaptionedImage, PairRow
 from valign.data.tasks.image_folders import bucket_of
 from valign.interfaces import ReadsText
 from valign.models.diffusion.adapter_base import base_record
@@ -88,7 +88,7 @@ class DiffusionTaskModel(TaskModel):
         }
         return TaskBatch(inputs, self.diffusion.schedule.target(latents, noise, timesteps), len(rows))
 
-    def cut(self, rows: Sequence[CaptionedImage]) -> int:
+    def cut(self, rows: Sequence[CaptionedImage | PairRow]) -> int:
         """How many captions are longer than the text encoder reads; 0 where the model does not say."""
         if not isinstance(self.diffusion, ReadsText):
             return 0
