@@ -78,6 +78,15 @@ def test_a_body_for_no_route_is_not_read(tmp_path):
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")  # it would wait for the body
 
 
+def test_who_sends_all_of_a_refused_body_gets_the_answer(tmp_path):
+    sent = 30_000_000  # more than the buffers of a connection hold
+    with running(make_service(tmp_path), http=BoundedHttp) as url, connect(url) as connection:
+        connection.sendall(
+            f"POST /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {sent}\r\n\r\n".encode() + b"x" * sent
+        )
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from valign.serving import errors
@@ -12,6 +13,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LINGER = 2.0  # seconds
 
 
 async def read_body(receive: Receive, *, limit: int, seconds: float) -> bytes:
@@ -55,7 +58,19 @@ async def hung_up(receive: Receive) -> Message:
     return message
 
 
-async def answer(error: errors.ApiError, send: Send) -> None:
-    headers = [(b"content-type", b"application/json"), *((k.encode(), v.encode()) for k, v in error.headers.items())]
+async def answer(error: errors.ApiError, send: Send, *, rest: Receive | None = None) -> None:
+    """Send the error. With ``rest``, what the client is still sending is then read and dropped for a while.
+
+    A client that is in the middle of a long body would otherwise see a closed connection instead of its answer.
+    """
+    body = json.dumps(error.body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(error.body).encode()})
+    await send({"type": "http.response.body", "body": body, "more_body": rest is not None})
+    if rest is not None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while (message := await rest())["type"] == "http.request" and message.get("more_body", False):
+                    pass
+        await send({"type": "http.response.body"})

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 
+TOO_LARGE = 413  # the body was not read to its end
+
 
 class ApiError(Exception):
     """An error answer. The message goes to the client: it never repeats what the client sent."""
@@ -40,7 +42,7 @@ def unknown_model(known: Sequence[str]) -> ApiError:
 
 
 def too_large(limit: int) -> ApiError:
-    return ApiError(413, f"The request's body must have at most {limit} bytes.", code="request_too_large")
+    return ApiError(TOO_LARGE, f"The request's body must have at most {limit} bytes.", code="request_too_large")
 
 
 def body_too_slow(seconds: float) -> ApiError:

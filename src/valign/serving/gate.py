@@ -66,7 +66,7 @@ class Gate:
         except Exception as error:
             explained = self._explain(error, request)
             if status == 0:
-                await answer(explained, send_marked)
+                await answer(explained, send_marked, rest=receive if explained.status == errors.TOO_LARGE else None)
         finally:
             route = path if path in ROUTES else "other"
             self._service.metrics.requests.labels(route, status).inc()

@@ -77,7 +77,7 @@ class GuardMiddleware:
             given = await read_body(receive, limit=self._max_body, seconds=self._body_timeout)
             body = await asyncio.wrap_future(self._queue.submit(lambda: self._guarded(given)))
         except errors.ApiError as error:
-            await answer(error, send)
+            await answer(error, send, rest=receive if error.status == errors.TOO_LARGE else None)
             return
         except Exception as error:
             LOG.error("The guard failed: %s", error)
