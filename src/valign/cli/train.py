@@ -9,6 +9,7 @@ from typer import Context, Option, Typer
 from valign.checks import UserError, check_choice
 from valign.cli.common import TableOptions, err, out, resolve_model
 from valign.cli.options import changes, configured, record
+from valign.cli.reinforce import EXAMPLE, RL, reinforce_command
 
 if TYPE_CHECKING:
     from valign.models.diffusion.base import DiffusionModel
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from valign.recipes.alignguard import AlignGuardRecipe
     from valign.training import TrainResult
 
-app = Typer(no_args_is_help=True, help="Train LoRA experts, a value encoder or its retriever; an interrupted run resumes.")
+app = Typer(
+    no_args_is_help=True,
+    help="Train LoRA experts, a value encoder, its retriever, or a chat model; an interrupted run resumes.",
+)
 
 
 @app.command(
@@ -131,6 +135,9 @@ def retriever(
     probe = train_retriever(resolve_model(model, device=device), pairs, harmless, rules, folder, config)
     _print_probe(probe)
     out.print(str(folder), markup=False, soft_wrap=True)
+
+
+app.command("rl", cls=RL, epilog=EXAMPLE)(reinforce_command)
 
 
 def _print_probe(probe: "TextProbe") -> None:

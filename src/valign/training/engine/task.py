@@ -1,12 +1,12 @@
 """What the engine asks of a training: a task computes gradients, hooks act beside the optimizer, and the loop does all else."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from valign.training.engine.schedule import Schedule
 from valign.training.engine.selection import Selection
@@ -103,3 +103,17 @@ class TrainingTask(ABC):
 
     def resumed(self, notes: Mapping[str, Any], extra: Mapping[str, Any]) -> None:  # noqa: B027  # most tasks add nothing
         """Undo what `notes` added, once tensors and optimizer are written back."""
+
+
+def changing_tensors(model: nn.Module, frozen: Collection[int]) -> dict[str, Tensor]:
+    """Every tensor of ``model`` that trains or is not the base model's own; of several with equal storage only one.
+
+    Args: frozen: ``id`` of each of the base model's own tensors that does not train.
+    """
+    found, seen = {}, set()
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        place = (tensor.data_ptr(), tensor.numel())
+        if id(tensor) not in frozen and (tensor.numel() == 0 or place not in seen):
+            seen.add(place)
+            found[name] = tensor
+    return found

@@ -144,17 +144,21 @@ def finetune(
 def _save_adapter(folder: Path, model: TaskModel, handle: AdapterHandle) -> None:
     """LoRA on a diffusion model's U-Net as the rest of the house writes it, which diffusers loads; all else as peft has it."""
     if isinstance(model, ChatTaskModel):
-        with atomic_folder(folder) as temporary:
-            handle.save(temporary / "weights")
-            for path in (temporary / "weights").iterdir():
-                path.rename(temporary / path.name)
-            (temporary / "weights").rmdir()
-            model.renderer.tokenizer.save_pretrained(str(temporary))  # the template goes where the weights go
-        return None
+        return save_chat_adapter(folder, handle, model.renderer.tokenizer)
     if not isinstance(model, DiffusionTaskModel) or not isinstance(handle, LoraHandle):
         return handle.save(folder)
     prefix = model.diffusion.components["denoiser"]
     save_adapter(folder, export_lora(handle.network), metadata=model.provenance(), prefix=prefix)
+
+
+def save_chat_adapter(folder: Path, handle: AdapterHandle, tokenizer: Any) -> None:
+    """The weights with the tokenizer beside them: the template goes where the weights go."""
+    with atomic_folder(folder) as temporary:
+        handle.save(temporary / "weights")
+        for path in (temporary / "weights").iterdir():
+            path.rename(temporary / path.name)
+        (temporary / "weights").rmdir()
+        tokenizer.save_pretrained(str(temporary))
 
 
 def _save_head(out: Path, model: TaskModel) -> None:

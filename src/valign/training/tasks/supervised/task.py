@@ -16,7 +16,7 @@ from valign.randomness import generator_for
 from valign.training.engine.draws import Visits
 from valign.training.engine.schedule import keep_peaks
 from valign.training.engine.selection import Selection
-from valign.training.engine.task import LoopConfig, TrainingTask, Validation
+from valign.training.engine.task import LoopConfig, TrainingTask, Validation, changing_tensors
 from valign.training.engine.tuning import Tuning
 from valign.training.tasks.preserving.preservation import Preservation
 from valign.training.tasks.supervised.config import SupervisedConfig
@@ -87,7 +87,7 @@ class SupervisedTask(TrainingTask):
         rows: list[Any] = [self.data.train[place] for place, _ in self.visits.at(step)]
         rows += preservation.joined(step) if preservation is not None else []
         size = -(-len(rows) // config.accumulation)
-        with _drawing("dropout", config.seed, step):
+        with drawing("dropout", config.seed, step):
             parts = [rows[first : first + size] for first in range(0, len(rows), size)]
             batches = [self.model.batch(part) for part in parts]
             weight = sum(batch.weight for batch in batches)
@@ -109,14 +109,7 @@ class SupervisedTask(TrainingTask):
         return Validation(found["loss"] if score == "loss" else -found[score], {f"val_{name}": found[name] for name in found})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor that trains or is not the base model's own; of several with equal storage only one."""
-        found, seen = {}, set()
-        for name, tensor in sorted(self.model.state_dict(keep_vars=True).items()):
-            place = (tensor.data_ptr(), tensor.numel())
-            if id(tensor) not in self._frozen and (tensor.numel() == 0 or place not in seen):
-                seen.add(place)
-                found[name] = tensor
-        return found
+        return changing_tensors(self.model, self._frozen)
 
     def notes(self, progress: Mapping[str, Any]) -> dict[str, Any]:
         return {"selection": progress["selection"], "stopped": progress["stopped"]}
@@ -135,7 +128,7 @@ class SupervisedTask(TrainingTask):
         def loss(number: int, half: int | None) -> Tensor:
             known = range(len(self.data.train)) if half is None else parts[half]
             picked = Visits(len(known), config.batch_size, config.seed).at(number)
-            with _drawing("start", config.seed, number, str(half)), self.accelerator.autocast():
+            with drawing("start", config.seed, number, str(half)), self.accelerator.autocast():
                 batch = self.model.batch([self.data.train[known[place]] for place, _ in picked])
                 return self.model.loss(batch) / batch.weight
 
@@ -161,7 +154,7 @@ class SupervisedTask(TrainingTask):
 
 
 @contextmanager
-def _drawing(*key: str | int) -> Iterator[None]:
+def drawing(*key: str | int) -> Iterator[None]:
     """Dropout, and the noise of diffusion, depend on torch's global seed: set it by name inside the block, and restore it."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(generator_for(*key).initial_seed())

@@ -1,0 +1,1 @@
+"""Reinforcement of chat models: groups of answers (GRPO, on trl), and PPO with a Lagrange multiplier."""
