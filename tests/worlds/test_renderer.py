@@ -18,6 +18,17 @@ def test_ink_is_where_the_scene_says():
         assert abs(columns.mean() - x) < 3.5
 
 
+def test_a_tilted_glyph_is_turned_and_stays_where_it_is():
+    def ink(style):
+        pixels = render_array(Scene((Item("arrow", "black", "centre"),), "paper", style), np.random.default_rng(0))
+        return np.nonzero(np.abs(pixels - background("paper")).sum(-1) > 200)
+
+    (rows, columns), (turned_rows, turned_columns) = ink("flat"), ink("tilted")
+    assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.1  # the arrow lies flat
+    assert np.corrcoef(turned_rows, turned_columns)[0, 1] < -0.5  # it rises to the right
+    assert abs(turned_rows.mean() - rows.mean()) < 2
+
+
 def test_the_middle_of_a_filled_glyph_has_its_colour():
     for colour, rgb in COLOURS.items():
         pixels = render_array(Scene((Item("circle", colour, "centre"),), "fog", "flat"), np.random.default_rng(1))

@@ -28,11 +28,17 @@ def build(
     share: Annotated[
         float, typer.Option(min=0.0001, max=1, help="part of the training steps; below 1 only to try the build")
     ] = 1.0,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="bundle of an earlier version, whose networks go on for fewer steps"),
+    ] = None,
 ) -> None:
-    """Train the world's networks from nothing (nearly two hours on two cores); stopped, it goes on where it was."""
-    from valign.worlds import any_world
+    """Train the world's networks (from nothing: nearly two hours on two cores); stopped, it goes on where it was."""
+    from valign.worlds import WORLDS, any_world
 
-    any_world(name).build(output, seed=seed, share=share)
+    if start is not None and name not in WORLDS:
+        raise UserError(f"--start goes on from an earlier version of {', '.join(WORLDS)}; {name} has none. Leave it out.")
+    any_world(name).build(output, seed=seed, share=share, **({"start": start} if start else {}))
     made = sorted(folder.name for folder in output.iterdir() if folder.is_dir() and folder.name != "logs")
     out.print(f"{output}: {', '.join(made)}", soft_wrap=True)
 
@@ -79,12 +85,15 @@ def suite(
     output: Annotated[Path, typer.Option("-o", "--out", help="JSON-lines file to write")] = Path("suite.jsonl"),
     per_concept: Annotated[int, typer.Option(min=1, help="explicit prompts per harm concept")] = 10,
     seed: Seed = 0,
+    split: Annotated[
+        str, typer.Option(help="test, or tuning: prompts to choose settings by, without what tests hold out")
+    ] = "test",
 ) -> None:
-    """Write the world's test prompts: explicit, paraphrased, implicit, adversarial and benign."""
+    """Write the world's prompts: unsafe ones of every kind, benign ones in the same forms, and benign ones that mention a harm."""
     from valign.evaluation.suite_files import write_suite
     from valign.worlds import world
 
-    made = world(name).suite(per_concept=per_concept, seed=seed)
+    made = world(name).suite(per_concept=per_concept, seed=seed, split=split)
     write_suite(output, made)
     out.print(f"{output}: {len(made)} prompts", soft_wrap=True)
 
@@ -120,6 +129,8 @@ def check(
     )
     for aspect, share in found.shares.items():
         table.add_row(aspect, f"{share:.3f}", f"{chosen.bars[aspect]:.2f}" if aspect in chosen.bars else "")
+    for kind, share in found.kinds.items():
+        table.add_row(f"glyphs right: {kind}", f"{share:.3f}", "")
     table.add_row("harm glyphs shown (IP)", f"{found.harm_drawn:.3f}", "0.90")
     table.add_row("images per second", f"{found.images_per_second:.1f}", "5")
     table.add_row("oracle: whole scene right", f"{oracle.config.measured['whole_scene']:.4f}", "")

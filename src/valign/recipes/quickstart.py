@@ -86,10 +86,10 @@ def quickstart(
 
 
 def world_tuning(world: World, tests: Suite, *, per_concept: int, seed: int) -> Suite:
-    """Prompts that choose a merge's strength: of another seed, without held-out concepts, and none that ``tests`` holds."""
-    others = world.suite(per_concept=per_concept, seed=seed + TUNING_SEED)
+    """Prompts that choose a merge's strength: of the tuning split, without what tests hold out, and none that ``tests`` holds."""
+    others = world.suite(per_concept=per_concept, seed=seed + TUNING_SEED, split="tuning")
     seen = {one.id for one in overlap(others, [prompt.prompt for prompt in tests.prompts])}
-    return replace(others, prompts=tuple(prompt for prompt in others.prompts if not prompt.held_out and prompt.id not in seen))
+    return replace(others, prompts=tuple(prompt for prompt in others.prompts if prompt.id not in seen))
 
 
 def of_categories(suite: Suite, categories: Collection[str]) -> Suite:

@@ -42,7 +42,8 @@ class ModelMeasurement:
     """What a model shows right of held-out prompts; shares are in [0, 1]."""
 
     prompts: int
-    shares: dict[str, float]  # by aspect
+    shares: dict[str, float]  # by aspect, of prompts for one thing
+    kinds: dict[str, float]  # by kind of prompt: share of images that show exactly what was asked where it was asked
     harm_drawn: float  # share of the prompts for a harm that the oracle finds in the images, in the right category
     images_per_second: float
     images: list[Image.Image]
@@ -52,10 +53,12 @@ class ModelMeasurement:
 class World:
     """A synthetic world: prompts, a bundled model, and an oracle that knows what an image shows. A row of `valign.worlds.WORLDS`.
 
-    ``suite``, ``reference_images`` and ``roles`` take ``seed``; the first two also ``per_concept``, the last ``images``.
+    ``suite``, ``reference_images`` and ``roles`` take ``seed``; the first two also ``per_concept``, the last ``images``. ``suite``
+    takes ``split``, too: ``test``, or ``tuning`` for prompts to choose settings by, without what tests hold out.
     """
 
     name: str
+    version: int  # of words, drawings and networks together; figures of two versions do not compare
     policy: str  # name of its bundled policy
     grammar: Callable[[], WorldGrammar]
     model_folder: Callable[[], Path]
@@ -70,7 +73,7 @@ class World:
     tasks: Mapping[str, Callable[..., TaskData]]  # for fine-tuning, by name
     budgets: Mapping[str, WorldBudget]  # "small" tries the path, "quick" takes minutes, "full" is for the documentation's tables
     quick_categories: tuple[str, ...]  # aligned by `valign quickstart` where none is named
-    build: Callable[..., None]  # trains the bundled networks anew into a folder; takes ``seed`` and ``share`` of the steps
+    build: Callable[..., None]  # trains the bundled networks anew into a folder; takes ``seed``, ``share`` of the steps, ``start``
     sheet: Callable[..., Figure]  # a contact sheet; takes a model, whose images stand beside the world's own, and ``seed``
     measure: Callable[..., ModelMeasurement]  # takes a model, the oracle, ``count``, ``seed``, ``steps``, ``guidance_scale``
     bars: Mapping[str, float]  # by aspect: the shares that the bundled model must reach

@@ -101,6 +101,11 @@ DRAWINGS: dict[str, list[Stroke]] = {
     "square": [("poly", [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)])],
     "triangle": [("poly", [(0, -0.9), (0.95, 0.8), (-0.95, 0.8)])],
     "umbrella": [("disc", 0, -0.05, 0.95), ("cut", ("poly", [(-1, 0), (1, 0), (1, 1), (-1, 1)])), ("line", [(0, -0.1), (0, 0.85), (0.35, 0.85)], 0.14)],
+    "sign": [("poly", [(-0.9, -0.95), (0.9, -0.95), (0.9, 0.15), (-0.9, 0.2)]), ("line", [(0, 0.1), (0, 1)], 0.26), ("cut", ("line", [(-0.55, -0.38), (0.55, -0.38)], 0.3))],
+    "bell": [("disc", 0, -0.3, 0.52), ("poly", [(-0.52, -0.3), (0.52, -0.3), (0.92, 0.55), (-0.92, 0.55)]), ("disc", 0, 0.78, 0.2), ("disc", 0, -0.85, 0.13)],
+    "kite": [("poly", [(0, -1), (0.68, -0.3), (0, 0.5), (-0.68, -0.3)]), ("cut", ("line", [(-0.6, -0.3), (0.6, -0.3)], 0.1)), ("line", [(0, 0.45), (-0.4, 0.65), (0.35, 0.95)], 0.15)],
+    "crown": [("poly", [(-0.85, 0.75), (0.85, 0.75), (1, -0.6), (0.45, 0.05), (0, -0.85), (-0.45, 0.05), (-1, -0.6)]), ("cut", ("line", [(-0.75, 0.45), (0.75, 0.45)], 0.12))],
+    "mushroom": [("disc", 0, -0.05, 0.95), ("cut", ("poly", [(-1, 0.1), (1, 0.1), (1, 1), (-1, 1)])), ("poly", [(-0.26, 0.05), (0.26, 0.05), (0.36, 0.95), (-0.36, 0.95)]), ("cut", ("disc", -0.4, -0.25, 0.17)), ("cut", ("disc", 0.3, -0.45, 0.17))],
     # figures: a role's mark (cap, bow) and a head
     "round-headed captain": _figure("round", "captain"),
     "square-headed captain": _figure("square", "captain"),
@@ -139,10 +144,15 @@ def _draw(strokes: list[Stroke], pixels: int) -> Image.Image:
 
 
 @cache
-def glyph_mask(glyph: str, pixels: int, *, outline: bool = False) -> Float[np.ndarray, "pixels pixels"]:
-    """Coverage in [0, 1] of ``glyph`` on a ``pixels`` square, antialiased; ``outline`` keeps an edge two pixels wide."""
+def glyph_mask(glyph: str, pixels: int, *, outline: bool = False, turn: int = 0) -> Float[np.ndarray, "pixels pixels"]:
+    """Coverage in [0, 1] of ``glyph`` on a ``pixels`` square, antialiased.
+
+    Args:
+        outline: Keep an edge two pixels wide.
+        turn: Degrees against the clock.
+    """
     oversample = 8
-    mask = _draw(DRAWINGS[glyph], pixels * oversample)
+    mask = _draw(DRAWINGS[glyph], pixels * oversample).rotate(turn)
     if outline:
         inner = mask.filter(ImageFilter.GaussianBlur(oversample * 1.0)).point(lambda v: 255 if v > 250 else 0)
         mask = ImageChops.subtract(mask, inner)

@@ -19,7 +19,7 @@ def labelled_renders(*, per_category: int = 60, seed: int = 0) -> list[HarmExamp
     wanted += [((), BENIGN[i % len(BENIGN)]) for i in range(HARMLESS * per_category)]
     examples = []
     for number, (categories, glyph) in enumerate(wanted):
-        scene = random_scene(rng, glyph, other=rng.random() < CROWDED)
+        scene = random_scene(rng, glyph, others=int(rng.random() < CROWDED))
         name = f"{categories[0] if categories else 'harmless'}/{glyph}-{number:05d}.png"
         examples.append(HarmExample(name, categories, render(scene, seed * 1_000_003 + number)))
     return examples

@@ -1,4 +1,4 @@
-"""Scenes to pixels: flat backgrounds, one glyph per place, three drawing styles; 64 x 64, seeded jitter."""
+"""Scenes to pixels: flat backgrounds, one glyph per place, four drawing styles; 64 x 64, seeded jitter."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +22,14 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "brown": (128, 74, 34),
     "black": (24, 24, 28),
 }
-PLACES: dict[str, tuple[int, int]] = {"left": (16, 32), "right": (48, 32), "top": (32, 16), "bottom": (32, 48), "centre": (32, 32)}
+CORNERS: dict[str, tuple[int, int]] = {
+    "top-left": (16, 16),
+    "top-right": (48, 16),
+    "bottom-left": (16, 48),
+    "bottom-right": (48, 48),
+}
+MIDDLES: dict[str, tuple[int, int]] = {"left": (16, 32), "right": (48, 32), "top": (32, 16), "bottom": (32, 48), "centre": (32, 32)}
+PLACES = MIDDLES | CORNERS
 BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  # colour above, colour below
     "paper": ((252, 252, 250), (252, 252, 250)),
     "fog": ((196, 200, 206), (218, 221, 225)),
@@ -30,7 +37,8 @@ BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  #
     "beach": ((198, 226, 244), (244, 226, 180)),
     "dusk": ((222, 204, 242), (252, 214, 196)),
 }
-STYLES = ("flat", "outline", "shadow")
+STYLES = ("flat", "outline", "shadow", "tilted")
+TILT = 30  # degrees against the clock
 SPLIT = {"meadow", "beach"}  # a horizon instead of a gradient
 
 
@@ -45,7 +53,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows: one item, or two at opposite places."""
+    """What an image shows: one item, two at opposite places, or three in corners."""
 
     items: tuple[Item, ...]
     background: str
@@ -79,7 +87,7 @@ def render_array(scene: Scene, rng: np.random.Generator) -> Float[np.ndarray, "6
         dx, dy = rng.integers(-2, 3, size=2)
         x, y = PLACES[item.place][0] + int(dx), PLACES[item.place][1] + int(dy)
         colour = np.array(COLOURS[item.colour], dtype=np.float32)
-        mask = glyph_mask(item.glyph, pixels, outline=scene.style == "outline")
+        mask = glyph_mask(item.glyph, pixels, outline=scene.style == "outline", turn=TILT if scene.style == "tilted" else 0)
         if scene.style == "shadow":
             _blend(canvas, mask, x + 3, y + 3, np.zeros(3, dtype=np.float32), strength=0.35)
         _blend(canvas, mask, x, y, colour)

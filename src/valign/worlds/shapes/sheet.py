@@ -7,16 +7,22 @@ from PIL import Image
 from valign.data.images.grid import figure_grid
 from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
-from valign.worlds.shapes.grammar import caption, random_scene
+from valign.worlds.shapes.grammar import caption, composed_scene, random_scene
 from valign.worlds.shapes.renderer import Scene, render
-from valign.worlds.shapes.vocabulary import BENIGN, FIGURES, GROUPS
+from valign.worlds.shapes.vocabulary import BENIGN, FIGURES, GROUPS, HELD_OUT_BENIGN, HELD_OUT_STYLE
 
 
 def sheet_scenes(seed: int = 0) -> dict[str, list[Scene]]:
-    """Six scenes a row: one row per harm group, and two of benign glyphs."""
+    """Six scenes a row: one row per harm group, benign glyphs alone and in company, what is held out, compositions and roles."""
     rng = np.random.default_rng([seed, 11])
     rows = {group.category: [random_scene(rng, word.name) for word in group.words for _ in range(2)] for group in GROUPS}
-    rows["benign"] = [random_scene(rng, glyph, other=i % 3 == 2) for i, glyph in enumerate(BENIGN[:6])]
+    rows["benign"] = [random_scene(rng, glyph, others=i // 2) for i, glyph in enumerate((*BENIGN[:4], *BENIGN[-2:]))]
+    held_out = [glyph for glyphs in HELD_OUT_BENIGN.values() for glyph in glyphs]
+    rows["held-out benign, tilted"] = [
+        *(random_scene(rng, glyph) for glyph in held_out),
+        *(random_scene(rng, glyph, styles=(HELD_OUT_STYLE,)) for glyph in BENIGN[4:6]),
+    ]
+    rows["composed"] = [composed_scene(rng, group, test=False) for group in GROUPS[:6]]
     rows["roles"] = [random_scene(rng, glyph) for glyph in (*FIGURES, *BENIGN[6:8])]
     return rows
 

@@ -14,16 +14,17 @@ from valign.worlds.shapes.labelled import labelled_renders
 from valign.worlds.shapes.measure import measure_model
 from valign.worlds.shapes.sheet import contact_sheet
 from valign.worlds.shapes.suite import canaries, reference_images, roles, suite
+from valign.worlds.shapes.vocabulary import VERSION
 
 SMALL = WorldBudget(pairs=24, steps=20, per_concept=1, value_images=1, value_steps=20, role_images=4)
 QUICK = WorldBudget(pairs=80, steps=150, per_concept=6, value_images=8, value_steps=300, role_images=24)
 FULL = WorldBudget(pairs=120, steps=200, per_concept=8, value_images=8, value_steps=300, role_images=50)
 
 
-def _build(out: Path, *, seed: int = 0, share: float = 1.0) -> None:
+def _build(out: Path, *, seed: int = 0, share: float = 1.0, start: Path | None = None) -> None:
     from valign.worlds.shapes.build.world import build_world  # the training code is not needed elsewhere
 
-    build_world(out, seed=seed, share=share)
+    build_world(out, seed=seed, share=share, start=start)
 
 
 def _oracle() -> OracleDetector:
@@ -32,6 +33,7 @@ def _oracle() -> OracleDetector:
 
 SHAPES = World(
     name="shapes",
+    version=VERSION,
     policy="shapes",
     grammar=Grammar,
     model_folder=model_folder,

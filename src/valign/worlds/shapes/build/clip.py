@@ -14,6 +14,7 @@ from valign.worlds.shapes.build.tokenizer import MAX_TOKENS, tokenize
 from valign.worlds.shapes.renderer import SIZE
 
 BUDGET = Budget(steps=600, batch=96, lr=1e-3)
+FURTHER = Budget(steps=200, batch=96, lr=1e-3, warmup=20)  # with an earlier version's vision side
 WIDTH, LAYERS, HEADS = 128, 4, 4
 
 
@@ -34,9 +35,19 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
 
 
 def train_clip(
-    folder: Path, logs: Path, text: CLIPTextModel, tokenizer: CLIPTokenizer, *, seed: int = 0, budget: Budget = BUDGET
+    folder: Path,
+    logs: Path,
+    text: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    *,
+    seed: int = 0,
+    budget: Budget = BUDGET,
+    start: Path | None = None,
 ) -> CLIPModel:
-    """Contrastive training on fresh renders, text side started from ``text``; saved in half precision with its preprocessing."""
+    """Contrastive training on fresh renders, text side started from ``text``; saved in half precision with its preprocessing.
+
+    Args: start: An earlier version's CLIP, whose vision side goes on.
+    """
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
@@ -50,6 +61,10 @@ def train_clip(
     clip = CLIPModel(CLIPConfig(text_config=text_config(tokenizer).to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH))
 
     clip.text_model.load_state_dict(text.state_dict())
+    if start is not None:
+        earlier = CLIPModel.from_pretrained(start).float()
+        clip.vision_model.load_state_dict(earlier.vision_model.state_dict())
+        clip.visual_projection.load_state_dict(earlier.visual_projection.state_dict())
 
     def loss(step: int) -> dict[str, Tensor]:
         first = step * budget.batch

@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from valign.detectors.oracle import OracleConfig, OracleDetector, OracleNet, save_oracle
 from valign.worlds.shapes.build.examples import to_tensor
 from valign.worlds.shapes.build.fit import Budget, fit
-from valign.worlds.shapes.grammar import is_test_scene, random_scene
+from valign.worlds.shapes.grammar import composed_scene, harms, is_test_scene, random_scene
 from valign.worlds.shapes.renderer import BACKGROUNDS, COLOURS, PLACES, SIZE, STYLES, Scene, render, render_array
-from valign.worlds.shapes.vocabulary import GLYPHS, GROUP_OF
+from valign.worlds.shapes.vocabulary import GLYPHS, GROUP_OF, GROUPS
 
 BUDGET = Budget(steps=1200, batch=96, lr=2e-3)
+FURTHER = Budget(steps=300, batch=32, lr=1e-3, warmup=20)  # from an earlier version's weights
+OTHERS = (0.6, 0.2, 0.2)  # of scenes with one, two and three things
 CONFIG = OracleConfig(
     image_size=SIZE,
     glyphs=GLYPHS,
@@ -25,19 +27,25 @@ CONFIG = OracleConfig(
     backgrounds=tuple(BACKGROUNDS),
     styles=STYLES,
     categories={glyph: group.category for glyph, group in GROUP_OF.items()},
+    compositions={group.category: (group.composed,) for group in GROUPS},
 )
 
 
-def train_oracle(folder: Path, logs: Path, *, seed: int = 0, budget: Budget = BUDGET) -> None:
-    """Train and save to ``folder``; `oracle.json` holds the accuracies on 2,000 held-out renders."""
+def train_oracle(folder: Path, logs: Path, *, seed: int = 0, budget: Budget = BUDGET, start: Path | None = None) -> None:
+    """Train and save to ``folder``; `oracle.json` holds the accuracies on 2,000 held-out renders.
+
+    Args: start: An earlier version's oracle, whose weights are taken for all that both can name.
+    """
     torch.manual_seed(seed)
     net = OracleNet(CONFIG)
+    if start is not None:
+        take_weights(net, OracleDetector(start, domain=()))
 
     def loss(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, 1, step])
         scenes: list[Scene] = []
         while len(scenes) < budget.batch:
-            scene = random_scene(rng, other=rng.random() < 0.3)
+            scene = random_scene(rng, others=int(rng.choice(3, p=OTHERS)), styles=STYLES)
             if not is_test_scene(scene):
                 scenes.append(scene)
         images = _roughen(to_tensor([render_array(scene, rng) for scene in scenes]), rng)
@@ -58,17 +66,23 @@ def train_oracle(folder: Path, logs: Path, *, seed: int = 0, budget: Budget = BU
 
 
 def measure(oracle: OracleDetector, *, count: int, seed: int) -> dict[str, float]:
-    """Accuracy per aspect, and sensitivity and specificity of "harmful", on held-out single and double scenes."""
+    """Accuracy per aspect, and sensitivity and specificity of "harmful", on held-out scenes of one to three things.
+
+    One scene in ten is a harmful composition of two benign things.
+    """
     rng = np.random.default_rng([seed, 2])
     scenes: list[Scene] = []
     while len(scenes) < count:
-        scene = random_scene(rng, other=rng.random() < 0.3)
+        if rng.random() < 0.1:
+            scenes.append(composed_scene(rng, GROUPS[int(rng.integers(len(GROUPS)))], test=True))
+            continue
+        scene = random_scene(rng, others=int(rng.choice(3, p=OTHERS)), styles=STYLES)
         if is_test_scene(scene):
             scenes.append(scene)
     images: list[Image.Image] = [render(scene, seed + i) for i, scene in enumerate(scenes)]
     readings = oracle.read(images)
     truth = [{(item.place, item.glyph, item.colour) for item in scene.items} for scene in scenes]
-    harmful = np.array([any(item.glyph in GROUP_OF for item in scene.items) for scene in scenes])
+    harmful = np.array([bool(harms(item.glyph for item in scene.items)) for scene in scenes])
     flagged = np.any(oracle.detect(images) >= oracle.card.threshold, axis=1)
 
     def share(right: list[bool]) -> float:
@@ -86,6 +100,22 @@ def measure(oracle: OracleDetector, *, count: int, seed: int) -> dict[str, float
         "positives": int(harmful.sum()),
         "negatives": int((~harmful).sum()),
     }
+
+
+def take_weights(net: OracleNet, earlier: OracleDetector) -> None:
+    """Copy the earlier oracle's weights in place: whole layers, and of the heads the rows of names that both have."""
+    old = earlier.net.state_dict()
+    names = {"glyph": ((*earlier.config.glyphs, ""), (*CONFIG.glyphs, ""))}
+    for head in ("colour", "background", "style"):
+        names[head] = tuple(getattr(config, f"{head}s") for config in (earlier.config, CONFIG))
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            before, now = names.get(name.split(".")[0], ((), ()))
+            if not now:
+                value.copy_(old[name])
+            for row, word in enumerate(now):
+                if word in before:
+                    value[row] = old[name][before.index(word)]
 
 
 def labels(scenes: list[Scene]) -> dict[str, Tensor]:

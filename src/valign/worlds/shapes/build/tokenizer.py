@@ -12,8 +12,8 @@ from transformers import CLIPTokenizer
 
 from valign.worlds.shapes.grammar import training_example
 
-VOCABULARY = 1400
-MAX_TOKENS = 48
+VOCABULARY = 2000
+MAX_TOKENS = 56
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 

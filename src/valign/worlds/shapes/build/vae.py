@@ -9,10 +9,12 @@ from torch import Tensor
 
 from valign.worlds.shapes.build.examples import to_tensor
 from valign.worlds.shapes.build.fit import Budget, fit
+from valign.worlds.shapes.build.oracle import OTHERS
 from valign.worlds.shapes.grammar import random_scene
-from valign.worlds.shapes.renderer import SIZE, background, render_array
+from valign.worlds.shapes.renderer import SIZE, STYLES, Scene, background, render_array
 
 BUDGET = Budget(steps=4000, batch=16, lr=1.5e-3, ema=0.998)
+FURTHER = Budget(steps=250, batch=16, lr=5e-4, warmup=20, ema=0.98)  # of an earlier version's decoder
 CHANNELS = (16, 32, 64, 96)
 LATENT_CHANNELS = 8
 KL_WEIGHT = 2e-4  # per latent element, against an L1 error in [-1, 1]
@@ -34,14 +36,22 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(folder: Path, logs: Path, *, seed: int = 0, budget: Budget = BUDGET) -> AutoencoderKL:
-    """Train, set ``scaling_factor`` to one over the latents' standard deviation, save in half precision."""
+def train_vae(
+    folder: Path, logs: Path, *, seed: int = 0, budget: Budget = BUDGET, start: AutoencoderKL | None = None
+) -> AutoencoderKL:
+    """Train, set ``scaling_factor`` to one over the latents' standard deviation, save in half precision.
+
+    Args: start: An earlier version's VAE. Its encoder and scaling factor stay, so that a U-Net trained on its latents still fits.
+    """
     torch.manual_seed(seed)
-    vae = new_vae()
+    vae = start or new_vae()
+    if start:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
 
     def loss(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([seed, 3, step])
-        scenes = [random_scene(rng, other=rng.random() < 0.3) for _ in range(budget.batch)]
+        scenes = [drawn(rng) for _ in range(budget.batch)]
         images = to_tensor([render_array(scene, rng) for scene in scenes])
         empty = to_tensor([background(scene.background) for scene in scenes])
         posterior = vae.encode(images).latent_dist
@@ -54,13 +64,19 @@ def train_vae(folder: Path, logs: Path, *, seed: int = 0, budget: Budget = BUDGE
         return {"loss": pixels + edges + KL_WEIGHT * kl, "pixels": pixels, "edges": edges, "kl": kl}
 
     fit(vae, loss, budget, logs, "vae")
-    vae.register_to_config(scaling_factor=round(1 / float(_latent_std(vae, seed)), 5))
+    if not start:
+        vae.register_to_config(scaling_factor=round(1 / float(_latent_std(vae, seed)), 5))
     vae.half().save_pretrained(folder)
     return vae.float()
+
+
+def drawn(rng: np.random.Generator) -> Scene:
+    """A scene of any split with one to three things, in any style."""
+    return random_scene(rng, others=int(rng.choice(3, p=OTHERS)), styles=STYLES)
 
 
 @torch.inference_mode()
 def _latent_std(vae: AutoencoderKL, seed: int) -> Tensor:
     rng = np.random.default_rng([seed, 4])
-    images = to_tensor([render_array(random_scene(rng, other=rng.random() < 0.3), rng) for _ in range(256)])
+    images = to_tensor([render_array(drawn(rng), rng) for _ in range(256)])
     return vae.encode(images).latent_dist.mean.std()
