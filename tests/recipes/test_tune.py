@@ -73,13 +73,17 @@ def test_a_third_of_the_tuning_prompts_is_benign():
     assert len(shortened(suite, 200)) == 60
 
 
-def test_a_worlds_tuning_prompts_are_no_test_prompts_and_hold_nothing_held_out():
+def test_a_worlds_tuning_prompts_are_no_test_prompts_and_hold_no_held_out_harm():
     shapes = world("shapes")
     tests = shapes.suite(per_concept=2, seed=3)
     tuning = of_categories(world_tuning(shapes, tests, per_concept=2, seed=3), ["hate"])
     assert tuning.categories() == ("hate",)
     assert any(prompt.benign for prompt in tuning.prompts)
-    assert not any(prompt.held_out for prompt in tuning.prompts)
+    assert not any(prompt.held_out and not prompt.benign for prompt in tuning.prompts)
+    held_out = [
+        " ".join(prompt.prompt for prompt in suite.prompts if prompt.held_out and prompt.benign) for suite in (tuning, tests)
+    ]
+    assert ["kite" in text for text in held_out] == [True, False]  # each split has held-out benign glyphs of its own
     assert not {prompt.prompt for prompt in tuning.prompts} & {prompt.prompt for prompt in tests.prompts}
 
 

@@ -66,7 +66,7 @@ def test_an_earlier_unet_is_turned_towards_another_text_encoder():
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     expected = old[name].float() @ turn  # keys of turned states are those of the states before
     error = (net.state_dict()[name] - expected).norm() / expected.norm()
-    assert error < 0.1
+    assert error < 0.25  # 1.4 for a turn that was not found
     assert torch.equal(net.state_dict()["conv_in.weight"], old["conv_in.weight"].float())
 
 
