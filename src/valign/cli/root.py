@@ -27,6 +27,7 @@ PANELS = {
         "train": ("valign.cli.train", "app"),
         "baseline": ("valign.cli.baseline", "app"),
         "merge": ("valign.cli.merge", "app"),
+        "realign": ("valign.cli.realign", "app"),
         "adapter": ("valign.cli.adapter", "app"),
         "detector": ("valign.cli.detector", "app"),
         "evaluate": ("valign.cli.evaluate", "command"),

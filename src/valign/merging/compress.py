@@ -11,7 +11,7 @@ from valign.models.files.adapter_files import LoraFactors
 
 def spectrum(delta: Delta) -> Float[Tensor, " rank"]:
     """Singular values of a change of weight, descending, float64; of factors at most ``rank``, from their small core alone."""
-    return torch.linalg.svdvals(delta.matrix.double()) if isinstance(delta, DenseDelta) else _core(delta)[1]
+    return torch.linalg.svdvals(delta.matrix.double()) if isinstance(delta, DenseDelta) else decompose(delta)[1]
 
 
 def compress(lora: LoraFactors, rank: int) -> tuple[LoraFactors, float]:
@@ -22,7 +22,7 @@ def compress(lora: LoraFactors, rank: int) -> tuple[LoraFactors, float]:
     Raises: ValueError if ``rank`` is not in [1, the adapter's rank].
     """
     check_range("compress.rank", rank, low=1, high=lora.rank, hint="More than the factors hold would change nothing.")
-    left, values, right = _core(lora)
+    left, values, right = decompose(lora)
     return _balanced(left, values, right, rank), discarded(values, rank)
 
 
@@ -39,12 +39,27 @@ def discarded(values: Float[Tensor, " rank"], rank: int) -> float:
     return float((values[rank:].square().sum() / total).sqrt()) if total > 0 else 0.0
 
 
-def _core(lora: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
-    """``U, S, V^T`` of the delta, float64."""
-    q_up, r_up = torch.linalg.qr(lora.up.double() * lora.scale)
-    q_down, r_down = torch.linalg.qr(lora.down.double().T)
+def decompose(delta: Delta) -> tuple[Float[Tensor, "fan_out rank"], Float[Tensor, " rank"], Float[Tensor, "rank fan_in"]]:
+    """``U, S, V^T``, thin: of factors by QR and an SVD of their small core, float64; of a matrix in float32 at least."""
+    if isinstance(delta, DenseDelta):
+        left, values, right = torch.linalg.svd(delta.delta(), full_matrices=False)
+        return left, values, right
+    q_up, r_up = torch.linalg.qr(delta.up.double() * delta.scale)
+    q_down, r_down = torch.linalg.qr(delta.down.double().T)
     left, values, right = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
     return q_up @ left, values, right @ q_down.T
+
+
+def numerical_rank(values: Float[Tensor, " rank"], shape: tuple[int, int]) -> int:
+    """How many singular values are above rounding, ``max(shape) * eps * largest``, with float32's eps at least; 0 for zero."""
+    eps = max(torch.finfo(values.dtype).eps, torch.finfo(torch.float32).eps)
+    return int((values > max(shape) * eps * values[:1].sum()).sum())
+
+
+def trimmed(lora: LoraFactors) -> LoraFactors:
+    """The same change with no more rank than it needs; rank 0 if it is zero."""
+    left, values, right = decompose(lora)
+    return _balanced(left, values, right, numerical_rank(values, lora.shape))
 
 
 def _balanced(left: Tensor, values: Tensor, right: Tensor, rank: int) -> LoraFactors:

@@ -31,6 +31,15 @@ class DeltaMerge(MergeMethod):
         """The consensus times a factor."""
         return merged
 
+    def combine(self, module: str, parts: Callable[[], Iterator[tuple[str, float, Delta]]], experts: int) -> Delta:
+        """The three steps for one module; ``parts`` gives name, weight and change of each of the ``experts``, anew at each call."""
+
+        def sparse() -> Iterator[tuple[float, Delta]]:
+            for name, weight, delta in parts():
+                yield weight, self.sparsify(delta, module, name)
+
+        return self.rescale(self.consensus(sparse), experts)
+
     def __call__(self, experts: Sequence[Expert], context: MergeContext) -> Iterator[tuple[str, Delta]]:
         modules = compatible(type(self).__name__, experts, allow_base_mismatch=context.allow_base_mismatch)
         return self._stream(experts, modules, context)
@@ -38,11 +47,11 @@ class DeltaMerge(MergeMethod):
     def _stream(self, experts: Sequence[Expert], modules: Sequence[str], context: MergeContext) -> Iterator[tuple[str, Delta]]:
         for module in modules:
 
-            def parts(module: str = module) -> Iterator[tuple[float, Delta]]:
+            def parts(module: str = module) -> Iterator[tuple[str, float, Delta]]:
                 for expert in experts:
-                    yield expert.weight, self.sparsify(expert.file.factors(module), module, expert.name)
+                    yield expert.name, expert.weight, expert.file.factors(module)
 
-            merged = self.rescale(self.consensus(parts), len(experts))
+            merged = self.combine(module, parts, len(experts))
             entries = [expert.file.entries[module] for expert in experts]
             low_rank = not any(isinstance(entry, DenseDelta) for entry in entries)
             wanted = getattr(self, "rank", None) or (sum(entry.rank for entry in entries) if low_rank else None)

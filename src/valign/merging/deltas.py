@@ -32,7 +32,7 @@ class DenseDelta:
 
     def folded(self, weight: float = 1.0) -> "DenseDelta":
         """The same change times ``weight``, in float32."""
-        return DenseDelta(self.matrix.float() * weight)
+        return DenseDelta(self.matrix.float() if weight == 1 else self.matrix.float() * weight)
 
     def delta(self) -> Float[Tensor, "fan_out fan_in"]:
         """The matrix, float32 at least."""
@@ -99,8 +99,16 @@ def add(parts: Sequence[Delta]) -> Delta:
     """The exact sum, float32: factors are stacked, and the rank is the sum of the ranks; with one matrix among them, a matrix."""
     factors = [part.folded() for part in parts if isinstance(part, LoraFactors)]
     if len(factors) < len(parts):
-        return DenseDelta(torch.stack([part.delta() for part in parts]).sum(0))
+        total = parts[0].delta().clone()
+        for part in parts[1:]:
+            total += part.delta()
+        return DenseDelta(total)
     return LoraFactors(torch.cat([part.down for part in factors]), torch.cat([part.up for part in factors], dim=1), 1.0)
+
+
+def zero(shape: tuple[int, int]) -> LoraFactors:
+    """No change at all, of rank 0: it adds nothing to a sum, not even memory."""
+    return LoraFactors(torch.zeros(0, shape[1]), torch.zeros(shape[0], 0), 1.0)
 
 
 def inner(a: Delta, b: Delta) -> float:

@@ -50,7 +50,7 @@ def compatible(
     first = experts[0]
     dense = [expert.name for expert in experts if any(isinstance(entry, DenseDelta) for entry in expert.file.entries.values())]
     if dense and equal_ranks:
-        raise UserError(f"{who}.experts must be low-rank for this granularity, got dense: {_listed(dense)}. Use 'output'.")
+        raise UserError(f"{who}.experts must be low-rank for this granularity, got dense: {listed(dense)}. Use 'output'.")
     for expert in experts[1:]:
         _check_same(who, first, expert, equal_ranks)
     for expert in experts if finite else ():
@@ -78,7 +78,7 @@ def _check_same(who: str, first: Expert, expert: Expert, equal_ranks: bool) -> N
     lone = sorted(set(mine) ^ set(other))
     if lone:
         raise UserError(
-            f"{who}.experts must adapt the same modules; only one of {first.name} and {expert.name} has {_listed(lone)}. "
+            f"{who}.experts must adapt the same modules; only one of {first.name} and {expert.name} has {listed(lone)}. "
             "Train them with the same targets."
         )
     shapes = {name: f"{mine[name].shape} and {other[name].shape}" for name in sorted(mine) if mine[name].shape != other[name].shape}
@@ -92,10 +92,11 @@ def _check_same(who: str, first: Expert, expert: Expert, equal_ranks: bool) -> N
         )
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Some names for a message."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
 
 
 def _pairs(differences: Mapping[str, str]) -> str:
-    return _listed([f"{name} ({what})" for name, what in differences.items()])
+    return listed([f"{name} ({what})" for name, what in differences.items()])

@@ -27,6 +27,8 @@ from valign.models.files.tensor_stream import TensorIndex, stream_tensors
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+PEFT_PREFIX = "base_model.model."
 PROVENANCE = "valign.json"
 DIFFUSERS_HEADER = "lora_adapter_metadata"
 HUB_FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]")  # of the hub's cache
@@ -134,6 +136,7 @@ def save_adapter(
     metadata: Mapping[str, Any],
     prefix: str = PREFIXES[0],
     dtype: torch.dtype = torch.float32,
+    peft: bool = False,
 ) -> None:
     """Write an adapter and its model card into ``folder``, one module in memory at a time; one already there is replaced once this
     is complete.
@@ -143,11 +146,13 @@ def save_adapter(
         metadata: JSON-able provenance: ``base``, ``base_fingerprint``, ``family``, ``category``, ``policy_hash``, ``sources``, ...
         prefix: Of all keys: the adapted component's, see `DiffusionModel.components`, or that of an adapter file.
         dtype: Of the file; scales are folded in float32 before the cast.
+        peft: Write peft's own layout instead of diffusers', which any model loads; ``prefix`` does not count.
     Raises: UserError if there is no module, or one holds NaN or infinity.
     """
     folder = Path(folder)
     record = json.dumps(public_record(metadata), sort_keys=True)
     ranks: dict[str, int] = {}
+    prefix = PEFT_PREFIX if peft else prefix
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for module, lora in sorted(factors.items()) if isinstance(factors, Mapping) else factors:
@@ -163,14 +168,20 @@ def save_adapter(
 
     def header() -> dict[str, str]:
         config = {f"{prefix}{key}": value for key, value in lora_config(ranks).items()}
-        return {DIFFUSERS_HEADER: json.dumps(config, sort_keys=True), "valign": record}
+        return {"valign": record} if peft else {DIFFUSERS_HEADER: json.dumps(config, sort_keys=True), "valign": record}
 
-    stream_tensors(folder / WEIGHTS, tensors(), header)
+    stream_tensors(folder / (PEFT_WEIGHTS if peft else WEIGHTS), tensors(), header)
+    if peft:
+        base = json.loads(record).get("base")
+        write_json(folder / PEFT_CONFIG, {"peft_type": "LORA", "base_model_name_or_path": base, **lora_config(ranks)})
     write_json(folder / PROVENANCE, json.loads(record))
     name = folder.parent.name if folder.name == "adapter" else folder.name
     size = {"modules": f"{len(ranks)}, rank {min(ranks.values())} to {max(ranks.values())}"}
     load = f'pipe.load_lora_weights("{folder.name}")  # a pipeline of diffusers with the base model'
-    write_text(folder / CARD, adapter_card(json.loads(record), name=name, load=load, facts=size))
+    if peft:
+        load = f'model = PeftModel.from_pretrained(model, "{folder.name}")  # peft, on the base model'
+    library = "peft" if peft else "diffusers"
+    write_text(folder / CARD, adapter_card(json.loads(record), name=name, load=load, library=library, facts=size))
 
 
 def public_record(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,11 +194,14 @@ def public_record(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
-def open_adapter(folder: str | Path) -> AdapterFile:
+def open_adapter(folder: str | Path, *, anywhere: bool = False) -> AdapterFile:
     """Open an adapter: a folder of `save_adapter`, a plain diffusers LoRA folder or file, or a peft folder. Reads the index only.
 
     A training run's folder stands for the ``adapter`` folder in it.
-    Raises: UserError for pickles and for anything but LoRA on linear layers of the denoiser.
+
+    Args:
+        anywhere: Also take adapters of other models than the denoiser of Stable Diffusion, such as language models.
+    Raises: UserError for pickles and for anything but LoRA on linear layers (of the denoiser, unless ``anywhere``).
     """
     folder = Path(folder)
     weights = _weights_file(folder)
@@ -199,7 +213,7 @@ def open_adapter(folder: str | Path) -> AdapterFile:
     record = home / PROVENANCE
     metadata = checked_object(record, read_json(record)) if record.exists() else header_object(weights, tensors.metadata, "valign")
     entries = read_layout(str(weights), shapes, config, alphas)
-    if "valign" not in tensors.metadata and not metadata:
+    if "valign" not in tensors.metadata and not metadata and not anywhere:
         check_modules(str(weights), entries)
     return AdapterFile(home, tensors, entries, metadata)
 
@@ -230,7 +244,7 @@ def read_alpha(tensors: TensorIndex, key: str) -> float:
 
 def _config(weights: Path, header: Mapping[str, str]) -> dict[str, Any]:
     """peft's config beside the weights, or diffusers' in the header (there its keys begin with the denoiser's prefix)."""
-    path = weights.parent / "adapter_config.json"
+    path = weights.parent / PEFT_CONFIG
     if weights.name == PEFT_WEIGHTS and path.exists():
         return checked_object(path, read_json(path))
     if weights.name == PEFT_WEIGHTS:

@@ -6,6 +6,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -27,6 +28,19 @@ DTYPES = {
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
 
 
+@dataclass(frozen=True)
+class TensorShape:
+    """What a file says of a tensor before it is read."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.dtype.itemsize * prod(self.shape)
+
+
 def stream_tensors(path: Path, tensors: Iterable[tuple[str, Tensor]], metadata: Callable[[], Mapping[str, str]] = dict) -> None:
     """Write ``(name, tensor)`` pairs to ``path`` in the order given, atomically.
 
@@ -45,23 +59,48 @@ def stream_tensors(path: Path, tensors: Iterable[tuple[str, Tensor]], metadata: 
             start = body.tell()
             body.write(data.reshape(-1).view(torch.uint8).numpy().data)
             header[name] = {"dtype": DTYPES[data.dtype], "shape": list(data.shape), "data_offsets": [start, body.tell()]}
-        header["__metadata__"] = {"format": "pt", **metadata()}
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8 bytes
         body.seek(0)
         with temporary.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
+            file.write(_head(header, metadata()))
             shutil.copyfileobj(body, file, 1 << 20)
 
 
+def write_known(
+    path: Path, shapes: Mapping[str, TensorShape], make: Callable[[str], Tensor], *, before: Callable[[], None] = lambda: None
+) -> None:
+    """Write tensors of known dtypes and shapes, in the order of ``shapes``, atomically; each byte goes to disk once.
+
+    Args:
+        make: Called once per name; its tensor must have the dtype and shape that ``shapes`` says.
+        before: Called when all are written, before the file has its name.
+    Raises: UserError if the disk is full; what ``make`` raises, and then nothing is left behind.
+    """
+    header: dict[str, object] = {}
+    end = 0
+    for name, known in shapes.items():
+        start, end = end, end + known.size
+        header[name] = {"dtype": DTYPES[known.dtype], "shape": list(known.shape), "data_offsets": [start, end]}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(_head(header, {}))
+        for name, known in shapes.items():
+            data = make(name).detach().cpu().contiguous()
+            assert (data.dtype, tuple(data.shape)) == (known.dtype, known.shape), name
+            file.write(data.reshape(-1).view(torch.uint8).numpy().data)
+        before()
+
+
+def _head(header: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:
+    """The format's length and header; the data starts on a multiple of 8 bytes."""
+    text = json.dumps({**header, "__metadata__": {"format": "pt", **metadata}}, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
 @dataclass(frozen=True)
-class TensorLocation:
+class TensorLocation(TensorShape):
     """Where a tensor lies in its file."""
 
-    dtype: torch.dtype
-    shape: tuple[int, ...]
     start: int  # bytes from the file's beginning
-    size: int  # bytes
 
 
 class TensorIndex:
@@ -86,17 +125,20 @@ class TensorIndex:
         for name, entry in sorted(header.items()):
             if entry["dtype"] not in NAMED:
                 raise UserError(f"{path}: {name} must be {', '.join(NAMED)}, got {entry['dtype']}. Convert the file first.")
-            start, end = entry["data_offsets"]
-            self.places[name] = TensorLocation(NAMED[entry["dtype"]], tuple(entry["shape"]), 8 + length + start, end - start)
+            start, _ = entry["data_offsets"]
+            self.places[name] = TensorLocation(NAMED[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
 
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
         place = self.places[name]
         if place.size == 0:
             return torch.empty(place.shape, dtype=place.dtype)
-        with self.path.open("rb") as file:
+        data = bytearray(place.size)
+        with self.path.open("rb", buffering=0) as file:
             file.seek(place.start)
-            data = bytearray(file.read(place.size))
-        if len(data) != place.size:
+            view, filled = memoryview(data), 0
+            while filled < place.size and (count := file.readinto(view[filled:])):
+                filled += count
+        if filled != place.size:
             raise UserError(f"{self.path} has changed while it was read. Run the command again.")
         return torch.frombuffer(data, dtype=place.dtype).reshape(place.shape)

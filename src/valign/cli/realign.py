@@ -1,0 +1,136 @@
+"""``valign realign``: give a drifted model its safety back by arithmetic on its weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Context, Option, Typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from valign.checks import UserError, option
+from valign.cli.common import out
+from valign.cli.options import configured, record
+
+if TYPE_CHECKING:
+    from valign.merging.realign import Realignment
+
+
+class Realignments(TyperGroup):
+    """A command for each row of `valign.merging.realign.REALIGN`, made when it is asked for, so that other help stays quick."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        from valign.merging.realign import REALIGN
+
+        return list(REALIGN)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        from valign.merging.realign import REALIGN
+
+        return realign_command(cmd_name) if cmd_name in REALIGN else super().get_command(ctx, cmd_name)
+
+
+app = Typer(no_args_is_help=True)
+
+
+@app.callback(cls=Realignments)
+def realign() -> None:
+    """Give a drifted model its safety back, without its training data: for whole models (transformers, diffusers U-Nets) in shards
+    of any size, and for LoRA adapters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions:
+    """What is opened, and what is written."""
+
+    start: str = option("aligned", help="what the fine-tunings started from", choices=("aligned", "base"))
+    form: str = option(
+        "auto", help="what is written; auto: an adapter of adapters, where it is exact", choices=("auto", "model", "adapter")
+    )
+    rank: int | None = option(None, help="rank of a written adapter; the error is reported", low=1)
+    copy_resized: bool = option(False, help="take weights of another shape from the fine-tuned model as they are")
+    allow_base_mismatch: bool = option(False, help="accept adapters whose records name different base models")
+    shard_size: float = option(5.0, help="size of a file of weights, GB", above=0, rare=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceOptions:
+    """What a mask is learned on."""
+
+    pairs: Path | None = option(None, help="safety preferences of a chat model: table of prompt, chosen and rejected")
+    max_tokens: int = option(512, help="of a chat; longer ones are refused", low=4, rare=True)
+    device: str = option("auto", help="auto, cpu, cuda, ...")
+
+
+def realign_command(name: str) -> Any:
+    """The command of one realignment: its options come from the dataclass in the table."""
+    from valign.merging.realign import REALIGN
+
+    kind = REALIGN[name]
+    parts: dict[str, Any] = {"method": kind, "result": ResultOptions} | ({"learning": PreferenceOptions} if kind.learns else {})
+    single = Typer(add_completion=False)
+
+    @single.command(
+        name,
+        cls=configured(**parts),
+        help=(kind.__doc__ or "").split("\n")[0],
+        epilog=f"example: valign realign {name} {kind.example}",
+    )
+    def command(
+        ctx: Context,
+        base: Annotated[str, Option(help="model before its safety training: a folder; any name where all others are its adapters")],
+        aligned: Annotated[Path, Option(help="aligned model: a folder, or an adapter of the base")],
+        finetuned: Annotated[list[Path], Option(help="drifted model or adapter; several follow each other, or repeat the option")],
+        folder: Annotated[Path, Option("--out", "-o", help="new folder; a stopped call goes on when it is repeated")],
+        more: Annotated[list[Path], Argument(metavar="[FINETUNED]...", help="further drifted models, with --fuse")] = [],  # noqa: B006
+    ) -> None:
+        from valign.merging.realign import open_realignment
+        from valign.merging.realign import realign as run
+
+        method, result = record(ctx, kind), record(ctx, ResultOptions)
+        opened = open_realignment(
+            base,
+            aligned,
+            [*finetuned, *more],
+            start=result.start,  # type: ignore[arg-type]
+            copy_resized=result.copy_resized,
+            allow_base_mismatch=result.allow_base_mismatch,
+        )
+        objective = None
+        if kind.learns and getattr(method, "masks", None) is None:
+            objective = _preferences(opened, record(ctx, PreferenceOptions))
+        made = run(
+            method,
+            opened,
+            folder,
+            name=name,
+            form=result.form,  # type: ignore[arg-type]
+            rank=result.rank,
+            shard_size=round(result.shard_size * 1e9),
+            objective=objective,
+        )
+        out.print_json(data={"result": str(folder), **_summary(made)})
+
+    return get_command(single)
+
+
+def _summary(made: dict[str, Any]) -> dict[str, Any]:
+    """What a method found per weight is in the record beside the result, not on the terminal."""
+    return {name: value for name, value in made.items() if not isinstance(value, dict)}
+
+
+def _preferences(opened: "Realignment", options: PreferenceOptions) -> Any:
+    """The pairs, and the chat model at the fine-tunings' start. Raises: UserError without pairs, or without a chat model."""
+    from valign.data.chats import read_chat_pairs
+    from valign.merging.realign import ChatPreferences
+    from valign.models.files.adapter_files import AdapterFile
+    from valign.models.language.loading import load_chat
+
+    if options.pairs is None:
+        raise UserError("somf needs --pairs FILE, a table of prompt, chosen and rejected, or --masks of an earlier run.")
+    if opened.root is None:
+        raise UserError(f"somf must have the base model's folder to learn on, got {opened.base}. Download it, and name its folder.")
+    pairs = read_chat_pairs(options.pairs)
+    adapter = opened.aligned.folder if opened.offset is not None and isinstance(opened.aligned, AdapterFile) else None
+    chat = load_chat(opened.root.model, adapter=adapter, device=options.device, dtype="float32")
+    return ChatPreferences(chat, pairs, max_tokens=options.max_tokens)

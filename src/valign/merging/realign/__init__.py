@@ -1,0 +1,43 @@
+"""Give a drifted model its safety back by arithmetic on weights: one file per method, streamed weight by weight."""
+
+from collections.abc import Mapping
+
+from valign.merging.realign.base import RealignContext, RealignMethod
+from valign.merging.realign.chat_preferences import ChatPreferences
+from valign.merging.realign.enchtable import EnchTable, enchtable, interference
+from valign.merging.realign.opening import Realignment, open_realignment
+from valign.merging.realign.resta import Resta, resta
+from valign.merging.realign.safe_lora import SafeLora, safe_lora
+from valign.merging.realign.somf import SafetyPreferences, Somf, somf
+from valign.merging.realign.vectors import AdapterChanges, FolderChanges, Vectors, WeightVectors
+from valign.merging.realign.writing import realign
+from valign.plugins import with_plugins
+
+# name -> the realignment as a dataclass of options; entry points of the group ``valign.realignments`` add rows
+REALIGN: Mapping[str, type[RealignMethod]] = with_plugins(
+    "valign.realignments", {"somf": Somf, "enchtable": EnchTable, "safe-lora": SafeLora, "resta": Resta}
+)
+
+__all__ = [
+    "REALIGN",
+    "AdapterChanges",
+    "ChatPreferences",
+    "EnchTable",
+    "FolderChanges",
+    "RealignContext",
+    "RealignMethod",
+    "Realignment",
+    "Resta",
+    "SafeLora",
+    "SafetyPreferences",
+    "Somf",
+    "Vectors",
+    "WeightVectors",
+    "enchtable",
+    "interference",
+    "open_realignment",
+    "realign",
+    "resta",
+    "safe_lora",
+    "somf",
+]
