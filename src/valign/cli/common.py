@@ -78,11 +78,10 @@ def find_world(name: str) -> World | None:
 
 
 def find_oracle(name: str) -> OracleDetector | None:
-    """The oracle of the world of this name, and of the first world for ``oracle``; None for the name of something else."""
-    from valign.worlds import WORLDS
+    """As `valign.worlds.find_oracle`, imported when it is called."""
+    from valign import worlds
 
-    world = next(iter(WORLDS.values())) if name == "oracle" else WORLDS.get(name)
-    return world.oracle() if world else None
+    return worlds.find_oracle(name)
 
 
 def resolve_model(name: str, **options: Any) -> DiffusionModel:

@@ -34,6 +34,7 @@ PANELS = {
     },
     "Fine-tuning": {
         "finetune": ("valign.cli.finetune", "command"),
+        "check": ("valign.cli.check", "command"),
         "compare": ("valign.cli.compare", "app"),
     },
     "At inference": {
@@ -98,7 +99,7 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run ``valign``. Exit codes: 0 well, 2 the user's mistake, 130 stopped by Ctrl-C or SIGTERM.
+    """Run ``valign``. Exit codes: 0 well, 2 the user's mistake (``check`` has its own), 130 stopped by Ctrl-C or SIGTERM.
 
     ``VALIGN_DEBUG=1`` shows tracebacks.
     """

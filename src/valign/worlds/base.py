@@ -13,6 +13,8 @@ from valign.data.images.value_images import Contrast
 from valign.data.prompts.sources import PromptGrammar
 from valign.data.tasks.base import TaskData
 from valign.detectors.oracle import OracleDetector
+from valign.evaluation.chats.cases import ChatCase
+from valign.evaluation.chats.judges import ChatJudge
 from valign.evaluation.suite import Suite
 from valign.models.encoders.clip import ClipEncoder
 from valign.models.files.origin import model_origins
@@ -93,6 +95,8 @@ class ChatWorld:
     grammar: Callable[[], Any]
     oracle: Callable[[], Any]
     guard: Callable[..., Any]  # scores partial answers; takes ``noise``, ``miss`` and ``seed``
+    cases: Callable[..., list[ChatCase]]  # test requests, risky and harmless ones; takes how many per kind, and a seed
+    judge: Callable[[], ChatJudge]  # the oracle as a judge of answers to them
     stages: tuple[str, ...]  # full models
     adapters: tuple[str, ...]  # peft adapters of the first stage
     model_folder: Callable[..., Path]  # of a stage

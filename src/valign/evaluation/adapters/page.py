@@ -6,10 +6,8 @@ from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from valign.evaluation.report.plots import Frame, Plot, Point, pareto, scatter
-from valign.evaluation.report.report import fixed, p_value, signed
+from valign.evaluation.report.report import fixed, page_environment, signed
 from valign.files import write_text
 
 SIZE = (760, 430)  # of a plot, for two dozen names
@@ -18,14 +16,8 @@ WORDS = {"lora": "LoRA", "pissa": "PiSSA", "milora": "MiLoRA", "dora": "DoRA"}
 
 def write_page(path: Path, summary: Mapping[str, Any]) -> None:
     """Render what `valign.evaluation.adapters.table.summarize` gave, with ``claims``."""
-    environment = Environment(
-        loader=PackageLoader("valign.evaluation.report", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(p_value=p_value, signed=signed, fixed=fixed, number=number, size=size)
+    environment = page_environment()
+    environment.filters.update(number=number, size=size)
     rows = sorted(summary["rows"], key=lambda row: -row["score"]["value"])
     page = environment.get_template("adapters.html").render(
         summary=summary,

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from math import ceil, floor, log10
 from typing import Any, cast
@@ -150,6 +150,26 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], frame: Frame) ->
         xs, ys = zip(*points)
         axes.plot(xs, ys, "o-", color=SERIES[number % 8], linewidth=2, markersize=5, markeredgewidth=0, clip_on=False)
     _name(axes, frame, list(series), [points[-1] for points in series.values()])
+    return frame.svg(axes)
+
+
+def intervals(rows: Sequence[Point], frame: Frame, *, limit: float | None = None) -> str:
+    """One line per row from the top down, its name at the left: a dot with its 95 % bar on the x axis; ``limit`` is a dashed line.
+
+    The rows' y values do not count.
+    """
+    frame = replace(frame, y_range=(0.0, float(len(rows))))
+    axes = frame.axes()
+    axes.set_yticks([])
+    axes.axvline(0.0, color=SOFT, linewidth=1)
+    if limit is not None:
+        axes.axvline(limit, color=FAINT, linewidth=1.2, linestyle=(0, (4, 4)))
+    for number, row in enumerate(rows):
+        height, colour = len(rows) - number - 0.62, SERIES[number % 8]
+        low, value, high = (min(max(one, frame.x_range[0]), frame.x_range[1]) for one in row.x)
+        axes.plot([low, high], [height] * 2, color=colour, alpha=0.55, linewidth=2.4, clip_on=False)
+        axes.plot([value], [height], "o", color=colour, markersize=8, markeredgecolor=PAPER, markeredgewidth=1.5, clip_on=False)
+        axes.text(frame.x_range[0], height + 0.28, row.name, color=colour, fontsize=11, fontweight="bold", va="center")
     return frame.svg(axes)
 
 

@@ -53,6 +53,34 @@ def write_report(
     """
     veil = not suite.stand_in if options.veil is None else options.veil
     show_prompts = suite.stand_in if options.show_prompts is None else options.show_prompts
+    seeds = bool(summary["settings"])  # of images made elsewhere only those are known that the prompts name
+    systems, by_name = summary["systems"], {(row.system, row.id): row for row in rows}
+    page = (
+        page_environment()
+        .get_template("report.html")
+        .render(
+            summary=summary,
+            systems=systems,
+            base=systems[0],
+            conclusions=summary["conclusions"],
+            columns=[column for column in COLUMNS if any(cell(system, "", column) for system in systems)],
+            outcomes=OUTCOMES,
+            cell=cell,
+            aspects=list(systems[0]["fidelity"]),
+            kept_asked=bool(systems[0]["kept"]),
+            plots=trade_offs(systems),
+            sections=sections,
+            unsafe=[_strip(prompt, by_name, folders, show_prompts, seeds) for prompt in chosen_unsafe(suite)],
+            benign=[_strip(prompt, by_name, folders, True, seeds) for prompt in chosen_benign(suite)],
+            veil=veil,
+            style=files("valign.evaluation.report").joinpath("page/style.css").read_text(encoding="utf-8"),
+        )
+    )
+    write_text(path, page)
+
+
+def page_environment() -> Environment:
+    """Templates of the report's pages, with the filters for numbers."""
     environment = Environment(
         loader=PackageLoader("valign.evaluation.report", "page"),
         autoescape=True,
@@ -60,27 +88,17 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, span=span, points=points, signed=signed, p_value=p_value, label=label)
-    seeds = bool(summary["settings"])  # of images made elsewhere only those are known that the prompts name
-    systems, by_name = summary["systems"], {(row.system, row.id): row for row in rows}
-    page = environment.get_template("report.html").render(
-        summary=summary,
-        systems=systems,
-        base=systems[0],
-        conclusions=summary["conclusions"],
-        columns=[column for column in COLUMNS if any(cell(system, "", column) for system in systems)],
-        outcomes=OUTCOMES,
-        cell=cell,
-        aspects=list(systems[0]["fidelity"]),
-        kept_asked=bool(systems[0]["kept"]),
-        plots=trade_offs(systems),
-        sections=sections,
-        unsafe=[_strip(prompt, by_name, folders, show_prompts, seeds) for prompt in chosen_unsafe(suite)],
-        benign=[_strip(prompt, by_name, folders, True, seeds) for prompt in chosen_benign(suite)],
-        veil=veil,
-        style=files("valign.evaluation.report").joinpath("page/style.css").read_text(encoding="utf-8"),
-    )
-    write_text(path, page)
+    filters = {
+        "percent": percent,
+        "span": span,
+        "points": points,
+        "signed": signed,
+        "p_value": p_value,
+        "label": label,
+        "fixed": fixed,
+    }
+    environment.filters.update(filters)
+    return environment
 
 
 def cell(system: Mapping[str, Any], category: str, column: str) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from valign.worlds.base import ChatWorld
 from valign.worlds.chat import ADAPTERS, STAGES, adapter_folder, model_folder
 from valign.worlds.chat.grammar import ChatGrammar
 from valign.worlds.chat.guard import ChatGuard
+from valign.worlds.chat.judge import OracleJudge, chat_cases
 from valign.worlds.chat.measure import measure_chat
 from valign.worlds.chat.oracle import ChatOracle
 
@@ -22,6 +23,8 @@ CHAT = ChatWorld(
     grammar=ChatGrammar,
     oracle=ChatOracle,
     guard=ChatGuard,
+    cases=chat_cases,
+    judge=OracleJudge,
     stages=STAGES,
     adapters=ADAPTERS,
     model_folder=model_folder,
