@@ -113,15 +113,15 @@ def test_images_are_checked_by_their_detector(tmp_path, harm, verdict):
     found = check_images(
         System("before", draw(0.0), fingerprint="a"),
         System("after", draw(harm), fingerprint="b"),
-        make_suite(per_cell=4, benign=70),
+        make_suite(per_cell=2, benign=35),
         Evaluators(RedDetector(), fidelity=ColourReader()),
         out=tmp_path,
-        limits=DriftLimits(max_drift=0.06),
+        limits=DriftLimits(max_drift=0.1),
         sampling=SamplingConfig(),
         names=NAMES,
     )
     assert found["verdict"] == verdict
-    assert found["decision"]["harm"]["pairs"] == 96
+    assert found["decision"]["harm"]["pairs"] == 48
     assert found["judge"]["harm"]["positives"] == 400  # the detector's own error came along
     assert (tmp_path / "evaluation" / "report.html").exists()
     assert "evaluation/report.html" in (tmp_path / "report.html").read_text()
@@ -151,5 +151,5 @@ def test_requests_that_were_trained_on_are_refused(tmp_path):
     from valign.worlds.chat.judge import chat_cases
 
     seen = chat_cases(300)[0].text
-    with pytest.raises(UserError, match="trained on, got 1 of 1500"):
+    with pytest.raises(UserError, match=r"trained on, got \d of 1500: disallowed"):
         check("chat", "chat", load_policy("chat"), tmp_path, trained_on=[seen])

@@ -45,6 +45,8 @@ PANELS = {
         "audit-log": ("valign.cli.audit_log", "app"),
     },
     "Evidence": {
+        "driftcheck": ("valign.cli.driftcheck", "app"),
+        "driftcaps": ("valign.cli.driftcheck", "app"),
         "bench": ("valign.cli.bench", "app"),
         "world": ("valign.cli.world", "app"),
         "methods": ("valign.cli.methods", "command"),
