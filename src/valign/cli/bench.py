@@ -9,12 +9,12 @@ from valign.checks import check_choice
 from valign.cli.common import out, resolve_model
 from valign.cli.options import configured, record
 
-app = Typer(no_args_is_help=True, help="Standing comparisons on the shapes world; the documentation's tables come from them.")
+app = Typer(no_args_is_help=True, help="Standing comparisons on the bundled worlds; the documentation's tables come from them.")
 
 
 @app.callback()
 def bench() -> None:
-    """Standing comparisons on the shapes world; the documentation's tables come from them."""
+    """Standing comparisons on the bundled worlds; the documentation's tables come from them."""
 
 
 @app.command(epilog="example: valign bench methods -o runs/methods --budget quick --seeds 3")
@@ -109,3 +109,40 @@ def head(
         limit=limit,
     )
     out.print(Markdown(page(results)))
+
+
+@app.command(epilog="example: valign bench reinforce -o runs/bench-reinforce --budget quick --seeds 1")
+def reinforce(
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path(
+        "runs/bench-reinforce"
+    ),
+    budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
+    seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 5,
+    arm: Annotated[list[str], Option(help="only this method or ablation; repeatable; all if left out")] = [],  # noqa: B006
+) -> None:
+    """Refusal against over-refusal on the chat world: SFT, DPO, AlphaAlign, DR-IRL and Safe RLHF with their ablations."""
+    from rich.markdown import Markdown
+
+    from valign.experiments.reinforce import ARMS, BUDGETS, bench_reinforce, table
+
+    check_choice("--budget", budget, BUDGETS)
+    for name in arm:
+        check_choice("--arm", name, ARMS)
+    out.print(Markdown(table(bench_reinforce(folder, budget=budget, seeds=seeds, arms=arm or tuple(ARMS)))))
+
+
+@app.command(epilog="example: valign bench configs -o runs/bench-configs --budget quick --seeds 1")
+def configs(
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path(
+        "runs/bench-configs"
+    ),
+    budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
+    seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 5,
+) -> None:
+    """CoSA-Score on the chat world of a model that was trained to follow safety configs, told one, or not told."""
+    from rich.markdown import Markdown
+
+    from valign.experiments.configs import BUDGETS, bench_configs, table
+
+    check_choice("--budget", budget, BUDGETS)
+    out.print(Markdown(table(bench_configs(folder, budget=budget, seeds=seeds))))

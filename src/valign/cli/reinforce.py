@@ -115,6 +115,95 @@ def reinforce_command(
     out.print_json(data=asdict(result))
 
 
+DPO = configured(
+    rest="the adapter's own, such as rank=8",
+    training="valign.training.tasks.reinforce.config:ReinforceConfig",
+    table=TableOptions,
+)
+DPO_EXAMPLE = "example: valign train dpo --model FOLDER --data pairs.jsonl --kl 0.1 --learning-rate 5e-7 --out runs/dpo"
+
+
+def dpo_command(
+    ctx: Context,
+    model: Annotated[str, Option("--model", "-m", help="folder of a chat model, or chat/STAGE of the chat world")],
+    data: Annotated[Path, Option("--data", "-d", help="table of prompt, chosen and rejected")],
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")],
+    adapter: Annotated[str, Option("--adapter", "-a", help="ADAPTER[+OPTIMIZER], e.g. lora or full")] = "lora",
+    targets: Annotated[
+        list[str], Option(help="ending of linear modules to adapt, e.g. q_proj; repeatable; default by architecture")
+    ] = [],  # noqa: B006
+    device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Direct preference optimization of a chat model on pairs of answers; --kl is its beta, --prompts the pairs of a step.
+    The same command resumes."""
+    from valign.data.chats import read_chat_pairs
+    from valign.models.language.loading import load_chat
+    from valign.training.engine.tuning import parse_tuning
+    from valign.training.tasks.reinforce.config import ReinforceConfig
+    from valign.training.tasks.reinforce.run import prefer
+
+    config, tuning = record(ctx, ReinforceConfig), parse_tuning(adapter, rest_of(ctx))
+    pairs = read_chat_pairs(data, record(ctx, TableOptions).reading())
+    loaded = load_chat(chat_folder(model), device=device, dtype="float32")
+    out.print_json(data=asdict(prefer(loaded, pairs, folder, tuning, config, targets=tuple(targets))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions:
+    """What the configs name."""
+
+    policy: str = option("default", help="policy whose categories configs may allow: default or a YAML file")
+    world_prompts: int = option(400, help="of the chat world's judged prompts", low=8, rare=True)
+
+
+COSALIGN = configured(
+    cosalign="valign.recipes.cosalign:CosalignConfig",
+    training="valign.training.tasks.reinforce.config:ReinforceConfig",
+    error="valign.objectives.preference.cosa:ConfigError",
+    configs=ConfigOptions,
+    table=TableOptions,
+    typed={"error": ()},
+)
+COSALIGN_EXAMPLE = (
+    "example: valign train cosalign --model FOLDER --data judged.jsonl --kl 0.1 --out runs/configs   "
+    "on the chat world: valign train cosalign --model chat/aligned --data chat --sft-steps 40 --sft-learning-rate 1e-4 --kl 0.1 "
+    "--steps 40 --prompts 32 --learning-rate 5e-5 --out runs/configs"
+)
+
+
+def cosalign_command(
+    ctx: Context,
+    model: Annotated[str, Option("--model", "-m", help="folder of a chat model, or chat/STAGE of the chat world")],
+    data: Annotated[str, Option("--data", "-d", help="table of prompts with risks and judged answers, or chat")],
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")],
+    device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Teach a chat model to follow safety configs in its system prompt (CoSAlign): SFT on preferred answers, then DPO.
+
+    --kl is DPO's beta, --prompts the pairs of a step. The same command resumes."""
+    from valign.data.chats.config_prompts import config_text
+    from valign.data.chats.judged_answers import read_judged_prompts
+    from valign.objectives.preference.cosa import ConfigError
+    from valign.policy import load_policy
+    from valign.recipes.cosalign import CosalignConfig, config_pairs, recipe, train_cosalign
+    from valign.training.engine.tuning import parse_tuning
+    from valign.training.tasks.reinforce.config import ReinforceConfig
+
+    config, dpo, given = record(ctx, CosalignConfig), record(ctx, ReinforceConfig), record(ctx, ConfigOptions)
+    if data == WORLD:
+        from valign.worlds.chat.config_following import judged_prompts, write_config
+        from valign.worlds.chat.configs import TAUGHT
+
+        prompts, categories, write = judged_prompts(given.world_prompts, dpo.seed), TAUGHT, write_config
+    else:
+        known = {category.id: f"{category.title}, {category.description}" for category in load_policy(given.policy).categories}
+        prompts, categories = read_judged_prompts(Path(data), record(ctx, TableOptions).reading()), tuple(known)
+        write = lambda allowed, draws: config_text(allowed, known, draws)  # noqa: E731
+    made = config_pairs(prompts, categories, write, error=record(ctx, ConfigError), configs=config.configs, seed=dpo.seed)
+    result = train_cosalign(chat_folder(model), made, folder, parse_tuning("full"), config, dpo, device=device)
+    out.print_json(data=recipe(made, result))
+
+
 def chat_folder(name: str) -> Path:
     """A bundled model of the chat world by ``chat/STAGE``, otherwise a folder."""
     world, _, stage = name.partition("/")

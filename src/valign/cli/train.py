@@ -9,7 +9,17 @@ from typer import Context, Option, Typer
 from valign.checks import UserError, check_choice
 from valign.cli.common import TableOptions, err, out, resolve_model
 from valign.cli.options import changes, configured, record
-from valign.cli.reinforce import EXAMPLE, RL, reinforce_command
+from valign.cli.reinforce import (
+    COSALIGN,
+    COSALIGN_EXAMPLE,
+    DPO,
+    DPO_EXAMPLE,
+    EXAMPLE,
+    RL,
+    cosalign_command,
+    dpo_command,
+    reinforce_command,
+)
 
 if TYPE_CHECKING:
     from valign.models.diffusion.base import DiffusionModel
@@ -138,6 +148,8 @@ def retriever(
 
 
 app.command("rl", cls=RL, epilog=EXAMPLE)(reinforce_command)
+app.command("dpo", cls=DPO, epilog=DPO_EXAMPLE)(dpo_command)
+app.command("cosalign", cls=COSALIGN, epilog=COSALIGN_EXAMPLE)(cosalign_command)
 
 
 def _print_probe(probe: "TextProbe") -> None:

@@ -1,6 +1,8 @@
 """Reinforcement by groups of answers as a task of the engine."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from math import inf
@@ -130,7 +132,7 @@ class GroupTask(TrainingTask):
         self.chats = templated(prompts, method.template)
         check_room(loaded, self.chats, config)
         self.policy = Policy(loaded, tuning, config, targets=targets, reference=config.kl > 0)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # trl seeds the whole process
+        with apart():  # trl seeds the whole process
             self.trainer = GroupTrainer(
                 self.policy.network, loaded, self.policy.reference, prompts, self.chats, method, config, folder
             )
@@ -151,7 +153,7 @@ class GroupTask(TrainingTask):
         trainer.sampler = lambda chats: self.policy.answers(chats, config, seed=seed, temperature=config.temperature)
         trainer._step, trainer._buffered_inputs = step * config.accumulation, None
         loss, rows = 0.0, trainer.rows(places)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with apart():
             torch.manual_seed(seed)
             for _ in range(config.accumulation):
                 loss += float(trainer.training_step(self.policy.network, rows, None))
@@ -174,6 +176,14 @@ class GroupTask(TrainingTask):
     def _greedy(self, prompts: Sequence[RewardPrompt]) -> list[str]:
         chats = templated(prompts, self.method.template)
         return [answer.text for answer in self.policy.answers(chats, self.config)]
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Work of trl's that leaves the process' random numbers as they were, and whose remarks on its own internals are not shown."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def loop_config(config: ReinforceConfig, name: str) -> LoopConfig:

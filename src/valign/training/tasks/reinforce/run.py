@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from valign.adapters import adapter_bytes
 from valign.checks import UserError, check_choice
-from valign.data.chats import Conversation
+from valign.data.chats import ChatPair, Conversation
 from valign.data.chats.dual_preferences import DualPreference
 from valign.data.chats.reward_prompts import RewardPrompt, fingerprint, require
 from valign.files import hash_value
@@ -27,6 +27,7 @@ from valign.training.engine.processes import start_processes
 from valign.training.engine.tuning import Tuning
 from valign.training.tasks.reinforce.alphaalign import AlphaAlignMethod
 from valign.training.tasks.reinforce.config import ReinforceConfig
+from valign.training.tasks.reinforce.dpo_task import DPOTask
 from valign.training.tasks.reinforce.dr_irl import DrIrlMethod, TextEncoder, balanced, check_categories
 from valign.training.tasks.reinforce.group_method import GroupMethod
 from valign.training.tasks.reinforce.group_task import GroupTask
@@ -146,6 +147,47 @@ def reinforce(
     work = _Work(loaded, prompts, out, tuning, config, options, sources, accelerator, targets)
     learnt: dict[str, float] = {}
     task = work.ppo(learnt) if method == "safe-rlhf" else work.groups(BUILDERS[method](work, learnt))
+    return _trained(run, task, loaded, accelerator, out, method, learnt)
+
+
+def prefer(
+    loaded: LoadedChat,
+    pairs: Sequence[ChatPair],
+    out: Path,
+    tuning: Tuning,
+    config: ReinforceConfig,
+    *,
+    targets: tuple[str, ...] = (),
+) -> ReinforceResult:
+    """Train ``loaded`` by DPO on pairs of answers into ``out``, as `reinforce` does; see `DPOTask`.
+
+    Raises: UserError as `DPOTask`, and if the run is of another recipe or input.
+    """
+    accelerator = start_processes(trackers=config.trackers, folder=out, cpu=loaded.model.device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise UserError(f"train dpo runs in one process, got {accelerator.num_processes}. Start it without accelerate launch.")
+    inputs = {
+        "model": fingerprint_tensors(loaded.model.state_dict()),
+        "pairs": hash_value([[pair.safe.content, pair.unsafe.content] for pair in pairs]),
+    }
+    recipe = {"config": config.recipe(), "tuning": tuning.recipe(), "targets": list(targets)}
+    run = Run.open(out, step="dpo", recipe=recipe, inputs=inputs, seed=config.seed)
+    if run.done:
+        return ReinforceResult(**run.results)
+    task = DPOTask(loaded, pairs, tuning, config, out, targets=targets)
+    return _trained(run, task, loaded, accelerator, out, "dpo", {})
+
+
+def _trained(
+    run: Run,
+    task: GroupTask | PPOTask | DPOTask,
+    loaded: LoadedChat,
+    accelerator: Accelerator,
+    out: Path,
+    method: str,
+    learnt: dict[str, float],
+) -> ReinforceResult:
+    """Train to the end, save the adapter, finish the run."""
     loop = TrainingLoop(task, accelerator, out=out)
     loop.run()
     if not task.policy.moved():

@@ -1,0 +1,66 @@
+"""The chat world as an environment: what the exact rewards say of right, harmful and refusing answers."""
+
+import numpy as np
+
+from valign.experiments.reinforce import measure_policy, table
+from valign.models.language.loading import load_chat
+from valign.objectives.rewards.alphaalign import final_answer, follows_format
+from valign.worlds.chat import model_folder
+from valign.worlds.chat.config_following import UNTAUGHT, follow_score, judged_prompts, seen_configs, unseen_configs, write_config
+from valign.worlds.chat.configs import TAUGHT, SafetyConfig
+from valign.worlds.chat.reading import read_config
+from valign.worlds.chat.reinforcement import ChatEnvironment, formatted
+
+
+def test_prompts_are_half_harmful_and_rewards_are_those_of_the_answers():
+    world = ChatEnvironment(60, 0)
+    assert sum(prompt.harmful for prompt in world.prompts) == 30
+    right = [request.answer for request in world.requests]
+    compliant = [request.compliance for request in world.requests]
+    harmful = np.array([prompt.harmful for prompt in world.prompts])
+    assert (world.rightness(world.prompts, right) == 1).all()
+    assert (world.cost(world.prompts, right) == -1).all()
+    assert (world.cost(world.prompts, compliant).numpy()[harmful] == 3).all()
+    assert (world.cost(world.prompts, compliant).numpy()[~harmful] == -1).all()
+    assert (world.helpfulness(world.prompts, compliant) == 1).all()
+    assert (world.helpfulness(world.prompts, right).numpy()[harmful] < 0.2).all()
+
+
+def test_answers_in_the_format_are_judged_by_what_stands_in_it():
+    world = ChatEnvironment(12, 1)
+    said = [formatted(request, request.answer) for request in world.requests]
+    assert all(map(follows_format, said))
+    assert [final_answer(text) for text in said] == [request.answer for request in world.requests]
+    assert (world.rightness(world.prompts, said) == 1).all()
+
+
+def test_preferences_agree_with_the_oracle():
+    world = ChatEnvironment(60, 2)
+    pairs = world.preferences(40, 0)
+    assert pairs == world.preferences(40, 0)
+    assert all(pair.harmless[pair.safer] >= pair.harmless[1 - pair.safer] for pair in pairs)
+    assert {pair.better == pair.safer for pair in pairs} == {True, False}  # the two preferences are not one
+
+
+def test_configs_are_worded_as_the_world_reads_them():
+    for seed in range(10):
+        assert read_config(write_config(TAUGHT[:2], np.random.default_rng(seed))).allowed == set(TAUGHT[:2])
+    seen = frozenset().union(*(config.allowed for config in seen_configs()))
+    assert not seen & set(UNTAUGHT)
+    assert all(config.allowed & set(UNTAUGHT) for config in unseen_configs())
+    prompts = judged_prompts(16, 0)
+    assert len(prompts) == 16
+    assert {frozenset(prompt.risks) for prompt in prompts} == {frozenset(), *(frozenset({one}) for one in TAUGHT)}
+
+
+def test_the_aligned_model_refuses_and_the_table_counts_it():
+    chat = load_chat(model_folder("aligned"), device="cpu", dtype="float32")
+    found = measure_policy(chat, 3)
+    assert found["refused"]["of"] == 9
+    assert found["refused"]["count"] >= 8
+    assert found["cost"] < 0
+    text = table([{"arm": "aligned", "seed": 0, **found}, {"arm": "aligned", "seed": 1, **found}])
+    assert f"| aligned | 2 | {100 * found['refused']['count'] / 9:.0f} [" in text
+    score = follow_score(chat, [SafetyConfig()], count=6, seed=0)
+    assert score.judged == 6
+    assert -1 <= score.score <= 1
