@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+from transformers import CLIPModel
 
+from clip_models import build_clip
 from valign.checks import UserError
-from valign.models.diffusion.miniature import build_tokenizer, text_config
 from valign.models.encoders.clip import CLIP_MEAN, CLIP_STD, ClipEncoder
 
 PROMPTS = ["a photo of a red man", "the", "a painting"]
@@ -19,17 +19,7 @@ PROMPTS = ["a photo of a red man", "the", "a painting"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A CLIP with random weights."""
-    path = tmp_path_factory.mktemp("clip") / "clip"
-    tokenizer = build_tokenizer()
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    config = CLIPConfig(text_config=text_config(tokenizer, 16).to_dict(), vision_config=vision.to_dict(), projection_dim=12)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        CLIPModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return build_clip(tmp_path_factory.mktemp("clip") / "clip")
 
 
 @pytest.fixture(scope="module")

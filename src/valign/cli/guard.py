@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from valign.data.prompts.pairs import LabelledPrompt
     from valign.data.prompts.tables import TableReading
     from valign.guard import Guard, GuardDecision, GuardResult
+    from valign.models.encoders.hyperbolic_clip import HyperbolicClip
     from valign.models.heads.text_probe import TextProbe
     from valign.policy import Policy
 
@@ -50,6 +51,16 @@ class GuardOptions:
     threads: int = option(1, help="threads of torch that check a prompt; 0 is as many as torch takes", low=0)
     probe: Path | None = option(None, help="for the stage `probe`: a probe of `valign train retriever`, with its --model")
     model: str = option("", help="the model whose text encoders the probe reads with", flags=("--model", "-m"), needs={"probe": ()})
+
+    hysac: Path | None = option(None, help="for the stage `hysac`: a folder of `valign train hysac`")
+
+    def hyperbolic(self) -> HyperbolicClip | None:
+        """The hyperbolic CLIP, if one was given."""
+        if self.hysac is None:
+            return None
+        from valign.models.encoders.hyperbolic_clip import load_hyperbolic
+
+        return load_hyperbolic(self.hysac)
 
     def text_probe(self) -> TextProbe | None:
         """The probe on its model. Raises: UserError if one of the two was left out, or the model is another."""
@@ -258,7 +269,14 @@ def _guard(ctx: typer.Context) -> Guard:
 
     options = record(ctx, GuardOptions)
     chat, probe = record(ctx, ChatOptions).load(), options.text_probe()
-    return Guard.from_policy(_policy(options.policy), head=options.head, probe=probe, chat=chat, threads=options.threads)
+    return Guard.from_policy(
+        _policy(options.policy),
+        head=options.head,
+        probe=probe,
+        hyperbolic=options.hyperbolic(),
+        chat=chat,
+        threads=options.threads,
+    )
 
 
 def _prompts(ctx: typer.Context, prompts: list[str] | None, file: Path | None) -> Iterator[str]:

@@ -7,7 +7,7 @@ from rich.table import Table
 from typer import Context, Option, Typer
 
 from valign.checks import UserError, check_choice
-from valign.cli.common import TableOptions, err, out, resolve_model
+from valign.cli.common import TableOptions, err, find_world, out, resolve_model
 from valign.cli.options import changes, configured, record
 from valign.cli.reinforce import (
     COSALIGN,
@@ -22,14 +22,18 @@ from valign.cli.reinforce import (
 )
 
 if TYPE_CHECKING:
+    from valign.data.images.quadruples import Quadruples
+    from valign.data.prompts.tables import TableReading
     from valign.models.diffusion.base import DiffusionModel
     from valign.models.heads.text_probe import TextProbe
     from valign.recipes.alignguard import AlignGuardRecipe
     from valign.training import TrainResult
+    from valign.worlds import World
 
 app = Typer(
     no_args_is_help=True,
-    help="Train LoRA experts, a value encoder, its retriever, or a chat model; an interrupted run resumes.",
+    help="Train LoRA experts, a value encoder, its retriever, a chat model, or a CLIP that knows unsafe content; "
+    "an interrupted run resumes.",
 )
 
 
@@ -150,6 +154,66 @@ def retriever(
 app.command("rl", cls=RL, epilog=EXAMPLE)(reinforce_command)
 app.command("dpo", cls=DPO, epilog=DPO_EXAMPLE)(dpo_command)
 app.command("cosalign", cls=COSALIGN, epilog=COSALIGN_EXAMPLE)(cosalign_command)
+
+
+@app.command(
+    cls=configured(
+        preset=True,
+        training="valign.training.tasks.quadruples:QuadrupleConfig",
+        objective="valign.objectives.hyperbolic.safety_entailment:SafetyEntailment",
+        bounds="valign.recipes.hysac:BoundOptions",
+        table=TableOptions,
+    ),
+    epilog="example: valign train hysac --clip shapes --data shapes --policy shapes --out detectors/hysac   "
+    "your own: valign train hysac --clip models/clip-vit-large-patch14 --data runs/data --out detectors/hysac",
+)
+def hysac(
+    ctx: Context,
+    clip: Annotated[str, Option(help="CLIP to train: a transformers folder, or shapes for the bundled miniature")],
+    data: Annotated[str, Option("--data", "-d", help="quadruples: a data set of `valign data build`, a table's folder, or shapes")],
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the run, which is then a detector's")],
+    test: Annotated[str, Option(help="quadruples to measure the error on; a sixth of --data if left out")] = "",
+    policy: Annotated[str, Option("--policy", "-p", help="policy with the categories: default, shapes or a YAML file")] = "default",
+    per_category: Annotated[int, Option(min=2, help="quadruples of each category, where a world's name stands for the data")] = 60,
+    copy: Annotated[bool, Option("--copy", help="copy the CLIP into the folder instead of naming its place")] = False,
+) -> None:
+    """Train HySAC: a CLIP whose distance from a root says how unsafe a prompt or an image is. The same command resumes."""
+    from valign.cli.detector import report_error
+    from valign.models.encoders.clip import ClipEncoder
+    from valign.objectives.hyperbolic.safety_entailment import SafetyEntailment
+    from valign.recipes.hysac import BoundOptions, HysacRecipe, train_hysac
+    from valign.training.tasks.quadruples import QuadrupleConfig
+
+    given = changes(ctx, QuadrupleConfig, SafetyEntailment, BoundOptions)
+    HysacRecipe().changed(**given)  # a mistake shows before the model is loaded
+    seed = int(given.get("seed") or 0)
+    reading = record(ctx, TableOptions).reading()
+    learnt, world = read_quadruples_of(data, policy, reading, per_category, seed, test=False)
+    if test:
+        tested, _ = read_quadruples_of(test, policy, reading, per_category, seed, test=False)
+    elif world:
+        tested = world.quadruples(per_category=max(2, per_category // 3), seed=seed, test=True)
+    else:
+        learnt, tested = learnt.split(1 / 6, seed=seed)
+    bundled = find_world(clip)
+    encoder = bundled.clip() if bundled else ClipEncoder(clip)
+    recipe = HysacRecipe.for_clip(encoder).changed(**given)
+    train_hysac(encoder, learnt, tested, folder, recipe, copy=copy or bundled is not None, domain=world.origins if world else ())
+    report_error(folder)
+    out.print(str(folder), markup=False, soft_wrap=True)
+
+
+def read_quadruples_of(
+    data: str, policy: str, reading: "TableReading", per_category: int, seed: int, *, test: bool
+) -> "tuple[Quadruples, World | None]":
+    """The quadruples of a world or a folder, and the world if it is one."""
+    from valign.data.images.quadruples import read_quadruples
+    from valign.policy import load_policy
+
+    world = find_world(data)
+    if world:
+        return world.quadruples(per_category=per_category, seed=seed, test=test), world
+    return read_quadruples(Path(data), known=load_policy(policy).category_ids(), reading=reading), None
 
 
 def _print_probe(probe: "TextProbe") -> None:

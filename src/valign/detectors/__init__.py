@@ -10,6 +10,7 @@ from valign.checks import UserError
 from valign.detectors.any_of import AnyOf
 from valign.detectors.base import flagged, measure_error
 from valign.detectors.clip_probe import ClipProbeDetector
+from valign.detectors.hysac import HysacDetector
 from valign.detectors.image_classifier import ImageClassifierDetector
 from valign.detectors.nudenet import NudeNetDetector
 from valign.detectors.oracle import OracleDetector
@@ -27,6 +28,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = with_plugins(
         "clip-probe": ClipProbeDetector,
         "image-classifier": ImageClassifierDetector,
         "vision-judge": VisionJudge,
+        "hysac": HysacDetector,
     },
 )  # each is called with the folder it reads, or with nothing where its first parameter has a default
 SHELF = "VALIGN_DETECTORS"  # environment variable: the folder whose sub-folders are detectors that are called by name alone
@@ -104,6 +106,7 @@ __all__ = [
     "ClipProbeDetector",
     "Detector",
     "DetectorCard",
+    "HysacDetector",
     "ImageClassifierDetector",
     "NudeNetDetector",
     "OracleDetector",

@@ -64,11 +64,8 @@ def fit_detector(
     fitting, held_out = (_features(encoder, part) for part in parts[:2])
     vectors = fit_probe(fitting, _labels(parts[0], classes), steps=options.steps, lr=options.learning_rate, seed=options.seed)
     with atomic_folder(out) as folder:
-        inside = folder / "encoder"
         if copy:
-            inside.mkdir()
-            for file in sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors", ".txt")):
-                shutil.copyfile(file, inside / file.name)
+            copy_encoder(place, folder / "encoder")
         logits = probe_logit(held_out, vectors).double().numpy()
         truth = _labels(parts[1], classes).numpy()
         calibration = torch.tensor([platt(logits[:, i], truth[:, i], who=f"Category {name}") for i, name in enumerate(classes)])
@@ -101,6 +98,13 @@ def fit_detector(
 def detector_name(folder: Path) -> str:
     """A detector's name, from its folder's."""
     return re.sub(r"[^\w.-]+", "-", folder.resolve().name)
+
+
+def copy_encoder(place: Path, folder: Path) -> None:
+    """Copy a transformers model's files; nothing else that lies beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors", ".txt")):
+        shutil.copyfile(file, folder / file.name)
 
 
 def _features(encoder: ImageEncoder, examples: Sequence[HarmExample]) -> Float[Tensor, "image dim"]:

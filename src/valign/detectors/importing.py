@@ -1,12 +1,11 @@
 """Models that a user has, as detectors' folders: an image classifier with a map of its classes, a vision-language judge."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from valign.checks import UserError
-from valign.detectors.fitting import detector_name
+from valign.detectors.fitting import copy_encoder, detector_name
 from valign.detectors.image_classifier import ImageClassifierDetector, check_map, check_thresholds, class_labels
 from valign.detectors.record import DetectorRecord, write_record
 from valign.detectors.vision_judge import JudgeOptions, judge_card, policy_questions
@@ -49,9 +48,7 @@ def import_classifier(
     )
     with atomic_folder(out) as folder:
         if copy:
-            (folder / "model").mkdir()
-            for file in sorted(path for path in model.iterdir() if path.suffix in (".json", ".safetensors", ".txt")):
-                shutil.copyfile(file, folder / "model" / file.name)
+            copy_encoder(model, folder / "model")
         write_record(folder, record)
     return record
 

@@ -26,6 +26,7 @@ from valign.interfaces import Detector, ReadsText, SamplingConfig
 from valign.methods import Method
 from valign.models.devices import torch_threads
 from valign.models.diffusion.base import DiffusionModel
+from valign.models.encoders.hyperbolic_clip import HyperbolicClip
 from valign.models.encoders.minilm import MiniLM
 from valign.models.heads.text_probe import TextProbe
 from valign.models.language.chat import ChatModel
@@ -92,6 +93,7 @@ class Guard:
         head: Path | None = None,
         encoder: MiniLM | None = None,
         probe: TextProbe | None = None,
+        hyperbolic: HyperbolicClip | None = None,
         token: ValueToken | None = None,
         threads: int = 1,
     ) -> "Guard":
@@ -100,10 +102,11 @@ class Guard:
         Args:
             head: A head trained by ``valign guard fit``; None is the shipped one.
             probe: One fitted by ``valign train retriever`` on the model that will generate; needed by the stage ``probe``.
+            hyperbolic: One trained by ``valign train hysac``; needed by the stage ``hysac``.
         Raises: UserError if a part that the policy asks for is missing.
         """
         rules = policy if isinstance(policy, Policy) else load_policy(policy)
-        parts = StageParts(rules, head, encoder, probe)
+        parts = StageParts(rules, head, encoder, probe, hyperbolic)
         stages = build_stages(parts)
         if chat is not None:
             stages.append(ChatValues(chat, rules))

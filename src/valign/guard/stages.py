@@ -8,12 +8,14 @@ from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
 from valign.checks import UserError
+from valign.guard.head.hyperbolic import HyperbolicStage
 from valign.guard.head.learned import SHIPPED, LearnedStage
 from valign.guard.head.probe import ProbeStage
 from valign.guard.records import Verdict
 from valign.guard.rules.lexical import LexicalStage
 from valign.guard.rules.norms import ValuesStage
 from valign.guard.rules.semantic import SemanticStage
+from valign.models.encoders.hyperbolic_clip import HyperbolicClip
 from valign.models.encoders.minilm import MiniLM
 from valign.models.heads.prompt_head import load_head
 from valign.models.heads.text_probe import TextProbe
@@ -41,6 +43,7 @@ class StageParts:
     head: Path | None = None  # file of a trained head; None is the shipped one
     loaded: MiniLM | None = None  # the encoder, if it was given or a stage needed it
     probe: TextProbe | None = None  # on the text encoders of the model that will generate
+    hyperbolic: HyperbolicClip | None = None  # trained by ``valign train hysac``
 
     @property
     def encoder(self) -> MiniLM:
@@ -57,12 +60,23 @@ class StageParts:
             )
         return self.probe
 
+    @property
+    def own_hyperbolic(self) -> HyperbolicClip:
+        """Raises: UserError if none was given."""
+        if self.hyperbolic is None:
+            raise UserError(
+                f"policy {self.policy.id} lists the stage hysac, which needs a hyperbolic CLIP, got none. Train one with "
+                "`valign train hysac` and give its folder (--hysac), or leave `hysac` out of the policy's stages."
+            )
+        return self.hyperbolic
+
 
 _OWN: dict[str, Callable[[StageParts], Stage]] = {
     "lexical": lambda parts: LexicalStage.from_policy(parts.policy),
     "semantic": lambda parts: SemanticStage.from_policy(parts.policy, parts.encoder),
     "learned": lambda parts: LearnedStage.from_policy(parts.policy, parts.encoder, load_head(parts.head or SHIPPED)),
     "probe": lambda parts: ProbeStage.from_policy(parts.policy, parts.own_probe),
+    "hysac": lambda parts: HyperbolicStage.from_policy(parts.policy, parts.own_hyperbolic),
     "values": lambda parts: ValuesStage.from_policy(parts.policy),
 }
 STAGES = with_plugins("valign.guard_stages", _OWN)  # the names that a policy may list under guard.stages

@@ -152,7 +152,7 @@ class Thresholds(Part):
     keep_meaning: Share = 0.7  # cosine that a rewrite should keep
 
 
-STAGE_NAMES = with_plugins("valign.guard_stages", dict.fromkeys(("lexical", "semantic", "learned", "probe", "values")))
+STAGE_NAMES = with_plugins("valign.guard_stages", dict.fromkeys(("lexical", "semantic", "learned", "probe", "hysac", "values")))
 
 
 def _known_stage(name: str) -> str:

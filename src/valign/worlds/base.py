@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from valign.data.images.labelled import HarmExample
+from valign.data.images.quadruples import Quadruples
 from valign.data.images.value_images import Contrast
 from valign.data.prompts.sources import PromptGrammar
 from valign.data.tasks.base import TaskData
@@ -72,6 +73,7 @@ class World:
     canaries: Callable[[], list[tuple[Image.Image, bool]]]  # images with whether the oracle must flag each
     roles: Callable[..., Suite]  # prompts that name a role and leave the social attribute open, each several times
     labelled: Callable[..., list[HarmExample]]  # images that stand for harm, and harmless ones; takes ``per_category``, ``seed``
+    quadruples: Callable[..., Quadruples]  # safe and unsafe captions with images; takes ``per_category``, ``seed``, ``test``
     tasks: Mapping[str, Callable[..., TaskData]]  # for fine-tuning, by name
     budgets: Mapping[str, WorldBudget]  # "small" tries the path, "quick" takes minutes, "full" is for the documentation's tables
     quick_categories: tuple[str, ...]  # aligned by `valign quickstart` where none is named

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL.Image import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
@@ -17,10 +18,11 @@ from transformers.utils import logging as transformers_logging
 
 from valign.checks import UserError
 from valign.files import hash_file, hash_value, read_json
-from valign.models.devices import choose_device
+from valign.models.devices import choose_device, first_line
 from valign.models.files.finite import check_finite
 from valign.models.images import pil_to_tensor
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published models, for pixels in [0, 1]
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -31,11 +33,14 @@ class ClipEncoder:
     Args:
         folder: As ``save_pretrained`` makes it; the pixel statistics come from ``preprocessor_config.json`` where there is one.
         batch_size: Images or texts per pass; bounds the memory.
-    Raises: UserError if the folder is missing, broken, or does not hold a CLIP model.
+        adapters: peft folders of LoRAs, in safetensors, that are merged into the model in this order.
+    Raises: UserError if the folder is missing, broken, or does not hold a CLIP model, and if an adapter does not fit it.
     """
 
-    def __init__(self, folder: str | Path, *, device: str = "auto", batch_size: int = 32) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self, folder: str | Path, *, device: str = "auto", batch_size: int = 32, adapters: Sequence[str | Path] = ()
+    ) -> None:
+        self.folder, self.adapters = Path(folder), tuple(map(Path, adapters))
         self.batch_size = batch_size
         place = choose_device(device)
         if not (self.folder / "config.json").exists():
@@ -51,6 +56,8 @@ class ClipEncoder:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"{folder} could not be loaded as a CLIP model: {error}. Save or download it again.") from error
         check_finite(folder, model.state_dict())
+        for adapter in self.adapters:
+            model = merge_adapter(model, adapter)
         self.model = model.requires_grad_(False).eval().to(place)
         config: Any = model.config
         self.image_size: int = config.vision_config.image_size
@@ -62,8 +69,10 @@ class ClipEncoder:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """One hash over all weight files, hex."""
-        return hash_value({file.name: hash_file(file) for file in sorted(self.folder.glob("*.safetensors"))})
+        """One hash over all weight files, and over those of the adapters where there are any, hex."""
+        own = hash_value({file.name: hash_file(file) for file in sorted(self.folder.glob("*.safetensors"))})
+        added = [[hash_file(adapter / name) for name in ADAPTER_FILES] for adapter in self.adapters]
+        return hash_value([own, *added]) if added else own
 
     @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:
@@ -92,20 +101,32 @@ class ClipEncoder:
     @torch.no_grad()
     def image_features(self, images: Sequence[Image] | Float[Tensor, "batch 3 height width"]) -> Float[np.ndarray, "batch dim"]:
         """Unit vectors, float32; no image gives no row."""
-        batches = [images[first : first + self.batch_size] for first in range(0, len(images), self.batch_size)]
-        parts = [self.model.get_image_features(self.prepare(batch)).pooler_output for batch in batches]
-        return self._rows(parts)
+        return self._unit(self.image_projections(images))
 
     @torch.no_grad()
     def text_features(self, prompts: Sequence[str]) -> Float[np.ndarray, "batch dim"]:
         """Unit vectors, float32; a text is cut off at the model's length (77 tokens)."""
+        return self._unit(self.text_projections(prompts))
+
+    @torch.no_grad()
+    def image_projections(self, images: Sequence[Image] | Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch dim"]:
+        """As the model projects them, of any length."""
+        batches = [images[first : first + self.batch_size] for first in range(0, len(images), self.batch_size)]
+        return self._joined([self.model.get_image_features(self.prepare(batch)).pooler_output for batch in batches])
+
+    @torch.no_grad()
+    def text_projections(self, prompts: Sequence[str]) -> Float[Tensor, "batch dim"]:
+        """As the model projects them, of any length; a text is cut off at the model's length."""
+        batches = [list(prompts[first : first + self.batch_size]) for first in range(0, len(prompts), self.batch_size)]
+        return self._joined([self.model.get_text_features(self.tokens(batch)).pooler_output for batch in batches])
+
+    def tokens(self, prompts: Sequence[str], *, short: bool = False) -> Int[Tensor, "batch token"]:
+        """Token ids, cut off at the model's length and padded to it, or to the longest prompt with ``short``: what follows the end
+        of a text changes its features by rounding alone."""
         length = self.model.config.text_config.max_position_embeddings
-        parts = []
-        for first in range(0, len(prompts), self.batch_size):
-            batch = list(prompts[first : first + self.batch_size])
-            tokens = self.tokenizer(batch, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            parts.append(self.model.get_text_features(tokens.input_ids.to(self.device)).pooler_output)
-        return self._rows(parts)
+        padding = "longest" if short else "max_length"
+        found = self.tokenizer(list(prompts), padding=padding, max_length=length, truncation=True, return_tensors="pt")
+        return found.input_ids.to(self.device)
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Float[np.ndarray, " batch"]:
         """Cosine in [-1, 1] between each image and its prompt; CLIPScore is 100 times their mean."""
@@ -113,5 +134,26 @@ class ClipEncoder:
             raise ValueError(f"ClipEncoder.score must get one prompt per image, got {len(prompts)} for {len(images)} images.")
         return (self.image_features(images) * self.text_features(prompts)).sum(axis=1)
 
-    def _rows(self, parts: list[Tensor]) -> Float[np.ndarray, "batch dim"]:
-        return normalize(torch.cat(parts), dim=1).cpu().numpy() if parts else np.zeros((0, self.dim), np.float32)
+    def _joined(self, parts: list[Tensor]) -> Float[Tensor, "batch dim"]:
+        return torch.cat(parts) if parts else torch.zeros(0, self.dim, device=self.device)
+
+    def _unit(self, rows: Float[Tensor, "batch dim"]) -> Float[np.ndarray, "batch dim"]:
+        return normalize(rows, dim=1).cpu().numpy()
+
+
+def merge_adapter(model: CLIPModel, folder: Path) -> CLIPModel:
+    """The model with a peft LoRA in its own weights. Raises: UserError if the folder does not hold one that fits."""
+    from peft import PeftModel
+
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} must be a peft adapter's folder, it has no {missing[0]}. Fit the detector again.")
+    try:
+        check_finite(folder, load_file(folder / ADAPTER_FILES[1]))
+        loaded = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+        merged: CLIPModel = loaded.merge_and_unload()  # type: ignore[operator]
+        return merged
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder} could not be loaded as an adapter of this CLIP: {first_line(error)}. Fit it again.") from error

@@ -3,6 +3,8 @@
 So a training gives the same draws on one process or eight, and resumes without any generator's state.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -65,3 +67,11 @@ def share(items: list[tuple[int, int]], *, micro: int, micros: int, process: int
     size = len(items) // (micros * processes)
     first = (micro * processes + process) * size
     return items[first : first + size]
+
+
+@contextmanager
+def drawing(*key: str | int) -> Iterator[None]:
+    """Dropout, and the noise of diffusion, depend on torch's global seed: set it by name inside the block, and restore it."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(generator_for(*key).initial_seed())
+        yield

@@ -12,6 +12,7 @@ from valign.worlds.shapes.glyph_tasks import glyph_data
 from valign.worlds.shapes.grammar import Grammar
 from valign.worlds.shapes.labelled import labelled_renders
 from valign.worlds.shapes.measure import measure_model
+from valign.worlds.shapes.quadruples import quadruples
 from valign.worlds.shapes.sheet import contact_sheet
 from valign.worlds.shapes.suite import canaries, reference_images, roles, suite
 from valign.worlds.shapes.vocabulary import VERSION
@@ -45,6 +46,7 @@ SHAPES = World(
     canaries=canaries,
     roles=roles,
     labelled=labelled_renders,
+    quadruples=quadruples,
     tasks={"glyphs": glyph_data, "glyph-stream": glyph_data, "counterparts": counterpart_data, "expert": expert_data},
     budgets={"small": SMALL, "quick": QUICK, "full": FULL},
     quick_categories=("hate", "violence", "shocking"),

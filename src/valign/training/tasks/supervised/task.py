@@ -1,11 +1,9 @@
 """Fine-tuning as a task of the engine: one for every method, every kind of data and every model."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from valign.adapters import AttachContext, default_targets, halves
 from valign.data.tasks.base import TaskData, TaskRow
 from valign.models.heads.task_model import TaskModel
 from valign.randomness import generator_for
-from valign.training.engine.draws import Visits
+from valign.training.engine.draws import Visits, drawing
 from valign.training.engine.schedule import keep_peaks
 from valign.training.engine.selection import Selection
 from valign.training.engine.task import LoopConfig, TrainingTask, Validation, changing_tensors
@@ -151,11 +149,3 @@ class SupervisedTask(TrainingTask):
         network = [{**group, "lr": rate} for group in self.handle.groups()]
         head = list(self.model.head.parameters()) if self.model.head is not None else []
         return network, [{"params": head, "lr": self.config.head_learning_rate, "weight_decay": 0.0}] if head else []
-
-
-@contextmanager
-def drawing(*key: str | int) -> Iterator[None]:
-    """Dropout, and the noise of diffusion, depend on torch's global seed: set it by name inside the block, and restore it."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(generator_for(*key).initial_seed())
-        yield
