@@ -188,6 +188,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     import torch
 
     from valign.data.images.latents import open_latents
+    from valign.memory import MemoryConfig
     from valign.models.diffusion.loading import load_model
     from valign.models.diffusion.lora import attach_lora
     from valign.objectives import DiffusionDPO
@@ -204,9 +205,8 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     encoders_offloaded(loaded).__enter__()
     draws = 1 if "stored" in variant else 0
     precision = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(loaded.dtype, "no")
-    config = PreferenceConfig(
-        flip=False, split_pairs="split" in variant, precompute_ref_draws=draws, mixed_precision=precision, empty_prompt_prob=0.0
-    )
+    memory = MemoryConfig(split_pairs="split" in variant)
+    config = PreferenceConfig(flip=False, memory=memory, precompute_ref_draws=draws, empty_prompt_prob=0.0)
     source = PairSource(loaded, cache, cache.rows(), config)
     attach_lora(loaded, rank=4)
     step = PairStep(loaded, DiffusionDPO(beta=500.0), config, start_processes(mixed_precision=precision))
@@ -231,7 +231,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     return one_step
 
 
-def stock(model: str, data: Path, pairs: int) -> Callable[[], float]:
+def stock(model: str, data: Path, pairs: int, dtype: str = "auto") -> Callable[[], float]:
     """The step of the research example, on the same weights, images, prompts and LoRA."""
     import torch
     from PIL import Image
@@ -241,7 +241,7 @@ def stock(model: str, data: Path, pairs: int) -> Callable[[], float]:
     from valign.models.diffusion.loading import load_model
     from valign.models.diffusion.lora import attach_lora
 
-    loaded = load_model(model)
+    loaded = load_model(model, dtype=dtype)
     attach_lora(loaded, rank=4)
     pipe, device, dtype = loaded.pipe, loaded.device, loaded.pipe.text_encoder.dtype
     parameters = [p for p in pipe.unet.parameters() if p.requires_grad]

@@ -86,7 +86,7 @@ def ours(variant: str, model: str, data: Path, pairs: int, steps: int) -> Callab
     loaded, cache = load_model(model), open_values(data)
     draws = 1 if "stored" in variant else 0
     precision = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(loaded.dtype, "no")
-    config = PreferenceConfig(flip=False, precompute_ref_draws=draws, mixed_precision=precision, empty_prompt_prob=0.0)
+    config = PreferenceConfig(flip=False, precompute_ref_draws=draws, empty_prompt_prob=0.0)
     known = list(map(ValueText.read, cache.principles))
     trainable = ValueTokens(loaded, copy_encoder(loaded, known, lora_rank=8 if "LoRA" in variant else None))
     trainable.attach()

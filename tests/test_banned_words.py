@@ -19,7 +19,7 @@ BANNED = {
     rf"(?<!there )(?<!nor )(is|are|was|were|be)\s+no\s+(?!({COMPARED})\b)[a-z]+": "is not a ...",
     "twins?": "paired prompts, or the other prompt of the pair",
     "heard|eavesdrop(s|ping)?": "recorded, measured",
-    "residence|encoders_parked|parked": "offloaded",
+    "placement|encoders_parked|parked": "offloaded",
     "no other beats": "Pareto-optimal",
     "cheap before dear": "cheapest first",
     "say how things stand": "what is returned",

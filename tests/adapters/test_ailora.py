@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import Attention, inputs, train, trainable, with_lora
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
@@ -170,13 +170,31 @@ def test_the_export_on_the_clean_base_and_the_merge_are_the_trained_model(preser
 def test_pefts_own_conversion_agrees(tmp_path):
     model = with_lora()
     initialize(model, "ailora")
-    model.save_pretrained(str(tmp_path / "start"))
+    PeftModel.save_pretrained(model, str(tmp_path / "start"))
     train(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save_pretrained(str(tmp_path / "out"), path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+        PeftModel.save_pretrained(model, str(tmp_path / "out"), path_initial_model_for_weight_conversion=str(tmp_path / "start"))
         again = PeftModel.from_pretrained(Attention(), str(tmp_path / "out"))
     assert_close(again(inputs()), model(inputs()), rtol=0, atol=2e-6)
+
+
+def test_what_is_saved_as_usual_is_right_on_the_original_base(tmp_path):
+    model = with_lora()
+    initialize(model, "ailora")
+    train(model)
+    for number, each in enumerate((model, copy.deepcopy(model))):
+        each.save_pretrained(str(tmp_path / str(number)))
+        again = PeftModel.from_pretrained(Attention(), str(tmp_path / str(number)))
+        assert_close(again(inputs()), model(inputs()), rtol=0, atol=2e-6)
+
+
+def test_a_model_that_peft_does_not_wrap_is_warned_of():
+    model = Attention()
+    inject_adapter_in_model(LoraConfig(r=3, target_modules=["to_q", "to_v"]), model)
+    model.peft_config = {"default": LoraConfig(r=3, target_modules=["to_q", "to_v"])}
+    with pytest.warns(UserWarning, match=r"changed the base weights: what the model itself saves fits these alone"):
+        initialize(model, "ailora")
 
 
 def test_preserving_the_base_trains_the_same():

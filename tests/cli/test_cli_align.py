@@ -30,7 +30,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "resolve_model", refuse)
     monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Judge())
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"unsafe": "a fist fight", "safe": "a dance", "category": "violence"}) + "\n")
-    shared = ["--model", "m", "--prompts", str(tmp_path / "pairs.jsonl"), "-o", str(tmp_path / "out"), "--detector", "any"]
+    shared = ["--model", "owner/m", "--prompts", str(tmp_path / "pairs.jsonl"), "-o", str(tmp_path / "out"), "--detector", "any"]
 
     def call(*given):
         result = CliRunner().invoke(app, [*shared, *given])
@@ -55,6 +55,6 @@ def test_a_limit_that_drops_a_trained_category_is_refused(run):
 
 
 def test_options_without_effect_are_refused(run):
-    assert "AlignConfig.search has no effect with strength 1" in run("--strength", "1", "--search", "60")
-    assert "AlignConfig.calibration has no effect with the merge sum" in run("--merge", "sum", "--calibration", "9")
-    assert "SourceOptions.chat_model has no effect unless endpoint is set" in run("--chat-model", "m")
+    assert "--search has no effect with strength 1" in run("--strength", "1", "--search", "60")
+    assert "--calibration has no effect with the merge sum" in run("--merge", "sum", "--calibration", "9")
+    assert "--chat-model has no effect unless endpoint is set" in run("--chat-model", "m")

@@ -28,9 +28,16 @@ print(f"loaded={{[name for name in {heavy!r} if name in sys.modules]}} code={{co
         (["data", "read", "nowhere.csv"], 2),
         (["data", "read", "prompts.csv", "--column", "prompt=text"], 2),
         (["policy", "check", "nowhere.yaml"], 2),
+        (["align", "--modle", "shapes", "-o", "o"], 2),
+        (["evaluate", "--model", "flux", "-o", "o"], 2),
+        (["train", "alignguard", "--model", "shapes", "--data", "nowhere", "--all", "-o", "o"], 2),
+        (["finetune", "--model", "shapes", "--task", "diffusion", "--data", ".", "--out", "o", "--lr", "1"], 2),
+        (["generate", "--model", "nowhere", "a lamp", "-o", "o.png"], 2),
     ],
 )
 def test_light_commands_and_their_refusals_import_no_heavy_library(tmp_path, arguments, code):
+    (tmp_path / "flux").mkdir()
+    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     (tmp_path / "prompts.csv").write_text("prompt,label\na lamp,0\n")
     program = CODE.format(arguments=arguments, heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)

@@ -12,7 +12,7 @@ OPTIONS = {"dct-adamw": {"rank": 2, "lr": 0.01, "weight_decay": 0.0}, "galore": 
 
 
 def test_every_row_is_tried():
-    assert sorted(OPTIMIZERS) == sorted(["adamw", "adafactor", *KINDS])
+    assert sorted(OPTIMIZERS) == sorted(["adamw", "adafactor", "adamw-eight-bit", *KINDS])
 
 
 @pytest.mark.parametrize("name", [*KINDS, *(f"lora-{name}" for name in PERTURBATIONS)])

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from pair_data import CATEGORIES, build_pairs
 
 from valign.checks import UserError
+from valign.memory import MemoryConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.files.adapter_files import open_adapter
 from valign.recipes.alignguard import AlignGuardRecipe, train_expert, train_experts
@@ -66,14 +67,15 @@ def test_a_value_of_the_wrong_type_or_range_is_named(option, value, message):
         AlignGuardRecipe().changed(**{option: value})
 
 
-def test_a_model_gets_the_preset_of_its_size_and_precision(sd):
+def test_a_model_gets_the_preset_of_its_size(sd):
     assert AlignGuardRecipe.for_model(sd, steps=3) == AlignGuardRecipe.shapes(steps=3)
 
     class Large:
         family, latent_shape, dtype = "sdxl", (4, 128, 128), torch.bfloat16
 
     recipe = _for(Large())
-    assert recipe == AlignGuardRecipe.sdxl(mixed_precision="bf16")
+    assert recipe == AlignGuardRecipe.sdxl()
+    assert recipe.training.memory == MemoryConfig(accumulation=4, gradient_checkpointing=True)
 
 
 def _for(model):

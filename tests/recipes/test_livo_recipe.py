@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from valign.memory import MemoryConfig
 from valign.objectives import DiffusionDPO, LiVO
 from valign.recipes.livo import LivoRecipe
 
@@ -18,9 +19,9 @@ def test_the_defaults_are_the_authors():
 @pytest.mark.parametrize(
     ("family", "size", "dtype", "expected"),
     [
-        ("stable-diffusion", 8, "torch.float32", {"flip": False, "steps": 300, "mixed_precision": "no"}),
-        ("stable-diffusion", 64, "torch.float16", {"flip": True, "steps": 15_000, "mixed_precision": "fp16"}),
-        ("sdxl", 128, "torch.bfloat16", {"gradient_checkpointing": True, "mixed_precision": "bf16"}),
+        ("stable-diffusion", 8, "torch.float32", {"flip": False, "steps": 300}),
+        ("stable-diffusion", 64, "torch.float16", {"flip": True, "steps": 15_000}),
+        ("sdxl", 128, "torch.bfloat16", {"memory": MemoryConfig(gradient_checkpointing=True)}),
     ],
 )
 def test_the_preset_fits_the_model(family, size, dtype, expected, as_in_use):

@@ -31,4 +31,4 @@ def small_config(**changes):
     from valign.training import PreferenceConfig
 
     options = {"steps": 4, "pairs_per_step": 4, "warmup_steps": 0, "learning_rate": 1e-3, "val_pairs": 2, "val_draws": 2}
-    return PreferenceConfig(**{**options, **changes})
+    return PreferenceConfig().changed({**options, **changes})

@@ -17,6 +17,7 @@ from text_data import write_jsonl
 from valign.checks import UserError
 from valign.cli.root import build
 from valign.data.tasks.captions import CaptionTask, read_captions
+from valign.memory import MemoryConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import load_adapter
 from valign.training.engine.metrics import MetricsLog
@@ -129,7 +130,7 @@ def test_sdxl_and_velocity_models_train(tiny_sdxl, tiny_sd_v, data, tmp_path):
 
 def test_accumulation_gives_the_same_gradient(tiny_sd, data, tmp_path):
     run(tiny_sd, data, tmp_path / "whole", "lora", steps=1)
-    run(tiny_sd, data, tmp_path / "parts", "lora", steps=1, accumulation=2)
+    run(tiny_sd, data, tmp_path / "parts", "lora", steps=1, memory=MemoryConfig(accumulation=2))
     whole, parts = (MetricsLog(tmp_path / name / "metrics.jsonl").read()[0] for name in ("whole", "parts"))
     assert_close(whole["gradient_norm"], parts["gradient_norm"], rtol=1e-4, atol=0)
 
@@ -243,3 +244,32 @@ def test_captions_that_are_longer_than_what_is_read_are_counted(tiny_sd, data):
     model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"))
     long = replace(data.train[0], caption="red " * 200)
     assert model.cut([*data.train, long]) == 1
+
+
+def test_image_grids_at_fixed_prompts_while_training(tiny_sd, data, tmp_path):
+    _, result = run(
+        tiny_sd,
+        data,
+        tmp_path / "run",
+        "lora",
+        steps=2,
+        sample_every=1,
+        sample_steps=2,
+        sample_prompts=("a", "b"),
+        schedule="cosine",
+    )
+    grids = sorted((tmp_path / "run" / "samples").iterdir())
+    assert [path.name for path in grids] == ["step-000001.png", "step-000002.png"]
+    assert result.steps == 2
+    first, last = (np.asarray(Image.open(path)) for path in grids)
+    half = len(first) // 2
+    assert np.array_equal(first[: half - 4], last[: half - 4])  # the base, above
+    assert not np.array_equal(first[half:], last[half:])
+
+
+def test_a_convolution_is_refused_before_the_first_step(tiny_sd, data, tmp_path):
+    model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"))
+    with pytest.raises(
+        UserError, match=r"--targets must name linear modules or convolutions of 1 x 1 .*conv1, a convolution of 3 x 3"
+    ):
+        finetune(model, data, tmp_path, parse_tuning("lora"), SupervisedConfig(steps=1, validate_every=0), targets=("conv1",))

@@ -17,6 +17,7 @@ from valign.checks import UserError
 from valign.cli.root import build
 from valign.data.chats import Conversation, read_chat_pairs, read_chats
 from valign.data.tasks.base import Task, TaskData
+from valign.memory import MemoryConfig
 from valign.models.language.chat_task import ChatTaskModel
 from valign.models.language.loading import load_chat
 from valign.objectives import PRESERVING, AnswerTokens, token_kl, token_mean
@@ -180,7 +181,7 @@ def test_accumulation_changes_nothing_but_rounding(llama, data, beside, tmp_path
         rows = beside(*BESIDE[name])
         logs = []
         for parts in (1, 3):
-            run(llama, data, tmp_path / f"{name}-{parts}", preserve=name, beside=rows, accumulation=parts)
+            run(llama, data, tmp_path / f"{name}-{parts}", preserve=name, beside=rows, memory=MemoryConfig(accumulation=parts))
             logs.append([line["loss"] for line in log_of(tmp_path / f"{name}-{parts}")])
         assert_close(torch.tensor(logs[0]), torch.tensor(logs[1]), rtol=1e-4, atol=1e-6)
 

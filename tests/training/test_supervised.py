@@ -17,6 +17,7 @@ from valign.adapters import ADAPTERS
 from valign.checks import UserError
 from valign.cli.root import build
 from valign.data.tasks.texts import TextTask, named_task, read_data
+from valign.memory import MemoryConfig
 from valign.models.heads.task_model import Target
 from valign.models.language.text_model import load_text_model
 from valign.runs import Run
@@ -196,7 +197,7 @@ def test_a_run_says_how_many_texts_are_cut(bert, data, tmp_path, capsys):
 
 def test_accumulation_changes_nothing_but_rounding(bert, data, tmp_path):
     whole, _ = run(tiny_bert(tmp_path / "still", dropout=0.0), data, tmp_path / "whole", "lora", steps=3)
-    parts, _ = run(str(tmp_path / "still"), data, tmp_path / "parts", "lora", steps=3, accumulation=2)
+    parts, _ = run(str(tmp_path / "still"), data, tmp_path / "parts", "lora", steps=3, memory=MemoryConfig(accumulation=2))
     for name, tensor in tensors(whole).items():
         assert_close(tensor, tensors(parts)[name], rtol=1e-4, atol=1e-5)
 

@@ -10,7 +10,7 @@ def test_recipe_leaves_out_what_does_not_shape_the_result():
     recipe = PreferenceConfig().recipe()
     json.dumps(recipe)
     assert not set(recipe) & set(EXECUTION)
-    assert replace(PreferenceConfig(), split_pairs=True, checkpoint_every=7).recipe() == recipe
+    assert PreferenceConfig().changed({"split_pairs": True, "accumulation": 2, "checkpoint_every": 7}).recipe() == recipe
     assert replace(PreferenceConfig(), rank=8).recipe() != recipe
 
 

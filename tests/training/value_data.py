@@ -46,4 +46,5 @@ def small_value_config(**changes):
     from valign.training import PreferenceConfig
 
     options = {"steps": 4, "pairs_per_step": 4, "warmup_steps": 0, "learning_rate": 1e-4, "val_pairs": 2, "val_draws": 2}
-    return PreferenceConfig(**{**options, "empty_prompt_prob": 0.0, "displacement_stop": 1e6, "displacement_warn": 1e6, **changes})
+    options |= {"empty_prompt_prob": 0.0, "displacement_stop": 1e6, "displacement_warn": 1e6}
+    return PreferenceConfig().changed({**options, **changes})

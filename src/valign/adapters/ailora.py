@@ -19,6 +19,7 @@ from valign.adapters.factors import (
     fresh_linears,
     mark,
     only_adapter,
+    save_for_any_base,
     weight_of,
     write_factors,
     write_weight,
@@ -147,6 +148,8 @@ class AILoRA:
             else:
                 product = up.to(start.up.dtype) @ down.to(start.up.dtype)
                 write_weight(layer, weight_of(layer) - layer.scaling[adapter] * product)
+        if not self.preserve_base:
+            save_for_any_base(model, adapter)
         return InitReport(
             method="ailora",
             adapter=adapter,

@@ -125,6 +125,7 @@ class AdapterOptions:
     """The options of a method: a frozen dataclass that inherits from this, with defaults for all fields; see `ADAPTERS`."""
 
     expert: ClassVar[bool] = False  # can train experts: switched off it is the base model, and it ends as plain LoRA
+    frozen_base: ClassVar[bool] = False  # never changes a base weight, so that these may be kept in half precision
     adaptive: ClassVar[bool] = False  # its layers or ranks change while it trains
     forgets: ClassVar[bool] = False  # its start needs rows to forget, `AttachContext.forget`
 
@@ -160,8 +161,21 @@ class LowRankOptions(AdapterOptions):
         if context.expert and not self.adaptive:
             add_lora(context.network, rank=self.rank, alpha=self.alpha, targets=context.targets, seed=context.seed)
             return context.network
+        refuse_wide(context.network, context.targets)
         alpha = self.rank if self.alpha is None else self.alpha
         return peft_lora(context, **{"r": self.rank, "lora_alpha": alpha, "lora_dropout": self.dropout, **options})
+
+
+def refuse_wide(network: nn.Module, targets: Sequence[str]) -> None:
+    """Raises: UserError if a target is a convolution wider than 1 x 1, whose LoRA no file of `save_adapter` holds."""
+    for name, module in network.named_modules():
+        wide = isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+        if wide and any(f".{name}".endswith(f".{target}") for target in targets):
+            size = " x ".join(map(str, module.kernel_size))  # type: ignore[arg-type]
+            raise UserError(
+                f"--targets must name linear modules or convolutions of 1 x 1 for a LoRA, got {name}, a convolution of {size}. "
+                "Leave it out, or use a method that is saved as peft has it."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

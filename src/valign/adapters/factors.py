@@ -4,13 +4,16 @@ A method here is peft's LoRA with another reading of its tensors: a `FactorVaria
 for, and forward, merging, unmerging and the export to plain LoRA follow from that.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MethodType
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
@@ -262,6 +265,37 @@ def export_lora(model: nn.Module, adapter: str | None = None) -> dict[str, LoraF
         module, lora = next(iter(found.items()))
         kept[module] = LoraFactors(lora.down.new_zeros(1, lora.shape[1]), lora.up.new_zeros(lora.shape[0], 1), 1.0)
     return kept
+
+
+def save_for_any_base(model: nn.Module, adapter: str) -> None:
+    """Let ``save_pretrained`` write ``adapter`` as plain LoRA for the original base weights, which its own tensors do not fit.
+
+    Called by every method that takes its start out of the base weights. A model without peft's ``save_pretrained`` (one of
+    transformers or diffusers with ``add_adapter``) is warned of: `export_lora` gives its factors.
+    """
+    if not isinstance(model, PeftModel):
+        warnings.warn(
+            f"Adapter {adapter!r} changed the base weights: what the model itself saves fits these alone. Save what "
+            "valign.adapters.export_lora gives instead, by save_peft_lora or save_adapter.",
+            stacklevel=4,
+        )
+        return
+    model.save_pretrained = MethodType(_save_exactly, model)  # type: ignore[method-assign]  # of this model, and of its copies
+
+
+def _save_exactly(model: Any, save_directory: str | Path, **options: Any) -> None:
+    """`PeftModel.save_pretrained`, and then the files of adapters that changed the base weights once more, as plain LoRA."""
+    options.pop("path_initial_model_for_weight_conversion", None)  # peft's own way to the same file
+    type(model).save_pretrained(model, str(save_directory), **options)
+    for adapter in options.get("selected_adapters") or list(model.peft_config):
+        if not any(adapter in getattr(layer, START[0], {}) for layer in lora_layers(model, adapter).values()):
+            continue
+        folder = Path(save_directory) / ("" if adapter == "default" else adapter)
+        base = model.peft_config[adapter].base_model_name_or_path or ""
+        with TemporaryDirectory(dir=save_directory) as temporary:
+            made = save_peft_lora(Path(temporary) / "lora", export_lora(model, adapter), base=base)
+            for file in made.iterdir():
+                file.replace(folder / file.name)
 
 
 def save_peft_lora(folder: Path, factors: Mapping[str, LoraFactors], *, base: str = "") -> Path:

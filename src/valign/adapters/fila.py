@@ -16,6 +16,7 @@ from valign.adapters.factors import (
     fresh_linears,
     mark,
     only_adapter,
+    save_for_any_base,
     weight_of,
     write_factors,
     write_weight,
@@ -140,6 +141,7 @@ class FILA:
                 add_buffer(layer, attribute, adapter, value)
             mark(layer, adapter, "FILA")
             write_weight(layer, weight_of(layer) - layer.scaling[adapter] * (up.to(start.up) @ down.to(start.up)))
+        save_for_any_base(model, adapter)
         return InitReport(
             method="fila",
             adapter=adapter,

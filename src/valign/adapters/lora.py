@@ -11,3 +11,4 @@ class LoraOptions(LowRankOptions):
     """``W + (alpha / rank) B A``; A is drawn, B is 0 at the start."""
 
     expert: ClassVar[bool] = True
+    frozen_base: ClassVar[bool] = True

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from valign.adapters.base import AdapterHandle, AttachContext, LoraHandle, LowRankOptions
-from valign.adapters.factors import START, add_buffer, lora_layers, only_adapter
+from valign.adapters.factors import START, add_buffer, lora_layers, only_adapter, save_for_any_base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +24,4 @@ def note_start(network: nn.Module) -> None:
     for layer in lora_layers(network, adapter).values():
         for attribute, factor in zip(START, (layer.lora_A, layer.lora_B), strict=True):
             add_buffer(layer, attribute, adapter, factor[adapter].weight.detach().clone())
+    save_for_any_base(network, adapter)

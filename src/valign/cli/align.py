@@ -1,7 +1,9 @@
 """``valign align`` and ``valign quickstart``: the whole chain from policy to report."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Context, Option
 
@@ -18,7 +20,14 @@ from valign.cli.common import (
     resolve_suite,
 )
 from valign.cli.data import Retain, SourceOptions, read_retained
+from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit
 from valign.cli.options import changes, configured, record
+from valign.memory import COMMON, MemoryConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from valign.recipes.footprints import DiffusionPhases, Phase
 
 SHARED = ("steps", "guidance_scale", "seed", "batch_size")
 
@@ -61,7 +70,9 @@ def quickstart(
         objective="valign.objectives:DiffusionDPO",
         evaluators=EvaluatorOptions,
         source=SourceOptions,
+        memory="valign.memory:MemoryConfig",
         typed={
+            "memory": COMMON,
             "data": ("categories", "pairs_per_category", "filter", "flip"),
             "train": ("steps", "learning_rate", "retain_weight"),
             "objective": (),
@@ -80,18 +91,22 @@ def command(
     ] = "",
     retain: Retain = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    estimate: EstimateOnly = False,
 ) -> None:
     """Align a model to a policy and measure it: data, experts, merge, evaluation, report. Run it again to resume."""
     from valign.cli.evaluate import print_summary
     from valign.data.build import DataConfig
     from valign.evaluation import Evaluators, counted_categories
     from valign.evaluation.policy_suite import policy_suite
+    from valign.merging import MERGES
     from valign.objectives import DiffusionDPO
     from valign.policy import load_policy
     from valign.recipes.align import AlignConfig, align
     from valign.recipes.alignguard import AlignGuardRecipe
     from valign.training import PreferenceConfig
+    from valign.training.engine.processes import check_trackers
 
+    memory = record(ctx, MemoryConfig)
     looks, chain = record(ctx, EvaluatorOptions), {"batch_size": 8, **changes(ctx, AlignConfig)}
     AlignConfig(**chain)  # a mistake shows before the model is loaded
     if not looks.detector:
@@ -121,11 +136,24 @@ def command(
     wanted = given.get("categories") or rules.category_ids()
     tested = tested.take(limit, keep=wanted)
     counted_categories(tested, judge, wanted)
-    subject = resolve_model(model, device=device)
     data = DataConfig(**given | ({"retain": read_retained(retain, rules, beside)} if retain else {}))
     refuse_idle(data, changes(ctx, DataConfig))
+    check_trackers(changes(ctx, PreferenceConfig).get("trackers", ()))
     trained = {"flip": data.flip, "seed": data.seed} | changes(ctx, PreferenceConfig, DiffusionDPO)
-    config = AlignConfig(**chain, data=data, experts=AlignGuardRecipe.for_model(subject, **trained))
+
+    def phases(known: DiffusionPhases) -> Iterator[Phase]:
+        recipe = AlignGuardRecipe.for_model(known.sketch.shapes, **trained | known.memory.chosen())
+        planned = AlignConfig(**chain, data=data, experts=recipe)
+        candidates = 0 if planned.strength is not None else len(MERGES[planned.merge].grid)
+        yield from known.align(planned, categories=len(wanted), prompts=len(tested.prompts), candidates=candidates)
+
+    place = diffusion_folder(model)
+    rows = int(trained.get("pairs_per_step", PreferenceConfig.pairs_per_step))
+    memory = fit(
+        lambda: diffusion_run(place, memory, device, phases, rows=rows, pairs=True), place, memory, device, folder, only=estimate
+    )
+    subject = resolve_model(model, device=device, memory=memory)
+    config = AlignConfig(**chain, data=data, experts=AlignGuardRecipe.for_model(subject, **trained | memory.chosen()))
     evaluators = Evaluators(judge, fidelity=reader, clip=encoder)
     summary = align(subject, rules, source, tested, evaluators, folder, config, pair_detector=keeper or judge)
     print_summary(summary, folder / "evaluation")

@@ -28,7 +28,9 @@ from valign.cli.common import (
     resolve_model,
     resolve_suite,
 )
+from valign.cli.fitting import fit_sampling
 from valign.cli.options import changes, configured, record
+from valign.memory import PAIRS, SAMPLING, TRAINING, MemoryConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,6 +68,8 @@ class EvaluationInputs:
         report="valign.evaluation.report.report:ReportOptions",
         table=PromptTableOptions,
         inputs=EvaluationInputs,
+        memory="valign.memory:MemoryConfig",
+        typed={"memory": SAMPLING},
     ),
 )
 def command(
@@ -95,7 +99,8 @@ def command(
     from valign.interfaces import SamplingConfig
     from valign.policy import load_policy
 
-    inputs = record(ctx, EvaluationInputs)
+    inputs, memory = record(ctx, EvaluationInputs), record(ctx, MemoryConfig)
+    memory.refuse_unused(TRAINING, PAIRS, why="on evaluate, which trains nothing")
     if inputs.judge_images:
         _refuse_with_images(ctx)
         summary = _judge_images(ctx, inputs, model, policy, folder, limit)
@@ -129,7 +134,9 @@ def command(
     references = _reference(reference, world)
     tests = tests.take(limit)
     counted_categories(tests, judge)
-    base = resolve_model(model, device=device)
+    compared = 1 + len(adapters) + len(encoders) + len(baseline)
+    memory = fit_sampling(model, memory, device, folder, compared * len(tests.prompts), sampling)
+    base = resolve_model(model, device=device, memory=memory)
     guided = _guided_by_values(base, encoders, value_retriever, rules, sampling)
     summary = evaluate(
         [*_systems(base, adapters, baseline, rules, sampling, anyway), *guided],
@@ -186,7 +193,7 @@ def _refuse_with_images(ctx: Context) -> None:
     given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
     if changes(ctx, PromptTableOptions).get("format"):
         given.append("format")
-    if given := [*given, *changes(ctx, SamplingConfig)]:
+    if given := [*given, *changes(ctx, SamplingConfig, MemoryConfig)]:
         raise UserError(f"--{given[0].replace('_', '-')} has no effect on images that were made elsewhere. Leave it out.")
 
 

@@ -2,13 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Context, Option
 
 from valign.checks import UserError, check_choice, option
 from valign.cli.common import TableOptions, example, out, resolve_model
+from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit
 from valign.cli.options import configured, record, rest_of
+from valign.memory import LATENTS, MemoryConfig
+
+if TYPE_CHECKING:
+    from valign.recipes.footprints import DiffusionPhases, Phase
+    from valign.training.engine.tuning import Tuning
+    from valign.training.tasks.supervised import SupervisedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +65,13 @@ class SafetyOptions:
     "--preserve agl --calibration refusals.jsonl --out runs/chat   "
     "a diffusion model: valign finetune --model shapes --task diffusion --data images --adapter lora --out runs/style",
     cls=configured(
+        any_model=True,
         rest="the adapter's own and the objectives', such as rank=4, learning_rate=1.0e-3 or agl.lambda_A=1",
         columns=ColumnOptions,
         table=TableOptions,
         preserving=SafetyOptions,
         training="valign.training.tasks.supervised.config:SupervisedConfig",
+        memory="valign.memory:MemoryConfig",
     ),
 )
 def command(
@@ -83,26 +92,35 @@ def command(
         list[str], Option(help="ending of linear modules to adapt, e.g. query; repeatable; default by architecture")
     ] = [],  # noqa: B006
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    estimate: EstimateOnly = False,
 ) -> None:
     """Fine-tune a transformers model on labelled texts or chats, or a diffusion model on images, with any adapter of the package or
     its baselines, and with objectives that keep its safety. The same command resumes."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from valign.data.tasks.base import SCORES
     from valign.data.tasks.captions import CaptionTask, read_caption_rows, read_captions
     from valign.data.tasks.texts import GLUE, read_data, read_rows
     from valign.models.heads.task_model import Target, TaskModel
     from valign.models.language.text_model import load_text_model
+    from valign.training.engine.processes import check_trackers
     from valign.training.engine.tuning import parse_tuning
     from valign.training.tasks.preserving import parse_preserving
     from valign.training.tasks.supervised import DiffusionTaskModel, SupervisedConfig, finetune
 
     check_choice("--task", task, (*GLUE, *SCORES))
-    columns, config = record(ctx, ColumnOptions), record(ctx, SupervisedConfig)
+    columns, config = record(ctx, ColumnOptions), record(ctx, SupervisedConfig, memory=record(ctx, MemoryConfig))
+    check_trackers(config.trackers)
     preserving = record(ctx, SafetyOptions)
     preserve, rest = parse_preserving(preserving.preserve, rest_of(ctx))
     tuning = parse_tuning(adapter, rest)
+    tuning = tuning.eight_bit() if config.memory.eight_bit else tuning
+    if task != "diffusion":
+        config.memory.refuse_unused(LATENTS, why=f"on {task}, whose model is one network")
+    half = config.memory.precision == "bfloat16" and tuning.adapter.frozen_base
+    dtype = "bfloat16" if half else "float32"  # what trains, or is split into factors, stays in float32
     reading = record(ctx, TableOptions).reading()
+    config = replace(config, memory=_fitted(model, task, columns, config, tuning, tuple(targets), device, folder, estimate))
     rows: dict[str, Any] = {"train_rows": columns.train_rows, "seed": config.seed, "reading": reading}
     if task == "diffusion":
         if len(columns.text) > 1:
@@ -113,14 +131,14 @@ def command(
         )
         found = read_captions(captioned, data, columns.held_out, skip_unreadable=columns.skip_unreadable, **rows)
         subject: TaskModel = DiffusionTaskModel(
-            resolve_model(model, device=device, dtype="float32"),  # type: ignore[arg-type]
+            resolve_model(model, device=device, dtype=dtype, memory=config.memory),  # type: ignore[arg-type]
             buckets=columns.buckets,
         )
         read: Any = lambda path: read_caption_rows(  # noqa: E731
             path, captioned, reading=reading, skip_unreadable=columns.skip_unreadable
         )
     elif task == "chat":
-        subject, found, read = _chats(model, data, columns, preserving, rows, device)
+        subject, found, read = _chats(model, data, columns, preserving, rows, device, dtype)
     else:
         chosen, place = _text_task(task, data, columns)
         found = read_data(chosen, place, columns.held_out, **rows)
@@ -131,6 +149,7 @@ def command(
             max_tokens=columns.max_tokens,
             seed=config.seed,
             device=device,
+            dtype=dtype,
         )
         read = lambda path: read_rows(path, chosen, reading)  # noqa: E731
     result = finetune(
@@ -148,8 +167,51 @@ def command(
     out.print_json(data=asdict(result))
 
 
+def _fitted(
+    model: str,
+    task: str,
+    columns: ColumnOptions,
+    config: "SupervisedConfig",
+    tuning: "Tuning",
+    targets: tuple[str, ...],
+    device: str,
+    out: Path,
+    only: bool,
+) -> MemoryConfig:
+    """The memory options of the run, chosen by what is free; those that were given for tasks that nobody can estimate."""
+    from dataclasses import replace
+
+    from valign.adapters import default_targets
+    from valign.adapters.full import FullOptions
+    from valign.recipes.estimate import PlannedRun
+    from valign.recipes.footprints import chat_finetuning
+
+    memory, method = config.memory, tuning.adapter
+    rank = None if isinstance(method, FullOptions) else getattr(method, "rank", 8)
+    optimizer = "adamw-eight-bit" if memory.eight_bit else "adamw"
+    place = diffusion_folder(model) if task == "diffusion" else Path(model).expanduser()
+
+    def chat(chosen: MemoryConfig) -> "list[Phase]":
+        planned = replace(config, memory=chosen)
+        return [chat_finetuning(place, planned, tokens=columns.max_tokens, rank=rank, targets=targets)]
+
+    def diffusion(known: "DiffusionPhases") -> "list[Phase]":
+        wanted = default_targets(known.sketch.shapes.denoiser, targets)
+        return [known.finetuning(replace(config, memory=known.memory), rank or 8, wanted, optimizer)]
+
+    if task == "diffusion":
+        plan = lambda: diffusion_run(place, memory, device, diffusion, rows=config.batch_size)  # noqa: E731
+    elif task == "chat":
+        plan = lambda: PlannedRun(phases=chat, rows=config.batch_size, networks=False)  # noqa: E731
+    elif only:
+        raise UserError(f"--estimate is for the tasks diffusion and chat, got {task}. Leave it out.")
+    else:
+        return memory
+    return fit(plan, place, memory, device, out, only=only)
+
+
 def _chats(
-    model: str, data: Path, columns: ColumnOptions, preserving: SafetyOptions, rows: dict[str, Any], device: str
+    model: str, data: Path, columns: ColumnOptions, preserving: SafetyOptions, rows: dict[str, Any], device: str, dtype: str
 ) -> tuple[Any, Any, Any]:
     """A chat model, its data, and how another file of chats is read for it: only what fits, so that mistakes are found first."""
     from valign.data.chats import read_chats
@@ -158,7 +220,7 @@ def _chats(
     from valign.models.language.loading import load_chat
 
     subject = ChatTaskModel(
-        load_chat(model, device=device, dtype="float32"), max_tokens=columns.max_tokens, overlong=preserving.overlong
+        load_chat(model, device=device, dtype=dtype), max_tokens=columns.max_tokens, overlong=preserving.overlong
     )
 
     def read(path: Path) -> Any:

@@ -6,7 +6,9 @@ the place of one as ``"module:Class"``, which is imported only when the command 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from inspect import Parameter, Signature
@@ -18,15 +20,21 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from valign.checks import Declared, UserError, declared_options, read_changes, refuse_idle
+from valign.checks import Declared, UserError, close_to, declared_options, read_changes, refuse_idle
 from valign.cli.common import numbers_by_name, setting
+from valign.cli.quick import refuse_missing, refuse_unknown
 
 Kind = TypeVar("Kind")
 GIVEN = "valign.given"  # where a context keeps what `record` and `changes` read
 
 
 def configured(
-    *, rest: str = "", preset: bool = False, typed: Mapping[str, tuple[str, ...]] | None = None, **parts: type[Any] | str
+    *,
+    rest: str = "",
+    preset: bool = False,
+    typed: Mapping[str, tuple[str, ...]] | None = None,
+    any_model: bool = False,
+    **parts: type[Any] | str,
 ) -> type[Any]:
     """A command class, for ``app.command(cls=...)``, whose further options are the fields of ``parts`` that `option` declares.
 
@@ -38,8 +46,10 @@ def configured(
         preset: The defaults are a preset's, not the dataclasses' own, so help does not show these.
         typed: Fields that are options of their own, by part, instead of all that are not ``rare``. The others are left to
             ``--set`` and ``--config``.
+        any_model: ``--model`` names others than diffusion models, too.
     """
-    return type("Configured", (_Configured,), {"parts": parts, "rest": rest, "preset": preset, "typed": typed or {}})
+    given = {"parts": parts, "rest": rest, "preset": preset, "typed": typed or {}, "any_model": any_model}
+    return type("Configured", (_Configured,), given)
 
 
 def record(ctx: typer.Context, kind: type[Kind], **over: Any) -> Kind:
@@ -72,6 +82,7 @@ class _Configured(TyperCommand):
     rest: str
     preset: bool
     typed: Mapping[str, tuple[str, ...]]
+    any_model: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -86,7 +97,43 @@ class _Configured(TyperCommand):
             self.params.extend(self._generated())
         return super().get_params(ctx)
 
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """What can be refused without the parts is refused first: importing them takes seconds."""
+        if not extra.get("resilient_parsing") and not {"--help", "-h"} & set(args):
+            own = [flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)]
+            refuse_unknown(args, own, self.parts, self.typed, rest=bool(self.rest))
+            refuse_missing(args, any_model=self.any_model)
+        return super().make_context(info_name, args, parent, **extra)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with self._in_own_words():
+            return self._parsed(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with self._in_own_words():
+            return super().invoke(ctx)
+
+    @contextmanager
+    def _in_own_words(self) -> Iterator[None]:
+        """A mistake names options as they are typed, whatever the dataclass and its field are called."""
+        try:
+            yield
+        except ValueError as error:
+            told = str(error)
+            for part, kind in self.kinds().items():
+                known = declared_options(kind)
+                pattern = rf"\b{kind.__name__}\.({'|'.join(map(re.escape, known)) or '(?!)'})\b"
+                told = re.sub(pattern, lambda found, part=part: self._typed(part, found[1]), told)
+            if told == str(error):
+                raise
+            raise UserError(told) from error
+
+    def _typed(self, part: str, name: str) -> str:
+        """How an option of a part is given."""
+        flag = next((item.opts[0] for item in self.params if item.name == f"{part}__{name}"), "")
+        return flag or f"--set {part}.{name}"
+
+    def _parsed(self, ctx: Any, args: list[str]) -> list[str]:
         left = super().parse_args(ctx, args)
         given: dict[tuple[str, str], Any] = {}
         file, settings = ctx.params.pop("config_file"), ctx.params.pop("settings")
@@ -119,8 +166,9 @@ class _Configured(TyperCommand):
             found[(owner, name if owner else key)] = value
             unknown += [] if owner or self.rest else [key]
         if unknown:
-            listed = "; ".join(f"{self.kinds()[part].__name__}: {', '.join(names)}" for part, names in known.items())
-            raise UserError(f"{origin} must name options of the command, got {', '.join(unknown)}. Known: {listed}.")
+            listed = "; ".join(f"{part}: {', '.join(names)}" for part, names in known.items())
+            guess = close_to(unknown[0].rpartition(".")[2], [name for names in known.values() for name in names])
+            raise UserError(f"{origin} must name options of the command, got {', '.join(unknown)}.{guess} Known: {listed}.")
         return found
 
     def _generated(self) -> Iterator[Any]:
@@ -219,9 +267,13 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[Any, Any], parts: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """A part's own mapping as PART.NAME, as `asdict` of a config that holds others has it."""
+    """A part's own mapping as PART.NAME, as `asdict` of a config that holds others has it, one in another as well."""
     for key, value in values.items():
-        if key in parts and isinstance(value, Mapping):
-            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
-        else:
+        if key not in parts or not isinstance(value, Mapping):
             yield str(key), value
+            continue
+        for name, inner in value.items():
+            if name in parts and isinstance(inner, Mapping):
+                yield from _flat({name: inner}, parts)
+            else:
+                yield f"{key}.{name}", inner

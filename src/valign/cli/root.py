@@ -19,6 +19,7 @@ PANELS = {
     "Start here": {
         "quickstart": ("valign.cli.align", "quickstart"),
         "align": ("valign.cli.align", "command"),
+        "estimate": ("valign.cli.estimate", "command"),
         "doctor": ("valign.cli.doctor", "command"),
     },
     "One step at a time": {
@@ -31,6 +32,7 @@ PANELS = {
         "adapter": ("valign.cli.adapter", "app"),
         "detector": ("valign.cli.detector", "app"),
         "evaluate": ("valign.cli.evaluate", "command"),
+        "report": ("valign.cli.report", "command"),
     },
     "Fine-tuning": {
         "finetune": ("valign.cli.finetune", "command"),
@@ -84,7 +86,6 @@ def build() -> typer.Typer:
     root = typer.Typer(
         cls=InOrder,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -14,7 +14,9 @@ from typer import Argument, Context, Option
 
 from valign.checks import UserError, option
 from valign.cli.common import Anyway, ChatOptions, err, example, out, resolve_detector, resolve_model
+from valign.cli.fitting import fit_sampling
 from valign.cli.options import changes, configured, record
+from valign.memory import PAIRS, SAMPLING, TRAINING, MemoryConfig
 
 if TYPE_CHECKING:
     from valign.serving.canaries import Canaries
@@ -61,7 +63,14 @@ class RulesOptions:
 
 @example(
     "valign serve --model shapes --guard shapes --detector oracle",
-    cls=configured(settings="valign.serving.settings:Settings", chat=ChatOptions, log=LogOptions, listen=ListenOptions),
+    cls=configured(
+        settings="valign.serving.settings:Settings",
+        chat=ChatOptions,
+        log=LogOptions,
+        listen=ListenOptions,
+        memory="valign.memory:MemoryConfig",
+        typed={"memory": SAMPLING},
+    ),
 )
 def command(
     ctx: Context,
@@ -84,16 +93,21 @@ def command(
     playground: Annotated[bool, Option("--playground", help="a web page at /playground; needs the extra [ui]")] = False,
 ) -> None:
     """Serve OpenAI's /v1/moderations and /v1/images/generations, guarded and logged. SIGHUP reads policy and keys again."""
+    from valign.interfaces import SamplingConfig
     from valign.serving.app import create_app
     from valign.serving.audit_store import AuditStore, default_anchor
     from valign.serving.server import serve
     from valign.serving.service import Service
     from valign.serving.settings import Settings
 
+    memory = record(ctx, MemoryConfig)
+    memory.refuse_unused(TRAINING, PAIRS, why="on serve, which trains nothing")
     chat, listening, log = record(ctx, ChatOptions), record(ctx, ListenOptions), record(ctx, LogOptions)
     given = changes(ctx, Settings)
     most = max(given.get("steps", Settings.steps), given.get("max_steps", Settings.max_steps))
     settings = Settings(**{"names": (Path(model).name,), "check_workers": 8 if chat.chat else 1} | given | {"max_steps": most})
+    sampling = SamplingConfig(steps=settings.steps, batch_size=settings.batch_size)
+    memory = fit_sampling(model, memory, device, Path(), settings.batch_size, sampling)
     load_rules = _rules(
         RulesOptions(model=model, policy=guard, detector=detector, head=head, chat=chat, keys=keys, threads=guard_threads)
     )
@@ -114,7 +128,7 @@ def command(
         max_bytes=log.log_size * 2**20,
     )
     service = Service(
-        lambda: _model(model, adapter, device, anyway),
+        lambda: _model(model, adapter, device, anyway, memory),
         load_rules,
         store,
         secret=_secret(),
@@ -175,8 +189,8 @@ def _keys(file: Path | None) -> Any:
     return Keys.load(file, environment=os.environ.get(API_KEYS, ""))
 
 
-def _model(name: str, adapter: Path | None, device: str, anyway: bool) -> Any:
-    model = resolve_model(name, device=device)
+def _model(name: str, adapter: Path | None, device: str, anyway: bool, memory: MemoryConfig) -> Any:
+    model = resolve_model(name, device=device, memory=memory)
     if adapter is not None:
         from valign.models.diffusion.lora import load_adapter
 

@@ -8,6 +8,7 @@ from typer import Context, Option, Typer
 
 from valign.checks import UserError, check_choice
 from valign.cli.common import TableOptions, err, find_world, out, resolve_model
+from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit, processes
 from valign.cli.options import changes, configured, record
 from valign.cli.reinforce import (
     COSALIGN,
@@ -20,15 +21,21 @@ from valign.cli.reinforce import (
     dpo_command,
     reinforce_command,
 )
+from valign.memory import MemoryConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from valign.data.images.quadruples import Quadruples
     from valign.data.prompts.tables import TableReading
     from valign.models.diffusion.base import DiffusionModel
     from valign.models.heads.text_probe import TextProbe
     from valign.recipes.alignguard import AlignGuardRecipe
+    from valign.recipes.footprints import DiffusionPhases, Phase
     from valign.training import TrainResult
     from valign.worlds import World
+
+PRESETS = ("auto", "stable-diffusion", "sdxl", "shapes")
 
 app = Typer(
     no_args_is_help=True,
@@ -42,6 +49,7 @@ app = Typer(
         preset=True,
         training="valign.training.tasks.preference.config:PreferenceConfig",
         objective="valign.objectives:DiffusionDPO",
+        memory="valign.memory:MemoryConfig",
     ),
     epilog="example: valign train alignguard --model shapes --data runs/data --category violence --out runs/violence   "
     "all categories: valign train alignguard --model shapes --data runs/data --all --out runs/experts   "
@@ -55,8 +63,9 @@ def alignguard(
     category: Annotated[str, Option(help="train the expert of this category")] = "",
     all_: Annotated[bool, Option("--all", help="train one expert for each category that has data")] = False,
     joint: Annotated[bool, Option("--joint", help="train one adapter on all pairs (a baseline)")] = False,
-    preset: Annotated[str, Option(help="auto (by the model's family and size), stable-diffusion, sdxl or shapes")] = "auto",
+    preset: Annotated[str, Option(help=f"{', '.join(PRESETS)}; auto is by the model's family and size")] = "auto",
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    estimate: EstimateOnly = False,
 ) -> None:
     """Train AlignGuard's safety experts: one LoRA per harm category, by Diffusion-DPO. The same command resumes."""
     from valign.data.images.latents import open_latents
@@ -64,13 +73,25 @@ def alignguard(
     from valign.policy import normalize_category
     from valign.recipes.alignguard import JOINT, AlignGuardRecipe, train_expert, train_experts
     from valign.training import PreferenceConfig
-    from valign.training.engine.processes import local_device
+    from valign.training.engine.processes import check_trackers, local_device
 
     if bool(category) + all_ + joint != 1:
         raise UserError("train alignguard needs one of --category NAME, --all or --joint. Choose one.")
-    given = changes(ctx, PreferenceConfig, DiffusionDPO)
-    AlignGuardRecipe().changed(**given)  # a mistake shows before the model is loaded
-    subject = resolve_model(model, device=local_device(device))
+    given, memory = changes(ctx, PreferenceConfig, DiffusionDPO), record(ctx, MemoryConfig)
+    AlignGuardRecipe().changed(**given | memory.chosen())  # a mistake shows before the model is loaded
+    check_choice("--preset", preset, PRESETS)
+    check_trackers(given.get("trackers", ()))
+    place, experts = diffusion_folder(model), _experts(data) if all_ else 1
+
+    def phases(known: "DiffusionPhases") -> "Iterator[Phase]":
+        recipe = _preset(preset, known.sketch.shapes).changed(**given | known.memory.chosen())
+        yield known.training(recipe.training, experts)
+
+    rows = given.get("pairs_per_step", PreferenceConfig.pairs_per_step) // processes() or 1
+    plan = lambda: diffusion_run(place, memory, device, phases, rows=rows, pairs=True)  # noqa: E731
+    memory = fit(plan, place, memory, device, folder, only=estimate)
+    given |= memory.chosen()
+    subject = resolve_model(model, device=local_device(device), memory=memory)
     cache = open_latents(data, base=subject.fingerprint())
     recipe = _preset(preset, subject).changed(**given)
     chosen = normalize_category(category) if category else None
@@ -90,6 +111,7 @@ def alignguard(
         livo="valign.objectives:LiVO",
         dpo="valign.objectives:DiffusionDPO",
         recipe="valign.recipes.livo:LivoRecipe",
+        memory="valign.memory:MemoryConfig",
         typed={"dpo": ()},
     ),
     epilog="example: valign train livo --model shapes --data runs/values --out runs/livo   "
@@ -108,11 +130,12 @@ def livo(
     from valign.objectives import DiffusionDPO, LiVO
     from valign.recipes.livo import LivoRecipe, train_livo
     from valign.training import PreferenceConfig
-    from valign.training.engine.processes import local_device
+    from valign.training.engine.processes import check_trackers, local_device
 
-    given = changes(ctx, DiffusionDPO, LiVO, PreferenceConfig, LivoRecipe)
+    given = changes(ctx, DiffusionDPO, LiVO, PreferenceConfig, LivoRecipe, MemoryConfig)
     LivoRecipe().with_objective(objective).changed(**given)  # a mistake shows before the model is loaded
-    subject = resolve_model(model, device=local_device(device))
+    check_trackers(given.get("trackers", ()))
+    subject = resolve_model(model, device=local_device(device), memory=record(ctx, MemoryConfig))
     cache = open_values(data, base=subject.fingerprint())
     recipe = LivoRecipe.for_model(subject).with_objective(objective).changed(**given)
     if recipe.training.sample_every and not recipe.training.sample_prompts:
@@ -234,14 +257,17 @@ def _print_probe(probe: "TextProbe") -> None:
 def _preset(name: str, model: "DiffusionModel") -> "AlignGuardRecipe":
     from valign.recipes.alignguard import AlignGuardRecipe
 
-    makers = {
-        "auto": lambda: AlignGuardRecipe.for_model(model),
-        "stable-diffusion": AlignGuardRecipe,
-        "sdxl": AlignGuardRecipe.sdxl,
-        "shapes": AlignGuardRecipe.shapes,
-    }
-    check_choice("--preset", name, makers)
-    return makers[name]()
+    if name == "auto":
+        return AlignGuardRecipe.for_model(model)
+    return {"stable-diffusion": AlignGuardRecipe, "sdxl": AlignGuardRecipe.sdxl, "shapes": AlignGuardRecipe.shapes}[name]()
+
+
+def _experts(data: Path) -> int:
+    """How many categories the data set has; 1 for what is not there, which opening it will say."""
+    import pyarrow.parquet as pq
+
+    path = data / "latents" / "index.parquet"
+    return len({name for has in pq.read_table(path)["categories"].to_pylist() for name in has}) if path.exists() else 1
 
 
 def _prompts(data: Path, category: str | None) -> tuple[str, ...]:

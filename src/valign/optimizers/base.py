@@ -22,6 +22,9 @@ class OptimizerOptions:
 
     learning_rate: float | None  # None is the adapter's
 
+    def check_installed(self) -> None:
+        """Raises: UserError if a package that it needs is missing; asked before a model is loaded."""
+
     def build(self, groups: Groups, head: Groups, lr: float) -> torch.optim.Optimizer:
         """The optimizer of the adapter's parameter ``groups`` at ``lr``, and of the ``head``'s, which train by AdamW."""
         raise NotImplementedError  # abstract

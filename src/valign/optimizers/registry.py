@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from valign.optimizers.adafactor import AdafactorOptions
 from valign.optimizers.adamw import AdamWOptions
+from valign.optimizers.adamw_eight_bit import AdamWEightBitOptions
 from valign.optimizers.base import OptimizerOptions
 from valign.optimizers.dct_adamw import DCTAdamWOptions
 from valign.optimizers.galore import GaLoreOptions
@@ -17,6 +18,7 @@ OPTIMIZERS: Mapping[str, type[OptimizerOptions]] = with_plugins(
     "valign.optimizers",
     {
         "adamw": AdamWOptions,
+        "adamw-eight-bit": AdamWEightBitOptions,
         "adafactor": AdafactorOptions,
         "dct-adamw": DCTAdamWOptions,
         "galore": GaLoreOptions,

@@ -77,24 +77,23 @@ class AlignGuardRecipe:
 
     @classmethod
     def for_model(cls, model: DiffusionModel, **changes: Any) -> AlignGuardRecipe:
-        """The preset of the model's family and size, autocast to the precision of its weights."""
+        """The preset of the model's family and size."""
         if max(model.latent_shape[1:]) <= SMALL_LATENT:
             base = cls.shapes()
         else:
             base = cls.sdxl() if model.family == "sdxl" else cls()
-        short = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(model.dtype), "no")
-        return base.changed(mixed_precision=short).changed(**changes)
+        return base.changed(**changes)
 
     def changed(self, **changes: Any) -> AlignGuardRecipe:
         """With other hyper-parameters of the objective or the training, by name; None leaves one as it is.
 
         Raises: UserError for one that has no effect beside the others.
         """
-        known = {item.name for part in (self.objective, self.training) for item in fields(part)}
+        known = {item.name for part in (self.objective, self.training, self.training.memory) for item in fields(part)}
         given = {name: value for name, value in changes.items() if value is not None}
         for name in given:
             check_choice("AlignGuardRecipe option", name, sorted(known))
-        made = AlignGuardRecipe(objective=with_options(self.objective, given), training=with_options(self.training, given))
+        made = AlignGuardRecipe(objective=with_options(self.objective, given), training=self.training.changed(given))
         for part in (made.objective, made.training):
             refuse_idle(part, given)
         return made

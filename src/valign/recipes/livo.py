@@ -63,10 +63,8 @@ class LivoRecipe:
 
     @classmethod
     def for_model(cls, model: DiffusionModel) -> LivoRecipe:
-        """The preset of the model's size, autocast to the precision of its weights; the encoder itself stays float32."""
+        """The preset of the model's size; the encoder itself stays float32."""
         base = cls.shapes() if max(model.latent_shape[1:]) <= SMALL_LATENT else cls()
-        short = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}.get(str(model.dtype), "no")
-        base = base.changed(mixed_precision=short)
         return base.changed(gradient_checkpointing=True) if model.family == "sdxl" else base
 
     def with_objective(self, name: str) -> LivoRecipe:
@@ -79,14 +77,14 @@ class LivoRecipe:
     def changed(self, **changes: Any) -> LivoRecipe:
         """With other hyper-parameters of the objective, the training or the recipe, by name; None leaves one as it is."""
         own = {"layout", "lora_rank"}
-        parts = {item.name for part in (self.objective, self.training) for item in fields(part)}
+        parts = {item.name for part in (self.objective, self.training, self.training.memory) for item in fields(part)}
         given = {name: value for name, value in changes.items() if value is not None}
         for name in given:
             check_choice("LivoRecipe option", name, sorted(own | parts))
         made = replace(
             self,
             objective=with_options(self.objective, given),
-            training=with_options(self.training, given),
+            training=self.training.changed(given),
             **{name: value for name, value in given.items() if name in own},
         )
         for part in (made.objective, made.training):

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from valign.interfaces import EncoderAndSampler
+from valign.models.diffusion.placement import Placement
 
 ScheduleKind = Literal["epsilon", "velocity", "flow"]  # what a denoiser predicts
 
@@ -117,6 +118,8 @@ class DiffusionModel(EncoderAndSampler, Protocol):
     def schedule(self) -> NoiseSchedule: ...
     @property
     def components(self) -> Mapping[str, str]: ...  # part that adapters may change -> prefix of its keys in adapter files
+    @property
+    def placement(self) -> Placement: ...  # where its networks are
     @property
     def encoders(self) -> list[nn.Module]: ...  # of images and texts; a training from cached latents does not need them
     @property

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel, schedulers
 from diffusers.utils import logging as diffusers_logging
+from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from valign.checks import UserError, check_choice
 from valign.files import read_json
+from valign.memory import MemoryConfig
 from valign.models.devices import DTYPES, LOAD_ERRORS, choose_device, choose_dtype, first_line
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.pipeline import PipelineModel
+from valign.models.diffusion.placement import Mode, Placement
 from valign.models.diffusion.sdxl import StableDiffusionXL
 from valign.models.diffusion.stable_diffusion import StableDiffusion
 from valign.models.files.finite import check_finite
@@ -31,29 +34,58 @@ UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}  # judging ima
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
-def load_model(name_or_folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> DiffusionModel:
+def load_model(
+    name_or_folder: str | Path, *, device: str = "auto", dtype: str = "auto", memory: MemoryConfig | None = None
+) -> DiffusionModel:
     """Load a Stable Diffusion 1.x, 2.x or XL pipeline.
 
     Args:
         name_or_folder: A diffusers folder (with ``model_index.json``), or a hub id ``owner/name``, which is downloaded.
         device: ``"auto"`` (CUDA where there is one, else CPU) or a torch device.
-        dtype: ``"auto"`` (`choose_dtype`), or a name in `DTYPES`. The autoencoder always runs in float32.
+        dtype: ``"auto"`` (`choose_dtype`), or a name in `DTYPES`; that of ``memory`` if left out. The autoencoder has its own.
+        memory: Precision, slices and phases; all networks on the device, the autoencoder in float32, if left out.
     Raises: UserError if the folder is missing, of another architecture, broken, or holds its weights as pickles only.
     """
     check_choice("load_model.dtype", dtype, ("auto", *DTYPES))
-    place = choose_device(device)
-    folder = _resolve(str(name_or_folder))
-    family = _check_folder(folder)
-    kind = DTYPES[dtype] if dtype != "auto" else choose_dtype(place)
+    memory, place = memory or MemoryConfig(), choose_device(device)
+    folder = resolve_folder(str(name_or_folder))
+    family = check_folder(folder)
+    wanted = memory.precision if dtype == "auto" else dtype
+    kind = DTYPES[wanted] if wanted != "auto" else choose_dtype(place)
+    kinds = {part: DTYPES[memory.vae_precision] if part == "vae" else kind for part in family.networks}
+    mode: Mode = "phased" if memory.phased else "offload" if memory.offload else "resident"
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+
+    def read(part: str) -> nn.Module:
+        try:
+            network: nn.Module = _load_part(folder, part, kinds[part])
+        except LOAD_ERRORS as error:
+            raise UserError(f"{folder} could not be loaded: {first_line(error)}. Download or save the model again.") from error
+        return network.requires_grad_(False).eval()
+
     try:
-        parts = {part: _load_part(folder, part, torch.float32 if part == "vae" else kind) for part in family.networks}
+        parts: dict[str, Any] = {
+            part: (empty_network if mode == "phased" else _load_part)(folder, part, kinds[part]) for part in family.networks
+        }
         pipe = _assembled(family, folder, parts)
     except LOAD_ERRORS as error:
         raise UserError(f"{folder} could not be loaded: {first_line(error)}. Download or save the model again.") from error
     _check_channels(pipe, folder)
-    return family(pipe.to(place), str(folder))
+    pipe = pipe.to(place) if mode == "resident" else pipe
+    placement = Placement(pipe, place, family.groups(), mode=mode, read=read)
+    return family(pipe, str(folder), placement, vae_slice=memory.vae_slice)
+
+
+def empty_network(folder: Path, part: str, dtype: torch.dtype) -> Any:
+    """A network of a pipeline's folder by its configuration alone: shapes on the meta device, no weights."""
+    kind = CLASSES[part]
+    with torch.device("meta"):
+        if part.startswith("text_encoder"):
+            network = kind(kind.config_class.from_pretrained(folder / part, local_files_only=True))
+        else:
+            network = kind.from_config(kind.load_config(folder / part, local_files_only=True))
+    return nn.Module.to(network, dtype)  # diffusers' own says a warning about modules that there are none of
 
 
 def _assembled(family: type[PipelineModel], folder: Path, parts: dict[str, Any]) -> Any:
@@ -102,7 +134,8 @@ def _load_part(folder: Path, part: str, dtype: torch.dtype) -> Any:
     return network
 
 
-def _resolve(name: str) -> Path:
+def resolve_folder(name: str) -> Path:
+    """The folder of a model: itself, or what the hub gives for ``owner/name``. Raises: UserError if there is none."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -122,16 +155,10 @@ def _resolve(name: str) -> Path:
         ) from error
 
 
-def _check_folder(folder: Path) -> type[PipelineModel]:
-    if not (folder / "model_index.json").exists():
-        raise UserError(
-            f"{folder} has no model_index.json, so it is not a diffusers model. Give the folder that save_pretrained made."
-        )
-    index: dict[str, Any] = read_json(folder / "model_index.json")
-    kind = index.get("_class_name") if isinstance(index, dict) else None
-    if kind not in FAMILIES:
-        raise UserError(f"{folder} must be one of {', '.join(FAMILIES)}; got {kind}. Choose a model of a supported architecture.")
-    for part in FAMILIES[kind].networks:
+def check_folder(folder: Path) -> type[PipelineModel]:
+    """The family of a pipeline's folder. Raises: UserError for what `load_model` refuses before it reads weights."""
+    family = read_family(folder)
+    for part in family.networks:
         files = sorted((folder / part).glob("*"))
         if any(file.suffix == ".safetensors" for file in files):
             continue
@@ -143,9 +170,22 @@ def _check_folder(folder: Path) -> type[PipelineModel]:
                 ".save_pretrained(NEW_FOLDER)."
             )
         raise UserError(f"{folder / part} has no safetensors file. Download or save the model again.")
-    for part in FAMILIES[kind].networks:
+    for part in family.networks:
         if part.startswith("text_encoder"):
             _check_tokenizer(folder / part.replace("text_encoder", "tokenizer"), folder / part / "config.json")
+    return family
+
+
+def read_family(folder: Path) -> type[PipelineModel]:
+    """By the folder's index alone. Raises: UserError if it is not a diffusers model, or of no supported family."""
+    if not (folder / "model_index.json").exists():
+        raise UserError(
+            f"{folder} has no model_index.json, so it is not a diffusers model. Give the folder that save_pretrained made."
+        )
+    index: dict[str, Any] = read_json(folder / "model_index.json")
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if kind not in FAMILIES:
+        raise UserError(f"{folder} must be one of {', '.join(FAMILIES)}; got {kind}. Choose a model of a supported architecture.")
     return FAMILIES[kind]
 
 

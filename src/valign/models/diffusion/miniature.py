@@ -57,8 +57,11 @@ def build_miniature(
     return Path(folder)
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """A byte-level CLIP tokenizer that knows a few whole words; any other text falls apart into bytes, none is unknown."""
+def build_tokenizer(size: int = 0) -> CLIPTokenizer:
+    """A byte-level CLIP tokenizer that knows a few whole words; any other text falls apart into bytes, none is unknown.
+
+    Args: size: Entries of its vocabulary at least: those that are missing are words that no text falls into.
+    """
     bytes_ = sorted(_byte_letters())
     merges: list[tuple[str, str]] = []
     vocabulary = [*bytes_, *(letter + "</w>" for letter in bytes_)]
@@ -68,6 +71,7 @@ def build_tokenizer() -> CLIPTokenizer:
             merges.append((parts[0], parts[1]))
             parts = [parts[0] + parts[1], *parts[2:]]
             vocabulary.append(parts[0])
+    vocabulary += [f"unused{number}" for number in range(size - len(vocabulary) - 2)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     ids = {token: i for i, token in enumerate(vocabulary)}
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=TOKENS)  # type: ignore[arg-type]  # takes pairs, too

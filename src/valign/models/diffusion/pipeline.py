@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from valign.checks import UserError
 from valign.models.diffusion.base import Conditioning, LatentDist
+from valign.models.diffusion.placement import Group, Placement
 from valign.models.diffusion.sampling import generate
 from valign.models.diffusion.schedule import DiscreteSchedule
 from valign.models.diffusion.text_reader import TextReader
 from valign.models.files.fingerprint import fingerprint_folder
 
 TEXT_CHUNK = 64  # prompts per pass of a text encoder; bounds its memory
+VAE_PIXELS = 2**19  # of all images that the autoencoder reads or makes at once: two of 512 x 512, one of 1024 x 1024
 
 
 class PipelineModel:
@@ -31,19 +33,32 @@ class PipelineModel:
     load_options: ClassVar[dict[str, Any]] = {}  # for the class
     components: Mapping[str, str] = {"denoiser": "unet."}
 
-    def __init__(self, pipe: Any, folder: str) -> None:
+    def __init__(self, pipe: Any, folder: str, placement: Placement | None = None, *, vae_slice: int | None = None) -> None:
+        """
+        Args:
+            placement: Where the networks are; all where the pipeline has them if left out.
+            vae_slice: Images that the autoencoder reads or makes at once; as many as have `VAE_PIXELS` together if left out.
+        """
         self.pipe = pipe
         self.folder = folder
+        self.placement = placement or Placement(pipe, next(pipe.unet.parameters()).device, self.groups())
+        self._vae_slice = vae_slice
         self._reader = TextReader(pipe, self._tokens_read)
         self.schedule = DiscreteSchedule(pipe.scheduler.config, folder)
         if pipe.unet.config.get("time_cond_proj_dim") is not None:
             raise UserError(f"{folder} is a guidance-distilled model, which cannot be guided. Choose the model it was made from.")
-        for part in (pipe.unet, pipe.vae, *self.text_encoders):
-            part.requires_grad_(False).eval()
+        for name in self.networks:
+            getattr(pipe, name).requires_grad_(False).eval()
+
+    @classmethod
+    def groups(cls) -> dict[Group, tuple[str, ...]]:
+        """Names of the networks that work together, of which a phased or offloaded model has one group on the device at a time."""
+        texts = tuple(name for name in cls.networks if name.startswith("text_encoder"))
+        return {"text": texts, "vae": ("vae",), "denoiser": ("unet",)}
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        return [self.pipe.text_encoder]
+        return [getattr(self.pipe, name) for name in self.groups()["text"]]
 
     @property
     def tokenizers(self) -> list[Any]:
@@ -51,8 +66,9 @@ class PipelineModel:
 
     @property
     def encoders(self) -> list[nn.Module]:
-        """The autoencoder and the text encoders: all networks that a training from cached latents does not need."""
-        return [self.pipe.vae, *self.text_encoders]
+        """The autoencoder and the text encoders: all networks that a training from cached latents does not need. None where they
+        come and go by themselves."""
+        return [] if self.placement.mode != "resident" else [self.pipe.vae, *self.text_encoders]
 
     @property
     def denoiser(self) -> nn.Module:
@@ -68,7 +84,7 @@ class PipelineModel:
 
     @property
     def device(self) -> torch.device:
-        return self._first_weight.device
+        return self.placement.device if self.placement.mode != "resident" else self._first_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,11 +106,12 @@ class PipelineModel:
 
     def to(self, device: torch.device | str) -> None:
         """Move all networks to ``device``."""
-        self.pipe.to(device)
+        self.placement.to(torch.device(device))
 
     def checkpoint_gradients(self, on: bool) -> None:
         """Recompute the denoiser's activations in the backward pass, or keep them: less memory, or less time."""
-        (self.pipe.unet.enable_gradient_checkpointing if on else self.pipe.unet.disable_gradient_checkpointing)()
+        network = self.pipe.unet
+        (network.enable_gradient_checkpointing if on else network.disable_gradient_checkpointing)()
 
     def encode_prompts(self, prompts: Sequence[str], *, length: int | None = None) -> Conditioning:
         """Text to U-Net input, as the diffusers pipeline does it; tokens beyond the 77th are cut off.
@@ -104,6 +121,7 @@ class PipelineModel:
         """
         if isinstance(prompts, str) or len(prompts) == 0:
             raise ValueError("encode_prompts.prompts must be a list of at least one text, got a bare text or no text.")
+        self.placement.need("text")
         chunks = [list(prompts[i : i + TEXT_CHUNK]) for i in range(0, len(prompts), TEXT_CHUNK)]
         with torch.no_grad():
             return Conditioning.cat([self._encode_chunk(chunk, length) for chunk in chunks])
@@ -118,7 +136,7 @@ class PipelineModel:
 
     def _tokens_read(self, tokenizer: Any) -> int:
         """Tokens that are read of a text: the encoders say, too, since tokenizers of converted checkpoints do not."""
-        configs: list[Any] = [encoder.config for encoder in self.text_encoders]
+        configs = [getattr(self.pipe, name).config for name in self.groups()["text"]]
         return int(min(tokenizer.model_max_length, *(config.max_position_embeddings for config in configs)))
 
     def text_read(self, prompts: Sequence[str]) -> list[str]:
@@ -127,15 +145,24 @@ class PipelineModel:
 
     def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDist:
         """Posterior of the latents of images in [-1, 1]; float32 on the model's device."""
+        self.placement.need("vae")
         with torch.no_grad():
-            posterior = self.pipe.vae.encode(images.to(self.device, self.pipe.vae.dtype)).latent_dist
+            found = [self.pipe.vae.encode(part.to(self.device, self.pipe.vae.dtype)).latent_dist for part in self._slices(images)]
         scale, shift = self._latent_units
-        return LatentDist((posterior.mean.float() - shift) * scale, posterior.std.float() * scale)
+        mean, std = (torch.cat([getattr(part, name).float() for part in found]) for name in ("mean", "std"))
+        return LatentDist((mean - shift) * scale, std * scale)
 
     def decode_latents(self, latents: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch 3 rows columns"]:
         """Latents in U-Net units to images, about [-1, 1] but not clipped."""
+        self.placement.need("vae")
         scale, shift = self._latent_units
-        return self.pipe.vae.decode((latents.to(self.pipe.vae.dtype) / scale) + shift, return_dict=False)[0]
+        latents = (latents.to(self.pipe.vae.dtype) / scale) + shift
+        return torch.cat([self.pipe.vae.decode(part, return_dict=False)[0] for part in self._slices(latents)])
+
+    def _slices(self, images: Float[Tensor, "batch channel height width"]) -> tuple[Tensor, ...]:
+        """What the autoencoder takes at once, of images or of latents: its activations are the largest of all networks."""
+        pixels = images.shape[-1] * images.shape[-2] * (1 if images.shape[1] == 3 else self.pipe.vae_scale_factor**2)
+        return images.split(self._vae_slice or max(1, VAE_PIXELS // pixels))
 
     @property
     def _latent_units(self) -> tuple[Any, Any]:
@@ -151,6 +178,7 @@ class PipelineModel:
         self, noisy: Float[Tensor, "batch channel height width"], timesteps: Real[Tensor, "..."], conditioning: Conditioning
     ) -> Float[Tensor, "batch channel height width"]:
         """The U-Net's answer, in ``dtype``; one timestep per row or one for all. Gradients flow where the caller lets them."""
+        self.placement.need("denoiser")
         return self.pipe.unet(
             noisy.to(self.dtype),
             timesteps,

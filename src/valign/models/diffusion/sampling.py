@@ -53,20 +53,21 @@ def generate(
     branches = []  # texts beside the prompt: the unconditional one, then those of the guidance
     if sampling.guidance_scale > 1:
         branches = [guidance.negative, *guidance.texts] if guidance is not None else [""]
-    beside = model.encode_prompts(branches) if branches else None
     batches = range(0, len(prompts), sampling.batch_size)
     images: list[Image] = []
-    for first in track(batches, progress) if progress else batches:
-        rows = slice(first, first + sampling.batch_size)
-        generators = _generators(seeds[rows])
-        scheduler = deepcopy(model.pipe.scheduler)
-        timesteps = _timesteps(scheduler, sampling.steps, model.device, strength if start is not None else None)
-        latents = _first_latents(model, scheduler, generators, timesteps, start[rows] if start is not None else None)
-        conditioning = _assemble(_encode(model, prompts[rows], known), beside)
-        latents = _denoise(
-            model, scheduler, timesteps, latents, conditioning, sampling.guidance_scale, guidance, len(branches), generators
-        )
-        images += tensor_to_pil(model.decode_latents(latents))
+    with model.placement.together():
+        beside = model.encode_prompts(branches) if branches else None
+        for first in track(batches, progress) if progress else batches:
+            rows = slice(first, first + sampling.batch_size)
+            generators = _generators(seeds[rows])
+            scheduler = deepcopy(model.pipe.scheduler)
+            timesteps = _timesteps(scheduler, sampling.steps, model.device, strength if start is not None else None)
+            latents = _first_latents(model, scheduler, generators, timesteps, start[rows] if start is not None else None)
+            conditioning = _assemble(_encode(model, prompts[rows], known), beside)
+            latents = _denoise(
+                model, scheduler, timesteps, latents, conditioning, sampling.guidance_scale, guidance, len(branches), generators
+            )
+            images += tensor_to_pil(model.decode_latents(latents))
     return images
 
 

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from valign.models.diffusion.base import Conditioning
 from valign.models.diffusion.pipeline import PipelineModel
@@ -21,10 +21,6 @@ class StableDiffusionXL(PipelineModel):
     pipeline = StableDiffusionXLPipeline
     networks = ("unet", "vae", "text_encoder", "text_encoder_2")
     load_options: ClassVar = {"add_watermarker": False}
-
-    @property
-    def text_encoders(self) -> list[nn.Module]:
-        return [self.pipe.text_encoder, self.pipe.text_encoder_2]
 
     @property
     def tokenizers(self) -> list[Any]:

@@ -93,6 +93,24 @@ class TaskModel(nn.Module, ABC):
         """How many rows have text that is longer than the model reads; 0 for a model without texts."""
         return 0
 
+    def prepare(self, rows: Sequence[Any]) -> None:
+        """Called once before training with all rows that will be seen; nothing by default."""
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute the network's activations in the backward pass: less memory, more time.
+
+        Raises: UserError if the network cannot.
+        """
+        network: Any = self.network
+        if hasattr(network, "enable_gradient_checkpointing"):  # diffusers
+            network.enable_gradient_checkpointing()
+        elif getattr(network, "supports_gradient_checkpointing", False):  # transformers
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            raise UserError(
+                f"memory.gradient_checkpointing must be off for {type(network).__name__}, which cannot recompute. Leave it out."
+            )
+
     def graded(self, rows: Sequence[Any]) -> dict[str, float]:
         """Scores on held-out rows that need more than one answer per row; none by default."""
         return {}

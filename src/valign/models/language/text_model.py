@@ -114,12 +114,14 @@ def load_text_model(
     max_tokens: int = 128,
     seed: int = 0,
     device: str = "auto",
+    dtype: str = "float32",
 ) -> TextModel:
-    """``"minilm"`` (the packaged all-MiniLM-L6-v2), or a transformers folder or hub id; float32, safetensors only.
+    """``"minilm"`` (the packaged all-MiniLM-L6-v2), or a transformers folder or hub id; safetensors only.
 
     Args:
         pairs: How pairs of texts are read; None is ``"apart"`` for pairs on minilm, else ``"together"``.
         seed: Of the head.
+        dtype: Of the network, a name in `DTYPES`.
     Raises: UserError if there is no such model, or only as pickles, or its tokenizer is missing.
     """
     causal = target.kind == "causal-lm"
@@ -129,7 +131,7 @@ def load_text_model(
     loader = AutoModelForCausalLM if causal else AutoModel
     logging.disable_progress_bar()
     try:
-        network = loader.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, trust_remote_code=False)
+        network = loader.from_pretrained(folder, use_safetensors=True, dtype=DTYPES[dtype], trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except LOAD_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -27,6 +27,10 @@ class Previews:
     off: Callable[[Any], AbstractContextManager[Any]] = adapter_off  # inside, the model is the base model
     _base: list[Image] = field(default_factory=list)
 
+    def remember_base(self) -> None:
+        """Sample the model as it is now as the base, for adapters that cannot be switched off."""
+        self._base = self._sample()
+
     def write(self, step: int) -> Path:
         """Sample and write the grid of training step ``step``."""
         if not self._base:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +13,20 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from valign.checks import UserError
+from valign.checks import UserError, check_choice
 
 T = TypeVar("T")
+PACKAGES = {  # of the trackers that accelerate brings, any of each
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "comet_ml": ("comet_ml",),
+    "aim": ("aim",),
+    "mlflow": ("mlflow",),
+    "clearml": ("clearml",),
+    "dvclive": ("dvclive",),
+    "swanlab": ("swanlab",),
+    "trackio": ("trackio",),
+}
 
 
 def start_processes(
@@ -22,15 +34,23 @@ def start_processes(
 ) -> Accelerator:
     """Join the processes of ``accelerate launch`` (or be the only one) and share out the CPU's cores.
 
-    Raises: UserError for a tracker that accelerate does not know.
+    Raises: UserError for a tracker that accelerate does not know, or whose package is missing.
     """
-    unknown = sorted(set(trackers) - set(LOGGER_TYPE_TO_CLASS))
-    if unknown:
-        raise UserError(f"trackers must be of {', '.join(LOGGER_TYPE_TO_CLASS)}; got {', '.join(unknown)}. Check the spelling.")
+    check_trackers(trackers)
     accelerator = _accelerator(mixed_precision=mixed_precision, log_with=list(trackers) or None, project_dir=folder, cpu=cpu)
     if accelerator.device.type == "cpu" and accelerator.num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     return accelerator
+
+
+def check_trackers(trackers: Sequence[str]) -> None:
+    """Raises: UserError for one that accelerate does not know, or whose package is missing: it would be left out without a word."""
+    for name in trackers:
+        check_choice("--tracker", name, LOGGER_TYPE_TO_CLASS)
+        if PACKAGES.get(name) and not any(find_spec(package) for package in PACKAGES[name]):
+            raise UserError(
+                f"--tracker {name} needs the package {PACKAGES[name][0]}, which is missing: pip install {PACKAGES[name][0]}."
+            )
 
 
 def _accelerator(**options: Any) -> Accelerator:

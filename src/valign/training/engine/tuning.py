@@ -6,6 +6,8 @@ from typing import Any
 
 from valign.adapters import ADAPTERS, AdapterOptions
 from valign.checks import UserError, read_options
+from valign.optimizers.adamw import AdamWOptions
+from valign.optimizers.adamw_eight_bit import AdamWEightBitOptions
 from valign.optimizers.base import OptimizerOptions
 from valign.optimizers.perturbation import PerturbationOptions
 from valign.optimizers.registry import OPTIMIZERS, PERTURBATIONS
@@ -32,6 +34,19 @@ class Tuning:
             return part if part.learning_rate is None else replace(part, learning_rate=factor * part.learning_rate)
 
         return replace(self, adapter=scaled(self.adapter), optimizer=scaled(self.optimizer))
+
+    def eight_bit(self) -> "Tuning":
+        """The same with AdamW's state in 8 bits a number. Raises: UserError for another optimizer."""
+        own = self.optimizer
+        if isinstance(own, AdamWEightBitOptions):
+            return self
+        if type(own) is not AdamWOptions:
+            raise UserError(
+                f"memory.eight_bit is the state of adamw, got the method {self.name!r}, which names another. Leave one of them out."
+            )
+        AdamWEightBitOptions().check_installed()
+        options = AdamWEightBitOptions(learning_rate=own.learning_rate, weight_decay=own.weight_decay, betas=own.betas)
+        return replace(self, optimizer=options)
 
     def recipe(self) -> dict[str, Any]:
         """JSON-able; all that shapes the result."""
@@ -61,6 +76,7 @@ def parse_tuning(text: str, settings: Mapping[str, Any] | None = None) -> Tuning
     parts = {found[kind]: kinds[kind][found[kind]] for kind in sorted(found)}
     options = _sorted_out(parts, settings or {})
     made: dict[str, Any] = {name: read_options(part, options[name], name=name) for name, part in parts.items()}
+    made[found[1]].check_installed()
     return Tuning(
         name=text,
         adapter=made[found[0]],

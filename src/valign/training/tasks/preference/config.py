@@ -1,17 +1,18 @@
 """Every number of a preference training, with its unit and where the default comes from."""
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from valign.adapters.registry import ADAPTERS, EXPERTS
-from valign.checks import UserError, check_options, option
+from valign.checks import UserError, check_options, option, with_options
+from valign.memory import MemoryConfig
+from valign.optimizers.registry import OPTIMIZERS
 from valign.training.engine.schedule import Schedule
 
 # They change where, how fast or how visibly a training runs, not what it computes (beyond rounding): a run may resume with others.
 EXECUTION = (
-    "accumulation",
-    "split_pairs",
-    "gradient_checkpointing",
+    "memory",
     "compile",
     "checkpoint_every",
     "keep_checkpoints",
@@ -60,7 +61,6 @@ class PreferenceConfig:
     # amount
     steps: int = option(2000, help="optimizer steps at most; validation may stop earlier", low=1)
     pairs_per_step: int = option(16, help="pairs per step, over all processes and micro-batches", low=1)
-    accumulation: int = option(1, help="micro-batches per step and process, one after the other, to save memory", low=1)
     seed: int = option(0, help="random seed of the order of pairs and of the noise")
     # loss
     empty_prompt_prob: float = option(
@@ -86,14 +86,8 @@ class PreferenceConfig:
         low=0,
         rare=True,
     )
-    # memory and precision
-    mixed_precision: Literal["no", "bf16", "fp16"] = option(
-        "no", help="autocast of the forward passes; errors and factors stay float32", rare=True
-    )
-    split_pairs: bool = option(
-        False, help="winners and losers one after the other: half the memory, a third more time, the same result"
-    )
-    gradient_checkpointing: bool = option(False, help="less memory, more time")
+    # memory and time
+    memory: MemoryConfig = field(default_factory=MemoryConfig)  # forward passes have the precision of the model's weights
     compile: bool = option(
         False, help="compile the network with torch.compile: pays off in long trainings; needs a compiler (g++, Triton)", rare=True
     )
@@ -143,12 +137,25 @@ class PreferenceConfig:
         options = ADAPTERS[self.adapter]
         if options.adaptive and self.compile:
             raise UserError(f"PreferenceConfig.compile must be off with {self.adapter}, got True: its layers change. Leave it out.")
-        if self.alpha is not None and "alpha" not in {field.name for field in fields(options)}:  # type: ignore[arg-type]
+        if self.memory.eight_bit and self.optimizer != "adamw":
+            raise UserError(f"memory.eight_bit is the state of adamw, got the optimizer {self.optimizer}. Leave one of them out.")
+        OPTIMIZERS[self.optimizer_name]().check_installed()
+        if self.alpha is not None and "alpha" not in {item.name for item in fields(options)}:  # type: ignore[arg-type]
             raise UserError(f"PreferenceConfig.alpha must be None with {self.adapter}, got {self.alpha}: it has none.")
 
     def recipe(self) -> dict[str, Any]:
-        """The options that shape the result; a run resumes only if they are unchanged."""
-        return {RECORDED.get(name, name): value for name, value in asdict(self).items() if name not in EXECUTION}
+        """The options that shape the result; a run resumes only if they are unchanged. The precision is the model's."""
+        found = {RECORDED.get(name, name): value for name, value in asdict(self).items() if name not in EXECUTION}
+        return found | ({"eight_bit": True} if self.memory.eight_bit else {})  # records of others have no such entry
+
+    @property
+    def optimizer_name(self) -> str:
+        """In `OPTIMIZERS`."""
+        return "adamw-eight-bit" if self.memory.eight_bit else self.optimizer
+
+    def changed(self, given: Mapping[str, Any]) -> "PreferenceConfig":
+        """With those of ``given`` that are options of this or of its `MemoryConfig`, by name."""
+        return with_options(replace(self, memory=with_options(self.memory, given)), given)
 
     def schedule(self) -> Schedule:
         """Of the learning rate."""

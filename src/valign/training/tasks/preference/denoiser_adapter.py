@@ -78,7 +78,7 @@ class DenoiserAdapter:
             head=(),
             targets=config.targets,
             steps=config.steps,
-            batch_size=config.pairs_per_step // (processes * config.accumulation),
+            batch_size=config.pairs_per_step // (processes * config.memory.micro_batches),
             first_rate=config.schedule().at(0) / config.learning_rate,
             seed=config.init_seed,
             loss=partial(batch_loss, step, source),
@@ -125,7 +125,7 @@ def batch_loss(step: PairStep | None, source: PairSource | None, number: int, ha
     config = step.config
     parts = () if half is None else halves(len(source), generator=generator_for("halves", config.seed))
     known = range(len(source)) if half is None else parts[half]
-    size = config.pairs_per_step // (step.accelerator.num_processes * config.accumulation)
+    size = config.pairs_per_step // (step.accelerator.num_processes * config.memory.micro_batches)
     visits = Visits(len(known), size, config.seed).at(number)
     batch = source.visit([(known[place], visit) for place, visit in visits], safe_caption=False)
     return graded(step, batch, step.errors(batch, reference=True)) / size

@@ -65,7 +65,7 @@ class PairStep:
     def errors(self, batch: PairBatch, *, reference: bool) -> Float[Tensor, " image"]:
         """Errors without gradient, winners first; ``reference`` switches the adapter off, which is exactly the base model."""
         with torch.no_grad(), self.off(self.model) if reference else nullcontext():
-            return torch.cat([self._error(images) for images in batch.pieces(split=self.config.split_pairs)])
+            return torch.cat([self._error(images) for images in batch.pieces(split=bool(self.config.memory.split_pairs))])
 
     def predict(self, images: Images, *, reference: bool) -> Float[Tensor, "image channel height width"]:
         """The U-Net's answer without gradient, float32."""
@@ -74,7 +74,7 @@ class PairStep:
 
     def backward(self, batch: PairBatch, reference: Float[Tensor, " image"], *, share: float) -> Float[Tensor, " sum"]:
         """Add ``share`` times the gradient of the pairs' summed loss to the factors; return the sums named in `SUMS`."""
-        split = self.config.split_pairs
+        split = bool(self.config.memory.split_pairs)
         pieces = batch.pieces(split=split)
         with torch.set_grad_enabled(not split):
             answers = [self._answer(images) for images in pieces]

@@ -37,7 +37,7 @@ def reference_table(step: PairStep, source: PairSource, folder: Path, *, safe_ca
     config, draws = source.config, source.config.precompute_ref_draws
     key = {
         "base": source.model.fingerprint(),
-        "dtype": [str(source.dtype), config.mixed_precision],
+        "dtype": [str(source.dtype), step.accelerator.mixed_precision],
         "data": source.cache.fingerprint(),
         "rows": source.rows.tolist(),
         "draws": [config.seed, draws, config.empty_prompt_prob, config.flip, safe_caption],

@@ -50,7 +50,7 @@ class PreferenceTask(TrainingTask):
         config = self.config
         train, held_out = split_rows(cache, rows, config.val_fraction)
         self.source = trainable.source(cache, train, config)
-        self.micro = config.pairs_per_step // (self.accelerator.num_processes * config.accumulation)
+        self.micro = config.pairs_per_step // (self.accelerator.num_processes * config.memory.micro_batches)
         self.validator = Validator(step, trainable.source(cache, held_out, config), self.micro) if len(held_out) else None
         self.terms = (False, True) if config.safe_prompt_term else (False,)  # under the safe caption?
         self.visits = Visits(len(train), config.pairs_per_step, config.seed)
@@ -58,7 +58,7 @@ class PreferenceTask(TrainingTask):
         trainable.start(step, self.source)
         self.handle = trainable.rules()
         self.hooks = {"adapter": self.handle}
-        options = read_options(OPTIMIZERS[config.optimizer], {"weight_decay": config.weight_decay}, name=config.optimizer)
+        options = read_options(OPTIMIZERS[config.optimizer_name], {"weight_decay": config.weight_decay}, name=config.optimizer_name)
         optimizer = options.build(self.handle.groups(), [], config.learning_rate)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.handle.watch(optimizer)
@@ -77,7 +77,7 @@ class PreferenceTask(TrainingTask):
             trackers=config.trackers,
             recipe=config.recipe(),
         )
-        if config.gradient_checkpointing:
+        if config.memory.gradient_checkpointing:
             step.model.checkpoint_gradients(True)
         self.fast: Callable[[], AbstractContextManager[None]] = nullcontext
         if config.compile:
@@ -116,11 +116,11 @@ class PreferenceTask(TrainingTask):
         """Add this process' gradients; return its sums named in `SUMS`."""
         config, accelerator = self.config, self.accelerator
         sums, self.diverged = torch.zeros(len(SUMS), device=accelerator.device), []
-        for micro in range(config.accumulation):
+        for micro in range(config.memory.micro_batches):
             mine = share(
                 places,
                 micro=micro,
-                micros=config.accumulation,
+                micros=config.memory.micro_batches,
                 process=accelerator.process_index,
                 processes=accelerator.num_processes,
             )

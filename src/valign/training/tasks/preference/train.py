@@ -13,6 +13,7 @@ from valign.checks import UserError
 from valign.data.images.latents import LatentCache
 from valign.files import hash_value
 from valign.interfaces import PairCache
+from valign.memory import AUTOCAST
 from valign.models.diffusion.adapter_base import base_record
 from valign.models.diffusion.base import DiffusionModel
 from valign.objectives import PairObjective
@@ -84,14 +85,13 @@ def run_training(
 ) -> TrainResult:
     """`train_preference` for whatever the trainable trains, on whatever cache its source reads."""
     model = trainable.model
-    accelerator = start_processes(
-        mixed_precision=config.mixed_precision, trackers=config.trackers, folder=out, cpu=model.device.type == "cpu"
-    )
+    precision = AUTOCAST[str(model.dtype).removeprefix("torch.")]
+    accelerator = start_processes(mixed_precision=precision, trackers=config.trackers, folder=out, cpu=model.device.type == "cpu")
     if model.device != accelerator.device:
         model.to(accelerator.device)
     named = {"name": type(objective).__name__, **asdict(objective)}  # type: ignore[call-overload]
     recipe = {
-        "config": config.recipe(),
+        "config": config.recipe() | {"mixed_precision": precision},
         "objective": named,
         "pairs": hash_value([cache.ids[int(row)] for row in rows]),
         "metadata": dict(metadata or {}),
@@ -111,7 +111,7 @@ def run_training(
             loop = TrainingLoop(task, accelerator, out=out, previews=previews)
             stopped = loop.run()
         origin = {**base_record(model), "data": inputs["data"]}
-        made = {**origin, "objective": named, "training": config.recipe(), **(metadata or {})}
+        made = {**origin, "objective": named, "training": recipe["config"], **(metadata or {})}
         return on_main(accelerator, lambda: _finish(loop, out, trainable, run, stopped, made))
     finally:
         trainable.detach()
@@ -140,7 +140,7 @@ def _check(cache: PairCache, rows: Tensor, config: PreferenceConfig, base: str, 
         raise UserError("train_preference.rows must hold at least one pair, got 0. Choose a category that has data.")
     if cache.base_fingerprint != base:
         raise UserError(f"{cache.folder} was encoded by another base model. Build the data again with the model to train.")
-    parts = processes * config.accumulation
+    parts = processes * config.memory.micro_batches
     if config.pairs_per_step % parts:
         raise UserError(
             f"pairs_per_step must be a multiple of processes x accumulation = {parts}, got {config.pairs_per_step}. "

@@ -88,6 +88,16 @@ class DiffusionTaskModel(TaskModel):
         }
         return TaskBatch(inputs, self.diffusion.schedule.target(latents, noise, timesteps), len(rows))
 
+    def prepare(self, rows: Sequence[Any]) -> None:
+        """Where networks come and go: all captions, then all images are encoded first, then the denoiser alone is needed."""
+        if self.diffusion.placement.mode == "resident":
+            return
+        for text in dict.fromkeys(["", *(row.caption for row in rows)]):
+            self._caption(text)
+        for row in rows:
+            self._image(row)
+        self.diffusion.placement.need("denoiser")
+
     def cut(self, rows: Sequence[CaptionedImage | PairRow]) -> int:
         """How many captions are longer than the text encoder reads; 0 where the model does not say."""
         if not isinstance(self.diffusion, ReadsText):

@@ -1,23 +1,26 @@
 """Fine-tune a model on a task into a folder: the checks, the run record, the adapter and the head."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from safetensors.torch import save_file
 
 from valign.adapters import AdapterHandle, LoraHandle, adapter_bytes, export_lora
 from valign.checks import UserError
 from valign.data.tasks.base import TaskData
 from valign.files import atomic_folder, atomic_path, hash_file, hash_value, write_json
+from valign.memory import AUTOCAST
 from valign.models.files.adapter_files import save_adapter
 from valign.models.heads.task_model import TaskModel
 from valign.models.language.chat_task import ChatTaskModel
 from valign.progress import console
 from valign.runs import Run
 from valign.training.engine.loop import TrainingLoop
+from valign.training.engine.previews import Previews
 from valign.training.engine.processes import start_processes
 from valign.training.engine.tuning import Tuning
 from valign.training.tasks.preserving import Preservation, PreserveData
@@ -70,11 +73,14 @@ def finetune(
     Raises: UserError if the run is of another recipe or input, targets match nothing, the loss is not finite, there is nothing to
         learn, or several processes were started.
     """
+    if config.sample_every and not isinstance(model, DiffusionTaskModel):
+        raise UserError(f"sample_every must be 0 for a model that makes no images, got {config.sample_every}. Leave it out.")
     accelerator = start_processes(
-        mixed_precision=config.mixed_precision, trackers=config.trackers, folder=out, cpu=model.device.type == "cpu"
+        mixed_precision=AUTOCAST[config.memory.precision], trackers=config.trackers, folder=out, cpu=model.device.type == "cpu"
     )
     if accelerator.num_processes > 1:
         raise UserError(f"finetune runs in one process, got {accelerator.num_processes}. Start it without accelerate launch.")
+    tuning = tuning.eight_bit() if config.memory.eight_bit else tuning
     recipe = {
         "config": config.recipe(),
         "method": tuning.recipe(),
@@ -106,8 +112,12 @@ def finetune(
         console.print(
             f"{cut} of {len(rows)} texts are longer than the tokens that the model reads: their ends are cut off", style="yellow"
         )
+    model.prepare(rows)
+    if config.memory.gradient_checkpointing:
+        model.checkpoint_gradients()
     shown = AnswerPreviews.of(model, data.held_out, previews, out)
     shown.write("before")
+    samples = _samples(model, data, config, out)
     task = SupervisedTask(
         model,
         data,
@@ -119,7 +129,7 @@ def finetune(
         validation=data.held_out,
         label=label,
     )
-    loop = TrainingLoop(task, accelerator, out=out)
+    loop = TrainingLoop(task, accelerator, out=out, previews=samples)
     stopped = loop.run()
     best = loop.keep_best()
     folder = out / "adapter"
@@ -139,6 +149,33 @@ def finetune(
     )
     run.finish(**asdict(result))
     return result
+
+
+@dataclass(frozen=True)
+class _Still:
+    """A diffusion model that generates without dropout while it is trained."""
+
+    model: DiffusionTaskModel
+
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[Image]:
+        self.model.eval()
+        try:
+            return self.model.diffusion.generate(prompts, **options)
+        finally:
+            self.model.train()
+
+    def fingerprint(self) -> str:
+        return self.model.fingerprint
+
+
+def _samples(model: TaskModel, data: TaskData, config: SupervisedConfig, out: Path) -> Previews | None:
+    """Image grids of the base model and of the adapter as it stands."""
+    if not config.sample_every or not isinstance(model, DiffusionTaskModel):
+        return None
+    captions = tuple(dict.fromkeys(getattr(row, "caption", "") for row in (*data.held_out, *data.train)))
+    found = Previews(_Still(model), out / "samples", config.sample_prompts or captions[:4], config.sample_steps)
+    found.remember_base()
+    return found
 
 
 def _save_adapter(folder: Path, model: TaskModel, handle: AdapterHandle) -> None:

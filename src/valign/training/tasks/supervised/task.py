@@ -75,6 +75,7 @@ class SupervisedTask(TrainingTask):
             checkpoint_every=config.checkpoint_every,
             keep_checkpoints=config.keep_checkpoints,
             validate_every=config.validate_every if validation else 0,
+            sample_every=config.sample_every,
             trackers=config.trackers,
             recipe=config.recipe(),
         )
@@ -84,7 +85,7 @@ class SupervisedTask(TrainingTask):
         config, preservation, record = self.config, self.preservation, {"loss": 0.0}
         rows: list[Any] = [self.data.train[place] for place, _ in self.visits.at(step)]
         rows += preservation.joined(step) if preservation is not None else []
-        size = -(-len(rows) // config.accumulation)
+        size = -(-len(rows) // config.memory.micro_batches)
         with drawing("dropout", config.seed, step):
             parts = [rows[first : first + size] for first in range(0, len(rows), size)]
             batches = [self.model.batch(part) for part in parts]

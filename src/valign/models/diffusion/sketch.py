@@ -1,0 +1,177 @@
+"""A diffusion model by its configurations alone: what each of its computations would need, without its weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from valign.checks import UserError
+from valign.files import read_json
+from valign.models.devices import DTYPES
+from valign.models.diffusion.base import Conditioning
+from valign.models.diffusion.loading import empty_network, read_family
+from valign.models.diffusion.lora import ATTENTION, add_lora
+from valign.models.diffusion.pipeline import PipelineModel
+from valign.models.diffusion.placement import Group, Placement
+from valign.models.footprint import Unit, materialize, recompute, simulation
+
+GROUPS: tuple[Group, ...] = ("text", "vae", "denoiser")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sketch:
+    """The networks of a pipeline's folder, of which only configurations are read; every computation is simulated once.
+
+    Args:
+        precision: Of the text encoders and the denoiser: ``"float32"`` or ``"bfloat16"``, which stands for float16, too.
+        vae_precision: The same of the autoencoder.
+    """
+
+    folder: Path
+    precision: str
+    vae_precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        family = read_family(self.folder)
+        for part in (*family.networks, "scheduler"):
+            name = "scheduler_config.json" if part == "scheduler" else "config.json"
+            if not (self.folder / part / name).is_file():
+                raise UserError(
+                    f"{self.folder / part} must have a {name} to be estimated by, got none. Give a pipeline's folder with its "
+                    "configurations (the weights may be missing), or sd15, sd21 or sdxl."
+                )
+
+    @cached_property
+    def shapes(self) -> PipelineModel:
+        """The model on the meta device."""
+        return self._model()
+
+    @property
+    def family(self) -> str:
+        return self.shapes.family
+
+    def bytes(self, *groups: Group) -> int:
+        """Of the weights of these groups of networks; of all if none is named."""
+        names = [name for group, known in self.shapes.groups().items() if group in (groups or GROUPS) for name in known]
+        return sum(p.numel() * p.itemsize for name in names for p in getattr(self.shapes.pipe, name).parameters())
+
+    def text_numbers(self) -> int:
+        """Numbers that the encoded text of one prompt has."""
+        with torch.device("meta"):
+            known = vars(_texts(self.shapes, 1)).values()
+        return sum(tensor.numel() for tensor in known if tensor is not None)
+
+    @cached_property
+    def text(self) -> Unit:
+        """A prompt of full length."""
+        return self._unit("text", _read_text)
+
+    @cached_property
+    def encoded(self) -> Unit:
+        """An image to latents."""
+        side = self.shapes.image_size
+        return self._unit("vae", lambda model: model.encode_images(torch.zeros(1, 3, side, side)))
+
+    @cached_property
+    def decoded(self) -> Unit:
+        """Latents to an image."""
+
+        def work(model: PipelineModel) -> None:
+            with torch.no_grad():
+                model.decode_latents(torch.zeros(1, *model.latent_shape))
+
+        return self._unit("vae", work)
+
+    @cached_property
+    def denoised(self) -> Unit:
+        """A pass of the denoiser without gradients."""
+
+        def work(model: PipelineModel) -> None:
+            with torch.no_grad():
+                model.predict(*_noisy(model))
+
+        return self._unit("denoiser", work)
+
+    def trained(self, *, rank: int, targets: Sequence[str] = ATTENTION, checkpointed: bool) -> tuple[Unit, int]:
+        """A pass of the denoiser with gradients of a LoRA, whose factors count among the weights; and how many numbers they are."""
+        key = (rank, tuple(targets), checkpointed)
+        if key not in self._known:
+            self._known[key] = self._trained(rank, targets, checkpointed)
+        return self._known[key]
+
+    @cached_property
+    def _known(self) -> dict[Any, tuple[Unit, int]]:
+        return {}
+
+    def _trained(self, rank: int, targets: Sequence[str], checkpointed: bool) -> tuple[Unit, int]:
+        model = self._model()
+        network = model.pipe.unet
+        if checkpointed:
+            network.enable_gradient_checkpointing(recompute)
+        add_lora(network, rank=rank, targets=targets)
+        count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+        def work(model: PipelineModel) -> None:
+            noisy, steps, texts = _noisy(model)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.dtype != torch.float32):
+                answer = model.predict(noisy, steps, texts)
+            (answer.float() - noisy).square().mean((1, 2, 3)).sum().backward()
+
+        unit = self._unit("denoiser", work, model)
+        gradients = 4 * count  # live at the peak, however many rows there are
+        return Unit(unit.weights, unit.activations - gradients, unit.flops), count
+
+    def _unit(self, group: Group, work: Callable[[PipelineModel], Any], model: PipelineModel | None = None) -> Unit:
+        model = model or self._model()
+        with simulation() as meter:
+            for name in model.groups()[group]:
+                materialize(getattr(model.pipe, name))
+            weights = meter.now
+            found = meter.measure(lambda: work(model))
+        return Unit(weights, found.peak - weights, found.flops)
+
+    def _model(self) -> PipelineModel:
+        family = read_family(self.folder)
+        kinds = {part: DTYPES[self.vae_precision if part == "vae" else self.precision] for part in family.networks}
+        networks = {part: empty_network(self.folder, part, kinds[part]) for part in family.networks}
+        depth = len(networks["vae"].config.block_out_channels) - 1
+        pipe = SimpleNamespace(
+            **networks,
+            scheduler=SimpleNamespace(config=read_json(self.folder / "scheduler" / "scheduler_config.json")),
+            config=SimpleNamespace(**read_json(self.folder / "model_index.json")),
+            vae_scale_factor=2**depth,
+            **{name.replace("text_encoder", "tokenizer"): None for name in family.groups()["text"]},
+        )
+        placement = Placement(pipe, torch.device("cpu"), family.groups(), mode="phased")
+        placement.present, placement.shared = set(GROUPS), 1  # nothing is read: what is asked for is there by its shape
+        return family(pipe, str(self.folder), placement)
+
+
+def _texts(model: PipelineModel, rows: int) -> Conditioning:
+    """Encoded texts of the model's shapes."""
+    embeds = torch.zeros(rows, _tokens(model), model.text_width, dtype=model.dtype)
+    if len(model.groups()["text"]) == 1:
+        return Conditioning(embeds)
+    pooled = torch.zeros(rows, model.pipe.text_encoder_2.config.projection_dim, dtype=model.dtype)
+    return Conditioning(embeds, pooled, torch.zeros(rows, 6, dtype=model.dtype))
+
+
+def _noisy(model: PipelineModel) -> tuple[Tensor, Tensor, Conditioning]:
+    """The denoiser's input for one image."""
+    return torch.zeros(1, *model.latent_shape), torch.zeros(1, dtype=torch.long), _texts(model, 1)
+
+
+def _read_text(model: PipelineModel) -> None:
+    """Each text encoder on one text of full length."""
+    with torch.no_grad():
+        for name in model.groups()["text"]:
+            getattr(model.pipe, name)(torch.zeros(1, _tokens(model), dtype=torch.long), output_hidden_states=True)
+
+
+def _tokens(model: PipelineModel) -> int:
+    return int(model.pipe.text_encoder.config.max_position_embeddings)

@@ -1,0 +1,73 @@
+"""A language model by its config.json alone: what training it on chats would need, without its weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from valign.adapters import default_targets
+from valign.checks import UserError
+from valign.models.devices import DTYPES, LOAD_ERRORS, first_line
+from valign.models.footprint import Unit, materialize, simulation
+
+
+def chat_training(
+    folder: Path, *, precision: str, tokens: int, rank: int | None, targets: Sequence[str] = (), checkpointed: bool
+) -> tuple[Unit, int]:
+    """A pass with gradients of one chat of ``tokens`` tokens, whose trained numbers count among the weights; and how many they are.
+
+    Args:
+        folder: With a config.json.
+        rank: Of a LoRA on the ``targets`` (the architecture's own if none are named); None trains every weight.
+    Raises: UserError for a folder without a configuration of a causal language model.
+    """
+    network = _empty(folder, precision)
+    if checkpointed:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False})
+    network = network.train()
+    if rank is None:
+        network.requires_grad_(True)
+    else:
+        network = _with_lora(network, rank, default_targets(network, targets))
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    with simulation() as meter:
+        materialize(network)
+        weights, ids = meter.now, torch.zeros(1, tokens, dtype=torch.long)
+
+        def work() -> None:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "float32"):
+                logits = network(input_ids=ids, use_cache=False).logits
+            cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum").backward()
+
+        found = meter.measure(work)
+    return Unit(weights, found.peak - weights - 4 * trained, found.flops), trained
+
+
+def _empty(folder: Path, precision: str) -> Any:
+    """The network on the meta device."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} must have a config.json to be estimated by, got none. Give the model's folder; its weights may be missing."
+        )
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, dtype=DTYPES[precision])
+    except LOAD_ERRORS as error:
+        raise UserError(f"{folder}/config.json must be of a causal language model, got: {first_line(error)}.") from error
+
+
+def _with_lora(network: nn.Module, rank: int, targets: Sequence[str]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    with torch.device("meta"):
+        adapted: Any = get_peft_model(network, LoraConfig(r=rank, target_modules=list(targets)))  # type: ignore[arg-type]
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
