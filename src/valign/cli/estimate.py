@@ -40,7 +40,6 @@ class Amounts:
     "valign estimate --model sdxl --command align --memory-limit 24   "
     "a chat model: valign estimate --model FOLDER --command finetune --task chat",
     cls=configured(
-        any_model=True,
         amounts=Amounts,
         train="valign.training.tasks.preference.config:PreferenceConfig",
         sampling="valign.interfaces:SamplingConfig",

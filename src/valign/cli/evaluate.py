@@ -63,6 +63,7 @@ class EvaluationInputs:
 @example(
     "valign evaluate --model shapes --adapter aligned=runs/quickstart/merged/adapter --baseline sld-medium -o runs/eval",
     cls=configured(
+        pipeline=True,
         sampling="valign.interfaces:SamplingConfig",
         evaluators=EvaluatorOptions,
         report="valign.evaluation.report.report:ReportOptions",

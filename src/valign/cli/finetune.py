@@ -65,7 +65,6 @@ class SafetyOptions:
     "--preserve agl --calibration refusals.jsonl --out runs/chat   "
     "a diffusion model: valign finetune --model shapes --task diffusion --data images --adapter lora --out runs/style",
     cls=configured(
-        any_model=True,
         rest="the adapter's own and the objectives', such as rank=4, learning_rate=1.0e-3 or agl.lambda_A=1",
         columns=ColumnOptions,
         table=TableOptions,

@@ -74,7 +74,7 @@ def principle_finder(policy: Policy, probe: TextProbe | None) -> Retriever:
 
 @example(
     'valign generate "a flower on the left" --model shapes --guard shapes --detector oracle -o flower.png',
-    cls=configured(sampling="valign.interfaces:SamplingConfig", values=ValueOptions),
+    cls=configured(pipeline=True, sampling="valign.interfaces:SamplingConfig", values=ValueOptions),
 )
 def command(
     ctx: typer.Context,

@@ -33,7 +33,7 @@ def configured(
     rest: str = "",
     preset: bool = False,
     typed: Mapping[str, tuple[str, ...]] | None = None,
-    any_model: bool = False,
+    pipeline: bool = False,
     **parts: type[Any] | str,
 ) -> type[Any]:
     """A command class, for ``app.command(cls=...)``, whose further options are the fields of ``parts`` that `option` declares.
@@ -46,9 +46,9 @@ def configured(
         preset: The defaults are a preset's, not the dataclasses' own, so help does not show these.
         typed: Fields that are options of their own, by part, instead of all that are not ``rare``. The others are left to
             ``--set`` and ``--config``.
-        any_model: ``--model`` names others than diffusion models, too.
+        pipeline: ``--model`` names a diffusion model: a name that cannot be one is refused before anything is imported.
     """
-    given = {"parts": parts, "rest": rest, "preset": preset, "typed": typed or {}, "any_model": any_model}
+    given = {"parts": parts, "rest": rest, "preset": preset, "typed": typed or {}, "pipeline": pipeline}
     return type("Configured", (_Configured,), given)
 
 
@@ -82,7 +82,7 @@ class _Configured(TyperCommand):
     rest: str
     preset: bool
     typed: Mapping[str, tuple[str, ...]]
-    any_model: bool
+    pipeline: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -102,7 +102,8 @@ class _Configured(TyperCommand):
         if not extra.get("resilient_parsing") and not {"--help", "-h"} & set(args):
             own = [flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)]
             refuse_unknown(args, own, self.parts, self.typed, rest=bool(self.rest))
-            refuse_missing(args, any_model=self.any_model)
+            paths = {flag for parameter in self.params if parameter.type.name == "path" for flag in parameter.opts}
+            refuse_missing(args, paths | {"--config"}, any_model=not self.pipeline)
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -64,6 +64,7 @@ class RulesOptions:
 @example(
     "valign serve --model shapes --guard shapes --detector oracle",
     cls=configured(
+        pipeline=True,
         settings="valign.serving.settings:Settings",
         chat=ChatOptions,
         log=LogOptions,

@@ -46,6 +46,7 @@ app = Typer(
 
 @app.command(
     cls=configured(
+        pipeline=True,
         preset=True,
         training="valign.training.tasks.preference.config:PreferenceConfig",
         objective="valign.objectives:DiffusionDPO",
@@ -106,6 +107,7 @@ def alignguard(
 
 @app.command(
     cls=configured(
+        pipeline=True,
         preset=True,
         training="valign.training.tasks.preference.config:PreferenceConfig",
         livo="valign.objectives:LiVO",
@@ -144,7 +146,7 @@ def livo(
 
 
 @app.command(
-    cls=configured(probe="valign.training.tasks.text_probe:TextProbeConfig", table=TableOptions),
+    cls=configured(pipeline=True, probe="valign.training.tasks.text_probe:TextProbeConfig", table=TableOptions),
     epilog="example: valign train retriever --model shapes --data runs/data --policy shapes --out runs/retriever",
 )
 def retriever(
