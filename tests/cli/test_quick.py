@@ -65,7 +65,7 @@ def test_models_are_told_by_their_index(tmp_path):
 
 
 def test_files_to_read_must_be_there(tmp_path):
-    refuse_missing(["--data", str(tmp_path), "--out", "new"], {"--data"}, any_model=False)
-    refuse_missing(["--data", "shapes"], set(), any_model=False)
+    refuse_missing(["--data", str(tmp_path), "--out", "new"], any_model=False)
+    refuse_missing(["--data", "shapes"], any_model=False)
     with pytest.raises(UserError, match=r"--data nowhere does not exist\. Check the path"):
-        refuse_missing(["--data=nowhere"], {"--data"}, any_model=False)
+        refuse_missing(["--data=nowhere"], any_model=False)

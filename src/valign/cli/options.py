@@ -102,8 +102,7 @@ class _Configured(TyperCommand):
         if not extra.get("resilient_parsing") and not {"--help", "-h"} & set(args):
             own = [flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)]
             refuse_unknown(args, own, self.parts, self.typed, rest=bool(self.rest))
-            paths = {flag for parameter in self.params if parameter.type.name == "path" for flag in parameter.opts}
-            refuse_missing(args, paths | {"--config"}, any_model=not self.pipeline)
+            refuse_missing(args, any_model=not self.pipeline)
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

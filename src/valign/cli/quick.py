@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,19 +65,17 @@ def refuse_unknown(
                 raise UserError(f"--set must name options of the command, got {given}.{close_to(name, names)} `--help` lists all.")
 
 
-def refuse_missing(args: Sequence[str], paths: Collection[str], *, any_model: bool) -> None:
-    """Refuse the name of a model that cannot be one, and files to read that do not exist.
+def refuse_missing(args: Sequence[str], *, any_model: bool) -> None:
+    """Refuse the name of a model that cannot be one, and files to read that do not exist; a world's name may stand for its own.
 
-    Args:
-        paths: Flags whose value is a path, not also a name.
-        any_model: Whether models of other kinds are taken, too.
+    Args: any_model: Whether models of other kinds are taken, too.
     """
     for place, word in enumerate(args):
         flag, separator, value = word.partition("=")
         value = value if separator else next(iter(args[place + 1 :]), "")
         if flag in ("--model", "-m") and value:
             refuse_model(value, any_model=any_model)
-        elif flag in READ and flag in paths and value and not Path(value).expanduser().exists():
+        elif flag in READ and value and value not in bundled() and not Path(value).expanduser().exists():
             raise UserError(f"{flag} {value} does not exist. Check the path.")
 
 
