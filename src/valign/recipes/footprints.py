@@ -10,8 +10,8 @@ from pathlib import Path
 
 from valign.interfaces import SamplingConfig
 from valign.memory import MemoryConfig
+from valign.models.diffusion.network_pool import Group
 from valign.models.diffusion.pipeline import VAE_PIXELS
-from valign.models.diffusion.placement import Group
 from valign.models.diffusion.sketch import Sketch
 from valign.models.footprint import Unit
 from valign.recipes.align import AlignConfig

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from valign.interfaces import EncoderAndSampler
-from valign.models.diffusion.placement import Placement
+from valign.models.diffusion.network_pool import NetworkPool
 
 ScheduleKind = Literal["epsilon", "velocity", "flow"]  # what a denoiser predicts
 
@@ -119,7 +119,7 @@ class DiffusionModel(EncoderAndSampler, Protocol):
     @property
     def components(self) -> Mapping[str, str]: ...  # part that adapters may change -> prefix of its keys in adapter files
     @property
-    def placement(self) -> Placement: ...  # where its networks are
+    def pool(self) -> NetworkPool: ...  # where its networks are
     @property
     def encoders(self) -> list[nn.Module]: ...  # of images and texts; a training from cached latents does not need them
     @property

@@ -17,8 +17,8 @@ from valign.files import read_json
 from valign.memory import MemoryConfig
 from valign.models.devices import DTYPES, LOAD_ERRORS, choose_device, choose_dtype, first_line
 from valign.models.diffusion.base import DiffusionModel
+from valign.models.diffusion.network_pool import Mode, NetworkPool
 from valign.models.diffusion.pipeline import PipelineModel
-from valign.models.diffusion.placement import Mode, Placement
 from valign.models.diffusion.sdxl import StableDiffusionXL
 from valign.models.diffusion.stable_diffusion import StableDiffusion
 from valign.models.files.finite import check_finite
@@ -73,8 +73,8 @@ def load_model(
         raise UserError(f"{folder} could not be loaded: {first_line(error)}. Download or save the model again.") from error
     _check_channels(pipe, folder)
     pipe = pipe.to(place) if mode == "resident" else pipe
-    placement = Placement(pipe, place, family.groups(), mode=mode, read=read)
-    return family(pipe, str(folder), placement, vae_slice=memory.vae_slice)
+    pool = NetworkPool(pipe, place, family.groups(), mode=mode, read=read)
+    return family(pipe, str(folder), pool, vae_slice=memory.vae_slice)
 
 
 def empty_network(folder: Path, part: str, dtype: torch.dtype) -> Any:

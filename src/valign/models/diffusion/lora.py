@@ -54,7 +54,7 @@ def bare_denoiser(model: DiffusionModel) -> Any:
     """The denoiser, frozen. Raises: ValueError if adapters are loaded or attached."""
     if names := adapter_names(model):
         raise ValueError(f"A new adapter needs a bare denoiser, got one with {', '.join(names)}. Call unload_adapters first.")
-    model.placement.need("denoiser")
+    model.pool.need("denoiser")
     return model.denoiser.requires_grad_(False)
 
 
@@ -122,7 +122,7 @@ def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight
     Raises: UserError if the adapter does not fit this model, or was made for another; the model is then as before.
     """
     check_range("load_adapter.weight", weight)
-    model.placement.need("denoiser")
+    model.pool.need("denoiser")
     denoiser: Any = model.denoiser
     if not re.fullmatch(r"[\w-]+", name) or name in adapter_names(model):
         raise UserError(f"load_adapter.name must be a new name of letters, digits, - and _, got {name!r}. Choose another name.")

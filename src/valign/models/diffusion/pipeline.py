@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from valign.checks import UserError
 from valign.models.diffusion.base import Conditioning, LatentDist
-from valign.models.diffusion.placement import Group, Placement
+from valign.models.diffusion.network_pool import Group, NetworkPool
 from valign.models.diffusion.sampling import generate
 from valign.models.diffusion.schedule import DiscreteSchedule
 from valign.models.diffusion.text_reader import TextReader
@@ -33,15 +33,15 @@ class PipelineModel:
     load_options: ClassVar[dict[str, Any]] = {}  # for the class
     components: Mapping[str, str] = {"denoiser": "unet."}
 
-    def __init__(self, pipe: Any, folder: str, placement: Placement | None = None, *, vae_slice: int | None = None) -> None:
+    def __init__(self, pipe: Any, folder: str, pool: NetworkPool | None = None, *, vae_slice: int | None = None) -> None:
         """
         Args:
-            placement: Where the networks are; all where the pipeline has them if left out.
+            pool: Where the networks are; all where the pipeline has them if left out.
             vae_slice: Images that the autoencoder reads or makes at once; as many as have `VAE_PIXELS` together if left out.
         """
         self.pipe = pipe
         self.folder = folder
-        self.placement = placement or Placement(pipe, next(pipe.unet.parameters()).device, self.groups())
+        self.pool = pool or NetworkPool(pipe, next(pipe.unet.parameters()).device, self.groups())
         self._vae_slice = vae_slice
         self._reader = TextReader(pipe, self._tokens_read)
         self.schedule = DiscreteSchedule(pipe.scheduler.config, folder)
@@ -68,7 +68,7 @@ class PipelineModel:
     def encoders(self) -> list[nn.Module]:
         """The autoencoder and the text encoders: all networks that a training from cached latents does not need. None where they
         come and go by themselves."""
-        return [] if self.placement.mode != "resident" else [self.pipe.vae, *self.text_encoders]
+        return [] if self.pool.mode != "resident" else [self.pipe.vae, *self.text_encoders]
 
     @property
     def denoiser(self) -> nn.Module:
@@ -84,7 +84,7 @@ class PipelineModel:
 
     @property
     def device(self) -> torch.device:
-        return self.placement.device if self.placement.mode != "resident" else self._first_weight.device
+        return self.pool.device if self.pool.mode != "resident" else self._first_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,7 +106,7 @@ class PipelineModel:
 
     def to(self, device: torch.device | str) -> None:
         """Move all networks to ``device``."""
-        self.placement.to(torch.device(device))
+        self.pool.to(torch.device(device))
 
     def checkpoint_gradients(self, on: bool) -> None:
         """Recompute the denoiser's activations in the backward pass, or keep them: less memory, or less time."""
@@ -121,7 +121,7 @@ class PipelineModel:
         """
         if isinstance(prompts, str) or len(prompts) == 0:
             raise ValueError("encode_prompts.prompts must be a list of at least one text, got a bare text or no text.")
-        self.placement.need("text")
+        self.pool.need("text")
         chunks = [list(prompts[i : i + TEXT_CHUNK]) for i in range(0, len(prompts), TEXT_CHUNK)]
         with torch.no_grad():
             return Conditioning.cat([self._encode_chunk(chunk, length) for chunk in chunks])
@@ -145,7 +145,7 @@ class PipelineModel:
 
     def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> LatentDist:
         """Posterior of the latents of images in [-1, 1]; float32 on the model's device."""
-        self.placement.need("vae")
+        self.pool.need("vae")
         with torch.no_grad():
             found = [self.pipe.vae.encode(part.to(self.device, self.pipe.vae.dtype)).latent_dist for part in self._slices(images)]
         scale, shift = self._latent_units
@@ -154,7 +154,7 @@ class PipelineModel:
 
     def decode_latents(self, latents: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch 3 rows columns"]:
         """Latents in U-Net units to images, about [-1, 1] but not clipped."""
-        self.placement.need("vae")
+        self.pool.need("vae")
         scale, shift = self._latent_units
         latents = (latents.to(self.pipe.vae.dtype) / scale) + shift
         return torch.cat([self.pipe.vae.decode(part, return_dict=False)[0] for part in self._slices(latents)])
@@ -178,7 +178,7 @@ class PipelineModel:
         self, noisy: Float[Tensor, "batch channel height width"], timesteps: Real[Tensor, "..."], conditioning: Conditioning
     ) -> Float[Tensor, "batch channel height width"]:
         """The U-Net's answer, in ``dtype``; one timestep per row or one for all. Gradients flow where the caller lets them."""
-        self.placement.need("denoiser")
+        self.pool.need("denoiser")
         return self.pipe.unet(
             noisy.to(self.dtype),
             timesteps,

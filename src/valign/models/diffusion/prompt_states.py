@@ -20,7 +20,7 @@ def prompt_states(model: DiffusionModel, prompts: Sequence[str]) -> Float[Tensor
     The encoders are causal, so the end-of-text state has read the whole prompt and none of the padding behind it.
     """
     found = [torch.empty(0, state_width(model))]
-    model.placement.need("text")
+    model.pool.need("text")
     with torch.no_grad():
         for start in range(0, len(prompts), CHUNK):
             chunk, parts = list(prompts[start : start + CHUNK]), []

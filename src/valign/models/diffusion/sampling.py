@@ -55,7 +55,7 @@ def generate(
         branches = [guidance.negative, *guidance.texts] if guidance is not None else [""]
     batches = range(0, len(prompts), sampling.batch_size)
     images: list[Image] = []
-    with model.placement.together():
+    with model.pool.together():
         beside = model.encode_prompts(branches) if branches else None
         for first in track(batches, progress) if progress else batches:
             rows = slice(first, first + sampling.batch_size)

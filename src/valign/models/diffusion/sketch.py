@@ -16,8 +16,8 @@ from valign.models.devices import DTYPES
 from valign.models.diffusion.base import Conditioning
 from valign.models.diffusion.loading import empty_network, read_family
 from valign.models.diffusion.lora import ATTENTION, add_lora
+from valign.models.diffusion.network_pool import Group, NetworkPool
 from valign.models.diffusion.pipeline import PipelineModel
-from valign.models.diffusion.placement import Group, Placement
 from valign.models.footprint import Unit, materialize, recompute, simulation
 
 GROUPS: tuple[Group, ...] = ("text", "vae", "denoiser")
@@ -147,9 +147,9 @@ class Sketch:
             vae_scale_factor=2**depth,
             **{name.replace("text_encoder", "tokenizer"): None for name in family.groups()["text"]},
         )
-        placement = Placement(pipe, torch.device("cpu"), family.groups(), mode="phased")
-        placement.present, placement.shared = set(GROUPS), 1  # nothing is read: what is asked for is there by its shape
-        return family(pipe, str(self.folder), placement)
+        pool = NetworkPool(pipe, torch.device("cpu"), family.groups(), mode="phased")
+        pool.present, pool.shared = set(GROUPS), 1  # nothing is read: what is asked for is there by its shape
+        return family(pipe, str(self.folder), pool)
 
 
 def _texts(model: PipelineModel, rows: int) -> Conditioning:

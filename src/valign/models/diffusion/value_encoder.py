@@ -83,7 +83,7 @@ class ValueEncoder(nn.Module):
         self.active = True  # see `off`
         self.tokenizers = list(model.tokenizers)
         self.ends = [int(tokenizer.eos_token_id) for tokenizer in self.tokenizers]
-        model.placement.need("text")
+        model.pool.need("text")
         self.encoders = nn.ModuleList(deepcopy(encoder).float().to(model.device) for encoder in model.text_encoders)
         dim, wanted = sum(encoder.config.hidden_size for encoder in self._copies), model.text_width
         if dim != wanted:

@@ -13,7 +13,7 @@ Mode = Literal["resident", "phased", "offload"]
 Group = Literal["text", "vae", "denoiser"]
 
 
-class Placement:
+class NetworkPool:
     """Brings networks when they are asked for, and takes the others away.
 
     ``resident``: all are on the device, always. ``offload``: a network that is not used waits in main memory. ``phased``: it is not

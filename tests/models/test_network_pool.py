@@ -9,7 +9,7 @@ from valign.interfaces import SamplingConfig
 from valign.memory import MemoryConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import attach_lora, unload_adapters
-from valign.models.diffusion.placement import Placement
+from valign.models.diffusion.network_pool import NetworkPool
 
 
 def loaded(model):
@@ -90,6 +90,6 @@ def test_offloaded_networks_visit_the_device_one_after_another():
 
     pipe = Pipe()
     groups = {"text": ("text_encoder",), "vae": ("vae",), "denoiser": ("unet",)}
-    placement = Placement(pipe, torch.device("meta"), groups, mode="offload")
-    placement.need("text")
+    pool = NetworkPool(pipe, torch.device("meta"), groups, mode="offload")
+    pool.need("text")
     assert [part.weight.is_meta for part in (pipe.text_encoder, pipe.vae, pipe.unet)] == [True, False, False]
