@@ -29,7 +29,7 @@ class Amounts:
 
     categories: int = option(7, help="categories that get an expert", low=1)
     pairs: int = option(100, help="pairs per category", low=1)
-    prompts: int = option(200, help="prompts of the test suite", low=1)
+    test_prompts: int = option(200, help="prompts of the test suite", low=1)
     systems: int = option(2, help="models that evaluate compares: the base and its adapters", low=1)
     rank: int = option(8, help="rank of a fine-tuned LoRA; training experts has its own, train.rank", low=1)
     full: bool = option(False, help="a chat model's weights are all trained, instead of a LoRA")
@@ -46,7 +46,7 @@ class Amounts:
         finetuning="valign.training.tasks.supervised.config:SupervisedConfig",
         memory="valign.memory:MemoryConfig",
         typed={
-            "amounts": ("categories", "pairs", "prompts", "rank", "full", "max_tokens"),
+            "amounts": ("categories", "pairs", "test_prompts", "rank", "full", "max_tokens"),
             "train": ("pairs_per_step",),
             "sampling": ("batch_size",),
             "finetuning": (),
@@ -123,7 +123,7 @@ def _diffusion(ctx: Context, folder: Path, memory: MemoryConfig, command: str, d
         if command == "align":
             chain = AlignConfig(experts=experts, **shared)
             chain = replace(chain, data=replace(chain.data, pairs_per_category=amounts.pairs, **shared))
-            yield from phases.align(chain, categories=amounts.categories, prompts=amounts.prompts, candidates=5)
+            yield from phases.align(chain, categories=amounts.categories, prompts=amounts.test_prompts, candidates=5)
         elif command == "train":
             yield phases.training(experts.training, amounts.categories)
         elif command == "finetune":
@@ -136,7 +136,9 @@ def _diffusion(ctx: Context, folder: Path, memory: MemoryConfig, command: str, d
                 "adamw-eight-bit" if memory.eight_bit else "adamw",
             )
         else:
-            yield phases.sampling("generate images", (amounts.systems if command == "evaluate" else 1) * amounts.prompts, sampled)
+            yield phases.sampling(
+                "generate images", (amounts.systems if command == "evaluate" else 1) * amounts.test_prompts, sampled
+            )
 
     preset_rows = trained.get("pairs_per_step", PreferenceConfig.pairs_per_step)
     rows = {"align": preset_rows, "train": preset_rows, "finetune": finetuning.batch_size}.get(command)
