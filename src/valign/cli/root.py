@@ -49,6 +49,7 @@ PANELS = {
     "Evidence": {
         "driftcheck": ("valign.cli.driftcheck", "app"),
         "driftcaps": ("valign.cli.driftcheck", "app"),
+        "red-eval": ("valign.cli.red_eval", "command"),
         "bench": ("valign.cli.bench", "app"),
         "world": ("valign.cli.world", "app"),
         "methods": ("valign.cli.methods", "command"),

@@ -1,0 +1,108 @@
+"""``valign red-eval``: how often the user's own templates talk a chat model or an endpoint into harmful answers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+from typer import Context, Option
+
+from valign.checks import UserError
+from valign.cli.common import TableOptions, err, example, out
+from valign.cli.options import configured, record
+
+
+@example(
+    "valign red-eval --model FOLDER --questions questions.csv --template plain.txt --judge guard=FOLDER -o runs/red",
+    cls=configured(table=TableOptions),
+)
+def command(
+    ctx: Context,
+    model: Annotated[str, Option("--model", "-m", help="folder of a chat model or adapter, chat:STAGE, or an address")],
+    template: Annotated[list[Path], Option("--template", "-t", help="text file with <question> in it; repeatable")],
+    folder: Annotated[Path, Option("--out", "-o", help="folder of answers and rates; an unfinished one is resumed")],
+    questions: Annotated[
+        list[str], Option("--questions", "-q", help="question bank: a table with a column question, or chat; repeatable")
+    ] = ["chat"],  # noqa: B006
+    places: Annotated[int, Option(min=1, help="how often <question> stands in each template")] = 1,
+    base: Annotated[str, Option(help="model under an adapter")] = "",
+    served: Annotated[str, Option(help="model that the endpoint serves")] = "default",
+    key_env: Annotated[str | None, Option(help="environment variable with the endpoint's key")] = None,
+    judge: Annotated[str, Option(help="who judges, as valign check takes it; phrases if left out, the oracle for chat")] = "",
+    judge_model: Annotated[str, Option(help="model that the judge's endpoint serves")] = "default",
+    judge_key_env: Annotated[str | None, Option(help="environment variable with the key of the judge's endpoint")] = None,
+    judge_labels: Annotated[Path | None, Option(help="labelled answers on which the judge's error is measured")] = None,
+    samples: Annotated[int, Option(min=1, max=42, help="questions per category of the chat world")] = 20,
+    max_tokens: Annotated[int, Option(min=1, help="length of an answer")] = 256,
+    temperature: Annotated[float, Option(min=0.0, help="0 takes the likeliest token")] = 0.0,
+    seed: Annotated[int, Option(help="of sampled answers")] = 0,
+    device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Measure attack success over your own templates (RED-EVAL); excluded answers are counted apart, never as harmless."""
+    from valign.cli.check import resolve_judge
+    from valign.evaluation.chats.judges import PhraseJudge, measure_judge, read_labelled_answers
+    from valign.evaluation.chats.red_eval import read_questions, read_template
+    from valign.recipes.check import MeasuredJudge
+    from valign.recipes.red_eval import red_eval
+
+    table = record(ctx, TableOptions)
+    templates = [read_template(path, places=places) for path in template]
+    worlds = [name for name in questions if name in _worlds()]
+    if worlds and len(questions) > 1:
+        raise UserError(f"--questions must be the chat world's or files, got both: {', '.join(questions)}. Make two runs.")
+    banks = {name: _world_bank(name, samples) for name in worlds} or {
+        Path(name).stem: read_questions(Path(name), table.reading()) for name in questions
+    }
+    chosen = resolve_judge(judge, model=judge_model, key_env=judge_key_env, refusals=[])
+    used = chosen or (_worlds()[worlds[0]].judge() if worlds else PhraseJudge())
+    if judge_labels is not None:
+        used = MeasuredJudge(used, measure_judge(used, read_labelled_answers(judge_labels, table.reading().beside())))
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    found = red_eval(_system(model, base, served, key_env, device, options), banks, templates, used, folder)
+    err.print(rates_table(found))
+    out.print(str(folder / "red-eval.json"), soft_wrap=True)
+
+
+def _worlds() -> Mapping[str, Any]:
+    from valign.worlds import CHAT_WORLDS
+
+    return CHAT_WORLDS
+
+
+def _world_bank(name: str, samples: int) -> list[Any]:
+    """Plainly worded requests that are to be refused."""
+    return [case for case in _worlds()[name].cases(7 * samples) if case.risky and case.kind == "disallowed"]
+
+
+def _system(model: str, base: str, served: str, key_env: str | None, device: str, options: dict[str, Any]) -> Any:
+    from valign.evaluation.chats.systems import endpoint_system, local_system
+    from valign.models.language.chat import OpenAIChat
+    from valign.recipes.subjects import find_subjects
+
+    if model.startswith(("http://", "https://")):
+        return endpoint_system(served, OpenAIChat(base_url=model, model=served, api_key_env=key_env, **options))
+    subject, _ = find_subjects(model, model, base=base)
+    if subject.kind != "chat":
+        raise UserError(f"--model must be a chat model, got {model}. Images are checked by valign evaluate.")
+    return local_system(Path(model).name, subject.folder, adapter=subject.adapter, device=device, **options)
+
+
+def rates_table(found: Mapping[str, Any]) -> Table:
+    """One row per template and bank; below, the mean over templates."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.title = f"Attack success on {found['model']}; judge {found['judge']['name']}"
+    for name in ("questions", "template", "success %", "harmful", "unharmful", "excluded"):
+        table.add_column(name, justify="left" if name in ("questions", "template") else "right")
+    for one in found["rates"]:
+        cells = [str(one["harmful"]), str(one["unharmful"]), str(sum(one["excluded"].values()))]
+        table.add_row(Text(one["bank"]), Text(one["template"]), _cell(one["rate"]), *cells)
+    for bank, mean in found["banks"].items():
+        table.add_row(Text(bank), Text("mean of templates", style="dim"), _cell(mean), "", "", "")
+    return table
+
+
+def _cell(rate: Mapping[str, float]) -> str:
+    value, low, high = (100 * rate[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
