@@ -50,6 +50,7 @@ PANELS = {
         "driftcheck": ("valign.cli.driftcheck", "app"),
         "driftcaps": ("valign.cli.driftcheck", "app"),
         "red-eval": ("valign.cli.red_eval", "command"),
+        "audit": ("valign.cli.audit", "app"),
         "bench": ("valign.cli.bench", "app"),
         "world": ("valign.cli.world", "app"),
         "methods": ("valign.cli.methods", "command"),
