@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from valign.audits.fragility import FragilityGrid, Trained, area, fragility_audit, half_life
+from valign.audits.fragility import FragilityGrid, TrainedCell, area, fragility_audit, half_life
 from valign.audits.page import write_fragility_page
 from valign.checks import UserError
 from valign.evaluation.chats.cases import ChatCase
@@ -39,7 +39,7 @@ class Sweep:
         self.folders.append(folder)
         (folder / "adapter").mkdir()
         (folder / "adapter" / "adapter_model.safetensors").write_text(json.dumps([cell.rank, cell.rate, cell.steps]))
-        return Trained(adapter=folder / "adapter", trained=cell.rank, loss=1.0)
+        return TrainedCell(adapter=folder / "adapter", trained=cell.rank, loss=1.0)
 
     def measure(self, adapter):
         if adapter is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from valign.adapters import AdapterOptions, default_targets
-from valign.audits.fragility import FragilityCell, FragilityGrid, Trained, fragility_audit
+from valign.audits.fragility import FragilityCell, FragilityGrid, TrainedCell, fragility_audit
 from valign.audits.page import write_fragility_page
 from valign.checks import UserError
 from valign.data.tasks.base import TaskData
@@ -78,7 +78,7 @@ def audit_chat(
     if run.done and (out / "fragility.json").exists():
         return dict(read_json(out / "fragility.json"))
 
-    def train(cell: FragilityCell, place: Path) -> Trained:
+    def train(cell: FragilityCell, place: Path) -> TrainedCell:
         model = subject()
         config = SupervisedConfig(
             steps=cell.steps,
@@ -99,7 +99,7 @@ def audit_chat(
             beside=beside,
             label=cell.name,
         )
-        return Trained(adapter=Path(made.adapter), trained=made.trained, loss=float(made.scores["loss"]))
+        return TrainedCell(adapter=Path(made.adapter), trained=made.trained, loss=float(made.scores["loss"]))
 
     def measure(adapter: Path | None) -> list[AnswerVerdict]:
         options = {"max_tokens": answer_tokens, "batch_size": answer_batch, "device": device}

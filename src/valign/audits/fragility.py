@@ -61,7 +61,9 @@ class FragilityGrid:
             for value in getattr(self, name):
                 check_range(f"FragilityGrid.{name}", float(value), above=0.0)
         if len(self.cells()) < FEWEST:
-            raise UserError(f"A sweep must have at least {FEWEST} settings, got {len(self.cells())}: one point is no worst case.")
+            raise UserError(
+                f"A sweep must have at least {FEWEST} settings, got {len(self.cells())}. One point does not show the worst case."
+            )
 
     def cells(self) -> list["FragilityCell"]:
         """The settings, in the order in which they run: few steps first."""
@@ -90,7 +92,7 @@ class FragilityCell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainedCell:
     """What a fine-tuning left: the adapter's folder, its size, and the mean loss of held-out benign rows."""
 
     adapter: Path
@@ -98,7 +100,7 @@ class Trained:
     loss: float
 
 
-Train = Callable[[FragilityCell, Path], Trained]  # into a folder that is deleted afterwards
+Train = Callable[[FragilityCell, Path], TrainedCell]  # into a folder that is deleted afterwards
 Measure = Callable[[Path | None], Sequence[AnswerVerdict]]  # verdicts on the cases, of the start for None
 
 
