@@ -16,7 +16,7 @@ from valign.models.encoders.minilm import MiniLM
 from valign.models.language.chat_task import ChatTaskModel
 from valign.models.language.generation import answer_chats
 from valign.models.language.loading import LoadedChat, load_chat
-from valign.objectives.rewards.alphaalign import final_answer
+from valign.objectives.rewards.alphaalign import VerifiableSafety, final_answer
 from valign.objectives.rewards.safe_rlhf import Multiplier
 from valign.training.engine.tuning import parse_tuning
 from valign.training.tasks.reinforce.config import ReinforceConfig
@@ -63,11 +63,12 @@ BUDGETS = {
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> method and what differs from its defaults
     "sft": ("sft", {}),
     "dpo": ("dpo", {}),
-    "alphaalign": ("alphaalign", {}),
+    "alphaalign": ("alphaalign", {"in_format": True}),
+    "alphaalign-no-format": ("alphaalign", {}),  # from the others' start, with r_f = 0
     "safe-rlhf": ("safe-rlhf", {}),
     "grpo-lagrangian": ("grpo-lagrangian", {}),
     "dr-irl": ("dr-irl", {}),
-    "alphaalign-no-helpfulness": ("alphaalign", {"helpful": False}),
+    "alphaalign-no-format-no-helpfulness": ("alphaalign", {"helpful": False}),
     "grpo-lagrangian-fixed": ("grpo-lagrangian", {"fixed": True}),
     "safe-rlhf-fixed": ("safe-rlhf", {"fixed": True}),
     "dr-irl-no-scaling": ("dr-irl", {"scaled": False}),
@@ -118,7 +119,8 @@ class _Bench:
 
     def _train(self, name: str) -> Path:
         method, changes = ARMS[name]
-        start = self._start(method == "alphaalign")
+        in_format = changes.get("in_format", False)
+        start = self._start(in_format)
         budget, requests = self.budget, self.world.requests
         if method == "sft":
             chats = [_conversation(request, request.answer, False) for request in requests]
@@ -129,7 +131,7 @@ class _Bench:
             group=budget.group,
             learning_rate=budget.learning_rate,
             kl=0.01,
-            answer_tokens=ANSWER_TOKENS if method == "alphaalign" else 40,
+            answer_tokens=ANSWER_TOKENS if in_format else 40,
             checkpoint_every=10,
             seed=self.seed,
         )
@@ -156,6 +158,7 @@ class _Bench:
     def _options(self, changes: dict[str, Any]) -> MethodOptions:
         fixed = changes.get("fixed", False)
         return MethodOptions(
+            safety=VerifiableSafety(form=0.5 if changes.get("in_format") else 0.0),
             template=TEMPLATE,
             shadow=ShadowConfig(rounds=2, policy_steps=1, one_reward=changes.get("one_reward", False)),
             scaled=changes.get("scaled", True),

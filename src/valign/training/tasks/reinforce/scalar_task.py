@@ -1,6 +1,6 @@
 """Training a scalar model on pairs of chats: reward, cost, and shadow rewards."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.schedule import Schedule, keep_peaks
 from valign.training.engine.task import LoopConfig, TrainingTask
 
-Chat = Sequence[Mapping[str, str]]
+Chat = Any  # as the scalar model takes it: messages, or an image with messages
 PairLoss = Callable[[Float[Tensor, " pair"], Float[Tensor, " pair"], Sequence[int]], Float[Tensor, " pair"]]
 
 
