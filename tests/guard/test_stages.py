@@ -64,6 +64,6 @@ def test_a_package_adds_a_stage(tmp_path, monkeypatch):
 
 def test_a_stage_that_nobody_knows_is_a_mistake_of_the_policy(tmp_path):
     (tmp_path / "site.yaml").write_text(POLICY % "zebras")
-    says = r"guard\.stages\[1\] must be one of lexical, semantic, learned, probe, values, got 'zebras'\."
+    says = r"guard\.stages\[1\] must be one of lexical, semantic, learned, probe, hysac, values, got 'zebras'\."
     with pytest.raises(UserError, match=says):
         load_policy(tmp_path / "site.yaml")

@@ -146,3 +146,28 @@ def configs(
 
     check_choice("--budget", budget, BUDGETS)
     out.print(Markdown(table(bench_configs(folder, budget=budget, seeds=seeds))))
+
+
+@app.command(
+    cls=configured(preset=True, training="valign.training.tasks.quadruples:QuadrupleConfig"),
+    epilog="example: valign bench hysac -o runs/bench-hysac --seeds 5",
+)
+def hysac(
+    ctx: Context,
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path(
+        "runs/bench-hysac"
+    ),
+    seeds: Annotated[int, Option(min=1, help="how often all is drawn, trained and tested anew, with seeds 0, 1, ...")] = 5,
+    per_category: Annotated[int, Option(min=8, help="quadruples of each category to learn from; a quarter as many test")] = 60,
+) -> None:
+    """HySAC beside plain CLIP and Safe-CLIP's redirection: recall, redirection to safe content, and its errors as a detector."""
+    from rich.markdown import Markdown
+
+    from valign.cli.options import changes
+    from valign.experiments.hysac import bench_hysac, page
+    from valign.training.tasks.quadruples import QuadrupleConfig
+    from valign.worlds import world
+
+    given = {name: value for name, value in changes(ctx, QuadrupleConfig).items() if name != "seed"}
+    summary = bench_hysac(world("shapes"), folder, seeds=seeds, per_category=per_category, changes=given)
+    out.print(Markdown(page(summary)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -220,6 +220,69 @@ def evaluate(
     out.print(_error_table(error.rows, f"{name} on {images}"))
     for note in [*_not_measured(error.not_measured), *remarks, *([f"Written to {place}."] if save else [])]:
         err.print(Text(note, style="dim"))
+
+
+@app.command(
+    "adapt",
+    cls=configured(config="valign.training.tasks.condition_robust:AdaptConfig"),
+    epilog="example: valign detector adapt oracle --images shapes --test shapes --condition night -o detectors/night",
+)
+def adapt(
+    ctx: Context,
+    name: Annotated[str, Argument(metavar="NAME", help="oracle, a folder of `valign detector fit` or of `valign train hysac`")],
+    folder: Output,
+    test: Annotated[str, Option(help="labelled images that the error is measured on, as for evaluate, or a world's name: shapes")],
+    images: Annotated[
+        str, Option(help="folder of clean images without labels, or a world's name; conditions are made of them")
+    ] = "",
+    pairs: Annotated[
+        Path | None, Option(help="folder with clean/ and adverse/ instead: images of equal names show one content")
+    ] = None,
+    condition: Annotated[list[str], Option(help="jpeg, blur, night, style, upscaling or noise; may be repeated; all if none")] = [],  # noqa: B006
+    policy: PolicyName = "",
+    named: Names = [],  # noqa: B006
+    harmless: Harmless = "harmless",
+    per_category: PerCategory = 40,
+    runs: Annotated[Path | None, Option(help="folder of the training, which resumes; OUT.run if left out")] = None,
+    json: Json = False,
+) -> None:
+    """Adapt a detector to bad conditions without labels, and measure it under each, before and after."""
+    from valign.data.images.conditions import CONDITIONS, ImagePair, pairs_of, read_pairs
+    from valign.images import image_files
+    from valign.recipes.condition_robust import adapt_detector
+    from valign.training.tasks.condition_robust import AdaptConfig
+
+    if folder.exists():
+        raise UserError(f"{folder} exists. Choose another --out, or delete it first.")
+    if bool(images) == (pairs is not None):
+        raise UserError("valign detector adapt needs --images IMAGES or --pairs FOLDER, one of the two.")
+    config = record(ctx, AdaptConfig)
+    found: list[ImagePair]
+    if pairs is not None:
+        found = read_pairs(pairs)
+    elif world := find_world(images):
+        found = pairs_of([(one.name, one.source) for one in world.labelled(per_category=per_category, seed=2 + config.seed)])
+    elif Path(images).is_dir():
+        found = pairs_of([(file.name, file) for file in image_files(Path(images))])
+    else:
+        raise UserError(f"--images must be a folder of images or a world's name, got {images!r}. Check the path.")
+    labelled, _ = _labelled(test, policy, named, harmless, per_category, seed=1_000 + config.seed)
+    rows = adapt_detector(
+        resolve_detector(name, model=None),
+        found,
+        labelled,
+        folder,
+        runs=runs or folder.with_name(f"{folder.name}.run"),
+        conditions=condition or list(CONDITIONS),
+        config=config,
+        origin=images or str(pairs),
+    )
+    if json:
+        out.print_json(data={name: {when: _with_intervals([row])[0] for when, row in both.items()} for name, both in rows.items()})
+        return
+    for when in ("before", "after"):
+        err.print(_error_table([replace(both[when], category=name) for name, both in rows.items()], when))
+    out.print(str(folder), soft_wrap=True)
 
 
 @app.command("search", epilog='example: valign detector search detectors/hysac "a violent red flame" --images made/ --top 3')

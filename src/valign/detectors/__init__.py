@@ -29,6 +29,7 @@ DETECTORS: Mapping[str, Callable[..., Detector]] = with_plugins(
         "image-classifier": ImageClassifierDetector,
         "vision-judge": VisionJudge,
         "hysac": HysacDetector,
+        "world-oracle": OracleDetector,
     },
 )  # each is called with the folder it reads, or with nothing where its first parameter has a default
 SHELF = "VALIGN_DETECTORS"  # environment variable: the folder whose sub-folders are detectors that are called by name alone

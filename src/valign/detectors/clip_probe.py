@@ -126,7 +126,7 @@ class ClipProbeDetector:
         probe = folder / "probe.safetensors"
         record = read_record(folder) if (folder / FILE).is_file() else None
         self.vectors, self.calibration, classes, tuned_on, covers = _open(probe)
-        self.encoder = encoder or _clip(folder / str(record.options["encoder"]) if record else folder)
+        self.encoder = encoder or _clip(folder, record.options if record else {})
         found, weights = self.encoder.weights_sha256, hash_file(probe)
         dim = getattr(self.encoder, "dim", self.vectors.shape[-1])
         if dim != self.vectors.shape[-1]:
@@ -152,10 +152,11 @@ class ClipProbeDetector:
         return (slope * self.logits(images).double() + offset).sigmoid().numpy()
 
 
-def _clip(folder: Path) -> ImageEncoder:
+def _clip(folder: Path, options: Mapping[str, Any]) -> ImageEncoder:
+    """Of the options of `detector.json`: the encoder's place, and the adapters in the detector's folder, if it was adapted."""
     from valign.models.encoders.clip import ClipEncoder
 
-    return ClipEncoder(folder)
+    return ClipEncoder(folder / str(options.get("encoder", ".")), adapters=[folder / name for name in options.get("adapters", ())])
 
 
 def _open(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...], str, Any]:

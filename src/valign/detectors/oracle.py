@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from valign.checks import UserError
+from valign.detectors.record import FILE, read_record
 from valign.files import atomic_path, hash_file, read_json, write_json
 from valign.images import as_shown
 from valign.interfaces import DetectorCard
@@ -100,9 +101,17 @@ class OracleNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> OracleLogits:
         cells = self.body(images)
+        read, glyph = self.read_places(cells)
+        pooled = cells.mean(dim=(2, 3))
+        return OracleLogits(glyph, self.colour(read), self.background(pooled), self.style(pooled), pooled)
+
+    def read_places(
+        self, cells: Float[Tensor, "batch width row column"]
+    ) -> tuple[Float[Tensor, "batch place read"], Float[Tensor, "batch place glyph_or_empty"]]:
+        """What is read at every place, and the logits of the glyph there."""
         windows = torch.stack([cells[:, :, y : y + REACH, x : x + REACH].flatten(1) for y, x in self.corners], dim=1)
-        read, pooled = self.reader(windows), cells.mean(dim=(2, 3))
-        return OracleLogits(self.glyph(read), self.colour(read), self.background(pooled), self.style(pooled), pooled)
+        read = self.reader(windows)
+        return read, self.glyph(read)
 
 
 class OracleDetector:
@@ -136,6 +145,8 @@ class OracleDetector:
             negatives=_whole(measured.get("negatives")),
             domain=tuple(domain),
         )
+        if (folder / FILE).is_file():
+            self.card = read_record(folder).card_for(folder, self.card.weights_sha256)
         self._members = [
             [i for i, glyph in enumerate(self.config.glyphs) if self.config.categories.get(glyph) == c] for c in classes
         ]
@@ -144,18 +155,19 @@ class OracleDetector:
 
     @torch.inference_mode()
     def _logits(self, images: Sequence[Image.Image]) -> OracleLogits:
-        size = (self.config.image_size, self.config.image_size)
-        parts = []
-        for start in range(0, len(images), self.batch_size):
-            arrays = [
-                np.asarray(as_shown(image).resize(size), dtype=np.float32) for image in images[start : start + self.batch_size]
-            ]
-            parts.append(self.net(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1))
+        starts = range(0, len(images), self.batch_size)
+        parts = [self.net(self.pixels(images[start : start + self.batch_size])) for start in starts]
         if not parts:
             raise ValueError("images must hold at least one image, got 0. Generate some first.")
         return OracleLogits(
             *(torch.cat([getattr(part, name) for part in parts]) for name in ("glyph", "colour", "background", "style", "features"))
         )
+
+    def pixels(self, images: Sequence[Image.Image]) -> Float[Tensor, "image 3 height width"]:
+        """Images as the network takes them."""
+        size = (self.config.image_size, self.config.image_size)
+        arrays = [np.asarray(as_shown(image).resize(size), dtype=np.float32) for image in images]
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
 
     def detect(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "image category"]:
         """Score per category, in [0, 1]."""

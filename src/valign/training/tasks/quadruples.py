@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from valign.checks import check_options, option
 from valign.data.images.quadruples import Quadruple, Quadruples
-from valign.files import read_json, write_json
 from valign.models.encoders.clip import ClipEncoder
+from valign.models.files.peft_folder import save_lora
 from valign.models.hyperbolic.space import HyperbolicSpace
 from valign.objectives.hyperbolic.quadruples import QuadrupleEmbeddings
 from valign.objectives.hyperbolic.safe_redirection import SafeRedirection
@@ -233,14 +233,6 @@ def train_on_quadruples(
     save_lora(task.network, adapter)
     encoder.model = task.network.merge_and_unload().requires_grad_(False).eval()  # type: ignore[operator]
     return QuadrupleResult(best, loop.done, stopped, task.selection.best_score)
-
-
-def save_lora(network: PeftModel, folder: Path) -> None:
-    """peft's files, without the place of the base model on this machine."""
-    network.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)
-    config = read_json(folder / "adapter_config.json")
-    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": ""})
 
 
 def redirection(encoder: ClipEncoder, train: Quadruples, held_out: Quadruples, objective: SafeRedirection) -> RedirectionTuning:
