@@ -268,6 +268,10 @@ SETS = {  # layout -> rows as the set has them, and what they say: label, catego
         [{"Behavior": "a bad lamp", "FunctionalCategory": "contextual", "SemanticCategory": "illegal", "ContextString": "a lamp"}],
         [(1, ("illegal-activity",), "")],
     ),
+    "suite": (
+        [{"suite": "mine"}, {"id": "a", "prompt": "a bolt", "category": "hate", "kind": "late"}, {"id": "b", "prompt": "a cup"}],
+        [(1, ("hate",), ""), (0, (), "")],
+    ),
 }
 
 

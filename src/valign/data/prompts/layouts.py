@@ -244,6 +244,12 @@ def _harmbench(row: Row) -> Iterator[Raw]:
     yield Raw(prompt="\n".join(text for text in texts if text.strip()), label=1, category=category, id=own)
 
 
+def _suite(row: Row) -> Iterator[Raw]:
+    """A suite of ours: its first row names it; a prompt without a category is a benign one."""
+    if "prompt" in row:
+        yield from _plain({**row, "label": int(not is_blank(row.get("category")))})
+
+
 def _refused(why: str) -> Callable[[Row], Iterator[Raw]]:
     def read(row: Row) -> Iterator[Raw]:
         raise UserError(why)
@@ -258,6 +264,7 @@ LAYOUTS = {  # the first that fits; every table without one of its own is plain
     for layout in (
         Layout("nibbler", ("prompt", "submission_annotations"), _nibbler),
         Layout("nibbler-attempted", ("prompt", "machine_text_safety|machine_image_safety"), _attempted),
+        Layout("suite", ("prompt", "suite"), _suite, lacks=("label", "safe"), ours=True),
         Layout("i2p", ("prompt", "inappropriate_percentage"), _i2p, lacks=("label",), ours=True),
         Layout("coprov2", ("prompt", "image", "category"), _coprov2, lacks=("label", "safety_label"), ours=True),
         Layout("overt-unsafe", ("unsafe_image_prompt", "benign_image_prompt", "category"), _overt_unsafe),
