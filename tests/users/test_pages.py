@@ -13,7 +13,10 @@ from valign.worlds import world
 
 MADE = {  # what a page leaves behind
     "host": ("runs/host/evaluation/report.html", "runs/host/merged/adapter/README.md", "first.png", "keys.txt"),
+    "researcher": ("detectors/probe/detector.json", "unseen.jsonl", "runs/paper/report.html", "runs/elsewhere/summary.json"),
+    "fine-tuner": ("runs/style/adapter", "runs/kept/adapter", "star.png", "runs/check/report.html", "runs/check/junit.xml"),
 }
+SMALLER = {"--steps": "2", "--limit": "8", "--count": "2"}  # values of options, so that the test is short
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "users").glob("*.md"))
 
 
@@ -31,8 +34,9 @@ def test_every_command_of_the_page_ends_well_and_leaves_what_it_says(page, tmp_p
     for line in commands(page):
         words = shlex.split(line)
         assert words[0] == "valign", line
-        ended = CliRunner().invoke(build(), words[1:])
-        assert ended.exit_code == 0, f"{line}\n{ended.output}\n{ended.exception!r}"
+        ended = CliRunner().invoke(build(), [SMALLER.get(before, word) for before, word in zip(words, words[1:])])
+        said = (0, 1, 2) if words[1] == "check" else (0,)  # a check's exit code is its verdict
+        assert ended.exit_code in said, f"{line}\n{ended.output}\n{ended.exception!r}"
     for made in MADE[page.stem]:
         assert Path(made).exists(), made
 
