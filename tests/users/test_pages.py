@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_every_command_of_the_page_ends_well_and_leaves_what_it_says(page, tmp_p
     for line in commands(page):
         words = shlex.split(line)
         assert words[0] == "valign", line
-        ended = CliRunner().invoke(build(), [SMALLER.get(before, word) for before, word in zip(words, words[1:])])
+        ended = CliRunner().invoke(build(), [SMALLER.get(before, word) for before, word in pairwise(words)])
         said = (0, 1, 2) if words[1] == "check" else (0,)  # a check's exit code is its verdict
         assert ended.exit_code in said, f"{line}\n{ended.output}\n{ended.exception!r}"
     for made in MADE[page.stem]:

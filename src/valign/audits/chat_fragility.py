@@ -134,8 +134,8 @@ def tuned(tuning: Tuning, cell: FragilityCell) -> Tuning:
     for name in ("rank", "alpha"):
         if hasattr(tuning.adapter, name):
             changes[name] = cell.rank
-    adapter: AdapterOptions = replace(tuning.adapter, **changes)
-    optimizer = tuning.optimizer if tuning.optimizer.learning_rate is None else replace(tuning.optimizer, learning_rate=cell.rate)
+    adapter: AdapterOptions = replace(tuning.adapter, **changes)  # type: ignore[type-var]
+    optimizer = tuning.optimizer if tuning.optimizer.learning_rate is None else replace(tuning.optimizer, learning_rate=cell.rate)  # type: ignore[type-var]
     return replace(tuning, adapter=adapter, optimizer=optimizer)
 
 
@@ -147,7 +147,7 @@ def chosen_targets(model: ChatTaskModel, name: str) -> tuple[str, ...]:
         return default_targets(model.network, ())
     if name != ALL:
         return tuple(name.split("+"))
-    head = model.network.get_output_embeddings()
+    head = model.network.get_output_embeddings()  # type: ignore[operator]
     found = {
         path.rpartition(".")[2]
         for path, module in model.network.named_modules()

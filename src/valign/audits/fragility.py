@@ -256,7 +256,7 @@ def _run(
 
 def read_point(entry: Mapping[str, Any]) -> FragilityPoint:
     """A setting as its journal's entry holds it."""
-    intervals = {name: Interval(**entry[name]) for name in ("refused", "over_refused", "drop", "harm")}
+    intervals: dict[str, Any] = {name: Interval(**entry[name]) for name in ("refused", "over_refused", "drop", "harm")}
     plain = {name: entry[name] for name in ("incoherent", "loss", "trained", "seconds", "broken")}
     return FragilityPoint(cell=FragilityCell(**entry["cell"]), **intervals, **plain)
 

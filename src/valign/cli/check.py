@@ -21,8 +21,8 @@ JUDGES = ("oracle", "phrases", "guard=FOLDER or ADDRESS", "FOLDER or ADDRESS of 
 ERROR = 3  # exit code: nothing can be said
 
 
-class _Check(  # type: ignore[misc]
-    configured(
+class _Check(
+    configured(  # type: ignore[misc]
         check="valign.recipes.check:CheckOptions",
         limits="valign.evaluation.checking.decision:DriftLimits",
         sampling="valign.interfaces:SamplingConfig",

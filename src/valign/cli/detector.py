@@ -315,7 +315,7 @@ def search(
         labels = [text_cell("prompt", row.get("prompt")) for row in read_table(texts)]
         items = clip.text_points(labels)
     index = SafeSearch(clip, items, "image" if images is not None else "text", margin, exact)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for query in queries:
         file = Path(query)
         points = clip.image_points([open_image(file)]) if file.is_file() else clip.text_points([query])

@@ -192,6 +192,7 @@ def _fitted(
 
     def chat(chosen: MemoryConfig) -> "list[Phase]":
         planned = replace(config, memory=chosen)
+        assert place is not None
         return [chat_finetuning(place, planned, tokens=columns.max_tokens, rank=rank, targets=targets)]
 
     def diffusion(known: "DiffusionPhases") -> "list[Phase]":

@@ -42,7 +42,7 @@ def diffusion_folder(name: str) -> Path | None:
 
 
 def diffusion_run(
-    folder: Path,
+    folder: Path | None,
     memory: MemoryConfig,
     device: str,
     make: Callable[[DiffusionPhases], Iterable[Phase]],
@@ -62,6 +62,7 @@ def diffusion_run(
         given = str(choose_dtype(place)).removeprefix("torch.") if chosen.precision == "auto" else chosen.precision
         precisions = tuple("float32" if name == "float32" else "bfloat16" for name in (given, chosen.vae_precision))
         if precisions not in known:
+            assert folder is not None  # without one nothing is planned
             known[precisions] = Sketch(folder=folder, precision=precisions[0], vae_precision=precisions[1])
         return known[precisions]
 

@@ -123,7 +123,8 @@ class _Configured(TyperCommand):
             for part, kind in self.kinds().items():
                 known = declared_options(kind)
                 pattern = rf"\b{kind.__name__}\.({'|'.join(map(re.escape, known)) or '(?!)'})\b"
-                told = re.sub(pattern, lambda found, part=part: self._typed(part, found[1]), told)
+                pieces = enumerate(re.split(pattern, told))  # text, name, text, name, ...
+                told = "".join(self._typed(part, piece) if place % 2 else piece for place, piece in pieces)
             if told == str(error):
                 raise
             raise UserError(told) from error

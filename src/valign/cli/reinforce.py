@@ -194,7 +194,8 @@ def cosalign_command(
         from valign.worlds.chat.config_following import judged_prompts, write_config
         from valign.worlds.chat.configs import TAUGHT
 
-        prompts, categories, write = judged_prompts(given.world_prompts, dpo.seed), TAUGHT, write_config
+        prompts, write = judged_prompts(given.world_prompts, dpo.seed), write_config
+        categories: tuple[str, ...] = TAUGHT
     else:
         known = {category.id: f"{category.title}, {category.description}" for category in load_policy(given.policy).categories}
         prompts, categories = read_judged_prompts(Path(data), record(ctx, TableOptions).reading()), tuple(known)

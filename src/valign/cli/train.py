@@ -261,7 +261,12 @@ def _preset(name: str, model: "DiffusionModel") -> "AlignGuardRecipe":
 
     if name == "auto":
         return AlignGuardRecipe.for_model(model)
-    return {"stable-diffusion": AlignGuardRecipe, "sdxl": AlignGuardRecipe.sdxl, "shapes": AlignGuardRecipe.shapes}[name]()
+    presets: dict[str, Callable[[], AlignGuardRecipe]] = {
+        "stable-diffusion": AlignGuardRecipe,
+        "sdxl": AlignGuardRecipe.sdxl,
+        "shapes": AlignGuardRecipe.shapes,
+    }
+    return presets[name]()
 
 
 def _experts(data: Path) -> int:

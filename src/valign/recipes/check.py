@@ -147,11 +147,12 @@ def check(
         chosen = judge or own
         if judge_labels is not None:
             chosen = MeasuredJudge(chosen, measure_judge(chosen, read_labelled_answers(judge_labels, reading.beside())))
-        answers = {"max_tokens": options.max_tokens, "batch_size": options.answer_batch, "device": device}
-        sides = [local_system(side, one.folder, adapter=one.adapter, **answers) for side, one in zip(SIDES, (first, second))]
+        answers: dict[str, Any] = {"max_tokens": options.max_tokens, "batch_size": options.answer_batch, "device": device}
+        then, now = (local_system(side, one.folder, adapter=one.adapter, **answers) for side, one in zip(SIDES, (first, second)))
         stand_in = tests is None or tests.stand_in
         return check_chats(
-            *sides,
+            then,
+            now,
             cases,
             chosen,
             out=out,
@@ -197,8 +198,8 @@ def check_chats(
     Raises: UserError, before anything is asked, if there are too few requests for a verdict; and if ``out`` holds another check.
     """
     card = judge.card
-    counts = [len({case.cluster for case in cases if case.risky == risky}) for risky in (True, False)]
-    check_sample(*counts, limits, harm=card.harm, refusals=card.refusals)
+    risky, harmless = (len({case.cluster for case in cases if case.risky == wanted}) for wanted in (True, False))
+    check_sample(risky, harmless, limits, harm=card.harm, refusals=card.refusals)
     run = Run.open(
         out,
         step="check",

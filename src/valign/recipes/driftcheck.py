@@ -48,7 +48,7 @@ def driftcheck(
         raise UserError(f"driftcheck must get a start and at least one more chat model, got {', '.join(names) or 'none'}.")
     if plain:
         check_choice("plain", plain, names[1:])
-    options = {"max_tokens": max_tokens, "batch_size": batch_size, "device": device}
+    options: dict[str, Any] = {"max_tokens": max_tokens, "batch_size": batch_size, "device": device}
     systems = {name: local_system(name, one.folder, adapter=one.adapter, **options) for name, one in subjects.items()}
     run = Run.open(
         out,

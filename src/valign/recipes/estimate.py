@@ -210,7 +210,8 @@ def _remedy(run: PlannedRun, given: MemoryConfig, machine: Machine) -> str:
     usual = MemoryConfig()
     for name in ("gradient_checkpointing", "accumulation", "split_pairs", "phased", "offload"):
         if getattr(given, name) != getattr(usual, name):
-            found = plan(run, replace(given, **{name: None}), machine)
+            usual_one: dict[str, Any] = {name: None}
+            found = plan(run, replace(given, **usual_one), machine)
             if found.fits:
                 return f"Leave out memory.{name}: it needs {found.peak / GB:.2f} GB then."
     for typed, phases in run.smaller.items():

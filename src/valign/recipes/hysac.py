@@ -135,6 +135,8 @@ def train_hysac(
     space.logit_scale.requires_grad_(config.learn_scale)
     if config.balance and train.has_images:
         start = embed_all(encoder, train.rows)
+        assert start.safe_image is not None
+        assert start.unsafe_image is not None
         space.balance(torch.cat([start.safe_text, start.unsafe_text]), torch.cat([start.safe_image, start.unsafe_image]))
     space.to(encoder.device)
     result = train_on_quadruples(encoder, train, held_out, HyperbolicTuning(space, recipe.objective), config, out, out / ADAPTER)

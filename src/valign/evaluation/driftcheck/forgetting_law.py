@@ -74,13 +74,14 @@ def fit_forgetting_law(
     if len(set(values[0])) < 2:
         raise UserError("Runs must have at least two numbers of tokens, got one: its exponent cannot be told.")
     sized = len(set(values[1])) > 1
-    best, error = _fit(*values, sized)
-    draws, found = np.random.default_rng(seed), []
+    seen, size, risen = values
+    best, error = _fit(seen, size, risen, sized)
+    draws = np.random.default_rng(seed)
+    found: list[np.ndarray] = []
     while len(found) < samples:
         places = draws.integers(len(values[0]), size=len(values[0]))
-        drawn = [one[places] for one in values]
-        if len(set(drawn[0])) > 1 and (not sized or len(set(drawn[1])) > 1):
-            found.append(_fit(*drawn, sized)[0])
+        if len(set(seen[places])) > 1 and (not sized or len(set(size[places])) > 1):
+            found.append(_fit(seen[places], size[places], risen[places], sized)[0])
     low, high = np.quantile(np.array(found), [0.025, 0.975], axis=0)
     limits = [Interval(float(v), float(min(a, v)), float(max(b, v))) for v, a, b in zip(best, low, high)]
     return ForgettingLaw(

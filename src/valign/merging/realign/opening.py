@@ -93,7 +93,8 @@ def open_realignment(
     if True in kinds:
         begin = safe if start == "aligned" else root
         for name, file in opened.items():
-            _check_adapter(name, file, begin)
+            if isinstance(file, AdapterFile):
+                _check_adapter(name, file, begin)
         copied = tuple(name for name, known in begin.shapes.items() if not known.dtype.is_floating_point)
         tasks = {name: AdapterChanges(file) for name, file in opened.items() if isinstance(file, AdapterFile)}
         vectors = Vectors(FolderChanges(safe, root, frozenset(copied)), tasks)

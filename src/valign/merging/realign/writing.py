@@ -170,7 +170,7 @@ def _write_model(what: Realignment, change: Change, work: Path, tally: Tally, sh
         return _rounded(total, shapes[name].dtype, name)
 
     files = write_shards(place, template.stem, shapes, make, limit=shard_size, before=tally.save)
-    progress.close()
+    progress.close()  # type: ignore[attr-defined]
     copy_rest(template, work)
     return {"files": files, "copied": list(what.resized)}
 

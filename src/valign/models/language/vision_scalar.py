@@ -59,7 +59,7 @@ class _ImageModel(nn.Module):
     def __init__(self, llava: LlavaModel, encoder: ClipEncoder, image_token: int, patches: int) -> None:
         super().__init__()
         self.llava, self.image_token, self.patches = llava, image_token, patches
-        self.score = nn.Linear(llava.config.text_config.hidden_size, 1, bias=False)
+        self.score = nn.Linear(llava.config.get_text_config().hidden_size, 1, bias=False)
         object.__setattr__(self, "encoder", encoder)
 
     @property

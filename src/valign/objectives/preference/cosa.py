@@ -78,8 +78,8 @@ class ConfigError:
             if abs(errors[0] - errors[1]) <= TOLERANCE or min(errors) >= self.beta - TOLERANCE:
                 continue
             better, worse = (one, other) if errors[0] < errors[1] else (other, one)
-            said = (answers[label][int(draw.integers(len(answers[label])))] for label in (better, worse))
-            found.append(ConfigPair(*said, min(errors), max(errors)))
+            chosen, rejected = (answers[label][int(draw.integers(len(answers[label])))] for label in (better, worse))
+            found.append(ConfigPair(chosen, rejected, min(errors), max(errors)))
         return found
 
 

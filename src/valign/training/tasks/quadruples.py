@@ -91,7 +91,7 @@ class HyperbolicTuning:
         space = self.space
         space.clamp()
         text, image = features.safe_text, features.safe_image
-        images = (None, None)
+        images: tuple[Tensor | None, Tensor | None] = (None, None)
         if image is not None and features.unsafe_image is not None:
             images = (space.points(image, "image"), space.points(features.unsafe_image, "image"))
         points = QuadrupleEmbeddings(space.points(text, "text"), space.points(features.unsafe_text, "text"), *images)
@@ -232,7 +232,7 @@ def train_on_quadruples(
     task.network.eval()
     save_lora(task.network, adapter)
     encoder.model = task.network.merge_and_unload().requires_grad_(False).eval()  # type: ignore[operator]
-    return QuadrupleResult(best, loop.done, stopped, task.selection.best_score)
+    return QuadrupleResult(best, loop.done, stopped, task.selection.best_score if task.selection else float("nan"))
 
 
 def redirection(encoder: ClipEncoder, train: Quadruples, held_out: Quadruples, objective: SafeRedirection) -> RedirectionTuning:

@@ -52,7 +52,9 @@ class Preservation:
     ) -> None:
         check_plan(objectives, data, model.target.kind, forgetting_start=forgetting_start)
         if "kl" in objectives and getattr(model, "buckets", False):
-            raise UserError("--preserve kl must go with images of one size, got --buckets (the default). Add --no-buckets, or use agl.")
+            raise UserError(
+                "--preserve kl must go with images of one size, got --buckets (the default). Add --no-buckets, or use agl."
+            )
         self.objectives, self.data, self.model = objectives, data, model
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
         tokens = {name: one for name, one in objectives.items() if isinstance(one, TokenObjective)}

@@ -41,8 +41,11 @@ class GroupTrainer(GRPOTrainer):
         config: ReinforceConfig,
         folder: Path,
     ) -> None:
-        self.method, self.data, self.sampler = method, prompts, None
+        self.method, self.data = method, prompts
+        self.sampler: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+        self.group = config.group
         self.scores = torch.zeros(0, 0)  # of the latest answers
+        self.rows_of = [{"prompt": list(chat), "place": place} for place, chat in enumerate(chats)]
         rows = config.prompts * config.group // config.accumulation
         arguments = GRPOConfig(
             output_dir=str(folder / "trl"),  # nothing is written there
@@ -71,7 +74,7 @@ class GroupTrainer(GRPOTrainer):
                 model=network,
                 reward_funcs=[_named(name, self._score(name, column)) for name, (column, _) in method.columns.items()],
                 args=arguments,
-                train_dataset=Dataset.from_list([{"prompt": list(chat), "place": place} for place, chat in enumerate(chats)]),
+                train_dataset=Dataset.from_list(self.rows_of),
                 processing_class=loaded.renderer.tokenizer,
                 rollout_func=self._sampled,
             )
@@ -83,7 +86,7 @@ class GroupTrainer(GRPOTrainer):
 
     def rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """Of one step: each prompt as often as its group has answers."""
-        return [self.train_dataset[place] for place in places for _ in range(self.num_generations)]
+        return [self.rows_of[place] for place in places for _ in range(self.group)]
 
     def _sampled(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
         assert self.sampler is not None
@@ -105,14 +108,14 @@ class GroupTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
         self.scores = self.method.combined(
-            super()._calculate_rewards(inputs, prompts, completions, completion_ids_list), self.num_generations
+            super()._calculate_rewards(inputs, prompts, completions, completion_ids_list), self.group
         )
         return self.scores
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         found = super()._generate_and_score_completions(inputs)
         places = [row["place"] for row in inputs]
-        found["advantages"] = self.method.advantages(found["advantages"], self.scores, places, self.num_generations)
+        found["advantages"] = self.method.advantages(found["advantages"], self.scores, places, self.group)
         return found
 
 

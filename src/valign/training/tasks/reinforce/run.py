@@ -317,7 +317,7 @@ def _alphaalign(work: _Work, learnt: dict[str, float]) -> GroupMethod:
 def _dr_irl(work: _Work, learnt: dict[str, float]) -> GroupMethod:
     assert work.sources.encoder is not None
     helpful = work.helpfulness()
-    check_categories(work.prompts, dict.fromkeys(balanced(work.prompts), lambda prompts, outputs: None), helpful)  # type: ignore[arg-type]
+    check_categories(work.prompts, dict.fromkeys(balanced(work.prompts), lambda prompts, outputs: None), helpful)  # type: ignore[arg-type, return-value]
     return DrIrlMethod(work.shadows(), helpful, work.sources.encoder, scaled=work.options.scaled, tau=work.options.tau)
 
 

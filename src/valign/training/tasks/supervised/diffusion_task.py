@@ -90,13 +90,13 @@ class DiffusionTaskModel(TaskModel):
 
     def prepare(self, rows: Sequence[Any]) -> None:
         """Where networks come and go: all captions, then all images are encoded first, then the denoiser alone is needed."""
-        if self.diffusion.network_pool.mode == "resident":
+        if self.diffusion.pool.mode == "resident":
             return
         for text in dict.fromkeys(["", *(row.caption for row in rows)]):
             self._caption(text)
         for row in rows:
             self._image(row)
-        self.diffusion.network_pool.need("denoiser")
+        self.diffusion.pool.need("denoiser")
 
     def cut(self, rows: Sequence[CaptionedImage | PairRow]) -> int:
         """How many captions are longer than the text encoder reads; 0 where the model does not say."""
