@@ -37,6 +37,7 @@ PANELS = {
     "Fine-tuning": {
         "finetune": ("valign.cli.finetune", "command"),
         "check": ("valign.cli.check", "command"),
+        "repair": ("valign.cli.repair", "command"),
         "compare": ("valign.cli.compare", "app"),
     },
     "At inference": {
