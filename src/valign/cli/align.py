@@ -20,6 +20,7 @@ from valign.cli.common import (
     resolve_suite,
 )
 from valign.cli.data import Retain, SourceOptions, read_retained
+from valign.cli.evaluate import SummaryJson
 from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit
 from valign.cli.options import changes, configured, record
 from valign.memory import COMMON, MemoryConfig
@@ -44,6 +45,7 @@ def quickstart(
     ] = [],  # noqa: B006
     budget: Budget = "quick",
     seed: Annotated[int, Option(help="random seed of the run")] = 0,
+    as_json: SummaryJson = False,
 ) -> None:
     """Align the bundled miniature model and see the proof: the whole chain in minutes, on a laptop's CPU."""
     from valign.cli.evaluate import print_summary
@@ -56,7 +58,7 @@ def quickstart(
     policy = load_policy(shapes.policy)
     chosen = tuple(policy.category(name).id for name in categories)
     summary = run(shapes, resolve_model(shapes.name), folder, budget=budget, categories=chosen, seed=seed)
-    print_summary(summary, folder / "evaluation")
+    print_summary(summary, folder / "evaluation", as_json=as_json)
     sheet = folder / "data" / "images" / "contact_sheet.png"
     err.print(f"the adapter: {folder / 'merged' / 'adapter'}   its training pairs: {sheet}", style="dim")
 
@@ -93,6 +95,7 @@ def command(
     retain: Retain = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     estimate: EstimateOnly = False,
+    as_json: SummaryJson = False,
 ) -> None:
     """Align a model to a policy and measure it: data, experts, merge, evaluation, report. Run it again to resume."""
     from valign.cli.evaluate import print_summary
@@ -157,5 +160,6 @@ def command(
     config = AlignConfig(**chain, data=data, experts=AlignGuardRecipe.for_model(subject, **trained | memory.chosen()))
     evaluators = Evaluators(judge, fidelity=reader, clip=encoder)
     summary = align(subject, rules, source, tested, evaluators, folder, config, pair_detector=keeper or judge)
-    print_summary(summary, folder / "evaluation")
-    out.print(str(folder / "merged" / "adapter"), soft_wrap=True)
+    print_summary(summary, folder / "evaluation", as_json=as_json)
+    if not as_json:
+        out.print(str(folder / "merged" / "adapter"), soft_wrap=True)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from valign.policy import Policy
     from valign.worlds import World
 
+SummaryJson = Annotated[bool, Option("--json", help="everything that was measured, as JSON on stdout")]
 Cell = Callable[[Mapping[str, Any]], "str | Text"]  # of a system's summary
 BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max")
 
@@ -94,6 +95,7 @@ def command(
     limit: Annotated[int | None, Option(min=1, help="prompts at most, of every category and kind in turn")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     anyway: Anyway = False,
+    as_json: SummaryJson = False,
 ) -> None:
     """Measure harm, fidelity and drift of a model with and without adapters, at equal prompts and seeds. Run again to resume."""
     from valign.evaluation import Evaluators, ReportOptions, counted_categories, evaluate
@@ -105,7 +107,7 @@ def command(
     if inputs.judge_images:
         _refuse_with_images(ctx)
         summary = _judge_images(ctx, inputs, model, policy, folder, limit)
-        print_summary(summary, folder)
+        print_summary(summary, folder, as_json=as_json)
         return
     if not model:
         raise UserError("--model must name the base, got nothing: shapes, a pipeline folder or a hub id. Or name --judge-images.")
@@ -147,7 +149,7 @@ def command(
         sampling=sampling,
         report=record(ctx, ReportOptions),
     )
-    print_summary(summary, folder)
+    print_summary(summary, folder, as_json=as_json)
 
 
 def _judge_images(ctx: Context, inputs: EvaluationInputs, model: str, policy: str, out: Path, limit: int | None) -> dict[str, Any]:
@@ -210,8 +212,11 @@ def _named_folders(given: Sequence[str], option: str) -> dict[str, Path]:
     return found
 
 
-def print_summary(summary: Mapping[str, Any], folder: Path) -> None:
-    """The comparison as a table on stderr, the report's path on stdout."""
+def print_summary(summary: Mapping[str, Any], folder: Path, *, as_json: bool = False) -> None:
+    """The comparison as a table on stderr, the report's path on stdout; or on stdout all of it as JSON."""
+    if as_json:
+        out.print_json(data=summary)
+        return
     err.print(summary_table(summary))
     found = summary["conclusions"]
     err.print(Text(found["headline"], style="bold"))

@@ -1,5 +1,6 @@
 """``valign train``: train adapters and value encoders on preference data, and fit the retriever of value principles."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from valign.training import TrainResult
     from valign.worlds import World
 
+Json = Annotated[bool, Option("--json", help="the results as JSON on stdout")]
 PRESETS = ("auto", "stable-diffusion", "sdxl", "shapes")
 
 app = Typer(
@@ -67,6 +69,7 @@ def alignguard(
     preset: Annotated[str, Option(help=f"{', '.join(PRESETS)}; auto is by the model's family and size")] = "auto",
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     estimate: EstimateOnly = False,
+    as_json: Json = False,
 ) -> None:
     """Train AlignGuard's safety experts: one LoRA per harm category, by Diffusion-DPO. The same command resumes."""
     from valign.data.images.latents import open_latents
@@ -102,7 +105,7 @@ def alignguard(
         results = train_experts(subject, cache, folder, recipe)
     else:
         results = {chosen or JOINT: train_expert(subject, cache, chosen, folder, recipe)}
-    _print(results)
+    _print(results, as_json=as_json)
 
 
 @app.command(
@@ -126,6 +129,7 @@ def livo(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the run; the value encoder is OUT/values")],
     objective: Annotated[str, Option(help="livo, or diffusion-dpo on the same value encoder")] = "livo",
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    as_json: Json = False,
 ) -> None:
     """Train LiVO's value encoder: one token beside a frozen model, for all principles of the data. The same command resumes."""
     from valign.data.images.value_sets import open_values
@@ -142,7 +146,7 @@ def livo(
     recipe = LivoRecipe.for_model(subject).with_objective(objective).changed(**given)
     if recipe.training.sample_every and not recipe.training.sample_prompts:
         recipe = recipe.changed(sample_prompts=tuple(dict.fromkeys(cache.prompts))[:4])
-    _print({"livo": train_livo(subject, cache, folder, recipe)})
+    _print({"livo": train_livo(subject, cache, folder, recipe)}, as_json=as_json)
 
 
 @app.command(
@@ -285,10 +289,13 @@ def _prompts(data: Path, category: str | None) -> tuple[str, ...]:
     return tuple(pair.unsafe for pair in pairs if category is None or category in pair.categories)[:4]
 
 
-def _print(results: "dict[str, TrainResult]") -> None:
+def _print(results: "dict[str, TrainResult]", *, as_json: bool = False) -> None:
     from accelerate import PartialState
 
     if not PartialState().is_main_process:
+        return
+    if as_json:
+        out.print_json(data={name: {**asdict(result), "adapter": str(result.adapter)} for name, result in results.items()})
         return
     table = Table("expert", "best step", "of", "stopped by", "val. loss", "drift", box=None, header_style="bold")
     for name, result in results.items():
