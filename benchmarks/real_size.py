@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import Process
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        prepare(options.model, folder, options.pixels, options.pairs)
+        making = Process(target=prepare, args=(options.model, folder, options.pixels, options.pairs))  # its memory goes with it
+        making.start()
+        making.join()
         table(options, folder)
 
 
@@ -69,7 +72,7 @@ def table(options: argparse.Namespace, folder: Path) -> None:
         found = json.loads(done.stdout.splitlines()[-1])
         first = first or found
         speed, memory = first["seconds"] / found["seconds"], found["peak"] / first["peak"]
-        guess = f"{found['estimated']:>14.2f}" if found["estimated"] else f"{'-':>14}"
+        guess = f"{'-':>14}" if variant.startswith("stock") else f"{estimated(variant, folder, options.pairs):>14.2f}"
         print(
             f"{variant:<34}{found['seconds']:>8.1f}{speed:>7.2f}x{found['peak']:>9.2f}{memory:>7.2f}x{found['loading']:>12.2f}{guess}"
         )
@@ -118,12 +121,12 @@ def fill(network: Any) -> None:
 
 
 def measure(variant: str, folder: Path, pairs: int, steps: int) -> dict[str, Any]:
-    """Seconds of a step, peaks of memory (10^9 bytes), and what the estimate had said, in this process."""
+    """Seconds of a step, and peaks of memory (10^9 bytes), in this process."""
     import torch
 
     before = settle()
     make = stock_step if variant.startswith("stock") else our_step
-    one_step, estimated = make(variant, folder, pairs, steps)
+    one_step = make(variant, folder, pairs, steps)
     loading = peak(before)
     reset()
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
@@ -133,7 +136,7 @@ def measure(variant: str, folder: Path, pairs: int, steps: int) -> dict[str, Any
         losses.append(one_step())
         seconds.append(clock() - start)
     assert abs(losses[0] - 0.6931) < 1e-3, f"{variant} must start at ln 2, got {losses[0]}"
-    return {"seconds": sum(seconds[1:]) / steps, "peak": peak(before), "loading": loading, "estimated": estimated}
+    return {"seconds": sum(seconds[1:]) / steps, "peak": peak(before), "loading": loading}
 
 
 def peak(before: int) -> float:
@@ -157,28 +160,32 @@ def reset() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def stock_step(variant: str, folder: Path, pairs: int, steps: int) -> tuple[Callable[[], float], float]:
+def stock_step(variant: str, folder: Path, pairs: int, steps: int) -> Callable[[], float]:
     """The step of the research example; its autoencoder has the precision of the rest."""
-    return stock(str(folder / "model"), folder / "data", pairs, dtype=variant.split(", ")[1]), 0.0
+    return stock(str(folder / "model"), folder / "data", pairs, dtype=variant.split(", ")[1])
 
 
-def our_step(variant: str, folder: Path, pairs: int, steps: int) -> tuple[Callable[[], float], float]:
-    """The step of `valign train alignguard`, by its own loop."""
-    from valign.data.images.latents import open_latents
-    from valign.memory import AUTOCAST, MemoryConfig
-    from valign.models.diffusion.loading import load_model
-    from valign.objectives import DiffusionDPO
+def estimated(variant: str, folder: Path, pairs: int) -> float:
+    """What `valign estimate` says of our step, 10^9 bytes without the libraries."""
+    import torch
+
+    from valign.models.diffusion.sketch import Sketch
+    from valign.recipes.footprints import DiffusionPhases
+
+    config = our_config(variant, pairs)
+    sketch = Sketch(folder=folder / "model", precision=config.memory.precision)
+    phases = DiffusionPhases(sketch=sketch, memory=config.memory, cuda=torch.cuda.is_available())
+    return phases.training(config).memory / 1e9
+
+
+def our_config(variant: str, pairs: int) -> Any:
+    """Of the training that is measured."""
+    from valign.memory import MemoryConfig
     from valign.training import PreferenceConfig
-    from valign.training.engine.loop import TrainingLoop
-    from valign.training.engine.processes import start_processes
-    from valign.training.tasks.preference.denoiser_adapter import DenoiserAdapter
-    from valign.training.tasks.preference.pair_step import PairStep
-    from valign.training.tasks.preference.task import PreferenceTask
 
-    precision = variant.split(", ")[1]
-    memory = MemoryConfig(precision=precision, gradient_checkpointing="not" not in variant, phased=True)  # type: ignore[arg-type]
-    model, cache = load_model(folder / "model", memory=memory), open_latents(folder / "data")
-    config = PreferenceConfig(
+    checkpointed = "not" not in variant
+    memory = MemoryConfig(precision=variant.split(", ")[1], gradient_checkpointing=checkpointed, phased=True)  # type: ignore[arg-type]
+    return PreferenceConfig(
         flip=False,
         memory=memory,
         pairs_per_step=pairs,
@@ -187,13 +194,29 @@ def our_step(variant: str, folder: Path, pairs: int, steps: int) -> tuple[Callab
         val_fraction=0.0,
         warmup_steps=0,
     )
-    accelerator = start_processes(mixed_precision=AUTOCAST[precision])
+
+
+def our_step(variant: str, folder: Path, pairs: int, steps: int) -> Callable[[], float]:
+    """The step of `valign train alignguard`, by its own loop."""
+    from valign.data.images.latents import open_latents
+    from valign.memory import AUTOCAST
+    from valign.models.diffusion.loading import load_model
+    from valign.objectives import DiffusionDPO
+    from valign.training.engine.loop import TrainingLoop
+    from valign.training.engine.processes import start_processes
+    from valign.training.tasks.preference.denoiser_adapter import DenoiserAdapter
+    from valign.training.tasks.preference.pair_step import PairStep
+    from valign.training.tasks.preference.task import PreferenceTask
+
+    config = our_config(variant, pairs)
+    model, cache = load_model(folder / "model", memory=config.memory), open_latents(folder / "data")
+    accelerator = start_processes(mixed_precision=AUTOCAST[config.memory.precision])
     trainable = DenoiserAdapter(model, config)
     trainable.attach()
     step = PairStep(model, DiffusionDPO(), config, accelerator, trainable.off)
     task = PreferenceTask(step, cache, cache.rows(), folder / "run", None, "train", trainable)
     loop, numbers = TrainingLoop(task, accelerator), iter(range(1 + steps))
-    return lambda: loop.train_step(next(numbers))["loss"], 0.0
+    return lambda: loop.train_step(next(numbers))["loss"]
 
 
 if __name__ == "__main__":
