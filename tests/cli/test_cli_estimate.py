@@ -37,7 +37,7 @@ def test_every_phase_is_estimated_without_weights(bare, command, phases):
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert [phase["phase"] for phase in record["phases"]] == phases
-    assert all(phase["memory_gb"] > 0.9 and phase["seconds"] is not None for phase in record["phases"])
+    assert all(phase["memory_gb"] >= 0.9 and phase["seconds"] is not None for phase in record["phases"])
 
 
 def test_a_chat_model_is_estimated_by_its_config(bare, tmp_path):
