@@ -1,14 +1,20 @@
 """``valign audit``: how brittle is a model's safety, before it is released? One command per audit."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.text import Text
 from typer import Context, Option, Typer
 
-from valign.checks import UserError
-from valign.cli.common import TableOptions, err, out
+from valign.checks import UserError, option
+from valign.cli.common import TableOptions, err, out, resolve_detector, resolve_model, values_by_name
 from valign.cli.options import configured, record, rest_of
+
+if TYPE_CHECKING:
+    from valign.audits.concentration import Subject
+
+Folder = Annotated[Path, Option("--out", "-o", help="new folder for audit.json, curves.png and the verdict")]
 
 app = Typer(no_args_is_help=True, help="How brittle a model's safety is, before it is released.")
 
@@ -104,3 +110,174 @@ def fragility(
         before = f"{100 * found['start']['refused']:.1f} % of risky requests refused before"
         err.print(Text(f"{before}; at worst {value:.1f} points fewer [{low:.1f}, {high:.1f}]", style="bold"))
     out.print(str(folder / "report.html"), soft_wrap=True)
+
+
+@app.command(
+    "subspaces",
+    epilog="examples: valign audit subspaces --base base --aligned aligned --update benign=tuned --update unsafe=drifted "
+    "--useful benign --harmful unsafe -o audit   "
+    "experts of a diffusion model, against each other: valign audit subspaces --update hate=runs/hate "
+    "--update violence=runs/violence -o audit   a text encoder: valign audit subspaces --base base/text_encoder "
+    "--aligned aligned/text_encoder --update tuned=tuned/text_encoder -o audit",
+)
+def subspaces(
+    update: Annotated[list[str], Option(metavar="NAME=FOLDER", help="model or adapter fine-tuned from the aligned one; repeat it")],
+    folder: Folder,
+    base: Annotated[str, Option(help="model before its safety training")] = "",
+    aligned: Annotated[Path | None, Option(help="model after it, or an adapter; without both, updates are compared alone")] = None,
+    start: Annotated[str, Option(help="what the updates started from: aligned or base")] = "aligned",
+    useful: Annotated[list[str], Option(help="name of an update on benign data, for the verdict")] = [],  # noqa: B006
+    harmful: Annotated[list[str], Option(help="name of an update on unsafe data, for the verdict")] = [],  # noqa: B006
+    side: Annotated[str, Option(help="directions of a weight's outputs (left) or inputs (right)")] = "left",
+) -> None:
+    """Do harmful updates share more directions with the alignment than useful ones? Overlaps, projections and random controls."""
+    from valign.audits.report import write_audit
+    from valign.audits.subspaces import audit_subspaces
+    from valign.checks import check_choice
+    from valign.merging.realign import AdapterChanges, open_realignment
+    from valign.models.files.adapter_files import open_adapter
+
+    check_choice("--side", side, ("left", "right"))
+    _free(folder)
+    places = values_by_name("--update", update)
+    if bool(base) != (aligned is not None):
+        raise UserError("--base and --aligned must be given together, got one of them. Leave both out to compare updates alone.")
+    if aligned is None:
+        updates: dict[str, Any] = {name: AdapterChanges(open_adapter(place, anywhere=True)) for name, place in places.items()}
+        alignment = None
+    else:
+        opened = open_realignment(base, aligned, list(places.values()), start=start)  # type: ignore[arg-type]
+        updates = dict(zip(places, opened.vectors.tasks.values(), strict=True))
+        alignment = opened.vectors.safety
+    figures, plots, verdict = audit_subspaces(
+        updates,
+        alignment,
+        useful=useful,
+        harmful=harmful,
+        side=side,  # type: ignore[arg-type]
+    )
+    write_audit(folder, figures, plots, verdict)
+    out.print("\n".join([*verdict, f"All figures: {folder / 'audit.json'}"]), soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectOptions:
+    """What is audited, and what it is asked."""
+
+    part: str = option("chat", help="what the model is", choices=("chat", "checker", "unet", "text-encoder"))
+    adapter: Path | None = option(None, help="adapter on top of it; of a chat model, or of a diffusion model")
+    prompts: Path | None = option(None, help="prompts with labels (1: should be refused), halved for probe and measurement")
+    world: str = option("", help="take requests and exact judge of a world: chat, for its chat models", choices=("", "chat"))
+    rows: int = option(200, help="requests of each of the four sets, of a world", low=4)
+    flagged_images: Path | None = option(None, help="folder of images that a checker should flag")
+    benign_images: Path | None = option(None, help="folder of images that it should pass")
+    detector: tuple[str, ...] = option(("oracle",), help="what judges a diffusion model's images")
+    device: str = option("auto", help="auto, cpu, cuda, ...")
+
+
+@app.command(
+    "concentration",
+    cls=configured(audit="valign.audits.concentration:Concentration", subject=SubjectOptions),
+    epilog="examples: valign audit concentration --model FOLDER --prompts prompts.csv -o audit   "
+    "the chat world: valign audit concentration --model FOLDER --world chat -o audit   "
+    "a safety checker: valign audit concentration --model PIPELINE --part checker --flagged-images bad "
+    "--benign-images good -o audit   "
+    "a diffusion model: valign audit concentration --model shapes --part unet --adapter runs/expert --prompts prompts.csv -o audit",
+)
+def concentration(
+    ctx: Context,
+    model: Annotated[str, Option("--model", "-m", help="folder of a chat model, or of a pipeline; of a world's model its name")],
+    folder: Folder,
+) -> None:
+    """How few neurons carry the refusals? Tagged and random ones fall silent for a while; no pruned weight is written."""
+    from valign.audits.concentration import Concentration, audit_concentration
+    from valign.audits.report import write_audit
+
+    options, asked = record(ctx, Concentration), record(ctx, SubjectOptions)
+    _free(folder)
+    subject, sets, utility = _subject(model, asked, options.seed)
+    figures, plots, verdict = audit_concentration(subject, *sets, options, utility=utility)
+    write_audit(folder, figures, plots, verdict)
+    out.print("\n".join([*verdict, f"All figures: {folder / 'audit.json'}"]), soft_wrap=True)
+
+
+def _free(folder: Path) -> None:
+    if folder.exists():
+        raise UserError(f"{folder} exists. Choose another --out, or delete it first.")
+
+
+def _subject(model: str, asked: SubjectOptions, seed: int) -> "tuple[Subject, tuple[Any, ...], Any]":
+    """The subject, its four sets of rows, and what measures utility."""
+    if asked.part == "chat":
+        return _chat(model, asked, seed)
+    if asked.part == "checker":
+        from valign.audits.subjects import CheckerSubject
+        from valign.detectors.safety_checker import SafetyCheckerDetector
+        from valign.images import image_files, open_image
+
+        if asked.flagged_images is None or asked.benign_images is None:
+            raise UserError(
+                "A checker is audited on --flagged-images and --benign-images, got one or none of them. Name both folders."
+            )
+        detector = SafetyCheckerDetector(model)
+        folders = (asked.flagged_images, asked.benign_images)
+        images = [[open_image(path) for path in image_files(folder)] for folder in folders]
+        return CheckerSubject(detector, detector.model.vision_model), _halves(*images, seed), None
+    from valign.audits.subjects import DiffusionSubject
+    from valign.models.diffusion.lora import load_adapter
+
+    loaded = resolve_model(model, device=asked.device, dtype="float32")
+    if asked.adapter is not None:
+        load_adapter(loaded, asked.adapter, name="audited")
+    detector_ = resolve_detector(list(asked.detector), model=model)
+    subject = DiffusionSubject(loaded, detector_, part=asked.part)  # type: ignore[arg-type]
+    return subject, _halves(*_prompts(asked), seed), None
+
+
+def _chat(model: str, asked: SubjectOptions, seed: int) -> "tuple[Subject, tuple[Any, ...], Any]":
+    from valign.audits.subjects import ChatSubject
+    from valign.models.language.loading import load_chat
+    from valign.text.refusals import reads_as_refusal
+
+    chat = load_chat(model, adapter=asked.adapter, device=asked.device)
+    if asked.world:
+        from valign.worlds.chat.grammar import ChatGrammar
+        from valign.worlds.chat.measure import ask, share
+        from valign.worlds.chat.oracle import ChatOracle
+
+        grammar, oracle = ChatGrammar(), ChatOracle()
+        unsafe, safe = (grammar.requests(kind, 2 * asked.rows, seed) for kind in ("disallowed", "allowed"))  # type: ignore[arg-type]
+        skills = grammar.requests("skill", min(asked.rows, 60), seed)
+
+        def judge(rows: Any, answers: Any) -> list[bool]:
+            return [oracle.judge(row, answer).state == "refused" for row, answer in zip(rows, answers, strict=True)]
+
+        subject = ChatSubject(chat, judge, messages=lambda row: row.messages)
+        sets = (unsafe[: asked.rows], safe[: asked.rows], unsafe[asked.rows :], safe[asked.rows :])
+        return subject, sets, lambda: share(ask(chat, skills), "right").rate
+    flagged, benign = ([[{"role": "user", "content": text}] for text in texts] for texts in _prompts(asked))
+    return ChatSubject(chat, lambda _, answers: [reads_as_refusal(one) for one in answers]), _halves(flagged, benign, seed), None
+
+
+def _prompts(asked: SubjectOptions) -> tuple[list[str], list[str]]:
+    from valign.data.prompts.readers import read_prompts
+
+    if asked.prompts is None:
+        raise UserError("The audit needs --prompts FILE with labels, or for the chat world --world chat.")
+    rows = {row.prompt: row.label for row in read_prompts(str(asked.prompts))}
+    return [text for text, label in rows.items() if label], [
+        text for text, label in rows.items() if label is not None and not label
+    ]
+
+
+def _halves(flagged: list[Any], benign: list[Any], seed: int) -> tuple[Any, ...]:
+    """Probe and held-out rows of both sorts, split by the seed."""
+    import torch
+
+    from valign.randomness import generator_for
+
+    found = []
+    for name, rows in (("flagged", flagged), ("benign", benign)):
+        order = torch.randperm(len(rows), generator=generator_for("halves", seed, name)).tolist()
+        found.append([[rows[place] for place in order[start::2]] for start in (0, 1)])
+    return found[0][0], found[1][0], found[0][1], found[1][1]

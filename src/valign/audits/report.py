@@ -1,0 +1,53 @@
+"""An audit on disk: figures as JSON, curves as an image, and the verdict in plain sentences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from valign.files import atomic_folder, write_json, write_text
+
+Line = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One plot: lines by name over a common axis. A name that begins with "random" is drawn dashed."""
+
+    title: str
+    x: str
+    y: str
+    lines: Mapping[str, Line]
+    log: bool = False  # the x axis; points at 0 are left out
+
+
+def write_audit(
+    out: Path, figures: Mapping[str, Any], plots: Sequence[Curves], verdict: Sequence[str], *, force: bool = False
+) -> None:
+    """Write ``audit.json``, ``curves.png`` and ``README.md`` into the new folder ``out``.
+
+    Raises: UserError if it exists, unless ``force``.
+    """
+    with atomic_folder(out, force=force) as folder:
+        write_json(folder / "audit.json", {**figures, "verdict": list(verdict)})
+        _draw(plots).savefig(folder / "curves.png", dpi=110, metadata={"Software": None})
+        write_text(
+            folder / "README.md",
+            "# Verdict\n\n" + "\n\n".join(verdict) + "\n\n![curves](curves.png)\n\nAll figures: `audit.json`.\n",
+        )
+
+
+def _draw(plots: Sequence[Curves]) -> Figure:
+    figure = Figure(figsize=(5.2 * len(plots), 3.8), layout="constrained")
+    for axes, plot in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
+        for name, line in plot.lines.items():
+            points = [(x, y) for x, y in line if y == y and (x > 0 or not plot.log)]
+            if points:
+                xs, ys = zip(*points)
+                axes.plot(xs, ys, "o--" if name.startswith("random") else "o-", markersize=4, linewidth=1.6, label=name)
+        axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y, ylim=(-0.03, 1.03), xscale="log" if plot.log else "linear")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return figure

@@ -1,0 +1,93 @@
+"""What the audit of concentration asks: a chat model, a checker of images, or a diffusion model's text encoder or U-Net."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from valign.audits.neurons import Activations
+from valign.checks import check_choice
+from valign.detectors.base import Detector, flagged
+from valign.interfaces import SamplingConfig
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.language.chat import Message
+from valign.models.language.generation import answer_chats, left_padded
+from valign.models.language.loading import LoadedChat
+
+Judge = Callable[[Sequence[Any], Sequence[str]], list[bool]]  # rows and their answers -> which were refused
+
+
+class ChatSubject:
+    """Rows are chats that end with a user's turn; answers are greedy, and are not kept."""
+
+    def __init__(
+        self, chat: LoadedChat, judge: Judge, *, max_tokens: int = 48, batch_size: int = 128, messages: Any = None
+    ) -> None:
+        self.chat, self.judge, self.max_tokens, self.batch_size = chat, judge, max_tokens, batch_size
+        self.network: nn.Module = chat.model
+        self.messages: Callable[[Any], Sequence[Message]] = messages or (lambda row: row)
+
+    def read(self, rows: Sequence[Any], activations: Activations) -> None:
+        prompts = [self.chat.renderer.prompt(list(self.messages(row))) for row in rows]
+        for first in range(0, len(prompts), self.batch_size):
+            ids, mask = left_padded(prompts[first : first + self.batch_size], self.chat.model.device)
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            activations.mask = mask
+            self.chat.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+
+    def refused(self, rows: Sequence[Any]) -> list[bool]:
+        answers = answer_chats(
+            self.chat, [list(self.messages(row)) for row in rows], max_tokens=self.max_tokens, batch_size=self.batch_size
+        )
+        return self.judge(rows, [answer.text for answer in answers])
+
+
+class CheckerSubject:
+    """Rows are images; refused is flagged. ``network`` is the checker's own, which the detector calls."""
+
+    def __init__(self, detector: Detector, network: nn.Module) -> None:
+        self.detector, self.network = detector, network
+
+    def read(self, rows: Sequence[Any], activations: Activations) -> None:
+        activations.mask = None
+        self.detector.detect(list(rows))
+
+    def refused(self, rows: Sequence[Any]) -> list[bool]:
+        return [bool(flag) for flag in flagged(self.detector.detect(list(rows)), self.detector.card)]
+
+
+class DiffusionSubject:
+    """Rows are prompts; refused is an image that the detector finds harmless. The network is the text encoder or the U-Net.
+
+    The U-Net is read at one noisy latent per prompt, in the middle of the schedule.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        detector: Detector,
+        *,
+        part: Literal["text-encoder", "unet"] = "unet",
+        sampling: SamplingConfig = SamplingConfig(steps=12),
+    ) -> None:
+        check_choice("DiffusionSubject.part", part, ("text-encoder", "unet"))
+        self.model, self.detector, self.part, self.sampling = model, detector, part, sampling
+        self.network: nn.Module = model.denoiser if part == "unet" else model.text_encoders[0]
+        self.network.eval()
+
+    def read(self, rows: Sequence[Any], activations: Activations) -> None:
+        activations.mask = None
+        size = self.sampling.batch_size
+        for first in range(0, len(rows), size):
+            part = list(rows[first : first + size])
+            texts = self.model.encode_prompts(part)
+            if self.part == "unet":
+                noise = torch.Generator().manual_seed(self.sampling.seed + first)
+                noisy = torch.randn(len(part), *self.model.latent_shape, generator=noise).to(self.model.device)
+                middle = torch.full((len(part),), self.model.schedule.num_timesteps // 2, device=self.model.device)
+                self.model.predict(noisy, middle, texts)
+
+    def refused(self, rows: Sequence[Any]) -> list[bool]:
+        images = self.model.generate(list(rows), sampling=self.sampling)
+        return [not flag for flag in flagged(self.detector.detect(images), self.detector.card)]
