@@ -2,9 +2,9 @@
 
     python benchmarks/realign_stream.py --work /tmp/stream
 
-Three models of Stable Diffusion 1.5's U-Net in float16, random values, in shards; RESTA writes a fourth. Beside it stands the speed
-at which the same files are read. Seconds are of the clock, on one thread; memory is the peak of the process above what it held after
-the imports (Linux).
+Three models of Stable Diffusion 1.5's U-Net in float16, random values, in shards; RESTA writes a fourth. Beside it stands the
+speed at which the same files are read. Seconds are of the clock, on one thread; memory is the peak of the process above what it
+held after the imports (Linux).
 """
 
 import argparse

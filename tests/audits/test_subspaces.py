@@ -72,7 +72,7 @@ def test_projections_add_up_and_applied_twice_change_nothing():
     )
     assert_close(parallel.matrix + rest.matrix, update.matrix.double())
     assert_close(opposite.matrix, -parallel.matrix)
-    assert_close(project_update(parallel, alignment, 0.5).matrix, parallel.matrix)
+    assert_close(project_update(parallel, alignment, 0.5).matrix, parallel.matrix, rtol=1e-4, atol=1e-5)  # a float32 SVD
     energy = lambda delta: float(delta.matrix.double().square().sum())  # noqa: E731
     assert energy(parallel) + energy(rest) == pytest.approx(energy(update), rel=1e-6)
     whole = project_update(DenseDelta(random(0, 5, 9)), DenseDelta(random(1, 5, 9)), 1.0, part="orthogonal")
