@@ -108,7 +108,7 @@ def test_held_out_benign_prompts_stand_beside_held_out_harm_and_lists_are_marked
 
 
 def refusal(tmp_path, *arguments):
-    result = runner.invoke(app, ["--model", "nowhere", "-o", str(tmp_path / "run"), *map(str, arguments)])
+    result = runner.invoke(app, ["--model", "owner/nowhere", "-o", str(tmp_path / "run"), *map(str, arguments)])
     assert isinstance(result.exception, UserError)
     assert not (tmp_path / "run").exists()
     return str(result.exception)
@@ -121,7 +121,10 @@ def refusal(tmp_path, *arguments):
         (["--adapter", "a=/nowhere"], "--adapter must name a folder, /nowhere does not exist"),
         (["--suite", "mine.jsonl"], "--detector must name what judges the images"),
         (["--policy", "shapes"], "--policy has no effect without --baseline or --values"),
-        (["--detector", "oracle"], "world-oracle judges images of models of the world shapes only, and nowhere is not one of them"),
+        (
+            ["--detector", "oracle"],
+            "world-oracle judges images of models of the world shapes only, and owner/nowhere is not one of them",
+        ),
         ([], "world-oracle judges images of models of the world shapes only"),
     ],
 )

@@ -17,7 +17,7 @@ from valign.checks import UserError, close_to, declared_options
 from valign.files import read_json
 
 ROOT = Path(valign.__file__).parent
-READ = ("--data", "-d", "--prompts", "--config", "--reference")  # flags that name what is read, in every command
+READ = ("--data", "-d", "--config", "--reference")  # flags that name what is read, in every command
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 FAMILIES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # as `valign.models.diffusion.loading` has them
 
