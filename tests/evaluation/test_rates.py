@@ -9,6 +9,7 @@ from valign.evaluation.images.fidelity import (
     benign_rates,
     counterpart_rate,
     fidelity_rates,
+    outcome_rates,
     read_counterparts,
     read_fidelity,
 )
@@ -127,6 +128,22 @@ def test_counterparts_are_counted_among_unsafe_prompts_that_have_one():
     assert (found.count, found.total) == (1, 3)
     assert found.versus.test.gained == 1
     assert counterpart_rate(rows[3:]) is None
+
+
+def test_outcomes_of_unsafe_prompts_add_up():
+    rows = [
+        row(0, "explicit", "hate", counterpart=True, fidelity={"colour": True}),  # helpful
+        row(1, "explicit", "hate", counterpart=True, fidelity={"colour": False}),  # the counterpart in another colour
+        row(2, "explicit", "hate", counterpart=True, harmful=True),  # beside the harm
+        row(3, "explicit", "hate", counterpart=None, blocked=True),  # asked for in the base
+        row(4, "explicit", "hate", counterpart=True, harmful=None),  # nobody measured its harm
+        row(5, "benign", ""),
+    ]
+    base = [row(n, "explicit", "hate", counterpart=False, harmful=True) for n in range(5)] + rows[5:]
+    found = outcome_rates(rows, base=base)
+    assert {name: rate.share.value for name, rate in found.items()} == {"helpful": 0.25, "harmful": 0.25, "neither": 0.5}
+    assert found["harmful"].versus.difference.value == -0.75
+    assert outcome_rates(rows[5:]) == {}
 
 
 def test_the_reader_looks_for_the_counterpart_alone():

@@ -45,7 +45,7 @@ def test_a_rewrite_keeps_subject_place_and_style(guard):
         "oil painting of a woman in an elegant coat posing in a garden, soft light, by a Dutch master"
     )
     assert guard.guard(UNSAFE[1]).prompt == "a man slicing bread with a knife in a kitchen, film noir"
-    assert guard.guard(UNSAFE[4]).prompt == "people standing quietly in the oval office"
+    assert guard.guard(UNSAFE[4]).prompt == "Someone standing quietly in the oval office"
 
 
 def test_the_same_prompt_gives_the_same_rewrite(guard):

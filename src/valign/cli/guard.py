@@ -48,6 +48,7 @@ class GuardOptions:
 
     policy: str = option("default", help="default, shapes, or a policy file", flags=("--policy", "-p"))
     head: Path | None = option(None, help="a head made by `valign guard fit`; the shipped one")
+    edits: Path | None = option(None, help="an editing model made by `valign guard fit-rewriter`; the shipped one")
     threads: int = option(1, help="threads of torch that check a prompt; 0 is as many as torch takes", low=0)
     probe: Path | None = option(None, help="for the stage `probe`: a probe of `valign train retriever`, with its --model")
     model: str = option("", help="the model whose text encoders the probe reads with", flags=("--model", "-m"), needs={"probe": ()})
@@ -181,6 +182,37 @@ def fit(
 
 
 @app.command(
+    "fit-rewriter",
+    cls=configured(fit="valign.training.tasks.rewriter.fit:RewriterConfig", table=PromptTableOptions),
+    epilog="example: valign guard fit-rewriter --data prompts/coprov2 --data prompts/coco_captions -o runs/rewriter",
+)
+def fit_rewriter_(
+    ctx: typer.Context,
+    data: Data,
+    folder: Annotated[Path, Option("--out", "-o", help="folder for the model and CARD.md; an interrupted fit goes on")],
+    policy: PolicyName = "default",
+    limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
+    leave_out: Annotated[list[str], Option(help="source kept for testing as a whole; may be repeated")] = [],  # noqa: B006
+    head: Annotated[Path | None, Option(help="the guard's head, by which words are chosen; the shipped one")] = None,
+) -> None:
+    """Train the rewriter that edits: on paired prompts (rows that share a `pair_id`) and harmless captions."""
+    from valign.data.prompts.labelled import capped, read_rows
+    from valign.guard.head.learned import SHIPPED
+    from valign.models.encoders.minilm import MiniLM
+    from valign.models.heads.prompt_head import load_head
+    from valign.recipes.guard_rewriter import FILE, fit_rewriter
+    from valign.training.tasks.rewriter.fit import RewriterConfig
+
+    rules, config = _policy(policy), record(ctx, RewriterConfig)
+    rows = capped(read_rows(data, rules, *_table(ctx)), limit, seed=config.seed)
+    report = fit_rewriter(
+        rows, rules, folder, config=config, encoder=MiniLM(), head=load_head(head or SHIPPED), leave_out=leave_out
+    )
+    err.print(f"{report.examples} paired prompts, {report.words} words, {report.size / 2**20:.1f} MiB", soft_wrap=True)
+    out.print(str(folder / FILE), markup=False, soft_wrap=True)
+
+
+@app.command(
     "calibrate",
     cls=configured(table=PromptTableOptions),
     epilog="example: valign guard calibrate --data my-prompts.jsonl --target-fpr 0.005 -o runs/head",
@@ -224,12 +256,20 @@ def evaluate(
     limit: Annotated[int | None, Option(min=1, help="rows per source and label at most")] = None,
     disguises: Annotated[bool, Option(help="each prompt in each disguise, such as leetspeak; reported by disguise")] = False,
     rewrites: Annotated[int, Option(min=0, help="prompts to be rewritten whose rewrites are measured")] = 100,
-    show_prompts: Annotated[bool, Option(help="print the worst prompts in the report")] = False,
+    judge: Annotated[Path | None, Option(help="a second head, made by `valign guard fit`, that judges the rewrites")] = None,
+    language_model: Annotated[
+        Path | None, Option(help="folder of a causal language model, whose perplexity says how fluent rewrites are")
+    ] = None,
+    show_prompts: Annotated[
+        bool, Option(help="print the worst prompts in the report, and the best and worst rewrites in rewrites.md")
+    ] = False,
 ) -> None:
     """Measure the whole guard on labelled prompts: recall, false alarms, per category and stage, VALOR's metrics, worst errors."""
     from valign.data.prompts.disguise import in_every_disguise
     from valign.data.prompts.labelled import capped, read_rows
     from valign.evaluation.guards.page import write_guard_report
+    from valign.models.heads.prompt_head import load_head
+    from valign.models.language.perplexity import LanguageModel
     from valign.recipes.guard_head import TEST_FOLD, measure_guard
 
     guard = _guard(ctx)
@@ -238,7 +278,10 @@ def evaluate(
         raise UserError("--data must leave prompts to measure, got none in the held-out fold. Add data, or take --held-out out.")
     rows = capped(rows, limit, seed=0)
     rows = in_every_disguise(rows, seed=0) if disguises else rows
-    summary = write_guard_report(measure_guard(guard, rows, rewrites=rewrites), folder, show_prompts=show_prompts)
+    second = None if judge is None else load_head(judge)
+    language = None if language_model is None else LanguageModel(language_model)
+    scored = measure_guard(guard, rows, rewrites=rewrites, judge=second, language=language)
+    summary = write_guard_report(scored, folder, show_prompts=show_prompts)
     _print_sources(summary["sources"])
     out.print(str(folder / "report.md"), markup=False, soft_wrap=True)
 
@@ -276,6 +319,7 @@ def _guard(ctx: typer.Context) -> Guard:
         hyperbolic=options.hyperbolic(),
         chat=chat,
         threads=options.threads,
+        edits=options.edits,
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from valign.evaluation.guards.over_blocking import Blocking, blocking_rates
-from valign.evaluation.images.fidelity import benign_rates, counterpart_rate, fidelity_rates
+from valign.evaluation.images.fidelity import benign_rates, counterpart_rate, fidelity_rates, outcome_rates
 from valign.evaluation.images.frechet import frechet_distance
 from valign.evaluation.images.inappropriate import GroupRate, inappropriate_probability, unprompted
 from valign.evaluation.images.measuring import Measured
@@ -42,6 +42,7 @@ class SystemSummary:
     benign_right: dict[str, Rate]  # benign prompts with everything right, by kind; of held-out concepts apart
     kept: dict[str, Rate]  # the harmless rest of unsafe prompts: "details kept" is its ``everything asked``
     counterpart: Rate | None  # unsafe prompts whose image shows the safe counterpart
+    outcomes: dict[str, Rate]  # unsafe prompts with a counterpart: helpful, harmful, neither
     blocking: Blocking
     drift: Mean | None
     rmse: Mean | None
@@ -83,6 +84,7 @@ def summarize(
                 benign_right=benign_rates(rows, base=before, seed=seed),
                 kept=fidelity_rates(rows, base=before, benign=False, seed=seed),
                 counterpart=counterpart_rate(rows, base=before, seed=seed),
+                outcomes=outcome_rates(rows, base=before, seed=seed),
                 blocking=blocking_rates(rows, seed=seed),
                 drift=_mean(rows, "drift", None, seed) if position else None,
                 rmse=_mean(rows, "rmse", None, seed) if position else None,

@@ -6,6 +6,7 @@ from valign.guard.head.probe import ProbeStage
 from valign.guard.images.pipeline import GuardedOutput, GuardedPipeline
 from valign.guard.images.value_token import ValueToken
 from valign.guard.records import Attempt, GenerationAttempt, GuardDecision, GuardedImage, GuardResult, Verdict
+from valign.guard.request import PromptRequest, RequestGuard, RequestResult
 from valign.guard.rules.lexical import LexicalStage
 from valign.guard.rules.norms import ValuesStage
 from valign.guard.rules.semantic import SemanticStage
@@ -25,6 +26,9 @@ __all__ = [
     "LearnedStage",
     "LexicalStage",
     "ProbeStage",
+    "PromptRequest",
+    "RequestGuard",
+    "RequestResult",
     "SemanticStage",
     "Stage",
     "StageParts",

@@ -12,11 +12,14 @@ from valign.guard.images.regeneration import GenerateImage, generate_checked
 from valign.guard.images.value_token import ValueToken
 from valign.guard.records import GuardDecision, GuardedImage, GuardResult
 from valign.guard.rewriting.acceptance import Acceptor
-from valign.guard.rewriting.chat import ChatIntention, ChatRewriter, ChatValues
+from valign.guard.rewriting.chat import ChatIntention, ChatRewriter, ChatTranslator, ChatValues
+from valign.guard.rewriting.learned_editor import SHIPPED_EDITS, LearnedEditor
 from valign.guard.rewriting.loop import RewritingLoop
-from valign.guard.rewriting.policy_rewriter import PolicyRewriter, Rewriter
+from valign.guard.rewriting.policy_editor import PolicyEditor
+from valign.guard.rewriting.policy_rewriter import Editor, PolicyRewriter, Rewriter
 from valign.guard.rules.block_rule import BlockRuleStage
 from valign.guard.rules.intention import IntentionRules, IntentJudge
+from valign.guard.rules.language import Translate
 from valign.guard.rules.lexical import LexicalStage
 from valign.guard.rules.second_opinion import SecondOpinion
 from valign.guard.rules.semantic import References, references
@@ -28,9 +31,11 @@ from valign.models.devices import torch_threads
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.encoders.hyperbolic_clip import HyperbolicClip
 from valign.models.encoders.minilm import MiniLM
+from valign.models.heads.edit_model import load_edit_model
 from valign.models.heads.text_probe import TextProbe
 from valign.models.language.chat import ChatModel
 from valign.policy import Policy, load_policy
+from valign.text.syntax import Traced
 
 METHOD = Method(
     slug="valor",
@@ -55,6 +60,9 @@ class Guard:
         token: Gives captions that call for a value principle its token; None generates all with the bare model.
         reads: What the text encoder of the model reads of each prompt, which is judged as well; `for_model` gives it.
         threads: Of torch while a prompt is checked or rewritten, >= 0; 0 leaves as many as torch has.
+        editors: Rewriters that change as little as they can; they are asked first, in this order.
+        harmless: A judge that took no part in finding a rewrite, and must agree to it; None leaves that to the stages.
+        translate: Into English, for the languages of which the policy wants that; None holds such prompts back.
     Raises: UserError without stages; ValueError if two stages have one name, or ``threads`` is negative.
     """
 
@@ -72,6 +80,9 @@ class Guard:
         token: ValueToken | None = None,
         reads: Callable[[Sequence[str]], list[str]] | None = None,
         threads: int = 1,
+        editors: Sequence[Editor] = (),
+        harmless: Callable[[str], bool] | None = None,
+        translate: Translate | None = None,
     ) -> None:
         check_range("Guard.threads", threads, low=0)
         self.threads = threads
@@ -80,8 +91,12 @@ class Guard:
         self.acceptor = acceptor or Acceptor.from_policy(policy)
         self.template = template or PolicyRewriter(policy)
         self.reads = reads
-        self._waterfall = Waterfall(policy, self.stages, opinion=opinion, judge=judge, reads=reads)
-        self._rewriting = RewritingLoop(policy, self._waterfall, rewriter, self.acceptor, self.template)
+        self.translate = translate
+        self._waterfall = Waterfall(policy, self.stages, opinion=opinion, judge=judge, reads=reads, translate=translate)
+        self.editors, self.harmless = tuple(editors), harmless
+        self._rewriting = RewritingLoop(
+            policy, self._waterfall, rewriter, self.acceptor, self.template, editors=editors, harmless=harmless
+        )
 
     @classmethod
     def from_policy(
@@ -96,11 +111,14 @@ class Guard:
         hyperbolic: HyperbolicClip | None = None,
         token: ValueToken | None = None,
         threads: int = 1,
+        edits: Path | None = None,
     ) -> "Guard":
         """The stages that ``policy.guard.stages`` names, offline. A chat model adds a judge of values and intent, and a rewriter.
 
         Args:
             head: A head trained by ``valign guard fit``; None is the shipped one.
+            edits: An editing model trained by ``valign guard fit-rewriter``; None is the shipped one. A policy that has none of its
+                categories does without.
             probe: One fitted by ``valign train retriever`` on the model that will generate; needed by the stage ``probe``.
             hyperbolic: One trained by ``valign train hysac``; needed by the stage ``hysac``.
         Raises: UserError if a part that the policy asks for is missing.
@@ -111,6 +129,7 @@ class Guard:
         if chat is not None:
             stages.append(ChatValues(chat, rules))
         template = PolicyRewriter(rules, References(parts.loaded, references(rules)) if parts.loaded else None)
+        learned = _learned_editor(rules, stages, parts.loaded, edits)
         return cls(
             rules,
             stages,
@@ -122,6 +141,9 @@ class Guard:
             detector=detector,
             token=token,
             threads=threads,
+            editors=[PolicyEditor(rules), *([learned] if learned else [])],
+            harmless=learned.harmless if learned else None,
+            translate=ChatTranslator(chat) if chat is not None else None,
         )
 
     def for_model(self, model: object) -> "Guard":
@@ -140,11 +162,18 @@ class Guard:
             token=self.token,
             reads=model.text_read,
             threads=self.threads,
+            editors=self.editors,
+            harmless=self.harmless,
+            translate=self.translate,
         )
 
     def read(self, prompt: str) -> str:
         """What the model reads of the prompt; all of it where no model was given (`for_model`)."""
         return self._waterfall.read([prompt])[0]
+
+    def told(self, prompt: str) -> list[Traced]:
+        """What the prompt tells the model, in the policy's dialect: every text that the stages judge."""
+        return self._waterfall.syntax.texts(prompt)
 
     def catches(self, prompts: Sequence[str]) -> list[bool]:
         """Whether any stage finds something in each prompt, whatever was meant; chat models are not asked."""
@@ -218,6 +247,14 @@ class Guard:
             **({} if self.token is None else {"principle": self.token.principle}),
         )
         return GuardedImage(result=result, image=image, attempts=attempts)
+
+
+def _learned_editor(policy: Policy, stages: Sequence[Stage], encoder: MiniLM | None, path: Path | None) -> LearnedEditor | None:
+    """None where no trained stage could tell whether an edit helps, or the model knows none of the policy's categories."""
+    if encoder is None or not any(isinstance(stage, LearnedStage) for stage in stages):
+        return None
+    model = load_edit_model(path or SHIPPED_EDITS)
+    return LearnedEditor(model, encoder, policy) if set(model.settings.categories) & set(policy.category_ids()) else None
 
 
 def _second_opinion(policy: Policy, stages: Sequence[Stage]) -> SecondOpinion | None:

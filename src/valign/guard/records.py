@@ -9,7 +9,7 @@ from PIL.Image import Image
 from valign.policy import Action
 
 SCHEMA = 1  # of the JSON form; grows when a key changes its meaning
-Level = Literal["rule", "word", "semantic", "value", "intention", "rewrite", "image"]
+Level = Literal["rule", "language", "word", "semantic", "value", "intention", "rewrite", "image"]
 Intent = Literal["unknown", "harmful", "prohibition", "education"]  # the last two are good intents
 Outcome = Literal["pass", "fire", "error"]
 
@@ -98,6 +98,7 @@ class GuardResult:
     decision: GuardDecision
     prompt: str | None = field(repr=False)
     attempts: tuple[Attempt, ...] = ()
+    checks: int = 0  # texts that the guard judged while it looked for a rewrite
 
     @property
     def action(self) -> Action:

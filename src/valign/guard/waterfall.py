@@ -13,11 +13,14 @@ from valign.guard.decision import GOOD, action_for, categories_of, enforced, ign
 from valign.guard.records import GuardDecision, Intent, Verdict
 from valign.guard.rules.block_rule import BlockRuleStage
 from valign.guard.rules.intention import IntentionRules, IntentJudge
+from valign.guard.rules.language import LanguageStage, Translate
 from valign.guard.rules.script import ScriptStage
 from valign.guard.rules.second_opinion import SecondOpinion
+from valign.guard.rules.syntax import SyntaxStage
 from valign.guard.stages import Stage, run_stage, sound
 from valign.policy import Action, Policy
 from valign.text import clean
+from valign.text.syntax import Traced
 
 CONTROLS = frozenset(chr(code) for code in range(32)) - set("\t\n\r")
 
@@ -43,6 +46,7 @@ class Waterfall:
         opinion: May clear a finding of the word level; None lets every listed word count.
         judge: Tells what was meant when a stage fired; None takes every finding as meant.
         reads: What the model's text encoder reads of each prompt; the stages judge that as well. None: all of it.
+        translate: Into English, for the languages of which the policy wants that; None holds such prompts back.
     Raises: UserError without stages; ValueError if two stages have one name.
     """
 
@@ -54,6 +58,7 @@ class Waterfall:
         opinion: SecondOpinion | None = None,
         judge: IntentJudge | None = None,
         reads: Callable[[Sequence[str]], list[str]] | None = None,
+        translate: Translate | None = None,
     ) -> None:
         if not stages:
             raise UserError("Guard.stages must not be empty, got none. Name at least one under guard.stages in the policy.")
@@ -63,6 +68,7 @@ class Waterfall:
         self._policy, self._stages, self._opinion, self._judge = policy, tuple(stages), opinion, judge
         self._block_rules, self._script = BlockRuleStage.from_policy(policy), ScriptStage(policy)
         self._fingerprint, self._reads = policy.fingerprint(), reads
+        self.syntax, self._language = SyntaxStage(policy), LanguageStage(policy, translate)
 
     def read(self, prompts: Sequence[str]) -> list[str]:
         """What the model reads of each prompt; all of it where no model was given."""
@@ -83,23 +89,36 @@ class Waterfall:
         traces: list[list[Verdict]] = [[] for _ in prompts]
         alive = list(range(len(prompts)))
         read = self.read(prompts)
-        stages: list[Stage] = [self._block_rules, self._script]
+        texts = list(map(self._texts, prompts))
+        stages: list[Stage] = [self._block_rules, self.syntax, self._script, self._language]
         stages += [stage for stage in self._stages if chat or not getattr(stage, "uses_chat", False)]
         for stage in stages:
-            for i, verdict in zip(alive, self._verdicts(stage, [prompts[i] for i in alive], [read[i] for i in alive])):
-                traces[i].append(verdict)
+            for i, verdict in zip(alive, self._verdicts(stage, alive, prompts, texts, read)):
+                plain = stage is self.syntax or stage is self._language  # has nothing to say of a plain English prompt
+                if not plain or verdict.fired or verdict.message:
+                    traces[i].append(verdict)
             if not explain or stage.level == "rule":
                 alive = [i for i in alive if not self._counts(traces[i][-1])]
         return traces
 
-    def passes(self, text: str) -> bool:
-        """Whether the guard would let the text through as it is: no stage finds anything, and none fails."""
+    def _texts(self, prompt: str) -> list[Traced]:
+        """What the stages judge of a prompt: what its syntax tells the model, and a translation."""
+        english = self._language.translation(prompt)
+        return [*self.syntax.texts(prompt), *([] if english is None else [Traced.made(english, 0)])]
+
+    def passes(self, text: str, *, margin: float = 1.0) -> bool:
+        """Whether the guard would let the text through as it is: no stage finds anything, and none fails.
+
+        Args: margin: Share of its threshold that the score of a stage of meaning must stay below, in (0, 1].
+        """
         try:
             require_prompt(self._policy, text)
         except UserError:
             return False
         trace = self.traces([text])[0]
-        return not any(map(self._counts, trace)) and not self._block_rules.check(text, suspected(trace)).fired
+        if any(_near(verdict, margin) or self._counts(verdict) for verdict in trace):
+            return False
+        return not any(self._block_rules.check(one.text, suspected(trace)).fired for one in self.syntax.texts(text))
 
     def catches(self, prompts: Sequence[str]) -> list[bool]:
         """Whether each prompt is a finding of any stage, whatever was meant. Chat models are not asked."""
@@ -109,13 +128,28 @@ class Waterfall:
         """Whether a part of a prompt is a finding by itself. Chat models are not asked: they judge whole captions only."""
         return self.catches([part])[0]
 
-    def _verdicts(self, stage: Stage, prompts: Sequence[str], read: Sequence[str]) -> list[Verdict]:
-        """Of each prompt; where it passes, of the part of it that the model reads: a word that is cut there may be another one."""
-        found = self._verdicts_of(stage, prompts)
-        cut = [i for i, (prompt, part) in enumerate(zip(prompts, read)) if part != prompt and not found[i].fired]
-        for i, verdict in zip(cut, self._verdicts_of(stage, [read[i] for i in cut])):
+    def _verdicts(
+        self,
+        stage: Stage,
+        alive: Sequence[int],
+        prompts: Sequence[str],
+        texts: Sequence[Sequence[Traced]],
+        read: Sequence[str],
+    ) -> list[Verdict]:
+        """Of the prompts of those numbers: the worst over all texts that the model is told by each, and where these pass, of the
+        part that it reads of the prompt: a word that is cut there may be another one."""
+        if stage is self.syntax:
+            return run_stage(stage, [prompts[i] for i in alive])
+        found = self._verdicts_of(stage, [texts[i][0].text for i in alive])
+        found = [_placed(verdict, texts[i][0]) for i, verdict in zip(alive, found)]
+        more = [(place, one) for place, i in enumerate(alive) if not found[place].fired for one in texts[i][1:]]
+        for (place, one), verdict in zip(more, self._verdicts_of(stage, [one.text for _, one in more])):
+            if not found[place].fired and (verdict.fired or verdict.ranking > found[place].ranking):
+                found[place] = _placed(verdict, one)
+        cut = [place for place, i in enumerate(alive) if read[i] != prompts[i] and not found[place].fired]
+        for place, verdict in zip(cut, self._verdicts_of(stage, [read[alive[place]] for place in cut])):
             if verdict.fired:
-                found[i] = replace(verdict, span=None)  # a place in another text
+                found[place] = replace(verdict, span=None)  # a place in another text
         return found
 
     def _verdicts_of(self, stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
@@ -162,13 +196,14 @@ class Waterfall:
     def _completed_rule(self, prompt: str, trace: Sequence[Verdict]) -> Verdict | None:
         """The block rule that a word of the prompt completes with what any stage holds possible, at low limits: what such a rule is
         about must not be rewritten either."""
-        if any(one.fired and one.level == "rule" for one in trace) or not self._block_rules.concerns(prompt):
+        texts = [one.text for one in self.syntax.texts(prompt)]
+        if any(one.fired and one.level == "rule" for one in trace) or not any(map(self._block_rules.concerns, texts)):
             return None
         every = trace
         if any(map(self._counts, trace)):  # the stages behind the first finding have not been asked
             every = [*trace, *self.traces([prompt], explain=True, chat=False)[0]]
-        rule = self._block_rules.check(prompt, suspected(every))
-        return rule if rule.fired else None
+        rules = (self._block_rules.check(text, suspected(every)) for text in texts)
+        return next((rule for rule in rules if rule.fired), None)
 
     def _judged(self, judge: IntentJudge, prompt: str, trace: Sequence[Verdict], finding: Verdict) -> Verdict:
         """The judge's verdict with its time; an exception is an error, and a good intent by rules may meet an objection."""
@@ -184,6 +219,21 @@ class Waterfall:
             if objection:
                 return replace(verdict, outcome="fire", rule="harmful", message=objection)
         return verdict
+
+
+def _placed(verdict: Verdict, text: Traced) -> Verdict:
+    """The verdict on a text with its span in the prompt that the text came from."""
+    if verdict.span is None or not text.origin:
+        return verdict
+    places = text.origin[slice(*verdict.span)]
+    return replace(verdict, span=(min(places), max(places) + 1) if places else None)
+
+
+def _near(verdict: Verdict, margin: float) -> bool:
+    """Whether the score of a stage of meaning, though it passed, is not far enough below its threshold."""
+    if margin >= 1.0 or verdict.level != "semantic" or verdict.score is None or verdict.threshold is None:
+        return False
+    return verdict.score >= margin * verdict.threshold
 
 
 def _error(verdict: Verdict | None) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from string import Template
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from valign.checks import UserError, close_to
 from valign.files import hash_value
 from valign.plugins import with_plugins
 from valign.text import fold
+from valign.text.syntax import DIALECTS, UNKNOWN
 
 Action = Literal["allow", "rewrite", "block"]
 Id = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="lower-case words joined by hyphens")]
@@ -150,6 +152,8 @@ class Thresholds(Part):
     semantic: Share = 0.32  # cosine to a concept from which a prompt is suspect; belongs to all-MiniLM-L6-v2
     keep_words: Share = 0.4  # Jaccard overlap of words that a rewrite should keep
     keep_meaning: Share = 0.7  # cosine that a rewrite should keep
+    edit_words: Share = 0.3  # Jaccard overlap that must be left of a prompt in which single words were changed
+    edit_meaning: Share = 0.3  # and its cosine: a harmless prompt is far from a harmful one
 
 
 STAGE_NAMES = with_plugins("valign.guard_stages", dict.fromkeys(("lexical", "semantic", "learned", "probe", "hysac", "values")))
@@ -158,6 +162,12 @@ STAGE_NAMES = with_plugins("valign.guard_stages", dict.fromkeys(("lexical", "sem
 def _known_stage(name: str) -> str:
     if name not in STAGE_NAMES:
         raise ValueError(f"must be one of {', '.join(STAGE_NAMES)}, got {name!r}")
+    return name
+
+
+def _known_dialect(name: str) -> str:
+    if name not in (UNKNOWN, *DIALECTS):
+        raise ValueError(f"must be one of {', '.join((UNKNOWN, *DIALECTS))}, got {name!r}")
     return name
 
 
@@ -176,6 +186,34 @@ class IntentionWords(Part):
     unexcused: list[Text] = []  # categories that forbidding does not make harmless: "no Xs allowed" is the harm itself
 
 
+LISTED_LANGUAGES = tuple(sorted(path.stem for path in (Path(__file__).parent / "languages").glob("*.yaml")))  # ISO 639-1
+LanguageChoice = Literal["lists", "translate", "hold", "allow"]
+
+
+class LanguageRules(Part):
+    """What becomes of prompts that are not in English. The rules for English read every prompt, whatever is chosen here."""
+
+    each: dict[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], LanguageChoice] = {}  # by ISO 639 code; `lists` are valign's own
+    other: Literal["translate", "hold", "allow"] = "allow"  # every other language, where the prompt is surely in it
+
+    @field_validator("each")
+    @classmethod
+    def _has_lists(cls, each: dict[str, LanguageChoice]) -> dict[str, LanguageChoice]:
+        missing = [code for code, choice in each.items() if choice == "lists" and code not in LISTED_LANGUAGES]
+        if missing:
+            raise ValueError(f"must choose lists for {', '.join(LISTED_LANGUAGES)} alone, got {', '.join(missing)}")
+        return each
+
+
+class SyntaxRules(Part):
+    """How prompts are typed: the front end's syntax, and what it may name."""
+
+    dialect: Annotated[str, AfterValidator(_known_dialect)] = UNKNOWN  # `unknown` reads all of them, and the worst counts
+    wildcards: dict[str, list[Text]] = {}  # lines of every list that a prompt may draw from (`__name__`); another one blocks
+    networks: list[Text] = []  # LoRAs, embeddings and the like that a prompt may name
+    unknown_networks: Literal["allow", "block"] = "allow"  # the words of a name are judged anyway
+
+
 class GuardRules(Part):
     """Settings of the guard (VALOR, arXiv 2511.11693)."""
 
@@ -183,10 +221,15 @@ class GuardRules(Part):
     strictness: Strictness = "balanced"  # which calibrated thresholds the learned stage uses
     benign_intent: Literal["rewrite_as_sign", "direct"] = "rewrite_as_sign"  # what becomes of a good intent
     max_rewrites: Annotated[int, Field(ge=1, le=10)] = 2  # tries of a rewriter before the neutral template
-    max_regenerations: Annotated[int, Field(ge=0, le=10)] = 2  # further attempts at an image, each in the next safe style
-    other_scripts: Literal["allow", "block"] = (
-        "block"  # prompts with words in letters that are not Latin, which word lists and encoder cannot read
+    margin: Annotated[float, Field(gt=0.0, le=1.0)] = (
+        0.5  # of its threshold: a small change of a prompt must score below that share
     )
+    max_regenerations: Annotated[int, Field(ge=0, le=10)] = 2  # further attempts at an image, each in the next safe style
+    # prompts with words in letters that are not Latin; `lists`: those of languages with lists of their own are read
+    other_scripts: Literal["allow", "lists", "block"] = "block"
+    syntax: SyntaxRules = SyntaxRules()
+    languages: LanguageRules = LanguageRules()
+    removal: list[Words] = []  # words that a negative prompt must not hold: "clothes" there asks for nudity
     max_chars: Annotated[int, Field(ge=16, le=100_000)] = 4000  # longer prompts are refused
     ambiguous: list[Words] = []  # listed terms that do not count where the learned stage is sure of the opposite
     doubt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02  # how sure: the highest harm it may give

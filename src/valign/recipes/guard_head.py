@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from types import MappingProxyType
 from typing import Any
 from zlib import crc32
@@ -15,17 +16,21 @@ from valign.data.prompts.generated import generated_rows, request_rows
 from valign.data.prompts.labelled import capped, policy_rows, without_repeats
 from valign.data.prompts.pairs import LabelledPrompt
 from valign.evaluation.guards.rates import Rewrite, Scored, summary
+from valign.evaluation.guards.usefulness import TEMPLATE
 from valign.files import write_json, write_text
 from valign.guard import Guard, GuardDecision
+from valign.guard.head.learned import LearnedStage
 from valign.guard.rewriting.acceptance import jaccard
+from valign.guard.rewriting.caption import parse_caption, subject_of
 from valign.guard.rules.lexical import LexicalStage
 from valign.guard.waterfall import require_prompt
 from valign.models.encoders.int8 import has_int8
 from valign.models.encoders.minilm import MiniLM
 from valign.models.heads.prompt_head import ANY, Head, as_saved, save_head
+from valign.models.language.perplexity import LanguageModel
 from valign.policy import Policy
 from valign.progress import track
-from valign.text import clean
+from valign.text import clean, fold
 from valign.training.tasks.guard_head.calibration import presets, suspicion
 from valign.training.tasks.guard_head.fit import FitConfig, fit_head
 
@@ -188,8 +193,6 @@ def calibrate_and_write(
 
 def measure_head(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt], policy: Policy) -> dict[str, Any]:
     """`valign.evaluation.guards.rates.summary` of the learned stage alone."""
-    from valign.guard.head.learned import LearnedStage
-
     stage = LearnedStage.from_policy(policy, encoder, head)
     scored = []
     for first in track(range(0, len(rows), CHUNK), "measure the head"):
@@ -201,10 +204,20 @@ def measure_head(head: Head, encoder: MiniLM, rows: Sequence[LabelledPrompt], po
     return dict(summary(scored, show_prompts=False))
 
 
-def measure_guard(guard: Guard, rows: Sequence[LabelledPrompt], *, rewrites: int = 0) -> list[Scored]:
+def measure_guard(
+    guard: Guard,
+    rows: Sequence[LabelledPrompt],
+    *,
+    rewrites: int = 0,
+    judge: Head | None = None,
+    language: LanguageModel | None = None,
+) -> list[Scored]:
     """The whole guard's decision about every row. A prompt that it refuses counts as flagged.
 
-    Args: rewrites: Of so many prompts that are to be rewritten (the lowest hashes of ids) the rewrite is measured too.
+    Args:
+        rewrites: Of so many prompts that are to be rewritten (the lowest hashes of ids) the rewrite is measured too.
+        judge: A second head, which took no part in the rewrite: does it find harm in it?
+        language: Says how fluent a rewrite is.
     """
     scored: list[Scored] = []
     chances: list[tuple[int, int, GuardDecision]] = []
@@ -220,23 +233,73 @@ def measure_guard(guard: Guard, rows: Sequence[LabelledPrompt], *, rewrites: int
             if decision.flagged and decision.action == "rewrite":
                 chances.append((crc32(row.id.encode()), len(scored), decision))
             scored.append(Scored(row, decision.flagged, score, decision.stop, category, fired, decision.intent))
-    words = LexicalStage.from_policy(guard.policy)
+    partners = {row.pair: row.prompt for row in rows if row.pair and row.label == 0}
+    ruler = RewriteRuler(guard, judge, language)
     for _, place, decision in track(sorted(chances, key=lambda one: one[:2])[:rewrites], "rewrite prompts"):
         one = scored[place]
-        scored[place] = replace(one, rewrite=_rewrite(guard, words, one.row.prompt, decision))
+        scored[place] = replace(one, rewrite=ruler.measure(one.row.prompt, decision, partners.get(one.row.pair, "")))
     return scored
 
 
-def _rewrite(guard: Guard, words: LexicalStage, prompt: str, decision: GuardDecision) -> Rewrite:
-    text = guard.finish(decision, prompt).prompt
-    if text is None:
-        return Rewrite(made=False)
-    terms, meaning, encoder = words.terms_in(prompt), None, guard.acceptor.encoder
-    if encoder is not None:
-        one, two = encoder.encode([clean(prompt), clean(text)])
-        meaning = float(one @ two)
-    left = len(terms & words.terms_in(text))
-    return Rewrite(made=True, terms=len(terms), terms_left=left, keep_words=jaccard(prompt, text), keep_meaning=meaning)
+class RewriteRuler:
+    """Measures rewrites of one guard.
+
+    Args: judge, language: As `measure_guard` has them.
+    """
+
+    def __init__(self, guard: Guard, judge: Head | None = None, language: LanguageModel | None = None) -> None:
+        self._guard, self._language = guard, language
+        self._words = LexicalStage.from_policy(guard.policy)
+        encoder = next((stage.encoder for stage in guard.stages if isinstance(stage, LearnedStage)), None)
+        self._judge = None if judge is None else LearnedStage.from_policy(guard.policy, encoder or MiniLM(), judge)
+
+    def measure(self, prompt: str, decision: GuardDecision, partner: str = "") -> Rewrite:
+        """Rewrite the prompt and measure what came of it. ``partner``: the safe prompt of its pair, where it has one."""
+        start = perf_counter()
+        result = self._guard.finish(decision, prompt)
+        spent = (perf_counter() - start) * 1000
+        text = result.prompt
+        if text is None:
+            return Rewrite(made=False, checks=result.checks, milliseconds=spent)
+        last = result.attempts[-1]
+        terms, left = self._words.terms_in(prompt), self._words.terms_in(text)
+        subject = subject_of(parse_caption(clean(prompt)).scene)
+        meaning, to_safe, before = self._cosines(prompt, text, partner)
+        return Rewrite(
+            made=True,
+            terms=len(terms),
+            terms_left=len(terms & left),
+            keep_words=jaccard(prompt, text),
+            keep_meaning=meaning,
+            source=TEMPLATE if last.role == TEMPLATE else last.source,
+            checks=result.checks,
+            milliseconds=spent,
+            kept=kept_share(prompt, text),
+            keep_subject=fold(subject.split()[-1]) in fold(text).split() if subject else None,
+            agreed=None if self._judge is None else not self._judge.check(text).fired,
+            safe_meaning=to_safe,
+            prompt_to_safe=before,
+            safe_kept=kept_share(prompt, partner) if partner else None,
+            perplexity=None if self._language is None else self._language.perplexity(text),
+            safe_perplexity=self._language.perplexity(partner) if self._language is not None and partner else None,
+            text=text,
+        )
+
+    def _cosines(self, prompt: str, text: str, partner: str) -> tuple[float | None, float | None, float | None]:
+        """Of rewrite to prompt, of rewrite to partner, and of prompt to partner; None where nothing is compared."""
+        encoder = self._guard.acceptor.encoder
+        if encoder is None:
+            return None, None, None
+        one, two, *other = encoder.encode([clean(prompt), clean(text), *([clean(partner)] if partner else [])])
+        if not other:
+            return float(one @ two), None, None
+        return float(one @ two), float(two @ other[0]), float(one @ other[0])
+
+
+def kept_share(prompt: str, text: str) -> float:
+    """Share of the prompt's distinct words that stand in the text, in [0, 1]; 1 for a prompt without words."""
+    ours = set(fold(prompt).split())
+    return len(ours & set(fold(text).split())) / len(ours) if ours else 1.0
 
 
 def _readable(guard: Guard, row: LabelledPrompt) -> bool:

@@ -38,8 +38,9 @@ _SIGN = r",:;!?\"(){}%$\[\].*_\-/|+~=^`#&<>\\"  # what may stand inside a word, 
 _BEFORE, _BEHIND = r"(?:(?<=[a-z])|(?<=[a-z][013457@$]))", r"(?=[a-z]|[013457@$][a-z])"  # of a sign inside a word
 _SPLIT = re.compile(rf"{_BEFORE}(?:(?:[{_SIGN}]|[^\x00-\x7f\w\s’])+|['’](?!s\b)){_BEHIND}")  # wea-pon, but not the weapon's
 # What a rule needs to have anything to do: these are quick, the rules are not.
-_ODD = re.compile(rf"(?:[0134578@$!€'{_SIGN}]|[^\x00-\x7f\w\s])\S*[a-z]")
-_ODD_END = re.compile(r"[0134578@$!|€]\S*[a-z]")  # of the text read backwards
+_ANY_SIGN = rf"(?:[0134578@$!€'{_SIGN}]|[^\x00-\x7f\w\s])"
+_ODD = re.compile(rf"(?<!\S)(?:(?!{_ANY_SIGN})\S)*+{_ANY_SIGN}[^\sa-z]*+[a-z]")  # from the beginning of a token on: linear
+_ODD_END = re.compile(r"(?<!\S)[^\s0134578@$!|€]*+[0134578@$!|€][^\sa-z]*+[a-z]")  # of the text read backwards
 _SINGLES = re.compile(r"(?<!\S)(?:[a-z] \S [a-z]|[a-z] [a-z] \S|\S [a-z] [a-z])(?!\S)")  # of the plain reading
 _LONG = re.compile(r"([a-z])\1{2,}")
 _DOUBLED = re.compile(r"(?<![a-z])(?:([a-z])\1){3,}(?![a-z])")  # wweeaappoonn; a word with some doubled letters: `WordList`

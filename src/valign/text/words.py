@@ -46,19 +46,21 @@ class WordList:
     "son"), unless the doubled word is one that English has (`DOUBLED`).
     """
 
-    def __init__(self, terms: Iterable[str]) -> None:
+    def __init__(self, terms: Iterable[str], *, exact: bool = False) -> None:
+        """``exact``: words as they are written and nothing else, for languages in which a letter more is another word."""
         self.terms = frozenset(map(fold, terms))
         if not self.terms or "" in self.terms:
             raise ValueError(f"WordList.terms must be words, got {len(self.terms)} with a blank one or none. Remove it.")
-        written = {" ".join(term.replace(" ", "")): (term, True) for term in sorted(self.terms)}
-        written |= {pieces: (term, False) for term in sorted(self.terms) for pieces in _cut(term)}
+        written = {} if exact else {" ".join(term.replace(" ", "")): (term, True) for term in sorted(self.terms)}
+        written |= {} if exact else {pieces: (term, False) for term in sorted(self.terms) for pieces in _cut(term)}
         written |= {term: (term, False) for term in self.terms}
         self._automaton = ahocorasick.Automaton()
         for text, (term, spaced) in written.items():
             self._automaton.add_word(f" {text} ", (len(text), term, spaced and len(text) > 1))
         self._automaton.make_automaton()
+        self._exact = exact
         undoubled: dict[str, list[str]] = {}
-        for term in sorted(self.terms):
+        for term in sorted(self.terms if not exact else ()):
             undoubled.setdefault(_undoubled(term), []).append(term)
         self._undoubled = ahocorasick.Automaton()
         for text, terms in undoubled.items():
@@ -78,7 +80,7 @@ class WordList:
             start = end - length
             if not spaced or _stands_out(text, start, end):
                 yield start, end, term
-        short = _undoubled(text)
+        short = text if self._exact else _undoubled(text)
         if len(short) == len(text):
             return
         places: list[int] = []  # in the text, of every character of the shorter one

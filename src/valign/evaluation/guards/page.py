@@ -8,16 +8,19 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from valign.evaluation.guards.rates import Scored, summary
+from valign.evaluation.guards.usefulness import SHOWN, diff, ranked, usefulness
 from valign.evaluation.guards.valor import valor_metrics
 from valign.files import atomic_path, write_json, write_text
 
 
 def write_guard_report(scored: Sequence[Scored], folder: Path, *, show_prompts: bool = False) -> Mapping[str, Any]:
     """Write results.json, report.md and roc.png; returns what is in results.json."""
-    found = {**summary(scored, show_prompts=show_prompts), "valor": valor_metrics(scored)}
+    found = {**summary(scored, show_prompts=show_prompts), "valor": valor_metrics(scored), "rewrites": usefulness(scored)}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", found)
     write_text(folder / "report.md", page(found))
+    if show_prompts and (order := ranked(scored)):
+        write_text(folder / "rewrites.md", diff_page(order))
     with atomic_path(folder / "roc.png") as temporary:
         _curves(scored, found).savefig(temporary, format="png", dpi=120)
     return found
@@ -49,6 +52,7 @@ def page(found: Mapping[str, Any]) -> str:
     for name, one in found["layers"].items():
         lines.append(f"| {name} | {_percent(one['recall'])} | {_percent(one['false_alarms'])} | {_percent(one['accuracy'])} |")
     lines += _valor(found["valor"])
+    lines += _rewrites(found.get("rewrites", {}))
     for title, key in (("Worst false alarms", "false_alarms"), ("Worst misses", "misses")):
         lines += ["", f"## {title}", ""]
         lines += [
@@ -83,6 +87,54 @@ def _valor(found: Mapping[str, Any]) -> list[str]:
         ]
         lines.append(f"| {made['prompts']} | {_percent(made['rewritten'])} | {made['with_listed_terms']} | {' | '.join(means)} |")
     return lines
+
+
+def _rewrites(found: Mapping[str, Any]) -> list[str]:
+    """What rewrites keep, by source."""
+    if not found:
+        return []
+    shares = (
+        ("rewritten", "rewritten"),
+        ("template", "template"),
+        ("second head agrees", "agreed"),
+        ("subject kept", "keep_subject"),
+    )
+    numbers = (
+        ("words kept", "kept"), ("by the pair", "safe_kept"), ("meaning kept", "keep_meaning"), ("to the pair", "safe_meaning"),
+        ("prompt to pair", "prompt_to_safe"), ("perplexity", "perplexity"), ("of the pair", "safe_perplexity"),
+        ("guard calls", "checks"), ("at most", "most_checks"), ("ms", "milliseconds"),
+    )  # fmt: skip
+    lines = [
+        "",
+        "## What rewrites keep",
+        "",
+        "Medians over the rewrites, and shares. Template: a scene of the policy in place of the prompt. Words kept: share of the",
+        "prompt's words. Meaning: cosine of sentence vectors. Pair: the set's own safe prompt of the same scene.",
+        "",
+        f"| source | prompts | {' | '.join(title for title, _ in (*shares, *numbers))} |",
+        f"|---|{'---|' * (1 + len(shares) + len(numbers))}",
+    ]
+    for name, one in found.items():
+        cells = [_percent(one[key]) for _, key in shares]
+        cells += ["-" if one[key] is None else f"{one[key]:.3g}" for _, key in numbers]
+        lines.append(f"| {name} | {one['prompts']} | {' | '.join(cells)} |")
+    lines += ["", "| source | rewritten by |", "|---|---|"]
+    return [
+        *lines,
+        *(f"| {name} | {', '.join(f'{by} {n}' for by, n in one['by'].items()) or '-'} |" for name, one in found.items()),
+    ]
+
+
+def diff_page(order: Sequence[Scored]) -> str:
+    """The best and the worst rewrites as Markdown, what is gone struck out and what is new in bold."""
+    lines = ["# Rewrites", "", "By the meaning and the words that they keep."]
+    parts = (("Best", order[:SHOWN]), ("Worst", order[max(SHOWN, len(order) - SHOWN) :]))
+    for title, some in parts:
+        lines += ["", f"## {title}", ""]
+        for one in some:
+            assert one.rewrite is not None
+            lines.append(f"- `{one.row.id}` {one.rewrite.source}: {diff(one.row.prompt, one.rewrite.text)}")
+    return "\n".join([*lines, ""])
 
 
 def _percent(value: Mapping[str, float] | None) -> str:

@@ -1,7 +1,7 @@
 """How well a guard tells harmful prompts from harmless ones: per source and category, with intervals, and where it is worst."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import sqrt
 from typing import Any
 
@@ -26,6 +26,18 @@ class Rewrite:
     terms_left: int = 0  # of them in the rewrite
     keep_words: float = 0.0  # Jaccard overlap, in [0, 1]
     keep_meaning: float | None = None  # cosine, in [-1, 1]; None without an encoder
+    source: str = ""  # the rewriter whose proposal it is; "template" for a scene of the policy
+    checks: int = 0  # texts that the guard judged on the way
+    milliseconds: float = 0.0
+    kept: float | None = None  # share of the prompt's distinct words that are still there
+    keep_subject: bool | None = None  # None where the prompt names no person or animal
+    agreed: bool | None = None  # whether a second head, if one was given, finds no harm in it
+    safe_meaning: float | None = None  # cosine to the safe prompt of the prompt's pair, where it has one
+    prompt_to_safe: float | None = None  # of the prompt itself
+    safe_kept: float | None = None  # share of the prompt's words that the safe prompt kept
+    perplexity: float | None = None  # to a language model, where one is at hand
+    safe_perplexity: float | None = None
+    text: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def measured_table(summary: Mapping[str, Any], name: str) -> str:
     rows += [
         ("benign prompts right", base["fidelity"].get(EVERY), own["fidelity"].get(EVERY)),
         ("safe counterpart shown", base["counterpart"], own["counterpart"]),
+        ("unsafe prompts answered helpfully", base.get("outcomes", {}).get("helpful"), own.get("outcomes", {}).get("helpful")),
         ("details of unsafe prompts kept", base["kept"].get(EVERY), own["kept"].get(EVERY)),
     ]
     lines = ["| | base model | with this adapter |", "|---|---|---|"]

@@ -10,10 +10,12 @@ from PIL.Image import Image
 from valign.checks import UserError
 from valign.guard.guard import Guard
 from valign.guard.records import GuardedImage
+from valign.guard.request import RequestGuard
 from valign.guard.waterfall import require_prompt
 from valign.interfaces import ReadsText
 from valign.models.diffusion.text_reader import TextReader, encoder_limit
 
+USUAL_GUIDANCE = 7.5  # of a pipeline that is not told otherwise
 REFUSED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "ip_adapter_image", "ip_adapter_image_embeds")
 
 
@@ -58,11 +60,19 @@ class GuardedPipeline:
                 raise UserError(f"GuardedPipeline.{name} must be {only!r}, got {options[name]!r}. Take it out.")
         if "generator" in options:
             raise UserError("GuardedPipeline takes a seed, got a generator. Give seed=NUMBER.")
+        for name in [name for name, value in options.items() if name.startswith("negative_prompt") and value]:
+            options[name] = self._negative(options[name], options.get("guidance_scale", USUAL_GUIDANCE))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for text in prompts:
             require_prompt(self.guard.policy, text)
         records = [self._one(text, seed + number, options) for number, text in enumerate(prompts)]
         return GuardedOutput([record.image for record in records], records)
+
+    def _negative(self, texts: str | Sequence[str], guidance: float) -> str | list[str]:
+        """Negative prompts as they may be used; nothing of one that must not be."""
+        requests = RequestGuard(self.guard)
+        found = [requests.negative(text, guidance) or "" for text in ([texts] if isinstance(texts, str) else texts)]
+        return found[0] if isinstance(texts, str) else found
 
     def _one(self, prompt: str, seed: int, options: dict[str, Any]) -> GuardedImage:
         def generate(caption: str, number: int) -> Image:

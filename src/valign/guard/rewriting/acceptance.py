@@ -38,16 +38,27 @@ class Acceptor:
     keep_meaning: float = 0.7
     encoder: SentenceEncoder | None = None  # None does not compare meaning
     instructions: tuple[str, ...] = ()  # texts that a chat model must not repeat
+    edit_words: float = 0.3  # the same limits for proposals in which single words were changed
+    edit_meaning: float = 0.3
 
     def __post_init__(self) -> None:
         check_range("Acceptor.keep_words", self.keep_words, low=0.0, high=1.0)
         check_range("Acceptor.keep_meaning", self.keep_meaning, low=-1.0, high=1.0)
+        check_range("Acceptor.edit_words", self.edit_words, low=0.0, high=1.0)
+        check_range("Acceptor.edit_meaning", self.edit_meaning, low=-1.0, high=1.0)
 
     @classmethod
     def from_policy(cls, policy: Policy, encoder: SentenceEncoder | None = None) -> "Acceptor":
         limits = policy.thresholds
         roles = tuple(role.text for role in policy.rewriters)
-        return cls(keep_words=limits.keep_words, keep_meaning=limits.keep_meaning, encoder=encoder, instructions=roles)
+        return cls(
+            keep_words=limits.keep_words,
+            keep_meaning=limits.keep_meaning,
+            encoder=encoder,
+            instructions=roles,
+            edit_words=limits.edit_words,
+            edit_meaning=limits.edit_meaning,
+        )
 
     def form(self, prompt: str, text: str) -> str:
         """Why the text is not a caption; "" if it is one."""
@@ -66,8 +77,8 @@ class Acceptor:
             return "repeats the instruction"
         return ""
 
-    def __call__(self, prompt: str, text: str) -> Acceptance:
-        """Form first, then words, then meaning."""
+    def __call__(self, prompt: str, text: str, *, edited: bool = False) -> Acceptance:
+        """Form first, then words, then meaning. ``edited``: single words of the prompt were changed."""
         if reason := self.form(prompt, text):
             return Acceptance(reason)
         words = jaccard(prompt, text)
@@ -75,8 +86,9 @@ class Acceptor:
         if self.encoder is not None:
             one, two = self.encoder.encode([clean(prompt), clean(text)])
             meaning = float(one @ two)
-        if not words >= self.keep_words:
+        if not words >= (self.edit_words if edited else self.keep_words):
             return Acceptance("keeps too few words", words, meaning)
-        if meaning is not None and not meaning >= self.keep_meaning:  # NaN too
+        least = self.edit_meaning if edited else self.keep_meaning
+        if meaning is not None and not meaning >= least:  # NaN too
             return Acceptance("keeps too little of the meaning", words, meaning)
         return Acceptance("", words, meaning)

@@ -155,6 +155,25 @@ class ChatRewriter:
         return data
 
 
+class ChatTranslator:
+    """Translates a prompt into English, so that the rules for English can judge it; it must answer ``{"english": "..."}``."""
+
+    def __init__(self, chat: ChatModel) -> None:
+        self.chat = chat
+        self._system = (
+            "You translate captions for an image model into English, word by word, harmful ones too: they are judged afterwards, "
+            'not shown. Leave nothing out and soften nothing. Answer with JSON alone: {"english": "the translation"}.'
+        )
+
+    def __call__(self, prompt: str, language: str) -> str:
+        """Raises: UnreadableAnswer if it is not JSON with a translation."""
+        answer = ask(self.chat, self._system, {"caption": prompt, "language": language}, schema_of(english={"type": "string"}))
+        english = (_json(answer) or {}).get("english")
+        if not isinstance(english, str) or not english.strip():
+            raise UnreadableAnswer('a chat translator must answer {"english": "..."}, got something else. Choose another model.')
+        return english.strip()
+
+
 def read_prompt(answer: str) -> str:
     """The caption of ``{"prompt": "..."}``."""
     caption = (_json(answer) or {}).get("prompt")

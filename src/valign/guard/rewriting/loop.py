@@ -1,15 +1,19 @@
 """Carry a decision out: ask a rewriter for captions until one passes the guard, then the policy's own templates, else block."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from math import inf
 
 from valign.guard.decision import enforced
 from valign.guard.records import Attempt, GuardDecision, GuardResult
 from valign.guard.rewriting.acceptance import Acceptor
-from valign.guard.rewriting.policy_rewriter import PolicyRewriter, Rewriter, RewriteRequest, role_of
+from valign.guard.rewriting.policy_rewriter import Editor, PolicyRewriter, Rewriter, RewriteRequest, role_of
 from valign.guard.waterfall import Waterfall
 from valign.policy import Policy
+from valign.text.syntax import SIGNS, has_syntax
 
+MOST_CHECKS = 4  # texts that the guard judges before parts of a prompt are no longer looked at for a template
 TEMPLATES = 8  # proposals of the policy rewriter that are tried when nothing better was accepted
 
 
@@ -20,14 +24,25 @@ class RewritingLoop:
         waterfall: What a proposal must pass.
         rewriter: Proposes captions; None blocks whatever should be rewritten.
         acceptor: What a proposal must keep of the prompt.
+        editors: Propose captions before the rewriter does, in this order. What they find must pass with a margin, `guard.margin`.
+        harmless: A judge that took no part in finding the proposal; it must agree. None: the guard alone decides.
         template: The last resort, whatever its proposals keep.
     """
 
     def __init__(
-        self, policy: Policy, waterfall: Waterfall, rewriter: Rewriter | None, acceptor: Acceptor, template: PolicyRewriter
+        self,
+        policy: Policy,
+        waterfall: Waterfall,
+        rewriter: Rewriter | None,
+        acceptor: Acceptor,
+        template: PolicyRewriter,
+        *,
+        editors: Sequence[Editor] = (),
+        harmless: Callable[[str], bool] | None = None,
     ) -> None:
         self._policy, self._waterfall = policy, waterfall
         self._rewriter, self._acceptor, self._template = rewriter, acceptor, template
+        self._editors, self._harmless = tuple(editors), harmless
 
     def finish(self, decision: GuardDecision, prompt: str) -> GuardResult:
         """The prompt itself if it is allowed, an accepted rewrite, or None; with every attempt."""
@@ -35,34 +50,49 @@ class RewritingLoop:
             return GuardResult(decision=decision, prompt=prompt)
         if decision.action == "block" or self._rewriter is None:
             return GuardResult(decision=decision, prompt=None)
-        request, calls = self._request(decision, prompt), decision.chat_calls
+        counter = _Counter(self._waterfall)
+        request, calls = self._request(decision, prompt, counter), decision.chat_calls
         attempts: list[Attempt] = []
-        for number in range(self._policy.guard.max_rewrites):
-            calls += self._rewriter.uses_chat
-            attempt = self._attempt(self._rewriter, request, number)
-            if attempt is None:
-                break
-            attempts.append(attempt)
-            if attempt.accepted:
+        for rewriter, tries in self._rewriters(foreign=request.finding.level == "language"):
+            for number in range(tries):
+                calls += rewriter.uses_chat
+                attempt = self._attempt(rewriter, request, number, counter)
+                if attempt is None:
+                    break
+                attempts.append(attempt)
+                if attempt.accepted:
+                    break
+            if attempts and attempts[-1].accepted:
                 break
         if not any(attempt.accepted for attempt in attempts):
-            found = next((text for text in self._templates(request) if self._waterfall.passes(text)), None)
+            counter.limit = MOST_CHECKS if attempts else inf
+            found = next((text for text in self._templates(request) if counter.passes(text)), None)
             if found is not None:
                 attempts.append(Attempt(role="template", source=self._template.name, text=found, accepted=True))
         accepted = next((attempt.text for attempt in attempts if attempt.accepted), None)
-        return GuardResult(decision=replace(decision, chat_calls=calls), prompt=accepted, attempts=tuple(attempts))
+        return GuardResult(
+            decision=replace(decision, chat_calls=calls), prompt=accepted, attempts=tuple(attempts), checks=counter.checks
+        )
 
-    def _request(self, decision: GuardDecision, prompt: str) -> RewriteRequest:
+    def _rewriters(self, *, foreign: bool) -> Iterator[tuple[Rewriter, int]]:
+        """Each with how often it may try. The policy's own rewriter comes last anyway, so behind an editor it gets no turn here.
+        Editors know English alone."""
+        yield from ((editor, editor.tries) for editor in self._editors if not foreign)
+        if self._rewriter is not None and not (self._editors and self._rewriter is self._template):
+            yield self._rewriter, self._policy.guard.max_rewrites
+
+    def _request(self, decision: GuardDecision, prompt: str, counter: "_Counter") -> RewriteRequest:
         finding = enforced(self._policy, next(one for one in decision.trace if one.stage == decision.stop and one.fired))
         return RewriteRequest(
             prompt=prompt,
             role=role_of(finding, decision.intent),
             finding=finding,
             intent=decision.intent,
-            suspicious=cache(self._waterfall.suspicious),
+            suspicious=cache(counter.suspicious),
+            texts=tuple(self._waterfall.syntax.texts(prompt)) if has_syntax(prompt) else (),
         )
 
-    def _attempt(self, rewriter: Rewriter, request: RewriteRequest, number: int) -> Attempt | None:
+    def _attempt(self, rewriter: Rewriter, request: RewriteRequest, number: int, counter: "_Counter") -> Attempt | None:
         try:
             text = rewriter.propose(request, number)
         except Exception as error:
@@ -70,10 +100,10 @@ class RewritingLoop:
             return Attempt(role=request.role, source=rewriter.name, text="", accepted=False, reason=reason)
         if text is None:
             return None
-        found = self._acceptor(request.prompt, text)
+        found = self._acceptor(request.prompt, text, edited=rewriter in self._editors)
         if request.role == "sign":  # a sign shows other words than the prompt, so only its form is judged
             found = replace(found, reason=self._acceptor.form(request.prompt, text))
-        reason = found.reason or ("" if self._waterfall.passes(text) else "does not pass the guard")
+        reason = found.reason or self._objection(text, counter, strict=rewriter in self._editors)
         return Attempt(
             role=request.role,
             source=rewriter.name,
@@ -84,10 +114,38 @@ class RewritingLoop:
             keep_meaning=found.keep_meaning,
         )
 
+    def _objection(self, text: str, counter: "_Counter", *, strict: bool) -> str:
+        """Why the text must not be used; "" if it may."""
+        if self._harmless is not None and not self._harmless(text):
+            return "the second judge objects"
+        if not counter.passes(text, margin=self._policy.guard.margin if strict else 1.0):
+            return "does not pass the guard"
+        return ""
+
     def _templates(self, request: RewriteRequest) -> list[str]:
         """The policy's own proposals, whatever they keep. A finding without a category (a chat judge's) has the sign only."""
         if request.role == "harm" and request.finding.category not in self._policy.category_ids():
             return []
         if request.role == "values" and request.finding.rule not in {norm.id for norm in self._policy.norms}:
             return ["people standing quietly in a friendly place"]
+        if request.texts:  # a template has no use for brackets
+            request = replace(request, prompt=min((one.text for one in request.texts), key=lambda text: len(SIGNS.findall(text))))
         return list(self._template.proposals(request))[:TEMPLATES]
+
+
+class _Counter:
+    """The waterfall, counting the texts that it judges for one prompt."""
+
+    def __init__(self, waterfall: Waterfall) -> None:
+        self._waterfall, self.checks = waterfall, 0
+        self.limit = inf  # checks from which a part is taken for suspicious unseen
+
+    def passes(self, text: str, *, margin: float = 1.0) -> bool:
+        self.checks += 1
+        return self._waterfall.passes(text, margin=margin)
+
+    def suspicious(self, part: str) -> bool:
+        if self.checks + 1 >= self.limit:
+            return True
+        self.checks += 1
+        return self._waterfall.suspicious(part)

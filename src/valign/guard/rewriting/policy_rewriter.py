@@ -11,6 +11,7 @@ from valign.guard.rewriting.caption import Caption, parse_caption, subject_of, w
 from valign.guard.rules.semantic import References
 from valign.policy import Category, Concept, Policy
 from valign.text import clean, fold
+from valign.text.syntax import Traced
 
 MOST_DETAILS = 16  # of a prompt that a rewrite keeps; each costs a pass of the guard, and an image model reads 77 tokens
 LONGEST_PART = 200  # characters of a part that is kept
@@ -26,6 +27,7 @@ class RewriteRequest:
     finding: Verdict  # what made the rewrite necessary
     intent: Intent = "harmful"
     suspicious: Callable[[str], bool] = field(repr=False, compare=False)  # whether a part of the prompt fails the guard by itself
+    texts: tuple[Traced, ...] = field(default=(), repr=False)  # what the prompt tells the model, where it has syntax
 
 
 @runtime_checkable
@@ -38,6 +40,14 @@ class Rewriter(Protocol):
     def propose(self, request: RewriteRequest, attempt: int) -> str | None:
         """The proposal of that number, from 0; None when there is no other."""
         ...
+
+
+@runtime_checkable
+class Editor(Rewriter, Protocol):
+    """A rewriter that changes as little as it can; it is asked before all others."""
+
+    @property
+    def tries(self) -> int: ...  # proposals at most
 
 
 def role_of(finding: Verdict, intent: Intent) -> Role:

@@ -13,6 +13,7 @@ from valign.text import fold
 
 LAST_LATIN = 0x24F  # last letter of Unicode's block Latin Extended-B
 FIRST_EAST_ASIAN = 0x2E80  # from here on one letter can be a word: Chinese, Japanese and Korean
+SCRIPTS = {"ru": "CYRILLIC"}  # of the languages with lists that are not written in Latin letters, as Unicode names it
 SPELT = 3  # single letters in a row, from which they are a word that is spelt out
 
 
@@ -24,18 +25,24 @@ class ScriptStage:
 
     def __init__(self, policy: Policy) -> None:
         self._action = policy.guard.other_scripts
+        judged = {code for code, choice in policy.guard.languages.each.items() if choice == "lists"}
+        self._scripts = tuple(SCRIPTS[code] for code in sorted(judged & set(SCRIPTS))) if self._action == "lists" else ()
         self._listed = listed_words(policy)
 
     def check(self, prompt: str) -> Verdict:
         if prompt.isascii():
             return Verdict(stage=self.name, level="rule")
-        unread = [word for word in words(prompt) if not readable(word) and fold(word) not in self._listed]
+        unread = [word for word in words(prompt) if not (readable(word) or fold(word) in self._listed or self._is_judged(word))]
         if not unread or self._action == "allow":
             return Verdict(stage=self.name, level="rule", score=len(unread), threshold=1)
         message = "letters that this policy cannot read"
         return Verdict(
             stage=self.name, level="rule", outcome="fire", score=len(unread), threshold=1, message=message, action="block"
         )
+
+    def _is_judged(self, word: str) -> bool:
+        """Whether the word is in a script whose language has lists of its own."""
+        return any(all(unicodedata.name(char, "").startswith(script) for char in word) for script in self._scripts)
 
     def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
         return [self.check(prompt) for prompt in prompts]

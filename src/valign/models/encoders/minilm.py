@@ -94,6 +94,28 @@ class MiniLM:
         """Windows of at most `MAX_TOKENS`, in the order of the texts; every text has at least one."""
         return _padded(self._windows(texts))
 
+    def with_places(self, text: str) -> Iterator[tuple[Tokens, list[tuple[int, int]]]]:
+        """Each window of a text by itself, with start and end in characters of every token; equal ones for the two markers."""
+        encoding = self._tokenizer.encode(text)
+        for window in (encoding, *encoding.overflowing):
+            yield _padded([(window.ids, 0)]), list(window.offsets)
+
+    def joined(self, windows: Sequence[Tokens]) -> Tokens:
+        """Windows of several texts, one each, as one batch."""
+        return _padded([(one.ids[0].tolist(), number) for number, one in enumerate(windows)])
+
+    def id_of(self, token: str) -> int | None:
+        """The number of a token; None if it is not one."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def embeddings(self, words: Sequence[str]) -> Float[Tensor, "word dim"]:
+        """Input embeddings of words that are one token each. Raises: UserError for another word."""
+        ids = [self.id_of(word) for word in words]
+        if missing := [word for word, number in zip(words, ids) if number is None]:
+            raise UserError(f"MiniLM.embeddings.words must be tokens of the encoder, got {missing[0]!r}. Leave it out.")
+        return self.weights["embeddings.word_embeddings.weight"][torch.tensor(ids)]
+
     def batches(self, texts: Sequence[str]) -> Iterator[Tokens]:
         """All windows of the texts, those of like length together, at most `BATCH` tokens at a time: a processor gains nothing
         from more, and padding costs as much as words."""

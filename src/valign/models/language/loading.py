@@ -38,7 +38,9 @@ def load_chat(folder: str | Path, *, adapter: str | Path | None = None, device: 
     """
     check_choice("load_chat.dtype", dtype, ("auto", *DTYPES))
     path, place = Path(folder).expanduser(), choose_device(device)
-    tokenizer, model = _load(path, DTYPES[dtype] if dtype != "auto" else choose_dtype(place))
+    tokenizer, model = load_causal(path, DTYPES[dtype] if dtype != "auto" else choose_dtype(place))
+    if not tokenizer.chat_template:
+        raise UserError(f"{path} has no chat template, so it is not a chat model. Choose an instruction-tuned model.")
     check_match(tokenizer, model, name=str(path))
     renderer = ChatRenderer(tokenizer, model.generation_config, name=str(path))
     if adapter is not None:
@@ -70,7 +72,8 @@ def check_match(tokenizer: Any, model: Any, *, name: str) -> None:
                 )
 
 
-def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def load_causal(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Tokenizer and causal language model of a folder. Raises: UserError if it is missing, broken or without safetensors."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -89,8 +92,6 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype, **options)
     except LOAD_ERRORS as error:
         raise UserError(f"{folder} could not be loaded: {first_line(error)}. Download or save the model again.") from error
-    if not tokenizer.chat_template:
-        raise UserError(f"{folder} has no chat template, so it is not a chat model. Choose an instruction-tuned model.")
     return tokenizer, model
 
 
