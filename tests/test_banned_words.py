@@ -73,6 +73,7 @@ ALLOWED = [
     ("docs/methods.md", "coprov2-twins", "the method's name in `valign methods`"),
     ("src/valign/data/images/contact_sheet.py", "safe twin, preferred", "drawn on contact sheets, whose pixels stay"),
     ("docs/concepts/policy.md", "Pictures of people", "quotes the bundled policy"),
+    ("docs/concepts/rewriting.md", "picture of class", "words that people write in prompts"),
     ("docs/**", "pictures/", "the folder of the documentation's own images"),
     ("README.md", "pictures/", "the folder of the documentation's own images"),
 ]

@@ -66,8 +66,9 @@ def test_harmful_prompts_are_found_and_look_alikes_are_not(lists, code):
     ],
 )
 def test_the_block_rule_holds_in_every_language(lists, prompt):
-    decision = Guard.from_policy(lists).check(prompt)
+    decision = Guard.from_policy(lists).check(prompt, explain=True)
     assert (decision.action, decision.stop, decision.prompt) == ("block", "hard-rule", "")
+    assert decision.trace[-1].stage == "hard-rule"  # no later stage sees it
 
 
 def test_a_harmful_prompt_is_rewritten_in_english_and_a_mixed_one_is_found(lists):

@@ -97,8 +97,7 @@ class Waterfall:
                 plain = stage is self.syntax or stage is self._language  # has nothing to say of a plain English prompt
                 if not plain or verdict.fired or verdict.message:
                     traces[i].append(verdict)
-            if not explain or stage.level == "rule":
-                alive = [i for i in alive if not self._counts(traces[i][-1])]
+            alive = [i for i in alive if not self._ends(traces[i][-1], explain=explain)]
         return traces
 
     def _texts(self, prompt: str) -> list[Traced]:
@@ -155,6 +154,10 @@ class Waterfall:
     def _verdicts_of(self, stage: Stage, prompts: Sequence[str]) -> list[Verdict]:
         found = run_stage(stage, prompts)
         return self._opinion(prompts, found) if self._opinion is not None and stage.level == "word" else found
+
+    def _ends(self, verdict: Verdict, *, explain: bool) -> bool:
+        """Whether no further stage sees the prompt: after its first finding, or where all are to be shown, after a rule's."""
+        return self._counts(verdict) and (not explain or verdict.level == "rule")
 
     def _counts(self, verdict: Verdict) -> bool:
         return verdict.fired and not ignored(self._policy, verdict)

@@ -61,7 +61,8 @@ class GuardedPipeline:
         if "generator" in options:
             raise UserError("GuardedPipeline takes a seed, got a generator. Give seed=NUMBER.")
         for name in [name for name, value in options.items() if name.startswith("negative_prompt") and value]:
-            options[name] = self._negative(options[name], options.get("guidance_scale", USUAL_GUIDANCE))
+            guidance = options.get("guidance_scale")
+            options[name] = self._negative(options[name], USUAL_GUIDANCE if guidance is None else guidance)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         for text in prompts:
             require_prompt(self.guard.policy, text)
