@@ -207,14 +207,14 @@ def _scores(
         found[name] = activations
     scores = []
     for site in sites:
-        sets = []
+        sets: list[Tensor] = []
         for name, activations in found.items():
             read = activations.found(site)
             good = read.isfinite().all(1)
             if float((~good).float().mean()) > 0.05:
                 raise UserError(f"{site.name} must be finite, got NaN or infinity in {int((~good).sum())} {name} rows.")
             sets.append(read[good])
-        scores.append(probe_scores(site, *sets, options))
+        scores.append(probe_scores(site, sets[0], sets[1], options))
     return scores
 
 

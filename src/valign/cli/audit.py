@@ -196,7 +196,8 @@ def concentration(
     options, asked = record(ctx, Concentration), record(ctx, SubjectOptions)
     _free(folder)
     subject, sets, utility = _subject(model, asked, options.seed)
-    figures, plots, verdict = audit_concentration(subject, *sets, options, utility=utility)
+    flagged, benign, held_flagged, held_benign = sets
+    figures, plots, verdict = audit_concentration(subject, flagged, benign, held_flagged, held_benign, options, utility=utility)
     write_audit(folder, figures, plots, verdict)
     out.print("\n".join([*verdict, f"All figures: {folder / 'audit.json'}"]), soft_wrap=True)
 
@@ -221,8 +222,8 @@ def _subject(model: str, asked: SubjectOptions, seed: int) -> "tuple[Subject, tu
             )
         detector = SafetyCheckerDetector(model)
         folders = (asked.flagged_images, asked.benign_images)
-        images = [[open_image(path) for path in image_files(folder)] for folder in folders]
-        return CheckerSubject(detector, detector.model.vision_model), _halves(*images, seed), None
+        flagged, benign = ([open_image(path) for path in image_files(folder)] for folder in folders)
+        return CheckerSubject(detector, detector.model.vision_model), _halves(flagged, benign, seed), None
     from valign.audits.subjects import DiffusionSubject
     from valign.models.diffusion.lora import load_adapter
 

@@ -20,7 +20,8 @@ BRACKET = re.compile(r"(?<!\\)[()]")
 def compel(prompt: Traced, wildcards: Wildcards) -> Seen:
     names = tuple(prompt[match.start(1) : match.end(1)] for match in LORA.finditer(prompt.text))
     text = prompt.without(LORA)
-    shown, away = [text.without(CONJUNCTION)], []
+    shown = [text.without(CONJUNCTION)]
+    away: list[Traced] = []
     for match in CONJUNCTION.finditer(text.text):
         weights = [_number(one) for one in match[2].split(",")]
         for number, part in enumerate(QUOTED.finditer(match[1])):

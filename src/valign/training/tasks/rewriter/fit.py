@@ -156,8 +156,8 @@ class EditTask(TrainingTask):
         states = self._states(self.encoder.joined([tokens for tokens, _ in windows]))
         at = torch.tensor(rows)
         losses = cross_entropy(tag_logits(self.weights, states[at[:, 0], at[:, 1]]), torch.tensor(goals), reduction="none")
-        weight = torch.tensor(weights)
-        return (losses * weight).sum() / weight.sum()
+        shares = torch.tensor(weights)
+        return (losses * shares).sum() / shares.sum()
 
     def _goal(self, example: EditExample | None, word: int) -> tuple[int, float]:
         if example is None or not example.change[word]:
@@ -180,8 +180,10 @@ class EditTask(TrainingTask):
         tokens = self.encoder.joined(windows)
         states = self._states(tokens)
         goals = torch.full(tokens.ids.shape, -100)
+        mask_id = self.mask_id
+        assert mask_id is not None
         for row, goal in enumerate(targets):
-            at = (tokens.ids[row] == self.mask_id).nonzero()[:, 0][: len(goal)]
+            at = tokens.ids[row].eq(mask_id).nonzero()[:, 0][: len(goal)]
             goals[row, at] = torch.tensor([one if one >= 0 else -100 for one in goal[: len(at)]], dtype=torch.long)
         known = goals >= 0
         if not bool(known.any()):
