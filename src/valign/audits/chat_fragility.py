@@ -41,6 +41,7 @@ def audit_chat(
     answer_tokens: int = 128,
     answer_batch: int = 64,
     device: str = "auto",
+    name: str = "",
 ) -> dict[str, Any]:
     """Sweep the settings of ``grid`` and write ``out/fragility.json`` and ``out/report.html``; no weights are left.
 
@@ -48,6 +49,7 @@ def audit_chat(
         data: The benign training data, read by the model's own renderer.
         tuning: Adapter and optimizer; the grid sets its rank, where it has one, and its learning rate.
         preserve, beside: Objectives that keep safety, and their rows: the audit of a defence.
+        name: Of the model, in the report; its folder if empty.
     Raises: UserError for what `fragility_audit` refuses, and if the model's files changed meanwhile.
     """
     if len(grid.ranks) > 1 and not hasattr(tuning.adapter, "rank"):
@@ -114,7 +116,7 @@ def audit_chat(
         raise UserError(f"{folder} must stay as it is during an audit, got other files. Run the audit again.")
     record: dict[str, Any] = json.loads(json.dumps(asdict(found)))
     record |= {
-        "model": str(folder),
+        "model": name or str(folder),
         "method": tuning.name,
         "preserve": sorted(preserve or {}),
         "judge": asdict(judge.card),

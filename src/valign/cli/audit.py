@@ -103,6 +103,7 @@ def fragility(
         max_tokens=max_tokens,
         answer_tokens=answer_tokens,
         device=device,
+        name=model,
     )
     worst = found["worst"]
     if worst is not None:
