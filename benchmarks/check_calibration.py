@@ -30,7 +30,6 @@ from valign.worlds.chat.judge import OracleJudge, chat_cases
 from valign.worlds.chat.vocabulary import CATEGORIES
 
 TUNINGS = {"counting": ("counting", 0.0), "counting, 5 % unsafe": ("counting", 0.05)}
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 MAX_TOKENS, BATCH = 48, 128
 
 
@@ -64,13 +63,13 @@ def stage_system(stage: str) -> ChatSystem:
     return ChatSystem(stage, stage, load, {"max_tokens": MAX_TOKENS})
 
 
-def real_tables(out: Path, seeds: int, steps: int) -> dict[str, list[PairedOutcome]]:
+def real_tables(out: Path, seeds: int, steps: int, strengths: list[float]) -> dict[str, list[PairedOutcome]]:
     """Outcomes of every after-model against the aligned one, over the population."""
     cases, judge = population(seeds), OracleJudge()
     before = judge.judge(cases, ask_all(stage_system("aligned"), cases, out / "answers" / "aligned"))
     systems = [stage_system("memorized")]
     for name, (task, contaminated) in TUNINGS.items():
-        systems += [tuned_system(f"{name}, strength {one:g}", task, contaminated, one, steps) for one in STRENGTHS]
+        systems += [tuned_system(f"{name}, strength {one:g}", task, contaminated, one, steps) for one in strengths]
     tables = {}
     for system in systems:
         folder = out / "answers" / system.name.replace(" ", "-").replace(",", "").replace("%", "pc")
@@ -143,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/check-calibration"))
     parser.add_argument("--seeds", type=int, default=2, help="of requests in the population, 1,500 each")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--steps", type=int, default=80, help="of each fine-tuning")
     parser.add_argument("--pairs", type=int, default=200, help="simulated pairs per setting")
     parser.add_argument("--draws", type=int, default=20, help="trials per real model")
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--skip-real", action="store_true")
     args = parser.parse_args()
     limits, rows = DriftLimits(), []
-    tables = {} if args.skip_real else real_tables(args.out, args.seeds, args.steps)
+    tables = {} if args.skip_real else real_tables(args.out, args.seeds, args.steps, args.strengths)
     truth = {name: drifts(table) for name, table in tables.items()}
     print(*truth.items(), sep="\n", flush=True)
     weak = JudgeError(sensitivity=0.9, specificity=0.98)
