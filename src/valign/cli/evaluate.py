@@ -113,8 +113,8 @@ def command(
         raise UserError("--model must name the base, got nothing: shapes, a pipeline folder or a hub id. Or name --judge-images.")
     if given := [name for name, value in (("skip-unreadable", inputs.skip_unreadable), ("stand-in", inputs.stand_in)) if value]:
         raise UserError(f"--{given[0]} has no effect without --judge-images. Leave it out, or name the images.")
-    adapters, world = _adapters(adapter), find_world(suite)
-    encoders = _adapters(values, "--values")
+    adapters, world = named_adapters(adapter), find_world(suite)
+    encoders = named_adapters(values, "--values")
     _distinct(adapters, encoders)
     if value_retriever and not encoders:
         raise UserError("--value-retriever finds the principles of --values, which names no encoder. Name one, or drop it.")
@@ -318,7 +318,7 @@ def _detector_line(card: Mapping[str, Any]) -> str:
     return f"95 % intervals. Detector {card['name']} misses {missed:.2f} % and falsely flags {false:.2f} %; → corrected for both."
 
 
-def _adapters(given: Iterable[str], option: str = "--adapter") -> dict[str, Path]:
+def named_adapters(given: Iterable[str], option: str = "--adapter") -> dict[str, Path]:
     """``NAME=FOLDER``, or a folder that gives its own name (its parent's, where it is called "adapter" or "values")."""
     found: dict[str, Path] = {}
     for text in given:
@@ -353,17 +353,23 @@ def _systems(
     anyway: bool,
 ) -> list[System]:
     from valign.evaluation import adapter_system, base_system, guided_system
-    from valign.models.diffusion.guidance.negative import NegativePrompt
-    from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
 
     systems = [base_system(model, sampling)]
     for name in dict.fromkeys(baselines):
-        guidance: Guidance = NegativePrompt(policy.negative_prompt)
-        if name != "negative-prompt":
-            guidance = SafeLatentDiffusion.preset(name.removeprefix("sld-"), text=policy.safety_text)
-        what = "the policy's negative prompt" if name == "negative-prompt" else "Safe Latent Diffusion, the policy's safety text"
+        guidance, what = guidance_of(name, policy)
         systems.append(guided_system(model, guidance, sampling, name=name, description=what))
     return [*systems, *(adapter_system(model, folder, sampling, name=name, anyway=anyway) for name, folder in adapters.items())]
+
+
+def guidance_of(name: str, policy: Policy) -> tuple[Guidance, str]:
+    """One of `BASELINES` in the policy's words, and what it is."""
+    from valign.models.diffusion.guidance.negative import NegativePrompt
+    from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
+
+    if name == "negative-prompt":
+        return NegativePrompt(policy.negative_prompt), "the policy's negative prompt"
+    preset = SafeLatentDiffusion.preset(name.removeprefix("sld-"), text=policy.safety_text)
+    return preset, "Safe Latent Diffusion, the policy's safety text"
 
 
 def _guided_by_values(

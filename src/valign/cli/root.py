@@ -33,6 +33,7 @@ PANELS = {
         "detector": ("valign.cli.detector", "app"),
         "evaluate": ("valign.cli.evaluate", "command"),
         "report": ("valign.cli.report", "command"),
+        "attack": ("valign.cli.attack", "command"),
     },
     "Fine-tuning": {
         "finetune": ("valign.cli.finetune", "command"),
