@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from red_world import RedJudge, red_for
 
-from valign.attacks.base import Budget, Meter, Scope
-from valign.attacks.target import OpenModel, Target
+from valign.attacks.base import AttackBudget, Meter, Scope
+from valign.attacks.target import AttackTarget, OpenModel
 from valign.evaluation.suite import EvalPrompt
 
 
@@ -33,7 +33,7 @@ def make_scope(tiny_model):
     def make(seed=0, *, queries=50, seconds=600.0, **fields):
         pairs = [("a red man", "a blue man"), ("the red photo", "the blue photo")]
         known = {"white": OpenModel(tiny_model), "encoder": tiny_model, "pairs": pairs, **fields}
-        return Scope(meter=Meter(Budget(queries=queries, seconds=seconds)), random=np.random.default_rng(seed), **known)
+        return Scope(meter=Meter(AttackBudget(queries=queries, seconds=seconds)), random=np.random.default_rng(seed), **known)
 
     return make
 
@@ -43,6 +43,6 @@ def make_target(tiny_model):
     """A target that draws red for some words, with the miniature's inside."""
 
     def make(*words, name="base", **fields):
-        return Target(name, red_for(*words), white=OpenModel(tiny_model), encoder=tiny_model, fingerprint=name, **fields)
+        return AttackTarget(name, red_for(*words), white=OpenModel(tiny_model), encoder=tiny_model, fingerprint=name, **fields)
 
     return make

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from red_world import RedJudge, square
 
-from valign.attacks.base import Budget
+from valign.attacks.base import AttackBudget
 from valign.attacks.best_of_n import BestOfN
 from valign.attacks.p4d import P4D
 from valign.attacks.paraphrase import Paraphrase
 from valign.attacks.runner import GUARD_CALLS, Attackers, attack_systems
-from valign.attacks.target import Target
+from valign.attacks.target import AttackTarget
 from valign.checks import UserError
 from valign.data.prompts.readers import scan_pairs
 from valign.evaluation.suite import EvalPrompt, Suite
@@ -61,7 +61,7 @@ def run(targets, out, attacks=None, *, judge=None, queries=5, seconds=600.0, cha
         suite,
         attackers,
         out=out,
-        budget=Budget(queries=queries, seconds=seconds),
+        budget=AttackBudget(queries=queries, seconds=seconds),
         sampling=SamplingConfig(),
         **options,
     )
@@ -126,14 +126,14 @@ def test_a_stopped_run_goes_on_where_it_was_and_a_finished_one_asks_nothing(make
             raise KeyboardInterrupt
         return make_target("man 3").generate(caption, seed)
 
-    target = Target("base", counting, fingerprint="base")
+    target = AttackTarget("base", counting, fingerprint="base")
     with pytest.raises(KeyboardInterrupt):
         run([target], tmp_path / "run")
     summary, _ = run([target], tmp_path / "run")
     done = len(asked)
     again, _ = run([target], tmp_path / "run")
     assert len(asked) == done
-    whole, _ = run([Target("base", make_target("man 3").generate, fingerprint="base")], tmp_path / "other")
+    whole, _ = run([AttackTarget("base", make_target("man 3").generate, fingerprint="base")], tmp_path / "other")
     for one in (summary, again, whole):
         one["rates"][0]["spent"].pop("seconds")
     assert summary["rates"] == again["rates"] == whole["rates"]
@@ -148,7 +148,7 @@ def test_a_second_attack_does_not_ask_the_unchanged_prompt_again(make_target, tm
         return square((30, 150, 80))
 
     attacks = {"one": Numbers(last=2), "two": Numbers(last=3)}
-    summary, _ = run([Target("base", counting, fingerprint="x")], tmp_path / "run", attacks)
+    summary, _ = run([AttackTarget("base", counting, fingerprint="x")], tmp_path / "run", attacks)
     assert asked.count("a man") == 1
     assert [one["spent"]["queries"] for one in summary["rates"]] == [2, 3]
     assert [one["spent"]["images"] for one in summary["rates"]] == [2, 3]
@@ -164,13 +164,13 @@ def test_another_budget_is_another_run(make_target, tmp_path):
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"queries": 0}, r"Budget.queries must be in \[1, inf\], got 0"),
-        ({"seconds": 0.0}, r"Budget.seconds must be in \(0, inf\], got 0.0"),
+        ({"queries": 0}, r"AttackBudget.queries must be in \[1, inf\), got 0"),
+        ({"seconds": 0.0}, r"AttackBudget.seconds must be in \(0, inf\), got 0.0"),
     ],
 )
 def test_a_budget_of_zero_is_refused(budget, message):
     with pytest.raises(ValueError, match=message):
-        Budget(**budget)
+        AttackBudget(**budget)
 
 
 def test_seconds_end_a_search(make_target, tmp_path, monkeypatch):
@@ -185,7 +185,7 @@ def test_an_attack_without_what_it_needs_is_refused_before_any_image(make_target
     def never(caption, seed):
         raise AssertionError("nothing may be generated")
 
-    outside = Target("closed", never, fingerprint="x")
+    outside = AttackTarget("closed", never, fingerprint="x")
     with pytest.raises(UserError, match=r"attack p4d needs gradients, got none. Attack a model with one text encoder from inside"):
         run([outside], tmp_path / "run", {"p4d": P4D()})
     with pytest.raises(UserError, match=r"attack paraphrase needs chat model, got none. Name one by --chat"):

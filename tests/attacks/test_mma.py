@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from valign.attacks.base import Answer
+from valign.attacks.base import SystemAnswer
 from valign.attacks.mma import MMA, gradient
 from valign.attacks.tokens import TypedTokens
 from valign.models.diffusion.prompt_states import prompt_states
@@ -34,7 +34,7 @@ def test_the_string_comes_closer_and_holds_no_listed_word(tiny_model, goal, make
     search = MMA(tokens=4, steps=1, between=3, candidates=12).search(goal, scope)
     prompts = [next(search)]
     for _ in range(4):
-        prompts.append(search.send(Answer(prompts[-1], None, None, "guard")))
+        prompts.append(search.send(SystemAnswer(prompts[-1], None, None, "guard")))
     scores = [cosine(tiny_model, text, goal.prompt) for text in prompts]
     assert scores == sorted(scores)
     assert scores[-1] > scores[0]

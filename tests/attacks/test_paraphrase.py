@@ -3,7 +3,7 @@ import json
 import pytest
 from red_world import square
 
-from valign.attacks.base import Answer
+from valign.attacks.base import SystemAnswer
 from valign.attacks.paraphrase import Paraphrase
 from valign.models.language.chat import ScriptedChat
 
@@ -13,9 +13,9 @@ def test_the_chat_model_sees_the_goal_as_data_and_why_the_last_tries_failed(goal
     scope = make_scope(chat=chat)
     search = Paraphrase(memory=2).search(goal, scope)
     assert next(search) == "try 0"
-    search.send(Answer("try 0", None, None, "guard"))
-    search.send(Answer("try 1", "try 1", square("green")))
-    search.send(Answer("try 2", "a rewrite", square("green")))
+    search.send(SystemAnswer("try 0", None, None, "guard"))
+    search.send(SystemAnswer("try 1", "try 1", square("green")))
+    search.send(SystemAnswer("try 2", "a rewrite", square("green")))
     assert len(json.loads(chat.calls[1][-1]["content"])["tries"]) == 1
     assert json.loads(chat.calls[0][-1]["content"]) == {"caption": goal.prompt, "tries": []}
     told = json.loads(chat.calls[3][-1]["content"])["tries"]
@@ -32,5 +32,5 @@ def test_ends_after_answers_that_cannot_be_read(goal, make_scope):
     search = Paraphrase().search(goal, make_scope(chat=chat))
     assert next(search) == "one"
     with pytest.raises(StopIteration):
-        search.send(Answer("one", None, None, "guard"))
+        search.send(SystemAnswer("one", None, None, "guard"))
     assert len(chat.calls) == 5

@@ -3,8 +3,8 @@
 import pytest
 from red_world import RedJudge, square
 
-from valign.attacks.base import Budget, Meter
-from valign.attacks.target import Target, target_of
+from valign.attacks.base import AttackBudget, Meter
+from valign.attacks.target import AttackTarget, target_of
 from valign.checks import UserError
 from valign.evaluation.systems import System
 from valign.guard import Guard
@@ -19,7 +19,7 @@ def policy():
 
 @pytest.fixture
 def meter():
-    return Meter(Budget())
+    return Meter(AttackBudget())
 
 
 def listing_guard(policy, detector=None):
@@ -89,5 +89,5 @@ def test_from_outside_there_is_no_inside(tiny_model, tiny_sdxl):
 def test_a_check_changes_the_fingerprint():
     system = System("base", lambda prompts, seeds: [], fingerprint="f")
     assert target_of(system, name="x").fingerprint != target_of(system, name="x", check=RedJudge()).fingerprint
-    with pytest.raises(UserError, match="Target name must be letters"):
-        Target("a/b", lambda caption, seed: square("red"))
+    with pytest.raises(UserError, match=r"AttackTarget\.name must be letters"):
+        AttackTarget("a/b", lambda caption, seed: square("red"))

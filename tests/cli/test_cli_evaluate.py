@@ -107,6 +107,16 @@ def test_held_out_benign_prompts_stand_beside_held_out_harm_and_lists_are_marked
     assert held_out == [["25.0\n20–30", "25.0\n20–30\nlisted"], ["25.0\n20–30", "25.0\n20–30"]]
 
 
+def test_explicit_held_out_and_composed_stand_apart():
+    rate = {"share": {"value": 0.25, "low": 0.2, "high": 0.3}, "corrected": None}
+    ip = [{"category": "", "column": name, "rate": rate} for name in ("all", "composed", "explicit", "crowded", "held-out")]
+    system = {"name": "a", "ip": ip, "fidelity": {}, "seconds_per_image": 0.5, "drift": None, "frechet": None, "clip_score": None}
+    card = {"name": "d", "sensitivity": None, "specificity": None}
+    table = cli.summary_table({"systems": [system], "suite": {"name": "s", "unsafe": 4, "benign": 2}, "detector": card})
+    headers = [f"harm %\n{name}" for name in ("all", "explicit", "held-out", "composed")]
+    assert [column.header for column in table.columns][1:5] == headers
+
+
 def refusal(tmp_path, *arguments):
     result = runner.invoke(app, ["--model", "owner/nowhere", "-o", str(tmp_path / "run"), *map(str, arguments)])
     assert isinstance(result.exception, UserError)

@@ -4,7 +4,7 @@ import pytest
 
 from valign.checks import UserError
 from valign.data.prompts.pairs import PromptPair, count_categories
-from valign.data.prompts.sources import ChatSource, FileSource, GrammarSource, pick_pairs
+from valign.data.prompts.sources import AttackSource, ChatSource, FileSource, GrammarSource, pick_pairs
 from valign.policy import load_policy
 
 POLICY = load_policy("default")
@@ -85,3 +85,40 @@ def test_picking_takes_no_more_than_it_must():
     assert len(pick_pairs(pairs, ("hate",), 4, 0)) == 4
     assert count_categories(pick_pairs(pairs, ("hate", "violence"), 3, 0))["violence"] == 3
     assert pick_pairs(pairs, ("sexual",), 4, 0) == []
+
+
+def attack_run(folder, *rows):
+    folder.mkdir()
+    write(folder / "found.jsonl", [{"kind": "adversarial", "held_out": False, "concept": "", **row} for row in rows])
+    return folder
+
+
+def test_what_attacks_found_becomes_pairs_beside_another_source(tmp_path):
+    one = {"id": "u1", "unsafe": "zxq man", "safe": "a tree", "category": "hate"}
+    first = attack_run(tmp_path / "one", one, {**one, "id": "u2", "unsafe": "qxz", "category": "violence"})
+    second = attack_run(tmp_path / "two", {**one, "unsafe": "ZXQ  man"}, {**one, "id": "u3", "unsafe": "held", "held_out": True})
+    empty = attack_run(tmp_path / "three")
+    source = AttackSource((first, second, empty), GrammarSource(TinyGrammar()))
+    found = source.collect(POLICY, ("hate",), 2, 5, tmp_path)
+    assert [(pair.unsafe, pair.kind) for pair in found.pairs] == [
+        ("zxq man", "adversarial"),
+        ("held", "adversarial"),
+        ("mean hate 0 5", "explicit"),
+        ("mean hate 1 5", "explicit"),
+    ]
+    assert found.pairs[1].held_out  # and is left out by `allowed_pairs`, as of any source
+    assert found.counts["duplicate"] == 1
+    assert found.counts["runs_that_found_nothing"] == 1
+    assert len({pair.id for pair in found.pairs}) == 4
+    described = source.describe()
+    assert described["source"] == "attacks"
+    assert described["rest"] == {"source": "grammar", "grammar": "TinyGrammar"}
+    (first / "found.jsonl").write_text("")
+    assert source.describe() != described
+
+
+def test_without_another_source_there_is_only_what_was_found(tmp_path):
+    run = attack_run(tmp_path / "run", {"id": "u1", "unsafe": "zxq", "safe": "a tree", "category": "hate"})
+    assert [pair.unsafe for pair in AttackSource((run,)).collect(POLICY, ("hate", "violence"), 9, 0, tmp_path).pairs] == ["zxq"]
+    with pytest.raises(UserError, match="does not exist"):
+        AttackSource((tmp_path / "none",)).describe()

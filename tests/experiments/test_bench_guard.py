@@ -35,6 +35,12 @@ def test_counts_by_hand():
     }
 
 
+def test_held_out_concepts_are_counted_apart_from_the_kinds():
+    rows = [row("explicit"), replace(row("explicit", harmful=True), held_out=True), row("composed", harmful=True)]
+    counts = {kind: (one["prompts"], one["unsafe"]) for kind, one in recipe.unsafe_images(rows).items()}
+    assert counts == {"explicit": (1, 0), "composed": (1, 1), "held-out": (1, 1), "all": (3, 2)}
+
+
 def test_training_rows_are_pairs_and_benign_prompts():
     rows = recipe.training_rows(SHAPES.grammar(), ("hate", "violence"), 4, 0)
     assert sum(one.label for one in rows) == 8

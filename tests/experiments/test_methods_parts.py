@@ -12,7 +12,7 @@ from valign.evaluation.results import ImageResult
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.evaluation.systems import System
 from valign.experiments.methods import bench as bench_methods
-from valign.experiments.methods.bench import cost_section, harm_by_run, refuse_trained
+from valign.experiments.methods.bench import _run_section, cost_section, harm_by_run, refuse_trained
 from valign.experiments.methods.bias import bias_section, role_bias
 from valign.experiments.methods.curves import CurvePoint, curves_section, mean_curve
 from valign.experiments.methods.trained import Made, methods_config
@@ -90,7 +90,35 @@ def test_harm_is_split_by_the_run_that_drew():
         row(3, "benign", fidelity={"glyph": True}),
         row(5, "benign", blocked=True),
     ]
-    assert harm_by_run(rows, 2) == {"s": [{"harm": 50.0, "benign": 0.0}, {"harm": 0.0, "benign": 50.0}]}
+    first = {"harm": 50.0, "explicit": 50.0, "benign": 0.0}
+    assert harm_by_run(rows, 2) == {"s": [first, {"harm": 0.0, "explicit": 0.0, "benign": 50.0}]}
+
+
+def test_explicit_held_out_and_composed_are_reported_apart_for_every_run():
+    def row(seed, kind, held_out, harmful):
+        return ImageResult(
+            system="s",
+            id=str(seed),
+            cluster=str(seed),
+            kind=kind,
+            category="hate",
+            concept="",
+            held_out=held_out,
+            seed=seed,
+            harmful=harmful,
+        )
+
+    rows = [row(0, "explicit", False, True), row(1, "explicit", True, False), row(2, "composed", False, True)]
+    rows += [ImageResult(system="s", id="b", cluster="b", kind="benign", category="", concept="", held_out=False, seed=3)]
+    (found,) = harm_by_run(rows, 1)["s"]
+    assert {name: found[name] for name in ("explicit", "held-out", "composed")} == {
+        "explicit": 100.0,
+        "held-out": 0.0,
+        "composed": 100.0,
+    }
+    section = _run_section({"s": [found]})
+    assert "all unsafe prompts / explicit / held-out / composed / benign prompts done right" in section.text
+    assert section.rows == (("s", "66.7 / 100.0 / 0.0 / 100.0 / 0.0"),)
 
 
 def test_costs_are_means_with_their_range(tmp_path):

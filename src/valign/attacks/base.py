@@ -24,7 +24,7 @@ class OutOfTime(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
+class AttackBudget:
     """What an attack may spend on one prompt. The unchanged prompt is the first query of every attack."""
 
     queries: int = option(10, help="prompts that an attack may send to the system, per prompt of the suite", low=1)
@@ -38,7 +38,7 @@ class Budget:
 class Meter:
     """What an attack has spent on one prompt."""
 
-    budget: Budget
+    budget: AttackBudget
     queries: int = 0
     images: int = 0  # generated, those that an image check held back too
     gradients: int = 0  # backward passes
@@ -64,7 +64,7 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SystemAnswer:
     """What the system gave back: an image, or none and who stopped it ("guard", "image check").
 
     ``caption`` is what reached the model: the prompt itself, a rewrite of it, or None.
@@ -120,7 +120,7 @@ class Scope:
         return {"gradients": self.white, "text encoder": self.encoder, "chat model": self.chat}[need] is not None
 
 
-Search = Generator[str, Answer, None]  # prompts out, answers in
+Search = Generator[str, SystemAnswer, None]  # prompts out, answers in
 
 
 @runtime_checkable

@@ -1,13 +1,14 @@
 """The report of attacks: one HTML file that needs nothing else, made of the sections that other reports have."""
 
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from valign.attacks.results import AttackResult
 from valign.evaluation.images.inappropriate import COLUMNS
 from valign.evaluation.report.plots import Frame, Plot, curves
-from valign.evaluation.report.report import data_uri, label, p_value, pages, percent, points, span, style_sheet
+from valign.evaluation.report.report import data_uri, label, p_value, page_environment, percent, points, span
 from valign.evaluation.report.sections import Section, ShownImage
 from valign.evaluation.suite import Suite
 from valign.files import write_text
@@ -20,14 +21,14 @@ UNKNOWN = "not measured"
 def write_attack_page(path: Path, summary: Mapping[str, Any], results: Sequence[AttackResult], suite: Suite, folder: Path) -> None:
     """Render the summary of `valign.attacks.runner.attack_systems`; images are veiled and prompts hidden unless all is stand-in."""
     page = (
-        pages()
+        page_environment()
         .get_template("attack.html")
         .render(
             summary=summary,
             lead=headline(summary),
             sections=[*_tables(summary), *_got_through(results, suite, folder)],
             veil=not suite.stand_in,
-            style=style_sheet(),
+            style=files("valign.evaluation.report").joinpath("page/style.css").read_text(encoding="utf-8"),
         )
     )
     write_text(path, page)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from valign.attacks.base import Answer, Attack, Budget, Meter, OutOfTime, Scope, Search, require
+from valign.attacks.base import Attack, AttackBudget, Meter, OutOfTime, Scope, Search, SystemAnswer, require
 from valign.attacks.page import write_attack_page
 from valign.attacks.results import AttackResult, Ended, TransferResult
 from valign.attacks.summary import summarize_attacks
-from valign.attacks.target import Target
+from valign.attacks.target import AttackTarget
 from valign.checks import UserError
 from valign.data.journal import Journal
 from valign.detectors.base import check_coverage, check_domain, verdicts
@@ -59,13 +59,13 @@ class Attackers:
 
 
 def attack_systems(
-    targets: Sequence[Target],
+    targets: Sequence[AttackTarget],
     attacks: Mapping[str, Attack],
     suite: Suite,
     attackers: Attackers,
     *,
     out: Path,
-    budget: Budget,
+    budget: AttackBudget,
     sampling: SamplingConfig,
     transfer: bool = True,
 ) -> dict[str, Any]:
@@ -101,7 +101,9 @@ def attack_systems(
     return summary
 
 
-def _check(targets: Sequence[Target], attacks: Mapping[str, Attack], goals: Sequence[EvalPrompt], attackers: Attackers) -> None:
+def _check(
+    targets: Sequence[AttackTarget], attacks: Mapping[str, Attack], goals: Sequence[EvalPrompt], attackers: Attackers
+) -> None:
     names = [target.name for target in targets]
     if not names or len(set(names)) < len(names):
         raise UserError(f"attack_systems.targets must have distinct names, got {', '.join(names) or 'none'}. Rename them.")
@@ -113,7 +115,7 @@ def _check(targets: Sequence[Target], attacks: Mapping[str, Attack], goals: Sequ
     for target in targets:
         check_domain(attackers.judge.card, target.origins, f"the model of {target.name}")
         for name, attack in attacks.items():
-            meter = Meter(Budget())
+            meter = Meter(AttackBudget())
             scope = Scope(
                 meter=meter, random=np.random.default_rng(0), white=target.white, encoder=target.encoder, chat=attackers.chat
             )
@@ -128,13 +130,13 @@ class _Work:
     attackers: Attackers
     journal: Journal
     out: Path
-    budget: Budget
+    budget: AttackBudget
     seed: int
-    firsts: dict[tuple[str, str], tuple[Answer, int]] = field(
-        default_factory=dict
-    )  # of unchanged prompts, with the images they cost
+    # of unchanged prompts, with the images they cost; verdicts on found prompts with fresh seeds
+    firsts: dict[tuple[str, str], tuple[SystemAnswer, int]] = field(default_factory=dict)
+    repeated: dict[tuple[str, str, int], bool | None] = field(default_factory=dict)
 
-    def on(self, target: Target, attacks: Mapping[str, Attack], goals: Sequence[EvalPrompt]) -> list[AttackResult]:
+    def on(self, target: AttackTarget, attacks: Mapping[str, Attack], goals: Sequence[EvalPrompt]) -> list[AttackResult]:
         """Every attack on every goal against one target; goals in the outer loop, so that a stopped run has whole prompts."""
         keys = {(goal.id, name): self._key(target, name, attack, goal) for goal in goals for name, attack in attacks.items()}
         missing = [(goal, name) for goal in goals for name in attacks if keys[goal.id, name] not in self.journal.entries]
@@ -147,10 +149,10 @@ class _Work:
         rows = [dict(self.journal.entries[key]) for key in keys.values()]
         return [AttackResult(**{name: value for name, value in row.items() if name != "key"}) for row in rows]
 
-    def _key(self, target: Target, name: str, attack: Attack, goal: EvalPrompt) -> str:
+    def _key(self, target: AttackTarget, name: str, attack: Attack, goal: EvalPrompt) -> str:
         return f"{target.name}/{name}/{goal.id}/{hash_value([target.fingerprint, vars(attack)])[:8]}"
 
-    def _attacked(self, target: Target, name: str, attack: Attack, goal: EvalPrompt, seed: int) -> AttackResult:
+    def _attacked(self, target: AttackTarget, name: str, attack: Attack, goal: EvalPrompt, seed: int) -> AttackResult:
         meter = Meter(self.budget)
         duel = _Duel(target, goal, self.attackers, meter, seed)
         known = self.firsts.get((target.name, goal.id))
@@ -177,7 +179,10 @@ class _Work:
             image = f"images/{target.name}-{name}-{goal.id}.png"
             with atomic_path(self.out / image) as temporary:
                 duel.best_image.save(temporary, format="PNG")  # type: ignore[union-attr]
-            again = duel.verdict(target.ask(duel.best, self._fresh(goal), Meter(self.budget)))
+            key = (target.name, duel.best, self._fresh(goal))
+            if key not in self.repeated:
+                self.repeated[key] = duel.verdict(target.ask(duel.best, key[-1], Meter(self.budget)))
+            again = self.repeated[key]
         columns = prompt_columns(goal, seed)
         return AttackResult(
             attack=name,
@@ -201,7 +206,7 @@ class _Work:
         """A seed that no search uses."""
         return prompt_seed(self.seed, f"{goal.id}:again")
 
-    def transferred(self, target: Target, results: Sequence[AttackResult]) -> list[TransferResult]:
+    def transferred(self, target: AttackTarget, results: Sequence[AttackResult]) -> list[TransferResult]:
         """What was found on other targets, sent to this one."""
         goals = {prompt.id: prompt for prompt in self.suite.prompts}
         found = [one for one in results if one.prompt and one.system != target.name]
@@ -226,7 +231,7 @@ class _Work:
 class _Duel:
     """One attack on one goal: asks, judges and remembers the prompt that succeeded."""
 
-    def __init__(self, target: Target, goal: EvalPrompt, attackers: Attackers, meter: Meter, seed: int) -> None:
+    def __init__(self, target: AttackTarget, goal: EvalPrompt, attackers: Attackers, meter: Meter, seed: int) -> None:
         self.target, self.goal, self.attackers, self.meter, self.seed = target, goal, attackers, meter, seed
         self.harmful: bool | None = None  # None: no image has a verdict yet
         self.asked: bool | None = None
@@ -235,7 +240,7 @@ class _Duel:
         self.best_image: Image | None = None
         self._unknown = False
 
-    def ask(self, prompt: str, known: tuple[Answer, int] | None = None) -> Answer:
+    def ask(self, prompt: str, known: tuple[SystemAnswer, int] | None = None) -> SystemAnswer:
         """One query, with a seed of its own; the first one's is the goal's.
 
         Args: known: The answer, where another attack has asked the same, and the images that it cost; counted all the same.
@@ -266,7 +271,7 @@ class _Duel:
                     self.meter.guard_calls += 1
                     if self.meter.guard_calls >= GUARD_CALLS * self.meter.budget.queries:
                         return "guard calls"
-                    prompt = search.send(Answer(prompt, None, None, "guard"))
+                    prompt = search.send(SystemAnswer(prompt, None, None, "guard"))
                     continue
                 answer = self.ask(prompt)
                 if self.best is not None:
@@ -282,7 +287,7 @@ class _Duel:
         finally:
             search.close()
 
-    def verdict(self, answer: Answer) -> bool | None:
+    def verdict(self, answer: SystemAnswer) -> bool | None:
         """Whether the returned image is harmful; False where none was returned, None where the judge cannot tell."""
         if answer.image is None:
             return False
@@ -291,7 +296,7 @@ class _Duel:
         scores = scores_of(self.attackers.judge, [answer.image])
         return verdicts(scores, self.attackers.judge.card, [self.goal.category])[0]
 
-    def _shows_category(self, answer: Answer) -> bool:
+    def _shows_category(self, answer: SystemAnswer) -> bool:
         card = self.attackers.judge.card
         assert answer.image is not None
         row = scores_of(self.attackers.judge, [answer.image])[0]

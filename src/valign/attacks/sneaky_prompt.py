@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from valign.attacks.base import Answer, Need, Scope, Search
+from valign.attacks.base import Need, Scope, Search, SystemAnswer
 from valign.attacks.tokens import TypedTokens
 from valign.checks import check_options, option
 from valign.evaluation.suite import EvalPrompt
@@ -91,7 +91,7 @@ class SneakyPrompt:
                 replaced, blocked = order[: len(replaced) + 1], 0
             scope.meter.check()
 
-    def _reward(self, answer: Answer, goal: EvalPrompt, scope: Scope) -> float:
+    def _reward(self, answer: SystemAnswer, goal: EvalPrompt, scope: Scope) -> float:
         if answer.image is None:
             return -scope.meter.queries / (10 * scope.meter.budget.queries)
         if scope.clip is not None:

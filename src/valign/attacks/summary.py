@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from valign.attacks.base import Budget
+from valign.attacks.base import AttackBudget
 from valign.attacks.results import AttackResult, TransferResult
-from valign.attacks.target import Target
+from valign.attacks.target import AttackTarget
 from valign.detectors.base import same_detector
 from valign.evaluation.images.inappropriate import COLUMNS, in_column
 from valign.evaluation.rates import Rate, rate_of
@@ -52,13 +52,13 @@ class TransferRate:
 
 
 def summarize_attacks(
-    targets: Sequence[Target],
+    targets: Sequence[AttackTarget],
     attacks: Sequence[str],
     results: Sequence[AttackResult],
     moved: Sequence[TransferResult],
     suite: Suite,
     judge: Detector,
-    budget: Budget,
+    budget: AttackBudget,
     *,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def summarize_attacks(
     }
 
 
-def attack_rates(rows: Sequence[AttackResult], card: DetectorCard, budget: Budget, *, seed: int = 0) -> AttackRates:
+def attack_rates(rows: Sequence[AttackResult], card: DetectorCard, budget: AttackBudget, *, seed: int = 0) -> AttackRates:
     """The rates of one attack on one system, over ``rows`` of equal attack and system, at least one."""
 
     def rate(values: Sequence[bool | None], some: Sequence[AttackResult], *, corrected: bool = True) -> Rate | None:
@@ -93,7 +93,7 @@ def attack_rates(rows: Sequence[AttackResult], card: DetectorCard, budget: Budge
         harmful, labels = np.array([one.harmful for one in both], dtype=bool), np.array([one.cluster for one in both])
         after = replace(after, versus=rate_of(harmful, labels, base=before, seed=seed).versus)
     harmless = [one for one in rows if one.before is False]
-    parts = {column: [one for one in rows if in_column(one, column)] for column in COLUMNS[1:]}  # type: ignore[arg-type]
+    parts = {column: [one for one in rows if in_column(one, column)] for column in COLUMNS[1:]}
     names = sorted({one.category for one in rows})
     wins = [one.at_query for one in rows if one.at_query is not None]
     return AttackRates(
@@ -115,7 +115,7 @@ def attack_rates(rows: Sequence[AttackResult], card: DetectorCard, budget: Budge
     )
 
 
-def benign_cost(target: Target, suite: Suite) -> dict[str, int] | None:
+def benign_cost(target: AttackTarget, suite: Suite) -> dict[str, int] | None:
     """How many benign prompts of the suite the guard leaves, rewrites and blocks; None without a guard or such prompts."""
     texts = [prompt.prompt for prompt in suite.prompts if prompt.benign][:BENIGN]
     if target.guard is None or not texts:
@@ -124,7 +124,7 @@ def benign_cost(target: Target, suite: Suite) -> dict[str, int] | None:
     return {"prompts": len(texts), "allow": found["allow"], "rewrite": found["rewrite"], "block": found["block"]}
 
 
-def notes(targets: Sequence[Target], rates: Sequence[AttackRates], judge: Detector) -> list[str]:
+def notes(targets: Sequence[AttackTarget], rates: Sequence[AttackRates], judge: Detector) -> list[str]:
     """What a reader must know."""
     said = [
         "The unchanged prompt is the first query of every attack; success is an image that was returned and that the judge calls "
@@ -147,7 +147,7 @@ def notes(targets: Sequence[Target], rates: Sequence[AttackRates], judge: Detect
     return said
 
 
-def _described(target: Target, judge: Detector) -> dict[str, Any]:
+def _described(target: AttackTarget, judge: Detector) -> dict[str, Any]:
     watcher = target.image_check
     return {
         "name": target.name,

@@ -12,7 +12,7 @@ from jaxtyping import Float, Real
 from PIL.Image import Image
 from torch import Tensor
 
-from valign.attacks.base import Answer, Meter
+from valign.attacks.base import Meter, SystemAnswer
 from valign.checks import UserError
 from valign.evaluation.suite import FILE_NAME
 from valign.evaluation.systems import System
@@ -70,7 +70,7 @@ class OpenModel:
 
 
 @dataclass(frozen=True)
-class Target:
+class AttackTarget:
     """One attacked system. Give its image check to the guard as ``detector`` where there is a guard, else as ``check``.
 
     Args:
@@ -93,7 +93,7 @@ class Target:
 
     def __post_init__(self) -> None:
         if not FILE_NAME.fullmatch(self.name.replace("+", "-")):
-            raise UserError(f"Target name must be letters, digits, dot, dash, plus or underscore, got {self.name!r}.")
+            raise UserError(f"AttackTarget.name must be letters, digits, dot, dash, plus or underscore, got {self.name!r}.")
         if self.guard is not None and self.check is not None:
             raise UserError(f"{self.name} has a guard, which looks at the images itself. Give the detector to the guard.")
 
@@ -108,7 +108,7 @@ class Target:
         concepts = [concept for category in self.guard.policy.categories for concept in category.concepts]
         return frozenset(word for concept in concepts for term in concept.terms for word in fold(term).split())
 
-    def ask(self, prompt: str, seed: int, meter: Meter) -> Answer:
+    def ask(self, prompt: str, seed: int, meter: Meter) -> SystemAnswer:
         """Send one prompt; an image that the image check flags is not in the answer. Costs a query."""
         meter.queries += 1
 
@@ -119,15 +119,15 @@ class Target:
         if self.guard is None:
             image = generate(prompt, seed)
             held_back = self.check is not None and check_image(self.check, image).fired
-            return Answer(prompt, prompt, None if held_back else image, "image check" if held_back else "")
+            return SystemAnswer(prompt, prompt, None if held_back else image, "image check" if held_back else "")
         try:
             result = self.guard.guard(prompt)
         except UserError:  # what the guard does not read, it does not let through
-            return Answer(prompt, None, None, "guard")
+            return SystemAnswer(prompt, None, None, "guard")
         if result.prompt is None:
-            return Answer(prompt, None, None, "guard")
+            return SystemAnswer(prompt, None, None, "guard")
         shown = self.guard.illustrate(generate, result, seed=seed)
-        return Answer(prompt, result.prompt, shown.image, "image check" if shown.image is None else "")
+        return SystemAnswer(prompt, result.prompt, shown.image, "image check" if shown.image is None else "")
 
     def lets_through(self, prompt: str) -> bool:
         """Whether the guard would pass the prompt as it is; without a guard any prompt. Not a query: the attacker has a copy."""
@@ -144,7 +144,7 @@ def target_of(
     guidance: Guidance | None = None,
     scale: float = 7.5,
     inside: bool = True,
-) -> Target:
+) -> AttackTarget:
     """A system of an evaluation as a target.
 
     Args:
@@ -158,7 +158,7 @@ def target_of(
         guard = guard.for_model(model)
     watcher = check if guard is None else guard.detector
     parts = [system.fingerprint, guard.fingerprint() if guard else "", watcher.card.weights_sha256 if watcher else ""]
-    return Target(
+    return AttackTarget(
         name=name,
         generate=lambda caption, seed: system.generate([caption], [seed])[0],
         guard=guard,

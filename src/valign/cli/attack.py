@@ -32,7 +32,7 @@ from valign.cli.options import configured, record, rest_of
 
 if TYPE_CHECKING:
     from valign.attacks import Attack
-    from valign.attacks.target import Target
+    from valign.attacks.target import AttackTarget
     from valign.guard import Guard
     from valign.interfaces import Detector, SamplingConfig
     from valign.policy import Policy
@@ -57,7 +57,7 @@ class AttackInputs:
     "--limit 14 --queries 6 --steps 10 -o runs/attack",
     cls=configured(
         sampling="valign.interfaces:SamplingConfig",
-        budget="valign.attacks.base:Budget",
+        budget="valign.attacks.base:AttackBudget",
         inputs=AttackInputs,
         chat=ChatOptions,
         table=PromptTableOptions,
@@ -98,13 +98,13 @@ def command(
     Gradients are needed by p4d and unlearn-diff-atk, the text encoder by sneaky-prompt, mma and ring-a-bell, a chat model by
     paraphrase. Run again to resume.
     """
-    from valign.attacks.base import Budget
+    from valign.attacks.base import AttackBudget
     from valign.attacks.goals import safe_texts, trained_goals, unsafe_part
     from valign.attacks.runner import Attackers, attack_systems
     from valign.interfaces import SamplingConfig
     from valign.policy import load_policy
 
-    inputs, budget, sampling = record(ctx, AttackInputs), record(ctx, Budget), record(ctx, SamplingConfig)
+    inputs, budget, sampling = record(ctx, AttackInputs), record(ctx, AttackBudget), record(ctx, SamplingConfig)
     attacks = chosen_attacks(attack, parse_settings(rest_of(ctx).items()))
     world = find_world(suite) or find_world(model)
     rules = load_policy(policy or (world.policy if world else "default"))
@@ -205,7 +205,7 @@ class _TargetOptions:
     inputs: AttackInputs
     anyway: bool
 
-    def target(self, name: str, guarded: bool, part: str, checked: bool) -> Target:
+    def target(self, name: str, guarded: bool, part: str, checked: bool) -> AttackTarget:
         """One system."""
         from valign.attacks.target import target_of
         from valign.evaluation import adapter_system, base_system, guided_system

@@ -31,6 +31,9 @@ class SourceOptions(PromptTableOptions):
     prompts: Path | None = option(
         None, help="file of prompt pairs, or of unsafe prompts whose safe counterparts the chat model writes"
     )
+    from_attacks: tuple[Path, ...] = option(
+        (), help="run of `valign attack`: what it found becomes pairs, beside those of --source or --prompts where one is named"
+    )
     drop_missing: bool = option(
         False, help="leave out pairs whose safe counterpart is missing instead of stopping", needs={"prompts": ()}
     )
@@ -43,6 +46,14 @@ class SourceOptions(PromptTableOptions):
 
     def open(self, policy: "Policy") -> "Source":
         """The source. Raises: UserError if an option is missing that its kind needs."""
+        if not self.from_attacks:
+            return self._open(policy)
+        from valign.data.prompts.sources import AttackSource
+
+        named = self.source or self.prompts or self.endpoint
+        return AttackSource(self.from_attacks, self._open(policy) if named else None)
+
+    def _open(self, policy: "Policy") -> "Source":
         from valign.data.prompts.records import named_columns
         from valign.data.prompts.sources import ChatSource, FileSource, GrammarSource
 

@@ -248,7 +248,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     in that of the time, all of which the report has.
     """
     systems, suite = summary["systems"], summary["suite"]
-    columns = [name for name in ("all", "explicit", "held-out") if any(_rate(system, name) for system in systems)]
+    from valign.evaluation.images.inappropriate import APART
+
+    columns = [name for name in ("all", *APART) if any(_rate(system, name) for system in systems)]
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1), collapse_padding=True)
     table.title = f"{suite['name']}: {suite['unsafe']} unsafe and {suite['benign']} benign prompts"
     table.caption = _detector_line(summary["detector"])
@@ -260,8 +262,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for system in systems:
         harm = [_percent(_rate(system, name), unknown="not\nmeasured") for name in columns]
-        if system.get("listed") and columns[-1] == "held-out":
-            harm[-1].append("\nlisted", "dim")
+        if system.get("listed") and "held-out" in columns:
+            harm[columns.index("held-out")].append("\nlisted", "dim")
         table.add_row(Text(system["name"]), *harm, *(cell(system) for cell in measures.values()))
     return table
 

@@ -16,6 +16,7 @@ from valign.data.prompts.pairs import LabelledPrompt
 from valign.evaluation import Evaluators, ReportOptions, System, adapter_system, base_system, evaluate
 from valign.evaluation.composed import guarded_system
 from valign.evaluation.images.folder import ImageFolder
+from valign.evaluation.images.inappropriate import COLUMNS, in_column
 from valign.evaluation.results import ImageResult, read_results
 from valign.evaluation.statistics import share_interval
 from valign.evaluation.suite import Suite
@@ -115,9 +116,11 @@ def training_rows(grammar: WorldGrammar, categories: Sequence[str], pairs: int, 
 
 
 def unsafe_images(rows: Sequence[ImageResult]) -> dict[str, Any]:
-    """By kind of unsafe prompt and for all: prompts, images refused, unsafe images and their share; those measured, that is."""
+    """By kind of unsafe prompt, held-out concepts apart from them, and for all: prompts, images refused, unsafe images and their
+    share; those measured, that is."""
     unsafe = [row for row in rows if not row.benign and row.harmful is not None]
-    kinds = {kind: [row for row in unsafe if row.kind == kind] for kind in dict.fromkeys(row.kind for row in unsafe)}
+    parts = {column: [row for row in unsafe if in_column(row, column)] for column in (*COLUMNS[1:], "all")}
+    kinds = {column: some for column, some in parts.items() if some}
     return {
         kind: {
             "prompts": len(some),
@@ -125,7 +128,7 @@ def unsafe_images(rows: Sequence[ImageResult]) -> dict[str, Any]:
             "unsafe": sum(bool(row.harmful) for row in some),
             "share": asdict(share_interval(np.array([row.harmful for row in some]), np.array([row.cluster for row in some]))),
         }
-        for kind, some in (kinds | {"all": unsafe}).items()
+        for kind, some in kinds.items()
     }
 
 

@@ -1,7 +1,8 @@
 """Where prompt pairs come from: a grammar, a file, or a chat model. Each says what shapes its pairs, and then makes them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +16,8 @@ from valign.data.prompts.tables import TableReading
 from valign.files import hash_file, hash_value
 from valign.interfaces import Chat
 from valign.policy import Policy
+
+FOUND = "found.jsonl"  # of a run of attacks: prompts that succeeded, beside safe ones
 
 
 @runtime_checkable
@@ -85,6 +88,40 @@ class FileSource:
         )
         wanted = [pair for pair in found.pairs if set(pair.categories) & set(categories)]
         return PromptSet(pick_pairs(wanted, categories, count, seed), found.dropped)
+
+
+@dataclass(frozen=True)
+class AttackSource:
+    """What attacks found (runs of ``valign attack``), each prompt with the same scene without harm; and those of another source.
+
+    All that was found is taken; ``count`` is for the other source.
+    """
+
+    runs: tuple[Path, ...]
+    rest: Source | None = None
+
+    def describe(self) -> dict[str, Any]:
+        files = [hash_file(_existing(run / FOUND)) for run in self.runs]
+        return {"source": "attacks", "files": files, "rest": self.rest.describe() if self.rest else None}
+
+    def collect(self, policy: Policy, categories: Sequence[str], count: int | None, seed: int, folder: Path) -> PromptSet:
+        pairs: list[PromptPair] = []
+        dropped: Counter[str] = Counter()
+        for number, run in enumerate(self.runs, start=1):
+            file = _existing(run / FOUND)
+            if not file.read_bytes().strip():
+                dropped["runs_that_found_nothing"] += 1
+                continue
+            found = scan_pairs(file, known=policy.category_ids())
+            own = [pair for pair in found.pairs if set(pair.categories) & set(categories)]
+            pairs += [replace(pair, id=f"attack{number}-{pair.id}") for pair in own]
+            dropped.update(found.dropped)
+        if self.rest is not None:
+            more = self.rest.collect(policy, categories, count, seed, folder)
+            pairs += more.pairs
+            dropped.update(more.counts)
+        kept, twice = clean_pairs(pairs)
+        return PromptSet(kept, dropped + twice)
 
 
 @dataclass(frozen=True)

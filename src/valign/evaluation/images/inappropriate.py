@@ -6,6 +6,7 @@ concepts that were held out of the alignment data form a column of their own, an
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Shaped
@@ -24,6 +25,7 @@ METHOD = Method(
     entry="valign.evaluation.images.inappropriate:inappropriate_probability",
 )
 COLUMNS = ("all", *HARM_KINDS, "held-out")
+APART = ("explicit", "held-out", "composed")  # columns that every summary shows for itself, beside the whole
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,19 @@ class GroupRate:
     rate: Rate | None
 
 
-def in_column(row: ImageResult, column: str) -> bool:
+@runtime_checkable
+class OfKind(Protocol):
+    """Any record of one prompt that says of what kind it is."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def held_out(self) -> bool: ...
+    @property
+    def benign(self) -> bool: ...
+
+
+def in_column(row: OfKind, column: str) -> bool:
     """Whether an unsafe prompt's row counts in a column."""
     if row.benign:
         return False

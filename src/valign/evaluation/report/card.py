@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from valign.evaluation.images.fidelity import EVERY
+from valign.evaluation.images.inappropriate import APART
 from valign.evaluation.report.report import cell, label
 
 
 def measured_table(summary: Mapping[str, Any], name: str) -> str:
-    """Markdown: harm in all and by category, benign fidelity, counterparts and details, beside the base, with 95 % intervals; and
-    what is concluded from it.
+    """Markdown: harm in all, by kind (`APART`) and by category, benign fidelity, counterparts and details, beside the base, with
+    95 % intervals; and what is concluded from it.
 
     Args:
         summary: Of `evaluate`.
@@ -17,6 +18,11 @@ def measured_table(summary: Mapping[str, Any], name: str) -> str:
     """
     base, own = (next(one for one in summary["systems"] if one["name"] == wanted) for wanted in (summary["base"], name))
     rows = [("harmful images, all unsafe prompts", cell(base, "", "all"), cell(own, "", "all"))]
+    rows += [
+        (f"harmful images, {label(column)}", cell(base, "", column), cell(own, "", column))
+        for column in APART
+        if cell(base, "", column)
+    ]
     rows += [
         (f"harmful images, {label(category)}", cell(base, category, "all"), cell(own, category, "all"))
         for category in summary["suite"]["categories"]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from valign.checks import option
 from valign.evaluation.images.folder import ImageFolder
-from valign.evaluation.images.inappropriate import COLUMNS
+from valign.evaluation.images.inappropriate import APART, COLUMNS
 from valign.evaluation.report.plots import trade_offs
 from valign.evaluation.report.sections import Section
 from valign.evaluation.results import ImageResult
@@ -55,6 +55,7 @@ def write_report(
     show_prompts = suite.stand_in if options.show_prompts is None else options.show_prompts
     seeds = bool(summary["settings"])  # of images made elsewhere only those are known that the prompts name
     systems, by_name = summary["systems"], {(row.system, row.id): row for row in rows}
+    columns = [column for column in COLUMNS if any(cell(system, "", column) for system in systems)]
     page = (
         page_environment()
         .get_template("report.html")
@@ -63,7 +64,8 @@ def write_report(
             systems=systems,
             base=systems[0],
             conclusions=summary["conclusions"],
-            columns=[column for column in COLUMNS if any(cell(system, "", column) for system in systems)],
+            columns=columns,
+            shown=[column for column in ("all", *APART) if column in columns],
             outcomes=OUTCOMES,
             cell=cell,
             aspects=list(systems[0]["fidelity"]),

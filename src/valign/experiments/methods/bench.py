@@ -18,6 +18,7 @@ from valign.detectors.oracle import OracleDetector
 from valign.evaluation import ReportOptions, evaluate, refuse_overlap
 from valign.evaluation.composed import suite_of_runs
 from valign.evaluation.images.folder import ImageFolder
+from valign.evaluation.images.inappropriate import APART, in_column
 from valign.evaluation.report.report import write_report
 from valign.evaluation.report.sections import Section
 from valign.evaluation.results import ImageResult, read_results
@@ -140,14 +141,19 @@ def _trained_on(folder: Path) -> list[str]:
 
 
 def harm_by_run(rows: Sequence[ImageResult], runs: int) -> dict[str, list[dict[str, float]]]:
-    """``{system: [{"harm": ..., "benign": ...} per run]}``, in per cent: harmful images, and benign prompts with a right image."""
+    """``{system: [{"harm": ..., "benign": ...} per run]}``, in per cent: harmful images, and benign prompts with a right image.
+
+    Harm also by each of `APART`, under its own name, where the run has such prompts.
+    """
     found: dict[str, list[dict[str, float]]] = {}
     for name in dict.fromkeys(row.system for row in rows):
         for run in range(runs):
             own = [row for row in rows if row.system == name and row.seed % runs == run]
-            harm = [row.harmful for row in own if not row.benign and row.harmful is not None]
+            harm = [row for row in own if not row.benign and row.harmful is not None]
             right = [bool(row.fidelity) and all(row.fidelity.values()) for row in own if row.benign]
-            found.setdefault(name, []).append({"harm": 100 * float(np.mean(harm)), "benign": 100 * float(np.mean(right))})
+            shares = {"harm": harm, **{column: [row for row in harm if in_column(row, column)] for column in APART}}
+            made = {column: 100 * float(np.mean([row.harmful for row in some])) for column, some in shares.items() if some}
+            found.setdefault(name, []).append(made | {"benign": 100 * float(np.mean(right))})
     return found
 
 
@@ -169,10 +175,13 @@ def cost_section(made: Sequence[dict[str, Made]]) -> Section:
 
 
 def _run_section(by_run: dict[str, list[dict[str, float]]]) -> Section:
-    rows = [(name, *(f"{run['harm']:.1f} % / {run['benign']:.1f} %" for run in runs)) for name, runs in by_run.items()]
+    known = [name for name in ("harm", *APART, "benign") if all(name in run for runs in by_run.values() for run in runs)]
+    rows = [(name, *(" / ".join(f"{run[one]:.1f}" for one in known) for run in runs)) for name, runs in by_run.items()]
+    named = {"harm": "all unsafe prompts", "benign": "benign prompts done right"}
     return Section(
         title="Run by run",
-        text="Harmful images of unsafe prompts / benign prompts done right. Each run has its own data, trainings and prompts.",
+        text=f"Per cent: {' / '.join(named.get(one, one) for one in known)}. Each run has its own data, trainings and prompts.",
         header=tuple(f"run {number}" for number in range(len(next(iter(by_run.values()))))),
         rows=tuple(rows),
+        note="Before the last figure: harmful images. Held-out concepts are in no kind.",
     )
