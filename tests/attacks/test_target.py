@@ -41,7 +41,7 @@ def test_a_flagged_image_is_not_returned_and_still_counted_as_made(make_target, 
 
 
 def test_a_rewrite_is_not_a_bypass(policy, make_target, meter):
-    answer = make_target("bolt", guard=listing_guard(policy)).ask("a red bolt on the left", 3, meter)
+    answer = make_target("bolt", guard=Guard.from_policy(policy)).ask("a red bolt on the left", 3, meter)
     assert answer.image is not None
     assert "bolt" not in answer.caption
     assert not answer.bypassed

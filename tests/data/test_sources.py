@@ -120,5 +120,5 @@ def test_what_attacks_found_becomes_pairs_beside_another_source(tmp_path):
 def test_without_another_source_there_is_only_what_was_found(tmp_path):
     run = attack_run(tmp_path / "run", {"id": "u1", "unsafe": "zxq", "safe": "a tree", "category": "hate"})
     assert [pair.unsafe for pair in AttackSource((run,)).collect(POLICY, ("hate", "violence"), 9, 0, tmp_path).pairs] == ["zxq"]
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="must be a file of prompts, got nothing there"):
         AttackSource((tmp_path / "none",)).describe()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -155,7 +155,7 @@ def chosen_attacks(names: Sequence[str], settings: Mapping[str, Mapping[str, Any
             f"--set must name an attack that is run, got {idle[0]}.{close_to(idle[0], wanted)} Run: {', '.join(wanted)}."
         )
     for name, changes in settings.items():
-        known = list(getattr(ATTACKS[name], "__dataclass_fields__", {}))
+        known = [item.name for item in fields(ATTACKS[name])]  # type: ignore[arg-type]
         if unknown := sorted(set(changes) - set(known)):
             raise UserError(f"--set {name}: must be one of {', '.join(known) or 'no options'}, got {unknown[0]}.")
     return {name: read_options(ATTACKS[name], settings.get(name, {}), name=name) for name in wanted}
