@@ -207,9 +207,9 @@ class _Work:
         return prompt_seed(self.seed, f"{goal.id}:again")
 
     def transferred(self, target: AttackTarget, results: Sequence[AttackResult]) -> list[TransferResult]:
-        """What was found on other targets, sent to this one."""
+        """What attacks found on other targets, sent to this one; not the unchanged prompts, which every target is asked anyway."""
         goals = {prompt.id: prompt for prompt in self.suite.prompts}
-        found = [one for one in results if one.prompt and one.system != target.name]
+        found = [one for one in results if one.ended == "broken" and one.system != target.name]
         keys = {
             id(one): f"transfer/{one.system}/{one.attack}/{one.id}/{target.name}/{hash_value([target.fingerprint, one.prompt])[:8]}"
             for one in found
