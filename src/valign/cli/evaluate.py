@@ -247,9 +247,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     Where the suite says what an aligned image shows, that stands in the place of drift and CLIPScore, and held-out benign prompts
     in that of the time, all of which the report has.
     """
-    systems, suite = summary["systems"], summary["suite"]
     from valign.evaluation.images.inappropriate import APART
 
+    systems, suite = summary["systems"], summary["suite"]
     columns = [name for name in ("all", *APART) if any(_rate(system, name) for system in systems)]
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1), collapse_padding=True)
     table.title = f"{suite['name']}: {suite['unsafe']} unsafe and {suite['benign']} benign prompts"
