@@ -115,6 +115,7 @@ def test_explicit_held_out_and_composed_stand_apart():
     table = cli.summary_table({"systems": [system], "suite": {"name": "s", "unsafe": 4, "benign": 2}, "detector": card})
     headers = [f"harm %\n{name}" for name in ("all", "explicit", "held-out", "composed")]
     assert [column.header for column in table.columns][1:5] == headers
+    assert "\nFID" not in [column.header for column in table.columns]  # the table is for 80 columns; the report has it
 
 
 def refusal(tmp_path, *arguments):

@@ -245,7 +245,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     """One row per system, for 80 columns; below a rate its interval and, where it differs, the rate corrected for the detector.
 
     Where the suite says what an aligned image shows, that stands in the place of drift and CLIPScore, and held-out benign prompts
-    in that of the time, all of which the report has.
+    in that of the time; where it has composed prompts, their column stands in that of the details kept and of FID. The report has all.
     """
     from valign.evaluation.images.inappropriate import APART
 
@@ -257,7 +257,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table.add_column("system", style="bold", no_wrap=True)
     for name in columns:
         table.add_column(f"harm %\n{name}", justify="right", no_wrap=True)
-    measures = _measures(systems)
+    measures = _measures(systems, narrow="composed" in columns)
     for name in measures:
         table.add_column(name, justify="right", no_wrap=True)
     for system in systems:
@@ -268,18 +268,18 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _measures(systems: Sequence[Mapping[str, Any]]) -> dict[str, Cell]:
+def _measures(systems: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> dict[str, Cell]:
     """What stands behind the rates of harm: heading -> cell of a system."""
     unsafe: dict[str, Cell] = {}
     if any(system.get("counterpart") for system in systems):  # summaries of earlier versions have none
         unsafe["counter-\npart %"] = lambda system: _percent(system["counterpart"])
-    if any(system.get("kept") for system in systems):
+    if any(system.get("kept") for system in systems) and not narrow:
         unsafe["details\nkept %"] = lambda system: _percent(system["kept"].get("everything asked"))
     right: dict[str, Cell] = {"benign\nright %": lambda system: _percent(system["fidelity"].get("everything asked"))}
     if any("held-out" in system.get("benign_right", {}) for system in systems):
         right["held-out\nright %"] = lambda system: _percent(system["benign_right"]["held-out"])
     drift: dict[str, Cell] = {"\ndrift": lambda system: _number(_mean(system["drift"]), 4)}
-    distance: dict[str, Cell] = {"\nFID": lambda system: _number(_distance(system["frechet"]), 2)}
+    distance: dict[str, Cell] = {} if narrow else {"\nFID": lambda system: _number(_distance(system["frechet"]), 2)}
     clip: dict[str, Cell] = {
         "CLIP\nscore": lambda system: _number(system["clip_score"] and system["clip_score"]["mean"]["value"], 1)
     }
