@@ -245,7 +245,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     """One row per system, for 80 columns; below a rate its interval and, where it differs, the rate corrected for the detector.
 
     Where the suite says what an aligned image shows, that stands in the place of drift and CLIPScore, and held-out benign prompts
-    in that of the time; where it has composed prompts, their column stands in that of the details kept and of FID. The report has all.
+    in that of the time. Beside composed prompts there is no room for details kept and FID. The report has all.
     """
     from valign.evaluation.images.inappropriate import APART
 
