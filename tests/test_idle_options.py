@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from importlib import import_module
+from inspect import isabstract
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ def dependent():
             for name in re.findall(r"^class (\w+)", text, re.MULTILINE):
                 kind = getattr(module, name)
                 if hasattr(kind, "__dataclass_fields__"):
-                    yield from ((kind, option) for option, one in declared_options(kind).items() if one.needs)
+                    kinds = kind.__subclasses__() if isabstract(kind) else (kind,)
+                    yield from ((kind, option) for kind in kinds for option, one in declared_options(kind).items() if one.needs)
 
 
 TABLE = list(dependent())

@@ -12,7 +12,7 @@ from valign.cli.common import TableOptions, err, out, resolve_detector, resolve_
 from valign.cli.options import configured, record, rest_of
 
 if TYPE_CHECKING:
-    from valign.audits.concentration import Subject
+    from valign.audits.concentration import AuditSubject
 
 Folder = Annotated[Path, Option("--out", "-o", help="new folder for audit.json, curves.png and the verdict")]
 
@@ -208,7 +208,7 @@ def _free(folder: Path) -> None:
         raise UserError(f"{folder} exists. Choose another --out, or delete it first.")
 
 
-def _subject(model: str, asked: SubjectOptions, seed: int) -> "tuple[Subject, tuple[Any, ...], Any]":
+def _subject(model: str, asked: SubjectOptions, seed: int) -> "tuple[AuditSubject, tuple[Any, ...], Any]":
     """The subject, its four sets of rows, and what measures utility."""
     if asked.part == "chat":
         return _chat(model, asked, seed)
@@ -236,7 +236,7 @@ def _subject(model: str, asked: SubjectOptions, seed: int) -> "tuple[Subject, tu
     return subject, _halves(*_prompts(asked), seed), None
 
 
-def _chat(model: str, asked: SubjectOptions, seed: int) -> "tuple[Subject, tuple[Any, ...], Any]":
+def _chat(model: str, asked: SubjectOptions, seed: int) -> "tuple[AuditSubject, tuple[Any, ...], Any]":
     from valign.audits.subjects import ChatSubject
     from valign.models.language.loading import load_chat
     from valign.text.refusals import reads_as_refusal

@@ -92,7 +92,7 @@ class AnswerFilter:
 
 
 def severity_of_cost(cost: float, bounds: tuple[float, float, float] = (0.0, 1.0, 2.0)) -> Level:
-    """The level of a cost model's score: safe up to the first bound, then minor, moderate, severe; severe where it is no number."""
+    """The level of a cost model's score: safe up to the first bound, then minor, moderate, severe; severe where it is NaN."""
     if cost != cost:
         return "severe"
     return LEVELS[sum(cost > bound for bound in bounds)]

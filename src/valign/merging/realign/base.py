@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from valign.checks import UserError, check_options, option, refuse_idle
 from valign.files import hash_file
 from valign.merging.deltas import Delta
-from valign.merging.realign.fuse import Fuse, fused
+from valign.merging.realign.fuse import FUSES, Fuse, fused
 from valign.merging.realign.vectors import WEIGHT, Vectors, WeightVectors
 
 Change = Callable[[WeightVectors], Delta]  # of one weight: realigned - start
@@ -35,7 +35,7 @@ class RealignMethod(ABC):
 
     fuse: Fuse = option("none", help="how several fine-tuned models become one")
     fuse_scale: float | None = option(
-        None, help="factor on the fused change; default: 1 for mean, 0.4 for ties, 0.3 otherwise", needs={"fuse": ()}
+        None, help="factor on the fused change; default: 1 for mean, 0.4 for ties, 0.3 otherwise", needs={"fuse": tuple(FUSES)}
     )
 
     uses_safety: ClassVar[bool] = True  # it reads the safety vector

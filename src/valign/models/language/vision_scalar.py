@@ -53,7 +53,7 @@ class ImageScalarChat(ScalarChat):
             self.renderer.tokenizer.save_pretrained(str(temporary))
 
 
-class _ImageModel(nn.Module):
+class _ImageAnswerModel(nn.Module):
     """LLaVA's body and the head. ``encoder`` prepares pixels; its own weights are not among the parameters."""
 
     def __init__(self, llava: LlavaModel, encoder: ClipEncoder, image_token: int, patches: int) -> None:
@@ -66,7 +66,7 @@ class _ImageModel(nn.Module):
     def device(self) -> torch.device:
         return self.score.weight.device
 
-    def requires_grad_(self, requires_grad: bool = True) -> "_ImageModel":
+    def requires_grad_(self, requires_grad: bool = True) -> "_ImageAnswerModel":
         """Of all but the vision tower, which is never trained."""
         super().requires_grad_(requires_grad)
         self.llava.vision_tower.requires_grad_(False)
@@ -87,7 +87,7 @@ def new_image_scalar(chat: LoadedChat, encoder: ClipEncoder, *, seed: int) -> Im
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(generator_for("projector", seed).initial_seed())
         llava = LlavaModel(config)
-        model = _ImageModel(llava, encoder, vocabulary, (vision.image_size // vision.patch_size) ** 2)
+        model = _ImageAnswerModel(llava, encoder, vocabulary, (vision.image_size // vision.patch_size) ** 2)
         nn.init.normal_(model.score.weight, std=0.02)
     _copy(encoder.model.vision_model.state_dict(), llava.vision_tower)
     known: dict[str, Any] = dict(chat.model.base_model.state_dict())

@@ -17,7 +17,7 @@ from valign.training.engine.schedule import keep_peaks
 from valign.training.engine.task import TrainingTask, changing_tensors
 from valign.training.engine.tuning import Tuning
 from valign.training.tasks.reinforce.config import ReinforceConfig
-from valign.training.tasks.reinforce.group_task import Policy, apart, loop_config
+from valign.training.tasks.reinforce.group_task import TrainedPolicy, apart, loop_config
 
 LOGGED = {"rewards/accuracies": "ranked", "rewards/margins": "margin"}
 
@@ -50,7 +50,7 @@ class DPOTask(TrainingTask):
         if loaded.window is not None and _size(self.rows[longest]) > loaded.window:
             got = _size(self.rows[longest])
             raise UserError(f"Pair {longest + 1} must have at most {loaded.window} tokens, got {got}. Shorten or delete it.")
-        self.policy = Policy(loaded, tuning, config, targets=targets, reference=True)
+        self.policy = TrainedPolicy(loaded, tuning, config, targets=targets, reference=True)
         with apart():  # trl seeds the whole process
             self.trainer = PreferenceTrainer(
                 self.policy.network, loaded, self.policy.reference, beta=config.kl, accumulation=config.accumulation, folder=folder

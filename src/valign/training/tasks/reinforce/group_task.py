@@ -39,7 +39,7 @@ LOGGED = {  # trl's metrics that are worth a column -> its name in the log
 }
 
 
-class Policy:
+class TrainedPolicy:
     """A chat model under the adapter of ``tuning``, and the model as it was.
 
     Args:
@@ -131,7 +131,7 @@ class GroupTask(TrainingTask):
         self.prompts, self.method, self.config = prompts, method, config
         self.chats = templated(prompts, method.template)
         check_room(loaded, self.chats, config)
-        self.policy = Policy(loaded, tuning, config, targets=targets, reference=config.kl > 0)
+        self.policy = TrainedPolicy(loaded, tuning, config, targets=targets, reference=config.kl > 0)
         with apart():  # trl seeds the whole process
             self.trainer = GroupTrainer(
                 self.policy.network, loaded, self.policy.reference, prompts, self.chats, method, config, folder

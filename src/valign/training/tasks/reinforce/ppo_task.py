@@ -35,7 +35,7 @@ from valign.training.engine.task import TrainingTask, changing_tensors
 from valign.training.engine.tuning import Tuning
 from valign.training.tasks.reinforce.config import ReinforceConfig
 from valign.training.tasks.reinforce.group_method import Rollout, check_rewards
-from valign.training.tasks.reinforce.group_task import Policy, check_room, loop_config, templated
+from valign.training.tasks.reinforce.group_task import TrainedPolicy, check_room, loop_config, templated
 from valign.training.tasks.reinforce.grpo_lagrangian import CostWindow
 
 
@@ -104,7 +104,7 @@ class PPOTask(TrainingTask):
         check_room(loaded, self.chats, config)
         self.supervised = ChatTaskModel(loaded) if ptx else None  # freezes the model, so before the adapter
         self.ptx = self.supervised.fitting(ptx, "--ptx-data, row") if self.supervised is not None else []
-        self.policy = Policy(loaded, tuning, config, targets=targets, reference=True)
+        self.policy = TrainedPolicy(loaded, tuning, config, targets=targets, reference=True)
         if self.supervised is not None:
             self.supervised.network = self.policy.network
         self.critics = tuple(ScalarChat(deepcopy(one.model).train().requires_grad_(True), one.renderer) for one in critics)

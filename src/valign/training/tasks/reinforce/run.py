@@ -144,7 +144,7 @@ def reinforce(
     run = Run.open(out, step="reinforce", recipe=recipe, inputs=inputs, seed=config.seed)
     if run.done:
         return ReinforceResult(**run.results)
-    work = _Work(loaded, prompts, out, tuning, config, options, sources, accelerator, targets)
+    work = _Reinforcement(loaded, prompts, out, tuning, config, options, sources, accelerator, targets)
     learnt: dict[str, float] = {}
     task = work.ppo(learnt) if method == "safe-rlhf" else work.groups(BUILDERS[method](work, learnt))
     return _trained(run, task, loaded, accelerator, out, method, learnt)
@@ -228,7 +228,7 @@ def _check_sources(method: str, sources: RewardSources) -> None:
 
 
 @dataclass
-class _Work:
+class _Reinforcement:
     """One run's parts."""
 
     loaded: LoadedChat
@@ -264,7 +264,7 @@ class _Work:
         )
 
     def scorers(self, learnt: dict[str, float]) -> tuple[RewardFunction, RewardFunction, tuple[ScalarChat, ScalarChat]]:
-        """Reward and cost as functions, and as models that critics start from; fresh ones where a score is no model's."""
+        """Reward and cost as functions, and as models that critics start from; fresh ones where a score comes from no model."""
         found: list[RewardFunction] = []
         critics: list[ScalarChat] = []
         given = ((self.sources.reward, self.sources.reward_model), (self.sources.cost, self.sources.cost_model))
@@ -310,29 +310,29 @@ class _Work:
         return model
 
 
-def _alphaalign(work: _Work, learnt: dict[str, float]) -> GroupMethod:
+def _alphaalign(work: _Reinforcement, learnt: dict[str, float]) -> GroupMethod:
     return AlphaAlignMethod(work.helpfulness(), work.options.safety, template=work.options.template)
 
 
-def _dr_irl(work: _Work, learnt: dict[str, float]) -> GroupMethod:
+def _dr_irl(work: _Reinforcement, learnt: dict[str, float]) -> GroupMethod:
     assert work.sources.encoder is not None
     helpful = work.helpfulness()
     check_categories(work.prompts, dict.fromkeys(balanced(work.prompts), lambda prompts, outputs: None), helpful)  # type: ignore[arg-type, return-value]
     return DrIrlMethod(work.shadows(), helpful, work.sources.encoder, scaled=work.options.scaled, tau=work.options.tau)
 
 
-def _lagrangian(work: _Work, learnt: dict[str, float]) -> GroupMethod:
+def _lagrangian(work: _Reinforcement, learnt: dict[str, float]) -> GroupMethod:
     reward, cost, _ = work.scorers(learnt)
     return LagrangianMethod(reward, cost, work.options.multiplier, fixed=work.options.ppo.fixed_multiplier)
 
 
-def _plain(work: _Work, learnt: dict[str, float]) -> GroupMethod:
+def _plain(work: _Reinforcement, learnt: dict[str, float]) -> GroupMethod:
     reward = work.helpfulness()
     assert reward is not None
     return PlainMethod(reward)
 
 
-BUILDERS: dict[str, Callable[[_Work, dict[str, float]], GroupMethod]] = {
+BUILDERS: dict[str, Callable[[_Reinforcement, dict[str, float]], GroupMethod]] = {
     "alphaalign": _alphaalign,
     "dr-irl": _dr_irl,
     "grpo-lagrangian": _lagrangian,
