@@ -44,11 +44,12 @@ def make(work: Path) -> None:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         random = torch.Generator().manual_seed(number)
+        values = (0.02 * torch.randn(max(torch.Size(known.shape).numel() for known in shapes.values()), generator=random)).half()
         write_shards(
             folder,
             "diffusion_pytorch_model",
             shapes,
-            lambda name: torch.randn(shapes[name].shape, generator=random).mul_(0.02).half(),  # noqa: B023
+            lambda name: values[: torch.Size(shapes[name].shape).numel()].reshape(shapes[name].shape),  # noqa: B023
             limit=SHARD,
         )
         write_json(folder / "config.json", {"_class_name": "UNet2DConditionModel"})

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from valign.merging.realign.base import RealignContext, RealignMethod
 from valign.merging.realign.chat_preferences import ChatPreferences
 from valign.merging.realign.enchtable import EnchTable, enchtable, interference
+from valign.merging.realign.linearize import linearized
 from valign.merging.realign.opening import Realignment, open_realignment
 from valign.merging.realign.resta import Resta, resta
 from valign.merging.realign.safe_lora import SafeLora, safe_lora
@@ -35,6 +36,7 @@ __all__ = [
     "WeightVectors",
     "enchtable",
     "interference",
+    "linearized",
     "open_realignment",
     "realign",
     "resta",
