@@ -16,8 +16,8 @@ from valign.checks import UserError
 def linearized(network: nn.Module, endings: Sequence[str]) -> Iterator[list[str]]:
     """Inside, each chosen module answers ``f(x; w0) + J f(x; w0) (w - w0)`` with ``w0`` the weights that it has on entry.
 
-    Train the network's own parameters inside; afterwards it is the usual network with the trained weights. One linear layer is its own
-    expansion, so only modules with something between their weights, such as a whole MLP, are changed by this.
+    Train the network's own parameters inside; afterwards it is the usual network with the trained weights. One linear layer is
+    its own expansion, so only modules with something between their weights, such as a whole MLP, are changed by this.
 
     Args:
         endings: Of the modules' names, e.g. ``("mlp",)``; a module within a chosen one is part of it.
