@@ -119,7 +119,7 @@ def _diffusion(ctx: Context, folder: Path, memory: MemoryConfig, command: str, d
         sampled = replace(sampling, batch_size=batch or sampling.batch_size)
         shared: dict[str, Any] = {"batch_size": sampled.batch_size, "steps": sampled.steps}
         preset = AlignGuardRecipe.for_model(phases.sketch.shapes, **trained)
-        experts = replace(preset, training=replace(preset.training, memory=phases.memory))
+        experts = preset.changed(**phases.memory.chosen())
         if command == "align":
             chain = AlignConfig(experts=experts, **shared)
             chain = replace(chain, data=replace(chain.data, pairs_per_category=amounts.pairs, **shared))

@@ -70,7 +70,7 @@ class DiffusionPhases:
     def training(self, config: PreferenceConfig, experts: int = 1) -> Phase:
         """Experts on cached pairs, one after another."""
         micro = ceil(config.pairs_per_step / (self.processes * config.memory.micro_batches))
-        unit, trained = self._trained(config.rank, config.targets)
+        unit, trained = self._trained(config.rank, config.targets, config.memory)
         peak = self._training_peak(unit, trained, micro if config.memory.split_pairs else 2 * micro, config.optimizer_name)
         passes = (0 if config.precompute_ref_draws else 1) + bool(config.memory.split_pairs)
         flops = unit.flops + passes * self.sketch.denoised.flops
@@ -79,7 +79,7 @@ class DiffusionPhases:
 
     def finetuning(self, config: SupervisedConfig, rank: int, targets: tuple[str, ...], optimizer: str) -> Phase:
         """A LoRA on images with captions."""
-        unit, trained = self._trained(rank, targets)
+        unit, trained = self._trained(rank, targets, config.memory)
         peak = self._training_peak(unit, trained, ceil(config.batch_size / config.memory.micro_batches), optimizer)
         return Phase("train", peak, config.batch_size * config.steps * unit.flops, _written(trained, optimizer))
 
@@ -111,8 +111,9 @@ class DiffusionPhases:
         """Images that the autoencoder works on at once."""
         return min(images, self.memory.vae_slice or max(1, VAE_PIXELS // self.sketch.shapes.image_size**2))
 
-    def _trained(self, rank: int, targets: tuple[str, ...]) -> tuple[Unit, int]:
-        return self.sketch.trained(rank=rank, targets=targets, checkpointed=bool(self.memory.gradient_checkpointing))
+    def _trained(self, rank: int, targets: tuple[str, ...], memory: MemoryConfig) -> tuple[Unit, int]:
+        """Args: memory: The training's own, in which a preset may have set more than `self.memory`."""
+        return self.sketch.trained(rank=rank, targets=targets, checkpointed=bool(memory.gradient_checkpointing))
 
     def _training_peak(self, unit: Unit, trained: int, rows: int, optimizer: str) -> float:
         beside = 0 if self.cuda else self._beside("denoiser")
