@@ -88,6 +88,9 @@ def test_a_text_that_the_guard_cannot_read_is_not_passed_as_clean(served):
     with pytest.raises(openai.BadRequestError) as caught:
         client(served[0]).moderations.create(input=["a cat", FOREIGN])
     assert (caught.value.code, caught.value.param) == ("unsupported_script", "input")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client(served[0]).moderations.create(input=["a cat", "en vacker trädgård med röda blommor i solen"])
+    assert (caught.value.code, caught.value.param) == ("unsupported_language", "input")
 
 
 def image_part(image):

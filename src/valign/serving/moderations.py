@@ -50,6 +50,10 @@ def _read(parts: Sequence[str | TextPart | ImagePart], limits: Settings) -> tupl
 def _of_text(policy: Any, decision: GuardDecision) -> tuple[PartFindings, dict[str, Any]]:
     if decision.stop == "script":
         raise errors.invalid("input has a text in a script that this guard cannot read.", param="input", code="unsupported_script")
+    if decision.stop == "language" and not decision.categories:  # held back, not found harmful
+        raise errors.invalid(
+            "input has a text in a language that this guard does not judge.", param="input", code="unsupported_language"
+        )
     own = {
         "type": "text",
         "action": decision.action,

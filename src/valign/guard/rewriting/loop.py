@@ -65,7 +65,8 @@ class RewritingLoop:
             if attempts and attempts[-1].accepted:
                 break
         if not any(attempt.accepted for attempt in attempts):
-            counter.limit = MOST_CHECKS if attempts else inf
+            edited = {attempt.source for attempt in attempts} & {editor.name for editor in self._editors}
+            counter.limit = MOST_CHECKS if edited else inf
             found = next((text for text in self._templates(request) if counter.passes(text)), None)
             if found is not None:
                 attempts.append(Attempt(role="template", source=self._template.name, text=found, accepted=True))
