@@ -134,7 +134,7 @@ def dpo_command(
     ] = [],  # noqa: B006
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Direct preference optimization of a chat model on pairs of answers; --kl is its beta, --prompts the pairs of a step.
+    """Direct preference optimization of a chat model on pairs of answers; --kl is its beta, --prompts-per-step its pairs.
     The same command resumes."""
     from valign.data.chats import read_chat_pairs
     from valign.models.language.loading import load_chat
@@ -167,7 +167,7 @@ COSALIGN = configured(
 COSALIGN_EXAMPLE = (
     "example: valign train cosalign --model FOLDER --data judged.jsonl --kl 0.1 --out runs/configs   "
     "on the chat world: valign train cosalign --model chat/aligned --data chat --sft-steps 40 --sft-learning-rate 1e-4 --kl 0.1 "
-    "--steps 40 --prompts 32 --learning-rate 5e-5 --out runs/configs"
+    "--steps 40 --prompts-per-step 32 --learning-rate 5e-5 --out runs/configs"
 )
 
 
@@ -180,7 +180,7 @@ def cosalign_command(
 ) -> None:
     """Teach a chat model to follow safety configs in its system prompt (CoSAlign): SFT on preferred answers, then DPO.
 
-    --kl is DPO's beta, --prompts the pairs of a step. The same command resumes."""
+    --kl is DPO's beta, --prompts-per-step its pairs. The same command resumes."""
     from valign.data.chats.config_prompts import config_text
     from valign.data.chats.judged_answers import read_judged_prompts
     from valign.objectives.preference.cosa import ConfigError

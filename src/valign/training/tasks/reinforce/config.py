@@ -14,7 +14,7 @@ class ReinforceConfig:
     """``steps`` steps, each with ``group`` answers to each of ``prompts`` prompts."""
 
     steps: int = option(200, help="optimizer steps", low=1)
-    prompts: int = option(8, help="prompts per step", low=1)
+    prompts: int = option(8, help="prompts (or pairs) per step", low=1, flags=("--prompts-per-step",))
     group: int = option(8, help="answers per prompt, which are compared with each other", low=2, hint="One answer has no rival.")
     learning_rate: float = option(1e-6, help="of the policy", above=0)
     warmup: float = option(0.0, help="share of the steps in which the learning rate rises from 0", low=0, high=1, rare=True)
