@@ -37,6 +37,18 @@ def test_rewrite_prints_one_line_each(policy):
     assert result.exit_code == BLOCKED
 
 
+def test_a_safety_config_is_in_force_for_the_command(policy):
+    prompts = ["a corpse in a film poster", "a corpse on the beach"]
+    config = ["--config", "allows shocking in film posters; blocks corpse on the beach", "-p", policy]
+    result = runner.invoke(app, ["check", *prompts, *config, "--role", "studio", "--json"])
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["action"] for line in lines] == ["allow", "block"]
+    assert lines[0]["config"].startswith("allow shocking in film posters; block corpse")
+    for wrong in (["--config", "allows shocking"], ["--config", "allows hate", "--role", "studio"], ["--role", "studio"]):
+        refused = runner.invoke(app, ["check", *prompts, "-p", policy, *wrong])
+        assert isinstance(refused.exception, UserError)
+
+
 def test_reads_stdin_and_keeps_the_order(policy):
     prompts = [f"a cat number {i}" for i in range(70)]
     result = runner.invoke(app, ["rewrite", "-p", policy], input="\n".join([*prompts[:66], "\u200b", *prompts[66:]]))

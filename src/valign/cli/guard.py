@@ -52,6 +52,13 @@ class GuardOptions:
     threads: int = option(1, help="threads of torch that check a prompt; 0 is as many as torch takes", low=0)
     probe: Path | None = option(None, help="for the stage `probe`: a probe of `valign train retriever`, with its --model")
     model: str = option("", help="the model whose text encoders the probe reads with", flags=("--model", "-m"), needs={"probe": ()})
+    config: str = option("", help="safety config in plain sentences, such as 'blocks violence in posters'", flags=("--config",))
+    role: str = option(
+        "",
+        help="role of who wrote the config; only those that the policy names may loosen",
+        flags=("--role",),
+        needs={"config": ()},
+    )
 
     hysac: Path | None = option(None, help="for the stage `hysac`: a folder of `valign train hysac`")
 
@@ -309,11 +316,14 @@ def _rates(texts: Sequence[str], rows: Sequence[LabelledPrompt]) -> dict[str, fl
 
 def _guard(ctx: typer.Context) -> Guard:
     from valign.guard import Guard
+    from valign.policy import read_guard_config
 
     options = record(ctx, GuardOptions)
     chat, probe = record(ctx, ChatOptions).load(), options.text_probe()
-    return Guard.from_policy(
-        _policy(options.policy),
+    rules = _policy(options.policy)
+    config = read_guard_config(rules, options.config, role=options.role) if options.config else None
+    guard = Guard.from_policy(
+        rules,
         head=options.head,
         probe=probe,
         hyperbolic=options.hyperbolic(),
@@ -321,6 +331,7 @@ def _guard(ctx: typer.Context) -> Guard:
         threads=options.threads,
         edits=options.edits,
     )
+    return guard.with_config(config)
 
 
 def _prompts(ctx: typer.Context, prompts: list[str] | None, file: Path | None) -> Iterator[str]:

@@ -195,9 +195,9 @@ class _Configured(TyperCommand):
                 )
             seen.update(declared_options(kind))
         more = f"; besides the options, {', '.join(untyped)}" if untyped else ""
-        panel = "From a file"
+        panel, file_flag = "From a file", "--config-file" if "--config" in taken else "--config"
         made["config_file"] = (
-            Annotated[Path | None, typer.Option("--config", help="YAML file of such options", rich_help_panel=panel)],
+            Annotated[Path | None, typer.Option(file_flag, help="YAML file of such options", rich_help_panel=panel)],
             None,
         )
         what = f"any such option{f', or one of {self.rest}' if self.rest else ''}; may be repeated{more}"

@@ -43,6 +43,8 @@ PANELS = {
     },
     "At inference": {
         "guard": ("valign.cli.guard", "app"),
+        "guidelines": ("valign.cli.guidelines", "app"),
+        "prompt": ("valign.cli.prompt", "app"),
         "generate": ("valign.cli.generate", "command"),
         "serve": ("valign.cli.serve", "command"),
         "api-key": ("valign.cli.serve", "api_key"),

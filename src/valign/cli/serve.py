@@ -59,6 +59,7 @@ class RulesOptions:
     chat: ChatOptions
     keys: Path | None
     threads: int
+    configs: Path | None
 
 
 @example(
@@ -86,6 +87,9 @@ def command(
         int, Option(min=0, help="threads of torch that check a prompt; 0 is as many as torch takes, best on an idle machine only")
     ] = 1,
     keys: Annotated[Path | None, Option(help=f"file of `valign api-key`; keys in {API_KEYS} count as well")] = None,
+    configs: Annotated[
+        Path | None, Option(help="YAML file of safety configs and roles by name of the key's owner; read anew by SIGHUP as well")
+    ] = None,
     canaries: Annotated[
         Path | None, Option(help="folder of known cases, judged every hour: block.txt, allow.txt, images in block/ and allow/")
     ] = None,
@@ -110,7 +114,9 @@ def command(
     sampling = SamplingConfig(steps=settings.steps, batch_size=settings.batch_size)
     memory = fit_sampling(model, memory, device, Path(), settings.batch_size, sampling)
     load_rules = _rules(
-        RulesOptions(model=model, policy=guard, detector=detector, head=head, chat=chat, keys=keys, threads=guard_threads)
+        RulesOptions(
+            model=model, policy=guard, detector=detector, head=head, chat=chat, keys=keys, threads=guard_threads, configs=configs
+        )
     )
     locked = bool(_keys(keys).names)
     if listening.host not in LOOPBACK and not listening.open and not locked:
@@ -169,8 +175,7 @@ def _rules(options: RulesOptions) -> Any:
         )
     if options.detector == "none":
         err.print(Text("Images are not checked: --detector none.", style="yellow"))
-    load_policy(options.policy)
-    _keys(options.keys)
+    _configs(options.configs, load_policy(options.policy), _keys(options.keys))
     judge = options.chat.load()
     watcher = None if options.detector == "none" else resolve_detector(options.detector, model=options.model)
 
@@ -179,9 +184,17 @@ def _rules(options: RulesOptions) -> Any:
 
         rules = load_policy(options.policy)
         guard = Guard.from_policy(rules, chat=judge, detector=watcher, head=options.head, threads=options.threads)
-        return Rules(guard, _keys(options.keys))
+        known = _keys(options.keys)
+        return Rules(guard, known, configs=_configs(options.configs, rules, known))
 
     return load
+
+
+def _configs(file: Path | None, policy: Any, keys: Any) -> Any:
+    from valign.serving.key_configs import load_key_configs
+    from valign.serving.keys import ANONYMOUS
+
+    return load_key_configs(file, policy, set(keys.names.values()) or {ANONYMOUS})
 
 
 def _keys(file: Path | None) -> Any:

@@ -11,6 +11,7 @@ from valign.checks import UserError, check_choice
 from valign.cli.common import TableOptions, err, find_world, out, resolve_model
 from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit, processes
 from valign.cli.options import changes, configured, record
+from valign.cli.prompt import OPTIMIZER, OPTIMIZER_EXAMPLE, train_command
 from valign.cli.reinforce import (
     COSALIGN,
     COSALIGN_EXAMPLE,
@@ -183,6 +184,7 @@ def retriever(
 app.command("rl", cls=RL, epilog=EXAMPLE)(reinforce_command)
 app.command("dpo", cls=DPO, epilog=DPO_EXAMPLE)(dpo_command)
 app.command("cosalign", cls=COSALIGN, epilog=COSALIGN_EXAMPLE)(cosalign_command)
+app.command("prompt-optimizer", cls=OPTIMIZER, epilog=OPTIMIZER_EXAMPLE)(train_command)
 
 
 @app.command(

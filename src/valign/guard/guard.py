@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image
 
 from valign.checks import check_range
 from valign.files import hash_value
+from valign.guard.configured import ConfiguredWaterfall
+from valign.guard.guidelines import GuidedChat, policy_retriever
 from valign.guard.head.learned import LearnedStage
 from valign.guard.images.regeneration import GenerateImage, generate_checked
 from valign.guard.images.value_token import ValueToken
@@ -35,6 +38,7 @@ from valign.models.heads.edit_model import load_edit_model
 from valign.models.heads.text_probe import TextProbe
 from valign.models.language.chat import ChatModel
 from valign.policy import Policy, load_policy
+from valign.policy.safety_config import GuardConfig, join_configs
 from valign.text.syntax import Traced
 
 METHOD = Method(
@@ -63,6 +67,7 @@ class Guard:
         editors: Rewriters that change as little as they can; they are asked first, in this order.
         harmless: A judge that took no part in finding a rewrite, and must agree to it; None leaves that to the stages.
         translate: Into English, for the languages of which the policy wants that; None holds such prompts back.
+        config: A safety config in force (`with_config`); None leaves the policy as it is.
     Raises: UserError without stages; ValueError if two stages have one name, or ``threads`` is negative.
     """
 
@@ -83,6 +88,7 @@ class Guard:
         editors: Sequence[Editor] = (),
         harmless: Callable[[str], bool] | None = None,
         translate: Translate | None = None,
+        config: GuardConfig | None = None,
     ) -> None:
         check_range("Guard.threads", threads, low=0)
         self.threads = threads
@@ -90,9 +96,14 @@ class Guard:
         self.rewriter, self.detector, self.token = rewriter, detector, token
         self.acceptor = acceptor or Acceptor.from_policy(policy)
         self.template = template or PolicyRewriter(policy)
-        self.reads = reads
+        self.reads, self.config = reads, config
         self.translate = translate
-        self._waterfall = Waterfall(policy, self.stages, opinion=opinion, judge=judge, reads=reads, translate=translate)
+        mark = policy.fingerprint()
+
+        def waterfall(rules: Policy) -> Waterfall:
+            return Waterfall(rules, self.stages, opinion=opinion, judge=judge, reads=reads, translate=translate, fingerprint=mark)
+
+        self._waterfall = waterfall(policy) if config is None else ConfiguredWaterfall(policy, config, waterfall)
         self.editors, self.harmless = tuple(editors), harmless
         self._rewriting = RewritingLoop(
             policy, self._waterfall, rewriter, self.acceptor, self.template, editors=editors, harmless=harmless
@@ -113,7 +124,8 @@ class Guard:
         threads: int = 1,
         edits: Path | None = None,
     ) -> "Guard":
-        """The stages that ``policy.guard.stages`` names, offline. A chat model adds a judge of values and intent, and a rewriter.
+        """The stages that ``policy.guard.stages`` names, offline. A chat model adds a judge of values and intent, and a rewriter;
+        each of its questions gets the policy's guidelines that fit the prompt.
 
         Args:
             head: A head trained by ``valign guard fit``; None is the shipped one.
@@ -125,6 +137,8 @@ class Guard:
         """
         rules = policy if isinstance(policy, Policy) else load_policy(policy)
         parts = StageParts(rules, head, encoder, probe, hyperbolic)
+        guidelines = None if chat is None else policy_retriever(rules, load=lambda: parts.encoder)
+        chat = chat if chat is None or guidelines is None else GuidedChat(chat, guidelines)
         stages = build_stages(parts)
         if chat is not None:
             stages.append(ChatValues(chat, rules))
@@ -148,24 +162,19 @@ class Guard:
 
     def for_model(self, model: object) -> "Guard":
         """The same guard, which also judges what ``model`` reads of a prompt that is too long for it, if the model says so."""
-        if not isinstance(model, ReadsText):
-            return self
-        return Guard(
-            self.policy,
-            self.stages,
-            opinion=self.opinion,
-            judge=self.judge,
-            rewriter=self.rewriter,
-            acceptor=self.acceptor,
-            template=self.template,
-            detector=self.detector,
-            token=self.token,
-            reads=model.text_read,
-            threads=self.threads,
-            editors=self.editors,
-            harmless=self.harmless,
-            translate=self.translate,
-        )
+        return self._with(reads=model.text_read) if isinstance(model, ReadsText) else self
+
+    def with_config(self, config: GuardConfig | None) -> "Guard":
+        """The same guard under a safety config beside those that it has; the strictest sentence counts. None changes nothing.
+
+        The config must have been read with this guard's policy (`read_guard_config`).
+        """
+        return self if config is None else self._with(config=join_configs(self.config, config))
+
+    def _with(self, **changed: Any) -> "Guard":
+        names = ["opinion", "judge", "rewriter", "acceptor", "template", "detector", "token", "reads", "threads", "config"]
+        names += ["editors", "harmless", "translate"]
+        return Guard(self.policy, self.stages, **{name: getattr(self, name) for name in names} | changed)
 
     def read(self, prompt: str) -> str:
         """What the model reads of the prompt; all of it where no model was given (`for_model`)."""
@@ -184,7 +193,8 @@ class Guard:
         """SHA-256 of the rules, the stages with their heads, and the detector; a chat model's own changes are not seen."""
         heads = [(stage.name, stage_fingerprint(stage)) for stage in self.stages]
         card = None if self.detector is None else [self.detector.card.name, self.detector.card.weights_sha256]
-        return hash_value([self.policy.fingerprint(), heads, card])
+        config = [] if self.config is None else [self.config.fingerprint()]
+        return hash_value([self.policy.fingerprint(), heads, card, *config])
 
     def check(self, prompt: str, *, explain: bool = False) -> GuardDecision:
         """What to do with the prompt; nothing is rewritten or generated. ``explain`` runs all stages, with the same decision.

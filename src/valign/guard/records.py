@@ -57,6 +57,8 @@ class GuardDecision:
     error: str = ""  # a stage that failed, and how; the action is then "block"
     chat_calls: int = 0
     policy: str = ""  # fingerprint of the rules
+    config: str = ""  # the safety config in force, in the policy's terms; "" without one
+    opened: bool = False  # allowed only because the config opens what was found
 
     @property
     def blocked(self) -> bool:

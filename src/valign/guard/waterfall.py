@@ -47,6 +47,7 @@ class Waterfall:
         judge: Tells what was meant when a stage fired; None takes every finding as meant.
         reads: What the model's text encoder reads of each prompt; the stages judge that as well. None: all of it.
         translate: Into English, for the languages of which the policy wants that; None holds such prompts back.
+        fingerprint: What decisions name as the rules; "" is the policy's own.
     Raises: UserError without stages; ValueError if two stages have one name.
     """
 
@@ -59,6 +60,7 @@ class Waterfall:
         judge: IntentJudge | None = None,
         reads: Callable[[Sequence[str]], list[str]] | None = None,
         translate: Translate | None = None,
+        fingerprint: str = "",
     ) -> None:
         if not stages:
             raise UserError("Guard.stages must not be empty, got none. Name at least one under guard.stages in the policy.")
@@ -67,8 +69,12 @@ class Waterfall:
             raise ValueError(f"Guard.stages must have distinct names, got {', '.join(names)}. Rename one.")
         self._policy, self._stages, self._opinion, self._judge = policy, tuple(stages), opinion, judge
         self._block_rules, self._script = BlockRuleStage.from_policy(policy), ScriptStage(policy)
-        self._fingerprint, self._reads = policy.fingerprint(), reads
+        self._fingerprint, self._reads = fingerprint or policy.fingerprint(), reads
         self.syntax, self._language = SyntaxStage(policy), LanguageStage(policy, translate)
+
+    def policy_for(self, prompt: str) -> Policy:
+        """The policy that decides about this prompt."""
+        return self._policy
 
     def read(self, prompts: Sequence[str]) -> list[str]:
         """What the model reads of each prompt; all of it where no model was given."""

@@ -3,6 +3,7 @@
 from valign.policy.block_rules import BlockRules
 from valign.policy.category_names import CATEGORY_IDS, normalize_category
 from valign.policy.loader import PolicyError, load_policy
+from valign.policy.safety_config import ConfigStatement, GuardConfig, read_guard_config
 from valign.policy.schema import (
     Action,
     BlockRule,
@@ -31,7 +32,9 @@ __all__ = [
     "Category",
     "Combination",
     "Concept",
+    "ConfigStatement",
     "DataRequest",
+    "GuardConfig",
     "GuardRules",
     "Guideline",
     "IntentionWords",
@@ -44,4 +47,5 @@ __all__ = [
     "ValueScene",
     "load_policy",
     "normalize_category",
+    "read_guard_config",
 ]

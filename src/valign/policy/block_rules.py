@@ -7,6 +7,7 @@ that leaving out a word of the other lists does not get round the rule.
 
 import re
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 from valign.policy.schema import BlockRule, Policy
 from valign.text import WordList, readings
@@ -24,11 +25,14 @@ AGES = (
 )
 
 
+_word_list = lru_cache(maxsize=256)(WordList)  # a policy's rules are the same under every safety config
+
+
 class BlockRules:
     """The matcher of all block rules of a policy."""
 
     def __init__(self, rules: Sequence[BlockRule]) -> None:
-        self._rules = [(rule, [WordList(words) for words in rule.every]) for rule in rules]
+        self._rules = [(rule, [_word_list(tuple(words)) for words in rule.every]) for rule in rules]
 
     def match(self, prompt: str, findings: Collection[str] = ()) -> BlockRule | None:
         """The first rule that blocks the prompt. ``findings``: categories that were found in it by other means."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Template
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from valign.checks import UserError, close_to
 from valign.files import hash_value
@@ -55,8 +55,17 @@ class Category(Part):
     action: Action = "rewrite"
     threshold: Share = 0.5  # detector score from which an image counts as harmful
     safe_prompt: Text  # caption used when nothing of the request can be kept
+    may_open: list[Id] = []  # roles whose safety config may allow it, or parts of it; none: no config may
+    never_open: bool = False  # no safety config may allow any of it, whoever writes it
+    config_phrases: list[Words] = []  # further phrases by which a safety config may name a part of it, e.g. "stage blood"
     terms: list[Words] = []  # further whole words for the guard's word list, of no concept in particular
     concepts: list[Concept] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _never_is_never(self) -> "Category":
+        if self.never_open and self.may_open:
+            raise ValueError(f"must not name roles under may_open beside never_open: true, got {', '.join(self.may_open)}")
+        return self
 
 
 class ValueScene(Part):
@@ -128,7 +137,9 @@ class Guideline(Part):
     """A sentence that may be put before a request to a chat model (Guide-Align, arXiv 2403.11838)."""
 
     id: Id
-    text: Text
+    text: Text  # "Title: what to do", general: it neither quotes nor answers a request
+    requests: list[Text] = []  # requests that it is for; none: it is put before every request
+    source: str = ""  # where it came from: "" is the policy's author, else a chat model and a date
 
 
 class RewriterRole(Part):

@@ -49,6 +49,7 @@ def request_of(service: Service, body: ImageRequest) -> GenerationRequest:
         guidance_scale=limits.guidance_scale if body.guidance_scale is None else body.guidance_scale,
         form=body.output_format or "png",
         quality=100 if body.output_compression is None else body.output_compression,
+        config=body.safety_config,
     )
 
 
@@ -77,4 +78,5 @@ def _account(result: GuardResult, images: Sequence[ServedImage], request: Genera
         "seeds": [image.found.attempts[-1].seed for image in images if image.encoded is not None],
         "checked": all(image.found.checked for image in images),
         "policy": decision.policy,
+        "config": decision.config or None,
     }

@@ -42,6 +42,7 @@ class GenerationRequest:
     guidance_scale: float
     form: str = "png"
     quality: int = 100
+    config: str | None = None  # a safety config beside the key's own
 
 
 @dataclass(frozen=True)

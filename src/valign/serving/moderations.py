@@ -21,7 +21,7 @@ async def moderate(service: Service, caller: Caller, body: ModerationRequest) ->
         raise errors.invalid(f"input must have at most {limits.max_inputs} parts.", param="input")
     service.limit.take(caller.name, len(parts), counted=1)
     read, texts = await service.parse(_read, parts, limits)
-    decisions = iter(await service.moderate(caller, texts) if texts else [])
+    decisions = iter(await service.moderate(caller, texts, config=body.safety_config) if texts else [])
     found = [
         await _of_image(service, caller, part) if isinstance(part, bytes) else _of_text(policy, next(decisions)) for part in read
     ]
@@ -63,6 +63,7 @@ def _of_text(policy: Any, decision: GuardDecision) -> tuple[PartFindings, dict[s
         "categories": decision.categories,
         "scores": decision.scores,
         "policy": decision.policy,
+        "config": decision.config or None,
     }
     return text_findings(policy, decision), own
 

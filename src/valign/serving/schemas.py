@@ -63,10 +63,11 @@ class ModerationRequest(Request):
 
     input: Text | Annotated[list[Text], Field(min_length=1)] | Annotated[list[MessagePart], Field(min_length=1)]
     model: str | None = None  # accepted for OpenAI's sake: there is one guard
+    safety_config: Text | None = None  # of our own: sentences that tighten the guard, or loosen it as far as the key's role may
 
 
 class ImageRequest(Request):
-    """What OpenAI's clients may send, and ``seed``, ``steps``, ``guidance_scale`` of our own (``extra_body`` in the client)."""
+    """What OpenAI's clients may send; ``safety_config``, ``seed``, ``steps``, ``guidance_scale`` are our own (``extra_body``)."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)]
     model: str | None = None
@@ -82,6 +83,7 @@ class ImageRequest(Request):
     stream: Off | None = False
     partial_images: Annotated[int, Field(ge=0, le=0)] | None = 0
     user: str | None = None
+    safety_config: Text | None = None  # as in `ModerationRequest`
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None

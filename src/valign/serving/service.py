@@ -9,18 +9,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, TypeVar
 
 from PIL.Image import Image
 
+from valign.checks import UserError
 from valign.guard.guard import Guard
 from valign.guard.records import GuardDecision, GuardResult
 from valign.guard.stages import stage_fingerprint
 from valign.guard.waterfall import require_prompt
 from valign.interfaces import Sampler, SamplingConfig, scores_of
+from valign.policy import read_guard_config
 from valign.policy.block_rules import gaps
+from valign.policy.safety_config import join_configs
 from valign.serving import errors
 from valign.serving.audit_log import AuditLog
 from valign.serving.audit_record import Recorder
@@ -29,6 +32,7 @@ from valign.serving.batching import Batcher
 from valign.serving.canaries import Canaries, CanaryCheck
 from valign.serving.checking import Checks, WatchedDetector
 from valign.serving.image_queue import GenerationRequest, ImageQueue, ServedImage, ServedResult
+from valign.serving.key_configs import KeyConfig
 from valign.serving.keys import Keys, gone
 from valign.serving.limits import RateLimit
 from valign.serving.metrics import Metrics
@@ -39,6 +43,7 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 WARM_PROMPT = "a red apple"
 RELOAD = 120.0  # seconds that reading policy and keys anew may take
+MAX_GUARDS = 256  # guards under configs that are kept
 AGAIN = 60.0  # seconds until canaries that were answered wrong are looked at again, at most
 STOP = 10.0  # seconds that a stop waits for threads; requests were waited for before
 
@@ -58,6 +63,28 @@ class Rules:
     guard: Guard
     keys: Keys
     canaries: CanaryCheck | None = None  # of this guard; the service makes it
+    configs: Mapping[str, KeyConfig] = field(default_factory=dict)  # by name of the key's owner
+    _guards: dict[str, Guard] = field(default_factory=dict, init=False, repr=False, compare=False)  # by config, the newest last
+
+    def guard_of(self, owner: str, asked: str | None = None) -> Guard:
+        """The guard under the standing config of a key, and under the one that a request asks for besides.
+
+        Raises: ApiError 400 for a config that cannot be read, or that loosens what the key's role may not.
+        """
+        own = self.configs.get(owner, KeyConfig())
+        try:
+            further = None if asked is None else read_guard_config(self.guard.policy, asked, role=own.role)
+        except UserError as error:
+            raise errors.invalid(str(error), param="safety_config") from None
+        config = join_configs(own.config, further)
+        if config is None:
+            return self.guard
+        name = config.fingerprint()
+        found = self._guards.pop(name, None) or self.guard.with_config(config)
+        self._guards[name] = found
+        while len(self._guards) > MAX_GUARDS:
+            self._guards.pop(next(iter(self._guards)), None)
+        return found
 
 
 class Service:
@@ -156,12 +183,13 @@ class Service:
             self.metrics.reloads.labels("failed" if self.reload_failed else "done").inc()
             return not self.reload_failed
 
-    async def moderate(self, caller: Caller, prompts: Sequence[str]) -> list[GuardDecision]:
+    async def moderate(self, caller: Caller, prompts: Sequence[str], *, config: str | None = None) -> list[GuardDecision]:
         """A logged decision per prompt, for which every stage ran.
 
+        Args: config: A safety config of the request, beside the key's own.
         Raises: UserError for what is not a prompt; ApiError 503 if a check or the log is down.
         """
-        guard = self.rules.guard
+        guard = await self._guard_of(caller, config)
         await self.parse(_require_prompts, guard, prompts)
         decisions = await self._checks.decide(guard, prompts, owner=caller.request, explain=True)
         await self._log.write([self._record.decision(caller.request, caller.name, *pair) for pair in zip(prompts, decisions)])
@@ -197,7 +225,7 @@ class Service:
 
         Raises: UserError for what is not a prompt; ApiError 400 if all is blocked, 503 if check, log or queue do not take it.
         """
-        guard, queue = self.rules.guard, self._queue
+        guard, queue = await self._guard_of(caller, request.config), self._queue
         assert queue is not None
         await self.parse(_require_prompts, guard, [request.prompt])
         queue.require_places(request.count)
@@ -218,7 +246,7 @@ class Service:
 
         Raises: ApiError 400 without an image check, or after a block rule; else as `generate`.
         """
-        guard, queue = self.rules.guard, self._queue
+        guard, queue = await self._guard_of(caller, request.config), self._queue
         assert queue is not None
         await self.parse(_require_prompts, guard, [request.prompt])
         decision = (await self._checks.decide(guard, [request.prompt], owner=caller.request))[0]
@@ -235,6 +263,13 @@ class Service:
         """Run a function of the guard's outside the event loop. Raises: ApiError 503 if the queue of images is full."""
         assert self._queue is not None
         return await self._queue.run(function, *arguments)
+
+    async def _guard_of(self, caller: Caller, config: str | None) -> Guard:
+        """`Rules.guard_of`, off the event loop where there is a config to read."""
+        rules = self.rules
+        if config is None and caller.name not in rules.configs:
+            return rules.guard
+        return await self.parse(rules.guard_of, caller.name, config)
 
     async def _prepare(self) -> None:
         try:
@@ -315,6 +350,7 @@ class Service:
             block_rules=[rule.id for rule in policy.always_block],
             gaps=gaps(policy),
             stages=_stage_hashes(rules.guard),
+            configs={name: one.facts() for name, one in rules.configs.items()},
             detector=name,
             detector_sha256=weights,
             **facts,

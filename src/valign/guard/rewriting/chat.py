@@ -135,7 +135,7 @@ class ChatRewriter:
 
     def propose(self, request: RewriteRequest, attempt: int) -> str | None:
         """One answer. A second try asks to keep more. Raises: UnreadableAnswer if it is not JSON with a prompt."""
-        guidelines = " ".join(one.text for one in self.policy.guidelines)
+        guidelines = " ".join(one.text for one in self.policy.guidelines if not one.requests)
         again = " Keep scene, subject and wording closer to the caption than your first answer did." if attempt else ""
         system = f'{self._roles[request.role]}\n{guidelines}{again}\nAnswer with JSON alone: {{"prompt": "the new caption"}}.'
         return read_prompt(ask(self.chat, system, self._data(request), schema_of(prompt={"type": "string"})))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 from math import inf
 
+from valign.guard.configured import ConfiguredWaterfall
 from valign.guard.decision import enforced
 from valign.guard.records import Attempt, GuardDecision, GuardResult
 from valign.guard.rewriting.acceptance import Acceptor
@@ -32,7 +33,7 @@ class RewritingLoop:
     def __init__(
         self,
         policy: Policy,
-        waterfall: Waterfall,
+        waterfall: Waterfall | ConfiguredWaterfall,
         rewriter: Rewriter | None,
         acceptor: Acceptor,
         template: PolicyRewriter,
@@ -83,7 +84,8 @@ class RewritingLoop:
             yield self._rewriter, self._policy.guard.max_rewrites
 
     def _request(self, decision: GuardDecision, prompt: str, counter: "_Counter") -> RewriteRequest:
-        finding = enforced(self._policy, next(one for one in decision.trace if one.stage == decision.stop and one.fired))
+        policy = self._waterfall.policy_for(prompt)
+        finding = enforced(policy, next(one for one in decision.trace if one.stage == decision.stop and one.fired))
         return RewriteRequest(
             prompt=prompt,
             role=role_of(finding, decision.intent),

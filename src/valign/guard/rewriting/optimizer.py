@@ -1,0 +1,83 @@
+"""Prompts written anew by a small trained language model (VPO, arXiv 2503.20491): a rewriter of the guard, and a stage before it.
+
+The model gets one user turn, the same in training and in use: the task, and the request as quoted data. What it writes is
+a proposal like any other: it must pass every stage of the guard, or is not used.
+"""
+
+import json
+from dataclasses import dataclass, replace
+
+from valign.guard.guard import Guard
+from valign.guard.records import Attempt, GuardResult
+from valign.guard.rewriting.policy_rewriter import RewriteRequest
+from valign.methods import Method
+from valign.models.language.chat import ChatModel, Message
+
+METHOD = Method(
+    slug="vpo",
+    title="VPO: a small language model that makes prompts harmless, accurate and helpful",
+    paper="arXiv 2503.20491",
+    room="guard",
+    entry="valign.guard.rewriting.optimizer:PromptOptimizer",
+    fidelity="variant",
+    note="images instead of videos; checks of images instead of VisionReward; instruction in our own words",
+)
+TASK = "Rewrite this image request so that it is harmless, accurate and helpful, in one line:"  # short: small models see it
+PRINCIPLES = (  # what judges hold a rewrite against
+    "Harmless: nothing violent, sexual, hateful, criminal or self-destructive, in its place "
+    "something that fits the scene. Accurate: keep every wish that is harmless. Helpful: name subject, place, light and style "
+    "plainly, and nothing needless."
+)
+
+
+def optimizer_turn(request: str) -> Message:
+    """The user turn in which the model sees a request, quoted."""
+    return {"role": "user", "content": f"{TASK}\n{json.dumps(request, ensure_ascii=False)}"}
+
+
+@dataclass(frozen=True)
+class PromptOptimizer:
+    """As `Rewriter`: one proposal, whatever the role. ``chat`` is a model of ``valign train prompt-optimizer``."""
+
+    chat: ChatModel
+    name: str = "optimizer"
+    uses_chat: bool = False  # it is small and local: not counted among the questions to a chat model
+
+    def propose(self, request: RewriteRequest, attempt: int) -> str | None:
+        return self.write(request.prompt) if attempt == 0 else None
+
+    def write(self, request: str) -> str:
+        """The new prompt. Raises: whatever the model raises."""
+        return self.chat.complete([optimizer_turn(request)]).strip().strip('"').strip()
+
+
+def optimize(guard: Guard, optimizer: PromptOptimizer, prompt: str) -> GuardResult:
+    """The prompt as the optimizer writes it, if the guard lets that through; else the guard's own result for the prompt.
+
+    A prompt that a block rule, the script or a failed stage blocks is never shown to the optimizer. A proposal that is no caption,
+    does not pass, or could not be made stands among the attempts with the reason.
+    Raises: as `Guard.check`.
+    """
+    decision = guard.check(prompt)
+    if decision.action == "block":
+        return guard.finish(decision, prompt)
+    text, reason = "", ""
+    try:
+        text = optimizer.write(prompt)
+    except Exception as error:  # a model that fails must not stop the guard
+        reason = f"failed: {type(error).__name__}"
+    found = guard.acceptor(prompt, text) if not reason else None
+    reason = reason or guard.acceptor.form(prompt, text) or ("" if guard.passes(text) else "does not pass the guard")
+    attempt = Attempt(
+        role="harm" if decision.action == "rewrite" else "quality",
+        source=optimizer.name,
+        text=text,
+        accepted=not reason,
+        reason=reason,
+        keep_words=None if found is None else found.keep_words,
+        keep_meaning=None if found is None else found.keep_meaning,
+    )
+    if attempt.accepted:
+        return GuardResult(decision=decision, prompt=text, attempts=(attempt,))
+    own = guard.finish(decision, prompt)
+    return replace(own, attempts=(attempt, *own.attempts))
