@@ -29,7 +29,7 @@ def optimize_command(
     max_tokens: Annotated[int, Option(min=1, help="of a written prompt")] = 96,
     as_json: Annotated[bool, Option("--json", help="one JSON object per prompt, with every attempt")] = False,
 ) -> None:
-    """Print each prompt as the optimizer writes it, if that passes the guard; else the guard's own result. Exit code 3 if any is blocked."""
+    """Print each prompt as the optimizer writes it if that passes the guard, else the guard's own result. Code 3 for a block."""
     from valign.guard import Guard
     from valign.guard.rewriting.optimizer import PromptOptimizer, optimize
     from valign.models.language.local import LocalChat
@@ -69,7 +69,10 @@ OPTIMIZER = configured(
     chat=ChatOptions,
     dpo="valign.training.tasks.reinforce.config:ReinforceConfig",
 )
-OPTIMIZER_EXAMPLE = "example: valign train prompt-optimizer --model chat/base --requests prompts.txt -p shapes --feedback text --kl 0.1 --out runs/vpo"
+OPTIMIZER_EXAMPLE = (
+    "example: valign train prompt-optimizer --model chat/base --requests prompts.txt -p shapes --feedback text --kl 0.1 "
+    "--out runs/vpo"
+)
 
 
 def train_command(

@@ -1,6 +1,6 @@
 """VPO (arXiv 2503.20491) for images: drafts reviewed against three principles, SFT, pairs from texts and from images, DPO.
 
-The judge of texts is the guard itself (`GuardJudge`) or a chat model (`ChatJudge`); the judge of images is any list of yes/no checks.
+The judge of texts is the guard itself (`GuardJudge`) or a chat model (`ChatJudge`); that of images is any list of yes/no checks.
 """
 
 import json
@@ -143,9 +143,9 @@ def image_checks(
     sampling: SamplingConfig = SamplingConfig(),
     seed: int = 0,
 ) -> ImageChecks:
-    """One image per prompt, all of one seed, and its checks: no class of the detector at its threshold, and each thing expected seen.
+    """One image per prompt, all of one seed, and its checks: no class of the detector at its threshold, each thing expected seen.
 
-    Args: expected: By query, what ``reader`` must see in the image (an oracle's ``matches``); queries without an entry have the first
+    Args: expected: By query, what ``reader`` must see in the image (an oracle's ``matches``); queries without one have the first
         check alone.
     """
 
@@ -231,7 +231,7 @@ def _pair(
         for text, one in zip(made, reviews)
         if one and not one.good and usable(one.refined) and text != one.refined
     ]
-    good = list(dict.fromkeys(text for text, one in zip(made, reviews) if one is not None and one.good))
+    good = list(dict.fromkeys(text for text, one in judged if one.good))
     entry: dict[str, Any] = {"asked": len(made), "dropped": sum(one is None for one in reviews), "kind": ""}
     if bad and feedback != "image":
         draw = np.random.default_rng([seed, *query.encode()])

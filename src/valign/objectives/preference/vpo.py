@@ -1,4 +1,4 @@
-"""Preference pairs of rewritten prompts by what was generated from them (VPO, arXiv 2503.20491): strict dominance and a score gap."""
+"""Preference pairs of prompts by the images made from them (VPO, arXiv 2503.20491): strict dominance and a score gap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from valign.checks import check_choice, check_range
 class DominancePairs:
     """Candidate a is preferred to b if it passes every check that b passes and one more, and its score is higher by over ``gap``.
 
-    The score is the weighted sum of passed checks. ``pick``: "first" takes the first valid (a, b) in index order, as the authors do,
-    "largest_gap" the one with the largest gap.
+    The score is the weighted sum of passed checks. ``pick``: "first" takes the first valid (a, b) in index order, as the
+    authors do, "largest_gap" the one with the largest gap.
     """
 
     weights: tuple[float, ...] = ()  # of the checks, >= 0; none: 1 each
@@ -37,7 +37,7 @@ class DominancePairs:
         return np.asarray(passed @ np.asarray(self.weights))
 
     def __call__(self, passed: Bool[np.ndarray, "candidate check"]) -> tuple[int, int] | None:
-        """Numbers of the preferred and the other candidate; None if no two qualify. Raises: ValueError for fewer than 2 candidates."""
+        """Numbers of the preferred and the other candidate; None if no two qualify. Raises: ValueError for fewer than 2."""
         if len(passed) < 2:
             raise ValueError(f"DominancePairs needs 2 candidates of a query, got {len(passed)}. Sample more.")
         scores, wins = self.scores(passed), dominates(passed)
