@@ -20,7 +20,7 @@ from valign.checks import UserError, check_range
 from valign.files import hash_value
 from valign.methods import Method
 from valign.models.encoders.minilm import MiniLM
-from valign.models.heads.bi_encoder import BiEncoder, load_bi_encoder
+from valign.models.heads.bi_encoder import BiEncoder, HashedEncoder, load_bi_encoder
 from valign.models.language.chat import ChatModel, Message, Schema
 from valign.policy import Guideline, Policy
 from valign.text import clean
@@ -74,7 +74,7 @@ class GuidelineRetriever:
 
     guidelines: tuple[Guideline, ...]
     model: BiEncoder
-    load: Callable[[], MiniLM] = field(repr=False)
+    load: Callable[[], HashedEncoder] = field(repr=False)
     count: int = GIVEN
     min_score: float | None = None
     max_chars: int = MAX_CHARS
@@ -129,12 +129,12 @@ class GuidelineRetriever:
         return np.ascontiguousarray(found)
 
     @cached_property
-    def _encoder(self) -> MiniLM:
+    def _encoder(self) -> HashedEncoder:
         return self.load()
 
 
 def policy_retriever(
-    policy: Policy, *, model: BiEncoder | None = None, load: Callable[[], MiniLM] = MiniLM, count: int = GIVEN
+    policy: Policy, *, model: BiEncoder | None = None, load: Callable[[], HashedEncoder] = MiniLM, count: int = GIVEN
 ) -> GuidelineRetriever | None:
     """A retriever over the policy's guidelines that have requests; None if it has none. ``model``: None is the shipped one."""
     library = tuple(one for one in policy.guidelines if one.requests)

@@ -21,7 +21,7 @@ from valign.evaluation.statistics import wilson
 from valign.files import hash_value, write_text
 from valign.guard.guidelines import GuidelineRetriever, diverse
 from valign.models.encoders.minilm import MiniLM, SentenceEncoder
-from valign.models.heads.bi_encoder import BiEncoder, untrained
+from valign.models.heads.bi_encoder import BiEncoder, HashedEncoder, untrained
 from valign.models.language.chat import ChatModel, Message, Schema
 from valign.policy import Guideline, Policy
 from valign.progress import track
@@ -172,7 +172,7 @@ def split_pairs(
 
 
 def fit_retriever(
-    policy: Policy, path: Path, *, encoder: MiniLM, config: GuidelineFitConfig, held_out: int = HELD_OUT
+    policy: Policy, path: Path, *, encoder: HashedEncoder, config: GuidelineFitConfig, held_out: int = HELD_OUT
 ) -> tuple[BiEncoder, list[float]]:
     """Fit on the policy's guidelines and their requests, in several wordings of an image request, and save. Raises: UserError."""
     library = [one for one in policy.guidelines if one.requests]
@@ -197,7 +197,9 @@ class Recall:
     pairs: int
 
 
-def measure_recall(policy: Policy, model: BiEncoder, encoder: MiniLM, *, count: int = 6, held_out: int = HELD_OUT) -> list[Recall]:
+def measure_recall(
+    policy: Policy, model: BiEncoder, encoder: HashedEncoder, *, count: int = 6, held_out: int = HELD_OUT
+) -> list[Recall]:
     """Recall of BM25, the frozen encoder and ``model`` on what `fit_retriever` kept out, all with the same selection."""
     library = tuple(one for one in policy.guidelines if one.requests)
     texts = [one.text for one in library]

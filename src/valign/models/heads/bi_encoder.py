@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -11,9 +12,17 @@ from safetensors.numpy import save_file
 
 from valign.checks import UserError
 from valign.files import atomic_path
-from valign.models.encoders.minilm import MiniLM
+from valign.models.encoders.minilm import SentenceEncoder
 
 SCALE = 20.0  # of the dot product of an untrained one, so that a softmax over cosines is not flat
+
+
+@runtime_checkable
+class HashedEncoder(SentenceEncoder, Protocol):
+    """A sentence encoder that says which weights it has, such as `MiniLM`."""
+
+    dim: int
+    sha256: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +33,11 @@ class BiEncoder:
     context_matrix: Float[np.ndarray, "dim out"]
     encoder_sha256: str  # of the sentence encoder's weights that it was fitted on
 
-    def questions(self, encoder: MiniLM, texts: Sequence[str]) -> Float[np.ndarray, "text out"]:
+    def questions(self, encoder: HashedEncoder, texts: Sequence[str]) -> Float[np.ndarray, "text out"]:
         """Vectors of requests, float32."""
         return np.asarray(self._checked(encoder).encode(texts) @ self.question_matrix, dtype=np.float32)
 
-    def contexts(self, encoder: MiniLM, texts: Sequence[str]) -> Float[np.ndarray, "text out"]:
+    def contexts(self, encoder: HashedEncoder, texts: Sequence[str]) -> Float[np.ndarray, "text out"]:
         """Vectors of the texts that are searched, float32."""
         return np.asarray(self._checked(encoder).encode(texts) @ self.context_matrix, dtype=np.float32)
 
@@ -38,13 +47,13 @@ class BiEncoder:
         with atomic_path(path) as file:
             save_file(tensors, file, metadata={"encoder_sha256": self.encoder_sha256})
 
-    def _checked(self, encoder: MiniLM) -> MiniLM:
+    def _checked(self, encoder: HashedEncoder) -> HashedEncoder:
         if encoder.sha256 != self.encoder_sha256:
             raise UserError("BiEncoder was fitted on another encoder. Fit it again, or install the encoder that it names.")
         return encoder
 
 
-def untrained(encoder: MiniLM) -> BiEncoder:
+def untrained(encoder: HashedEncoder) -> BiEncoder:
     """The frozen encoder alone: `SCALE` times the cosine."""
     same = np.eye(encoder.dim, dtype=np.float32) * SCALE**0.5
     return BiEncoder(same, same.copy(), encoder.sha256)

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from valign.checks import UserError, check_options, option
-from valign.models.encoders.minilm import MiniLM
-from valign.models.heads.bi_encoder import BiEncoder, untrained
+from valign.models.heads.bi_encoder import BiEncoder, HashedEncoder, untrained
 from valign.objectives.in_batch_softmax import in_batch_softmax
 
 
@@ -28,7 +27,10 @@ class GuidelineFitConfig:
 
 
 def fit_guidelines(
-    pairs: Sequence[tuple[str, int]], texts: Sequence[str], encoder: MiniLM, config: GuidelineFitConfig = GuidelineFitConfig()
+    pairs: Sequence[tuple[str, int]],
+    texts: Sequence[str],
+    encoder: HashedEncoder,
+    config: GuidelineFitConfig = GuidelineFitConfig(),
 ) -> tuple[BiEncoder, list[float]]:
     """The fitted retriever, and the mean loss of each epoch.
 
