@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -64,6 +64,7 @@ class Review:
     refined: str = ""
 
 
+@runtime_checkable
 class PromptJudge(Protocol):
     """Judges a rewritten prompt by the principles, and mends it."""
 
