@@ -227,11 +227,8 @@ def _pair(
     if len(made) < 2:
         raise UserError(f"build_pairs.candidates must give 2 prompts or more, got {len(made)}. Raise candidates.")
     reviews = [judge.review(query, prompt) for prompt in made]
-    bad = [
-        (one.refined, text)
-        for text, one in zip(made, reviews)
-        if one and not one.good and usable(one.refined) and text != one.refined
-    ]
+    judged = [(text, one) for text, one in zip(made, reviews) if one is not None]
+    bad = [(one.refined, text) for text, one in judged if not one.good and usable(one.refined) and text != one.refined]
     good = list(dict.fromkeys(text for text, one in judged if one.good))
     entry: dict[str, Any] = {"asked": len(made), "dropped": sum(one is None for one in reviews), "kind": ""}
     if bad and feedback != "image":
