@@ -79,8 +79,8 @@ def test_the_last_requests_are_held_out_and_one_is_always_left():
 
 def test_a_fit_learns_which_guideline_belongs_to_a_topic():
     topics = ("knife", "beach", "horse", "money", "grave", "doctor")
-    texts = [f"Rule {number}: words that share nothing with it {number}" for number in range(len(topics))]
-    requests = ["photo of {}", "painting of {}", "{} at night", "one {} in town"]
+    texts = [f"{word} {word} rule" for word in ("blade", "sand", "mare", "coin", "tomb", "nurse")]
+    requests = ["photo of {}", "painting of {}", "{} at night", "{} in town"]
     train = [(form.format(topic), number) for number, topic in enumerate(topics) for form in requests[:3]]
     config = GuidelineFitConfig(epochs=30, batch=6, lr=3e-3)
     model, losses = fit_guidelines(train, texts, Encoder(), config)

@@ -22,7 +22,7 @@ from typer.main import get_command
 
 from valign.checks import Declared, UserError, close_to, declared_options, read_changes, refuse_idle
 from valign.cli.common import numbers_by_name, setting
-from valign.cli.quick import refuse_missing, refuse_unknown
+from valign.cli.quick import fields_of, refuse_missing, refuse_unknown
 
 Kind = TypeVar("Kind")
 GIVEN = "valign.given"  # where a context keeps what `record` and `changes` read
@@ -102,7 +102,8 @@ class _Configured(TyperCommand):
         if not extra.get("resilient_parsing") and not {"--help", "-h"} & set(args):
             own = [flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)]
             refuse_unknown(args, own, self.parts, self.typed, rest=bool(self.rest))
-            refuse_missing(args, any_model=not self.pipeline)
+            typed = {flag for kind in self.parts.values() for field in fields_of(kind).values() for flag in field.flags}
+            refuse_missing(args, any_model=not self.pipeline, texts={"--config"} & typed)  # a safety config, not a file
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

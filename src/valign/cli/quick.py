@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from valign.checks import UserError, close_to, declared_options
 from valign.files import read_json
 
 ROOT = Path(valign.__file__).parent
-READ = ("--data", "-d", "--config", "--reference")  # flags that name what is read, in every command
+READ = ("--data", "-d", "--config", "--config-file", "--reference")  # flags that name what is read, in every command
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 FAMILIES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # as `valign.models.diffusion.loading` has them
 
@@ -46,7 +46,7 @@ def refuse_unknown(
     Raises: UserError that names it and what is spelt most like it.
     """
     fields = {part: fields_of(kind) for part, kind in parts.items()}
-    flags = [*own, "--config", "--set", "--help"]
+    flags = [*own, "--config", "--config-file", "--set", "--help"]
     for part, known in fields.items():
         for name, field in known.items():
             if name in typed.get(part, () if field.rare else (name,)):
@@ -65,17 +65,19 @@ def refuse_unknown(
                 raise UserError(f"--set must name options of the command, got {given}.{close_to(name, names)} `--help` lists all.")
 
 
-def refuse_missing(args: Sequence[str], *, any_model: bool) -> None:
+def refuse_missing(args: Sequence[str], *, any_model: bool, texts: Collection[str] = ()) -> None:
     """Refuse the name of a model that cannot be one, and files to read that do not exist; a world's name may stand for its own.
 
-    Args: any_model: Whether models of other kinds are taken, too.
+    Args:
+        any_model: Whether models of other kinds are taken, too.
+        texts: Flags that take a text in this command, whatever they are elsewhere.
     """
     for place, word in enumerate(args):
         flag, separator, value = word.partition("=")
         value = value if separator else next(iter(args[place + 1 :]), "")
         if flag in ("--model", "-m") and value:
             refuse_model(value, any_model=any_model)
-        elif flag in READ and value and value not in bundled() and not Path(value).expanduser().exists():
+        elif flag in READ and flag not in texts and value and value not in bundled() and not Path(value).expanduser().exists():
             raise UserError(f"{flag} {value} does not exist. Check the path.")
 
 
