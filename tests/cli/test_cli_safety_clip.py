@@ -112,6 +112,4 @@ def test_a_detector_is_adapted_by_command(trained, tmp_path):
 def test_mistakes_stop_before_the_model_is_loaded(data, tmp_path):
     train = ("train", "hysac", "--out", tmp_path / "o")
     assert "--rank must be in [1, inf), got 0." in said(*train, "--clip", "x", "--data", data, "--rank", 0)
-    assert "does not exist. Check the path" in said(
-        "train", "hysac", "--clip", "shapes", "--data", tmp_path / "no", "--out", tmp_path / "o"
-    )
+    assert "does not exist. Check the path" in said(*train, "--clip", "shapes", "--data", tmp_path / "no")

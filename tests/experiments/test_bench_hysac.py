@@ -30,7 +30,7 @@ def test_the_page_names_every_system_and_says_how_often_the_order_holds():
         "test": 6,
         "systems": {"plain CLIP": tasks, "Safe-CLIP": tasks},
         "errors": {"prompts": {"sensitivity": share, "specificity": share}},
-        "distances": dict.fromkeys(GROUPS, {"value": 0.3}),
+        "distances": {name: {"value": 0.3} for name in GROUPS},
         "order": [list(GROUPS), list(reversed(GROUPS))],
     }
     shown = page(summary)
