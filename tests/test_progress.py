@@ -51,7 +51,7 @@ def test_quiet_leaves_results_and_errors(restored):
 def test_every_command_takes_both_options(restored, monkeypatch):
     asked = []
     monkeypatch.setattr(logging, "basicConfig", lambda **options: asked.append(options["level"]))
-    for command in (["methods"], ["policy", "check", "default"], ["guard", "check", "a cat", "--set", "nothing=1"]):
+    for command in (["methods"], ["policy", "check", "default"], ["adapter", "show", "nowhere"]):
         CliRunner().invoke(build(), [*command, "-v"])
     assert asked == [logging.INFO] * 3
     pages = [CliRunner().invoke(build(), [name, "--help"]).stdout for name in COMMANDS]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from red_world import RedJudge, red_for
 
-from valign.attacks.base import AttackBudget, Meter, Scope
+from valign.attacks.base import AttackBudget, QueryMeter, Scope
 from valign.attacks.target import AttackTarget, OpenModel
 from valign.evaluation.suite import EvalPrompt
 
@@ -33,7 +33,7 @@ def make_scope(tiny_model):
     def make(seed=0, *, queries=50, seconds=600.0, **fields):
         pairs = [("a red man", "a blue man"), ("the red photo", "the blue photo")]
         known = {"white": OpenModel(tiny_model), "encoder": tiny_model, "pairs": pairs, **fields}
-        return Scope(meter=Meter(AttackBudget(queries=queries, seconds=seconds)), random=np.random.default_rng(seed), **known)
+        return Scope(meter=QueryMeter(AttackBudget(queries=queries, seconds=seconds)), random=np.random.default_rng(seed), **known)
 
     return make
 

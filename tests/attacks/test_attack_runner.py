@@ -174,9 +174,9 @@ def test_a_budget_of_zero_is_refused(budget, message):
 
 
 def test_seconds_end_a_search(make_target, tmp_path, monkeypatch):
-    from valign.attacks.base import Meter
+    from valign.attacks.base import QueryMeter
 
-    monkeypatch.setattr(Meter, "seconds", property(lambda meter: 10.0 * meter.queries))
+    monkeypatch.setattr(QueryMeter, "seconds", property(lambda meter: 10.0 * meter.queries))
     _, rows = run([make_target()], tmp_path / "run", queries=50, seconds=25.0)
     assert {(row["ended"], row["queries"]) for row in rows.values()} == {("seconds", 3)}
 

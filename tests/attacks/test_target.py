@@ -3,7 +3,7 @@
 import pytest
 from red_world import RedJudge, square
 
-from valign.attacks.base import AttackBudget, Meter
+from valign.attacks.base import AttackBudget, QueryMeter
 from valign.attacks.target import AttackTarget, target_of
 from valign.checks import UserError
 from valign.evaluation.systems import System
@@ -19,7 +19,7 @@ def policy():
 
 @pytest.fixture
 def meter():
-    return Meter(AttackBudget())
+    return QueryMeter(AttackBudget())
 
 
 def listing_guard(policy, detector=None):

@@ -77,6 +77,6 @@ def test_a_class_without_both_sorts_is_refused():
 def test_opens_the_clip_model_in_its_own_folder(monkeypatch, tmp_path):
     from valign.models.encoders import clip as encoders
 
-    monkeypatch.setattr(encoders, "ClipEncoder", lambda folder: ColourEncoder(folder.name))
+    monkeypatch.setattr(encoders, "ClipEncoder", lambda folder, **options: ColourEncoder(folder.name))
     save_probe(tmp_path / "probe.safetensors", torch.ones(1, 2, 3), ["any"], tmp_path.name)
     assert ClipProbeDetector(tmp_path).card.name == "clip-probe"

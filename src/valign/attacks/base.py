@@ -35,7 +35,7 @@ class AttackBudget:
 
 
 @dataclass
-class Meter:
+class QueryMeter:
     """What an attack has spent on one prompt."""
 
     budget: AttackBudget
@@ -103,7 +103,7 @@ class Scope:
         listed: Words that the attacker knows to be on the system's word lists, folded.
     """
 
-    meter: Meter
+    meter: QueryMeter
     random: np.random.Generator
     white: WhiteBox | None = None
     encoder: DiffusionModel | None = None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from valign.attacks.base import Attack, AttackBudget, Meter, OutOfTime, Scope, Search, SystemAnswer, require
+from valign.attacks.base import Attack, AttackBudget, QueryMeter, OutOfTime, Scope, Search, SystemAnswer, require
 from valign.attacks.page import write_attack_page
 from valign.attacks.results import AttackResult, Ended, TransferResult
 from valign.attacks.summary import summarize_attacks
@@ -82,7 +82,7 @@ def attack_systems(
     recipe = {**asdict(budget), "steps": sampling.steps, "guidance_scale": sampling.guidance_scale, "adaptive": attackers.adaptive}
     judged = hash_value(asdict(attackers.judge.card))
     run = Run.open(out, step="attack", recipe=recipe, inputs={"suite": suite.fingerprint(), "judge": judged}, seed=sampling.seed)
-    work = _Work(suite, attackers, Journal(out / "journal.jsonl"), out, budget, sampling.seed)
+    work = _Duels(suite, attackers, Journal(out / "journal.jsonl"), out, budget, sampling.seed)
     results = [one for target in targets for one in work.on(target, attacks, goals)]
     moved = [one for target in targets for one in work.transferred(target, results)] if transfer and len(targets) > 1 else []
     _write_found(out / "found.jsonl", results, attackers)
@@ -115,7 +115,7 @@ def _check(
     for target in targets:
         check_domain(attackers.judge.card, target.origins, f"the model of {target.name}")
         for name, attack in attacks.items():
-            meter = Meter(AttackBudget())
+            meter = QueryMeter(AttackBudget())
             scope = Scope(
                 meter=meter, random=np.random.default_rng(0), white=target.white, encoder=target.encoder, chat=attackers.chat
             )
@@ -123,7 +123,7 @@ def _check(
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Duels:
     """One run's attacks, with what is known from earlier."""
 
     suite: Suite
@@ -153,7 +153,7 @@ class _Work:
         return f"{target.name}/{name}/{goal.id}/{hash_value([target.fingerprint, vars(attack)])[:8]}"
 
     def _attacked(self, target: AttackTarget, name: str, attack: Attack, goal: EvalPrompt, seed: int) -> AttackResult:
-        meter = Meter(self.budget)
+        meter = QueryMeter(self.budget)
         duel = _Duel(target, goal, self.attackers, meter, seed)
         known = self.firsts.get((target.name, goal.id))
         first = duel.ask(goal.prompt, known)
@@ -181,7 +181,7 @@ class _Work:
                 duel.best_image.save(temporary, format="PNG")  # type: ignore[union-attr]
             key = (target.name, duel.best, self._fresh(goal))
             if key not in self.repeated:
-                self.repeated[key] = duel.verdict(target.ask(duel.best, key[-1], Meter(self.budget)))
+                self.repeated[key] = duel.verdict(target.ask(duel.best, key[-1], QueryMeter(self.budget)))
             again = self.repeated[key]
         columns = prompt_columns(goal, seed)
         return AttackResult(
@@ -218,7 +218,7 @@ class _Work:
         if missing:
             with target.ready():
                 for one in track(missing, f"transfer to {target.name}"):
-                    duel = _Duel(target, goals[one.id], self.attackers, Meter(self.budget), 0)
+                    duel = _Duel(target, goals[one.id], self.attackers, QueryMeter(self.budget), 0)
                     harmful = duel.verdict(target.ask(one.prompt, self._fresh(goals[one.id]), duel.meter))
                     moved = TransferResult(
                         attack=one.attack, found_on=one.system, system=target.name, id=one.id, cluster=one.cluster, harmful=harmful
@@ -231,7 +231,7 @@ class _Work:
 class _Duel:
     """One attack on one goal: asks, judges and remembers the prompt that succeeded."""
 
-    def __init__(self, target: AttackTarget, goal: EvalPrompt, attackers: Attackers, meter: Meter, seed: int) -> None:
+    def __init__(self, target: AttackTarget, goal: EvalPrompt, attackers: Attackers, meter: QueryMeter, seed: int) -> None:
         self.target, self.goal, self.attackers, self.meter, self.seed = target, goal, attackers, meter, seed
         self.harmful: bool | None = None  # None: no image has a verdict yet
         self.asked: bool | None = None

@@ -12,7 +12,7 @@ from jaxtyping import Float, Real
 from PIL.Image import Image
 from torch import Tensor
 
-from valign.attacks.base import Meter, SystemAnswer
+from valign.attacks.base import QueryMeter, SystemAnswer
 from valign.checks import UserError
 from valign.evaluation.suite import FILE_NAME
 from valign.evaluation.systems import System
@@ -108,7 +108,7 @@ class AttackTarget:
         concepts = [concept for category in self.guard.policy.categories for concept in category.concepts]
         return frozenset(word for concept in concepts for term in concept.terms for word in fold(term).split())
 
-    def ask(self, prompt: str, seed: int, meter: Meter) -> SystemAnswer:
+    def ask(self, prompt: str, seed: int, meter: QueryMeter) -> SystemAnswer:
         """Send one prompt; an image that the image check flags is not in the answer. Costs a query."""
         meter.queries += 1
 

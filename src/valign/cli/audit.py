@@ -9,6 +9,7 @@ from typer import Context, Option, Typer
 
 from valign.checks import UserError, option
 from valign.cli.common import TableOptions, err, out, resolve_detector, resolve_model, values_by_name
+from valign.cli.judges import JudgeOptions
 from valign.cli.options import configured, record, rest_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def audit() -> None:
         rest="the adapter's own and the objectives', such as dropout=0.05 or agl.lambda_A=1",
         grid="valign.audits.fragility:FragilityGrid",
         table=TableOptions,
+        judging=JudgeOptions,
     ),
     epilog="example: valign audit fragility -m FOLDER -d chats.jsonl -s requests.jsonl --max-minutes 120 -o runs/fragility",
 )
@@ -43,9 +45,6 @@ def fragility(
     adapter: Annotated[str, Option("--adapter", "-a", help="ADAPTER[+OPTIMIZER][+PERTURBATION]")] = "lora",
     preserve: Annotated[str, Option(help="objectives that keep safety, joined by +: the audit of a defence")] = "",
     calibration: Annotated[Path | None, Option(help="rows that the objectives read, as valign finetune takes them")] = None,
-    judge: Annotated[str, Option(help="who judges answers, as valign check takes it")] = "",
-    judge_model: Annotated[str, Option(help="model that the judge's endpoint serves")] = "default",
-    judge_key_env: Annotated[str | None, Option(help="environment variable with the endpoint's key")] = None,
     samples: Annotated[int, Option(min=10, max=300, help="requests per kind of the chat world")] = 100,
     answer_tokens: Annotated[int, Option(min=1, help="length of an answer")] = 128,
     max_tokens: Annotated[int, Option(min=4, help="of a training chat")] = 512,
@@ -54,7 +53,6 @@ def fragility(
     """Fine-tune a chat model on harmless data at 12 settings or more, and report what its refusals become. No weights are left."""
     from valign.audits.chat_fragility import audit_chat
     from valign.audits.fragility import FragilityGrid
-    from valign.cli.check import resolve_judge
     from valign.data.chats import read_chats
     from valign.data.tasks.base import Task, assemble
     from valign.evaluation.chats.cases import suite_cases
@@ -89,7 +87,7 @@ def fragility(
         )
 
     cases = suite_cases(read_suite(suite)) if suite else world.cases(samples) if world else []
-    named = resolve_judge(judge, model=judge_model, key_env=judge_key_env, refusals=[])
+    named = record(ctx, JudgeOptions).resolve()
     found = audit_chat(
         subject.folder,
         chats,

@@ -13,11 +13,10 @@ from rich.table import Table
 from rich.text import Text
 from typer import Context, Exit, Option
 
-from valign.checks import UserError
-from valign.cli.common import Anyway, PromptTableOptions, err, example, out, resolve_chat
+from valign.cli.common import Anyway, PromptTableOptions, err, example, out
+from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record
 
-JUDGES = ("oracle", "phrases", "guard=FOLDER or ADDRESS", "FOLDER or ADDRESS of a chat model")
 ERROR = 3  # exit code: nothing can be said
 
 
@@ -27,6 +26,7 @@ class _Check(
         limits="valign.evaluation.checking.decision:DriftLimits",
         sampling="valign.interfaces:SamplingConfig",
         table=PromptTableOptions,
+        judging=MeasuredJudgeOptions,
     )
 ):
     """The command's own exit code for whatever goes wrong: 1 and 2 are verdicts, and must not be mistaken for one."""
@@ -105,12 +105,6 @@ def command(
     policy: Annotated[str, Option("--policy", "-p", help="policy whose categories count: chat, shapes, default or a file")],
     base: Annotated[str, Option(help="model under the adapters; the other side's if left out")] = "",
     suite: Annotated[str, Option("--suite", "-s", help="table of prompts with labels; the policy's own if left out")] = "",
-    judge: Annotated[str, Option(help=f"who judges a chat model's answers: {', '.join(JUDGES)}; oracle in the chat world")] = "",
-    judge_model: Annotated[str, Option(help="model that the judge's endpoint serves")] = "default",
-    judge_key_env: Annotated[str | None, Option(help="environment variable with the endpoint's key")] = None,
-    judge_labels: Annotated[
-        Path | None, Option(help="table of prompt, answer, harmful and refused (0 or 1), on which the judge's error is measured")
-    ] = None,
     refusal: Annotated[list[str], Option(help="further words with which a refusal begins, for the judge phrases; repeatable")] = [],  # noqa: B006
     detector: Annotated[
         list[str], Option(help="who judges a diffusion model's images; a world's oracle for its own; repeatable")
@@ -130,7 +124,7 @@ def command(
     from valign.policy import load_policy
     from valign.recipes.check import CheckOptions, check
 
-    table = record(ctx, PromptTableOptions)
+    table, judging = record(ctx, PromptTableOptions), record(ctx, MeasuredJudgeOptions)
     result = check(
         before,
         after,
@@ -140,8 +134,8 @@ def command(
         suite=suite,
         reading=table.reading(),
         layout=table.format,
-        judge=resolve_judge(judge, model=judge_model, key_env=judge_key_env, refusals=refusal),
-        judge_labels=judge_labels,
+        judge=judging.resolve(tuple(refusal)),
+        judge_labels=judging.judge_labels,
         detector=detector,
         limits=record(ctx, DriftLimits),
         options=record(ctx, CheckOptions),
@@ -155,27 +149,6 @@ def command(
     else:
         print_check(result, folder)
     sys.exit(result["exit_code"])
-
-
-def resolve_judge(name: str, *, model: str, key_env: str | None, refusals: list[str]) -> Any:
-    """A judge of answers by name; None where none was named, for the prompts' own.
-
-    Raises: UserError for a name of none.
-    """
-    from valign.evaluation.chats.judges import GuardModelJudge, JudgeCard, ModelJudge, PhraseJudge
-
-    if refusals and name not in ("", "phrases"):
-        raise UserError(f"--refusal has no effect on the judge {name}. Leave it out, or take --judge phrases.")
-    if name == "phrases" or (refusals and not name):
-        return PhraseJudge(more=tuple(refusals))
-    if name in ("", "oracle"):
-        return None
-    place = name.removeprefix("guard=")
-    if not place.startswith(("http://", "https://")) and not Path(place).is_dir():
-        raise UserError(f"--judge must be {', '.join(JUDGES)}; got {name!r}. Check the name or the path.")
-    chat = resolve_chat(place, model=model, key_env=key_env)
-    card = JudgeCard(name=name, version=model if place.startswith("http") else "")
-    return GuardModelJudge(chat, card) if name.startswith("guard=") else ModelJudge(chat, card)
 
 
 def _texts(sources: list[Path], table: PromptTableOptions) -> list[str]:

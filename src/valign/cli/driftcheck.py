@@ -7,10 +7,12 @@ from typing import Annotated, Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
-from typer import Option, Typer
+from typer import Context, Option, Typer
 
 from valign.checks import UserError
 from valign.cli.common import err, out, values_by_name
+from valign.cli.judges import JudgeOptions
+from valign.cli.options import configured, record
 
 app = Typer(no_args_is_help=True, help="What fine-tuning did to a chat model's refusals (DRIFTCHECK, DriftCaps).")
 NONE: list[Path] = []
@@ -43,8 +45,12 @@ def build(
     out.print(str(file), soft_wrap=True)
 
 
-@app.command(epilog="example: valign driftcheck run -m start=chat -m lora=runs/plain -m agl=runs/agl --plain lora -o runs/drift")
+@app.command(
+    cls=configured(judging=JudgeOptions),
+    epilog="example: valign driftcheck run -m start=chat -m lora=runs/plain -m agl=runs/agl --plain lora -o runs/drift",
+)
 def run(
+    ctx: Context,
     model: Annotated[
         list[str],
         Option(
@@ -55,9 +61,6 @@ def run(
     suite: Annotated[str, Option("--suite", "-s", help="chat, the chat world's edition, or a suite's file")] = "chat",
     plain: Annotated[str, Option(help="name of the plain fine-tuning that the others' drift is compared with")] = "",
     samples: Annotated[int, Option(min=1, max=300, help="requests per kind of the chat world's edition")] = 300,
-    judge: Annotated[str, Option(help="who tells refusals, as valign check takes it")] = "",
-    judge_model: Annotated[str, Option(help="model that the judge's endpoint serves")] = "default",
-    judge_key_env: Annotated[str | None, Option(help="environment variable with the endpoint's key")] = None,
     toxicity: Annotated[Path | None, Option(help="folder of a transformers text classifier that scores answers' toxicity")] = None,
     toxic_label: Annotated[str, Option(help="its label that says toxic")] = "toxicity",
     max_tokens: Annotated[int, Option(min=1, help="length of an answer")] = 128,
@@ -65,7 +68,6 @@ def run(
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Measure refusals of unsafe and safe prompts, drift against the first model, and the KL divergence by token."""
-    from valign.cli.check import resolve_judge
     from valign.evaluation.chats.cases import suite_cases
     from valign.evaluation.chats.judges import PhraseJudge
     from valign.evaluation.chats.toxicity import classifier_scorer
@@ -79,7 +81,7 @@ def run(
         raise UserError("--model must have names of their own, got one twice. Give NAME=PLACE.")
     first = next(iter(places.values()))
     subjects = {name: find_subjects(first, place)[1] for name, place in places.items()}
-    named = resolve_judge(judge, model=judge_model, key_env=judge_key_env, refusals=[])
+    named = record(ctx, JudgeOptions).resolve()
     if suite in CHAT_WORLDS:
         cases, usual = CHAT_WORLDS[suite].cases(samples), CHAT_WORLDS[suite].judge()
     else:
@@ -99,7 +101,7 @@ def run(
     out.print(str(folder / "driftcheck.json"), soft_wrap=True)
 
 
-@app.command(epilog="example: valign driftcheck law runs.csv")
+@app.command(epilog="example: valign driftcheck law --runs runs.csv")
 def law(
     runs: Annotated[Path, Option("--runs", help="table of fine-tunings: tokens, parameters, rise (of the loss on old data)")],
 ) -> None:

@@ -29,6 +29,7 @@ from valign.cli.common import (
     resolve_suite,
 )
 from valign.cli.fitting import fit_sampling
+from valign.cli.loudness import PANEL
 from valign.cli.options import changes, configured, record
 from valign.memory import PAIRS, SAMPLING, TRAINING, MemoryConfig
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from valign.policy import Policy
     from valign.worlds import World
 
-SummaryJson = Annotated[bool, Option("--json", help="everything that was measured, as JSON on stdout")]
+SummaryJson = Annotated[bool, Option("--json", help="everything that was measured, as JSON on stdout", rich_help_panel=PANEL)]
 Cell = Callable[[Mapping[str, Any]], "str | Text"]  # of a system's summary
 BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max")
 

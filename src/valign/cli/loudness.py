@@ -45,12 +45,12 @@ def _set_verbose(verbose: bool) -> None:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
 
 
-_PANEL = "How much is said"
+PANEL = "How much is said"
 _QUIET = Annotated[
     bool,
-    typer.Option("--quiet", help="results and errors only", callback=_set_quiet, expose_value=False, rich_help_panel=_PANEL),
+    typer.Option("--quiet", help="results and errors only", callback=_set_quiet, expose_value=False, rich_help_panel=PANEL),
 ]
 _VERBOSE = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="log messages as well", callback=_set_verbose, expose_value=False, rich_help_panel=_PANEL),
+    typer.Option("--verbose", "-v", help="log messages as well", callback=_set_verbose, expose_value=False, rich_help_panel=PANEL),
 ]

@@ -1,6 +1,7 @@
 """``valign red-eval``: how often the user's own templates talk a chat model or an endpoint into harmful answers."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,14 +10,24 @@ from rich.table import Table
 from rich.text import Text
 from typer import Context, Option
 
-from valign.checks import UserError
+from valign.checks import UserError, option
 from valign.cli.common import TableOptions, err, example, out
+from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """How the model answers."""
+
+    max_tokens: int = option(256, low=1, help="length of an answer")
+    temperature: float = option(0.0, low=0.0, help="0 takes the likeliest token")
+    seed: int = option(0, help="of sampled answers")
 
 
 @example(
     "valign red-eval --model FOLDER --questions questions.csv --template plain.txt --judge guard=FOLDER -o runs/red",
-    cls=configured(table=TableOptions),
+    cls=configured(table=TableOptions, judging=MeasuredJudgeOptions, answers=AnswerOptions),
 )
 def command(
     ctx: Context,
@@ -30,24 +41,16 @@ def command(
     base: Annotated[str, Option(help="model under an adapter")] = "",
     served: Annotated[str, Option(help="model that the endpoint serves")] = "default",
     key_env: Annotated[str | None, Option(help="environment variable with the endpoint's key")] = None,
-    judge: Annotated[str, Option(help="who judges, as valign check takes it; phrases if left out, the oracle for chat")] = "",
-    judge_model: Annotated[str, Option(help="model that the judge's endpoint serves")] = "default",
-    judge_key_env: Annotated[str | None, Option(help="environment variable with the key of the judge's endpoint")] = None,
-    judge_labels: Annotated[Path | None, Option(help="labelled answers on which the judge's error is measured")] = None,
     samples: Annotated[int, Option(min=1, max=42, help="questions per category of the chat world")] = 20,
-    max_tokens: Annotated[int, Option(min=1, help="length of an answer")] = 256,
-    temperature: Annotated[float, Option(min=0.0, help="0 takes the likeliest token")] = 0.0,
-    seed: Annotated[int, Option(help="of sampled answers")] = 0,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Measure attack success over your own templates (RED-EVAL); excluded answers are counted apart, never as harmless."""
-    from valign.cli.check import resolve_judge
     from valign.evaluation.chats.judges import PhraseJudge, measure_judge, read_labelled_answers
     from valign.evaluation.chats.red_eval import read_questions, read_template
     from valign.recipes.check import MeasuredJudge
     from valign.recipes.red_eval import red_eval
 
-    table = record(ctx, TableOptions)
+    table, judging = record(ctx, TableOptions), record(ctx, MeasuredJudgeOptions)
     templates = [read_template(path, places=places) for path in template]
     worlds = [name for name in questions if name in _worlds()]
     if worlds and len(questions) > 1:
@@ -55,11 +58,11 @@ def command(
     banks = {name: _world_bank(name, samples) for name in worlds} or {
         Path(name).stem: read_questions(Path(name), table.reading()) for name in questions
     }
-    chosen = resolve_judge(judge, model=judge_model, key_env=judge_key_env, refusals=[])
+    chosen = judging.resolve()
     used = chosen or (_worlds()[worlds[0]].judge() if worlds else PhraseJudge())
-    if judge_labels is not None:
-        used = MeasuredJudge(used, measure_judge(used, read_labelled_answers(judge_labels, table.reading().beside())))
-    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    if judging.judge_labels is not None:
+        used = MeasuredJudge(used, measure_judge(used, read_labelled_answers(judging.judge_labels, table.reading().beside())))
+    options = asdict(record(ctx, AnswerOptions))
     found = red_eval(_system(model, base, served, key_env, device, options), banks, templates, used, folder)
     err.print(rates_table(found))
     out.print(str(folder / "red-eval.json"), soft_wrap=True)

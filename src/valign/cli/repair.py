@@ -10,12 +10,17 @@ from rich.text import Text
 from typer import Context, Option
 
 from valign.cli.common import err, example, out
+from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record
 
 
 @example(
     "valign repair --base chat:base --before chat --after runs/drifted --policy chat -o runs/repaired",
-    cls=configured(check="valign.recipes.check:CheckOptions", limits="valign.evaluation.checking.decision:DriftLimits"),
+    cls=configured(
+        check="valign.recipes.check:CheckOptions",
+        limits="valign.evaluation.checking.decision:DriftLimits",
+        judging=MeasuredJudgeOptions,
+    ),
 )
 def command(
     ctx: Context,
@@ -27,20 +32,16 @@ def command(
     method: Annotated[list[str], Option(help="resta, enchtable or safe-lora; repeatable; all if left out")] = [],  # noqa: B006
     refine: Annotated[int, Option(min=0, help="halvings between the last strength that failed and the first that passed")] = 2,
     suite: Annotated[str, Option("--suite", "-s", help="table of prompts with labels; the policy's own if left out")] = "",
-    judge: Annotated[str, Option(help="who judges answers, as valign check takes it")] = "",
-    judge_model: Annotated[str, Option(help="model that the judge's endpoint serves")] = "default",
-    judge_key_env: Annotated[str | None, Option(help="environment variable with the endpoint's key")] = None,
-    judge_labels: Annotated[Path | None, Option(help="labelled answers on which the judge's error is measured")] = None,
     detector: Annotated[list[str], Option(help="who judges a diffusion model's images; repeatable")] = [],  # noqa: B006
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Give a drifted model its safety back by the smallest change that passes the check. Exit code 1 if nothing passes."""
-    from valign.cli.check import resolve_judge
     from valign.evaluation.checking.decision import DriftLimits
     from valign.policy import load_policy
     from valign.recipes.check import CheckOptions
     from valign.recipes.repair import repair
 
+    judging = record(ctx, MeasuredJudgeOptions)
     found = repair(
         before,
         after,
@@ -52,8 +53,8 @@ def command(
         limits=record(ctx, DriftLimits),
         options=record(ctx, CheckOptions),
         suite=suite,
-        judge=resolve_judge(judge, model=judge_model, key_env=judge_key_env, refusals=[]),
-        judge_labels=judge_labels,
+        judge=judging.resolve(),
+        judge_labels=judging.judge_labels,
         detector=detector,
         device=device,
     )

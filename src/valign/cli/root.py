@@ -52,7 +52,6 @@ PANELS = {
     },
     "Evidence": {
         "driftcheck": ("valign.cli.driftcheck", "app"),
-        "driftcaps": ("valign.cli.driftcheck", "app"),
         "red-eval": ("valign.cli.red_eval", "command"),
         "audit": ("valign.cli.audit", "app"),
         "bench": ("valign.cli.bench", "app"),
@@ -60,6 +59,7 @@ PANELS = {
         "methods": ("valign.cli.methods", "command"),
     },
 }
+ALIASES = {"driftcaps": "driftcheck"}
 COMMANDS = {name: place for panel in PANELS.values() for name, place in panel.items()}
 
 
@@ -68,6 +68,9 @@ class InOrder(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [name for name in COMMANDS if name in self.commands]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
 
 
 def _version(wanted: bool) -> bool:

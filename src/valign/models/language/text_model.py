@@ -13,7 +13,7 @@ from transformers.utils import logging
 from valign.checks import UserError, check_choice
 from valign.data.tasks.texts import TextRow
 from valign.files import hash_file
-from valign.models.devices import LOAD_ERRORS, choose_device
+from valign.models.devices import DTYPES, LOAD_ERRORS, choose_device
 from valign.models.encoders.minilm import SHA256, minilm_folder
 from valign.models.files.fingerprint import fingerprint_tensors
 from valign.models.heads.task_model import NOT_COUNTED, Target, TaskBatch, TaskModel
