@@ -85,8 +85,8 @@ class SystemAnswer:
 class WhiteBox(Protocol):
     """The attacked model from inside; see `valign.attacks.target.OpenModel`."""
 
-    model: DiffusionModel
-
+    @property
+    def model(self) -> DiffusionModel: ...
     def predict(self, noisy: Any, timesteps: Any, conditioning: Any) -> Any: ...
     def reference(self, noisy: Any, timesteps: Any, conditioning: Any) -> Any: ...
 

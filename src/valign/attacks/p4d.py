@@ -79,7 +79,8 @@ class P4D:
         """A row of token ids, and where in it the free tokens stand; their ids in the row mean nothing."""
         if self.layout == "n":
             return [given[0]] * self.tokens if given else [0] * self.tokens, list(range(self.tokens))
-        row, free = [], []
+        row: list[int] = []
+        free: list[int] = []
         for number, token in enumerate(given, start=1):
             row.append(token)
             if number % self.every == 0 or (number == len(given) and not free):

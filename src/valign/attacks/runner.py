@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from valign.attacks.base import Attack, AttackBudget, QueryMeter, OutOfTime, Scope, Search, SystemAnswer, require
+from valign.attacks.base import Attack, AttackBudget, OutOfTime, QueryMeter, Scope, Search, SystemAnswer, require
 from valign.attacks.page import write_attack_page
 from valign.attacks.results import AttackResult, Ended, TransferResult
 from valign.attacks.summary import summarize_attacks

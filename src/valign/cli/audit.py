@@ -9,7 +9,7 @@ from typer import Context, Option, Typer
 
 from valign.checks import UserError, option
 from valign.cli.common import TableOptions, err, out, resolve_detector, resolve_model, values_by_name
-from valign.cli.judges import JudgeOptions
+from valign.cli.judges import AnswerJudgeOptions
 from valign.cli.options import configured, record, rest_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def audit() -> None:
         rest="the adapter's own and the objectives', such as dropout=0.05 or agl.lambda_A=1",
         grid="valign.audits.fragility:FragilityGrid",
         table=TableOptions,
-        judging=JudgeOptions,
+        judging=AnswerJudgeOptions,
     ),
     epilog="example: valign audit fragility -m FOLDER -d chats.jsonl -s requests.jsonl --max-minutes 120 -o runs/fragility",
 )
@@ -87,7 +87,7 @@ def fragility(
         )
 
     cases = suite_cases(read_suite(suite)) if suite else world.cases(samples) if world else []
-    named = record(ctx, JudgeOptions).resolve()
+    named = record(ctx, AnswerJudgeOptions).resolve()
     found = audit_chat(
         subject.folder,
         chats,

@@ -11,7 +11,7 @@ from typer import Context, Option, Typer
 
 from valign.checks import UserError
 from valign.cli.common import err, out, values_by_name
-from valign.cli.judges import JudgeOptions
+from valign.cli.judges import AnswerJudgeOptions
 from valign.cli.options import configured, record
 
 app = Typer(no_args_is_help=True, help="What fine-tuning did to a chat model's refusals (DRIFTCHECK, DriftCaps).")
@@ -46,7 +46,7 @@ def build(
 
 
 @app.command(
-    cls=configured(judging=JudgeOptions),
+    cls=configured(judging=AnswerJudgeOptions),
     epilog="example: valign driftcheck run -m start=chat -m lora=runs/plain -m agl=runs/agl --plain lora -o runs/drift",
 )
 def run(
@@ -81,7 +81,7 @@ def run(
         raise UserError("--model must have names of their own, got one twice. Give NAME=PLACE.")
     first = next(iter(places.values()))
     subjects = {name: find_subjects(first, place)[1] for name, place in places.items()}
-    named = record(ctx, JudgeOptions).resolve()
+    named = record(ctx, AnswerJudgeOptions).resolve()
     if suite in CHAT_WORLDS:
         cases, usual = CHAT_WORLDS[suite].cases(samples), CHAT_WORLDS[suite].judge()
     else:

@@ -11,7 +11,7 @@ JUDGES = ("oracle", "phrases", "guard=FOLDER or ADDRESS", "FOLDER or ADDRESS of 
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeOptions:
+class AnswerJudgeOptions:
     """The judge of answers."""
 
     judge: str = option("", help=f"who judges answers: {', '.join(JUDGES)}; left out: oracle in the chat world, else phrases")
@@ -42,7 +42,7 @@ class JudgeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredJudgeOptions(JudgeOptions):
+class MeasuredJudgeOptions(AnswerJudgeOptions):
     """The judge of answers, and what its error is measured on."""
 
     judge_labels: Path | None = option(

@@ -50,7 +50,7 @@ def _expansion(module: nn.Module) -> Any:
             found: Tensor = functional_call(frozen, weights, inputs, options)
             return found
 
-        value, slope = jvp(answer, (start,), (moved,))
-        return torch.add(value, slope)
+        found = jvp(answer, (start,), (moved,))  # value and slope
+        return torch.add(found[0], found[1])
 
     return forward
