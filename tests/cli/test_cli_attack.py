@@ -112,8 +112,8 @@ def test_attacks_and_their_options():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--queries", 0), "AttackBudget.queries must be in [1, inf), got 0"),
-        (("--seconds", 0), "AttackBudget.seconds must be in (0, inf), got 0.0"),
+        (("--queries", 0), "--queries must be in [1, inf), got 0"),
+        (("--seconds", 0), "--seconds must be in (0, inf), got 0.0"),
         (("--attack", "p4d", "--from-outside"), "attack p4d needs gradients, got none"),
         (("--attack", "paraphrase"), "attack paraphrase needs chat model, got none"),
         (("--system", "guard"), "needs --guard with a policy"),
