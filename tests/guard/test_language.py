@@ -97,6 +97,12 @@ def test_english_prompts_have_nothing_to_do_with_it(lists, prompt):
     assert LanguageStage(lists).check(prompt).message == ""
 
 
+def test_words_that_english_shares_are_left_to_the_rules_for_english(lists):
+    stage = LanguageStage(lists)
+    assert not stage.check("a museum display about the end of the cocaine trade").fired
+    assert stage.check("un homme vend de la cocaïne dans la rue").fired
+
+
 def test_a_chat_model_translates_and_the_rules_for_english_judge(policy):
     wanted = rules(policy, each={"de": "translate"}, other="hold")
     prompt = "eine Frau ganz ohne Kleider auf dem Bett"

@@ -44,6 +44,9 @@ class LanguageStage:
         self._each, self._other = dict(rules.each), rules.other
         self._translate = translate
         self._lists = {code: _lists(policy, code) for code, choice in self._each.items() if choice == "lists"}
+        texts = [term for category in policy.categories for term in category.terms]
+        texts += [term for category in policy.categories for concept in category.concepts for term in concept.terms]
+        self._own_terms = frozenset(map(fold, texts))
         self._blocks_minors = any(rule.id == MINORS for rule in policy.always_block)
         self._english = lru_cache(maxsize=256)(self._translated)
         self._asks = self._other != "allow" or bool(self._each)
@@ -53,16 +56,16 @@ class LanguageStage:
             return Verdict(stage=self.name, level="language")
         found = languages_of(prompt)
         possible = [lists for code, lists in self._lists.items() if found.get(code, 0.0) >= POSSIBLE]
+        surely = self.foreign(prompt, found)
         for lists in possible:
-            if (verdict := self._listed(prompt, lists, possible)) is not None:
+            if (verdict := self._listed(prompt, lists, possible, english=not surely)) is not None:
                 return verdict
-        code = self.foreign(prompt, found)
-        choice = self._each.get(code, self._other) if code else "allow"
+        choice = self._each.get(surely, self._other) if surely else "allow"
         if choice == "hold":
-            return self._held(code, "which this policy does not judge")
-        if choice == "translate" and self._english(prompt, code) is None:
-            return self._held(code, "and no chat model translated it")
-        said = {"lists": f"judged by the lists for {code}", "translate": f"translated from {code}"}.get(choice, "")
+            return self._held(surely, "which this policy does not judge")
+        if choice == "translate" and self._english(prompt, surely) is None:
+            return self._held(surely, "and no chat model translated it")
+        said = {"lists": f"judged by the lists for {surely}", "translate": f"translated from {surely}"}.get(choice, "")
         return Verdict(stage=self.name, level="language", message=said)
 
     def check_many(self, prompts: Sequence[str]) -> list[Verdict]:
@@ -81,16 +84,19 @@ class LanguageStage:
         sure = found.get(best, 0.0) >= SURE and found.get(OWN, 0.0) < POSSIBLE
         return best if best != OWN and sure and len(fold(prompt).split()) >= FEWEST_WORDS else ""
 
-    def _listed(self, prompt: str, lists: _Lists, possible: Sequence[_Lists]) -> Verdict | None:
+    def _listed(self, prompt: str, lists: _Lists, possible: Sequence[_Lists], *, english: bool) -> Verdict | None:
         """A finding in any reading of the prompt; with a word for a minor a sexual one is blocked.
 
-        Args: possible: All lists that were asked for: what is harmless in one of these languages does not count in another.
+        Args:
+            possible: All lists that were asked for: what is harmless in one of these languages does not count in another.
+            english: Possibly so; a word that the lists for English have too ("cocaine") is then left to them.
         """
+        theirs = self._own_terms if english else frozenset[str]()
         harmless = [one.harmless for one in possible if one.harmless is not None]
         categories: dict[str, None] = {}
         minors = False
         for text in readings(prompt):
-            categories |= dict.fromkeys(name for name, words in lists.harm if _meant(words, harmless, text))
+            categories |= dict.fromkeys(name for name, words in lists.harm if _meant(words, harmless, theirs, text))
             minors = minors or any(one.minors.any(text) for one in possible)
         if not categories:
             return None
@@ -132,9 +138,9 @@ def _lists(policy: Policy, code: str) -> _Lists:
     return _Lists(words.name, harm, WordList(expanded(words.minors), exact=True), harmless)
 
 
-def _meant(words: WordList, harmless: Sequence[WordList], text: str) -> bool:
-    """Whether a term stands in the text but outside the harmless phrases."""
+def _meant(words: WordList, harmless: Sequence[WordList], theirs: frozenset[str], text: str) -> bool:
+    """Whether a term stands in the text, but neither in the harmless phrases nor among ``theirs``."""
     text = f" {text} "
-    found = list(words.find(text))
+    found = [hit for hit in words.find(text) if hit[2] not in theirs]
     innocent = [hit for one in harmless for hit in one.find(text)] if found else []
     return any(not any(first <= one[0] and one[1] <= last for first, last, _ in innocent) for one in found)
