@@ -12,9 +12,9 @@ from valign.guard.rewriting.optimizer import PromptOptimizer, optimize, optimize
 from valign.models.language.chat import ScriptedChat
 from valign.objectives.preference.vpo import DominancePairs
 from valign.recipes.prompt_optimizer import (
-    ChatJudge,
     GuardJudge,
     OptimizerConfig,
+    PrincipleJudge,
     Review,
     build_pairs,
     reviewed_drafts,
@@ -89,7 +89,7 @@ def test_a_chat_judge_reads_its_verdict_and_nothing_else():
     answers = ['{"review": "", "verdict": "Yes.", "refined": ""}', '{"review": "yes", "verdict": "no", "refined": "a cup"}', "yes"]
     answers += ['{"review": "", "verdict": "maybe", "refined": ""}', '{"review": "", "verdict": "", "refined": ""}']
     chat = ScriptedChat(answers)
-    found = [ChatJudge(chat).review("q", "p") for _ in answers]
+    found = [PrincipleJudge(chat).review("q", "p") for _ in answers]
     assert found == [Review(True), Review(False, "a cup"), None, None, None]
     assert json.loads(chat.calls[0][1]["content"]) == {"request": "q", "prompt": "p"}
 

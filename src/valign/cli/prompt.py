@@ -90,7 +90,7 @@ def train_command(
     from valign.guard.rewriting.optimizer import PromptOptimizer
     from valign.interfaces import SamplingConfig
     from valign.objectives.preference.vpo import DominancePairs
-    from valign.recipes.prompt_optimizer import ChatJudge, GuardJudge, OptimizerConfig, image_checks, train_prompt_optimizer
+    from valign.recipes.prompt_optimizer import GuardJudge, OptimizerConfig, PrincipleJudge, image_checks, train_prompt_optimizer
     from valign.training.engine.tuning import parse_tuning
     from valign.training.tasks.reinforce.config import ReinforceConfig
 
@@ -109,7 +109,7 @@ def train_command(
         chat_folder(model),
         list(prompt_texts(requests)),
         folder,
-        GuardJudge(guard) if chat is None else ChatJudge(chat),
+        GuardJudge(guard) if chat is None else PrincipleJudge(chat),
         (lambda query: guard.guard(query).prompt or "") if chat is None else PromptOptimizer(chat).write,
         parse_tuning("full"),
         config,

@@ -1,6 +1,6 @@
 """VPO (arXiv 2503.20491) for images: drafts reviewed against three principles, SFT, pairs from texts and from images, DPO.
 
-The judge of texts is the guard itself (`GuardJudge`) or a chat model (`ChatJudge`); that of images is any list of yes/no checks.
+The judge of texts is the guard itself (`GuardJudge`) or a chat model (`PrincipleJudge`); that of images is any list of yes/no checks.
 """
 
 import json
@@ -68,8 +68,8 @@ class Review:
 class PromptJudge(Protocol):
     """Judges a rewritten prompt by the principles, and mends it."""
 
-    name: str
-
+    @property
+    def name(self) -> str: ...
     def review(self, query: str, prompt: str) -> Review | None:
         """None where no verdict could be had."""
         ...
@@ -98,7 +98,7 @@ class GuardJudge:
 
 
 @dataclass(frozen=True)
-class ChatJudge:
+class PrincipleJudge:
     """A chat model that reviews against the principles; query and prompt go out as JSON data."""
 
     chat: ChatModel

@@ -139,7 +139,7 @@ class RewritingLoop:
 class _Counter:
     """The waterfall, counting the texts that it judges for one prompt."""
 
-    def __init__(self, waterfall: Waterfall) -> None:
+    def __init__(self, waterfall: Waterfall | ConfiguredWaterfall) -> None:
         self._waterfall, self.checks = waterfall, 0
         self.limit = inf  # checks from which a part is taken for suspicious unseen
 
