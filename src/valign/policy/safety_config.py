@@ -39,7 +39,7 @@ ANYONE = ""  # the role of whoever has none
 STRICTNESS: dict[Action, int] = {"allow": 0, "rewrite": 1, "block": 2}
 MAX_CHARS = 2000  # of a config
 MAX_STATEMENTS = 64
-LONGEST_PHRASE = 6  # words of a phrase that is no name of the policy but holds a listed term
+LONGEST_PHRASE = 6  # words of a phrase that is not a name of the policy but holds a listed term
 
 _VERBS: dict[Action, str] = {
     "block": r"(?:do|does|must|may|can|should)(?: not|n['’]t) (?:allow|permit|open|show|accept)|cannot show"

@@ -1,6 +1,7 @@
 """VPO (arXiv 2503.20491) for images: drafts reviewed against three principles, SFT, pairs from texts and from images, DPO.
 
-The judge of texts is the guard itself (`GuardJudge`) or a chat model (`PrincipleJudge`); that of images is any list of yes/no checks.
+The judge of texts is the guard itself (`GuardJudge`) or a chat model (`PrincipleJudge`); that of images is any list of
+yes/no checks.
 """
 
 import json

@@ -46,7 +46,7 @@ def load_key_configs(file: Path | None, policy: Policy, owners: Collection[str])
     """By name of the key's owner; none without a file.
 
     Args: owners: Names of all keys.
-    Raises: UserError if the file is no such mapping, names a key or role that does not exist, or holds a config that
+    Raises: UserError if the file is not such a mapping, names a key or role that does not exist, or holds a config that
         `read_guard_config` refuses.
     """
     if file is None:

@@ -60,7 +60,7 @@ def fit_guidelines(
         order, total = torch.randperm(len(pairs), generator=generator), 0.0
         for rows in order.split(config.batch):
             drawn = torch.randint(len(texts), (config.negatives * len(rows),), generator=generator)
-            known, place = torch.unique(torch.cat([right[rows], drawn]), return_inverse=True)  # a drawn positive is no negative
+            known, place = torch.unique(torch.cat([right[rows], drawn]), return_inverse=True)  # a drawn positive is not a negative
             if len(known) < 2:
                 continue  # one guideline alone teaches nothing
             values = in_batch_softmax(requests[rows] @ question, library[known] @ context, place[: len(rows)])
