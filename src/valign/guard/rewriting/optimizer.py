@@ -54,8 +54,8 @@ class PromptOptimizer:
 def optimize(guard: Guard, optimizer: PromptOptimizer, prompt: str) -> GuardResult:
     """The prompt as the optimizer writes it, if the guard lets that through; else the guard's own result for the prompt.
 
-    A prompt that a block rule, the script or a failed stage blocks is never shown to the optimizer. A proposal that is not a caption,
-    does not pass, or could not be made stands among the attempts with the reason.
+    A prompt that a block rule, the script or a failed stage blocks is never shown to the optimizer. A proposal that is not a
+    caption, does not pass, or could not be made stands among the attempts with the reason.
     Raises: as `Guard.check`.
     """
     decision = guard.check(prompt)
