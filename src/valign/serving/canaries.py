@@ -126,11 +126,11 @@ class CanaryCheck:
 
 
 def drawn_images() -> list[Image.Image]:
-    """A gradient, stripes and grey noise: nothing that a detector may flag."""
+    """A coloured gradient, stripes and a grey gradient: nothing that a detector may flag."""
     ramp = np.arange(SIDE, dtype=np.uint8) * (256 // SIDE)
     gradient = np.stack(
         [np.broadcast_to(ramp, (SIDE, SIDE)), np.broadcast_to(ramp[:, None], (SIDE, SIDE)), np.full((SIDE, SIDE), 128)], -1
     )
     stripes = np.where((np.arange(SIDE) // 8 % 2 == 0)[None, :, None], (40, 90, 160), (230, 230, 220)) * np.ones((SIDE, 1, 1))
-    noise = np.random.default_rng(0).integers(96, 160, (SIDE, SIDE, 1)) * np.ones((1, 1, 3))
-    return [Image.fromarray(pixels.astype(np.uint8)) for pixels in (gradient, stripes, noise)]
+    grey = np.broadcast_to(ramp[::-1, None, None], (SIDE, SIDE, 3))
+    return [Image.fromarray(pixels.astype(np.uint8)) for pixels in (gradient, stripes, grey)]
