@@ -147,9 +147,9 @@ def test_a_chat_model_stands_behind_one_circuit_breaker(tmp_path, tiny_sd, monke
         service.on_ready = ready.set
         await service.start()
         await ready.wait()
-        first = service.rules.guard.judge.chat
+        first = service.rules.guard.judge.chat.chat
         assert await service.reload()
-        again = service.rules.guard.judge.chat
+        again = service.rules.guard.judge.chat.chat  # behind the guidelines
         await service.stop()
         return first, again
 

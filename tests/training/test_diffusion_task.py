@@ -150,7 +150,19 @@ def test_images_of_several_shapes_stand_in_one_batch_and_count_alike(tiny_sd, tm
 
 
 def test_the_command_on_a_folder(tiny_sd, folder, tmp_path):
-    command = ["finetune", "--model", tiny_sd, "--task", "diffusion", "--data", str(folder), "--set", "rank=2", "--device", "cpu"]
+    command = [
+        "finetune",
+        "--model",
+        str(tiny_sd),
+        "--task",
+        "diffusion",
+        "--data",
+        str(folder),
+        "--set",
+        "rank=2",
+        "--device",
+        "cpu",
+    ]
     done = CliRunner().invoke(build(), [*command, "--steps", "2", "--batch-size", "2", "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["score"] == "loss"

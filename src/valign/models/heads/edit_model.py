@@ -187,9 +187,8 @@ def save_edit_model(model: EditModel, path: Path) -> str:
     """Write safetensors in half precision, settings in the header; returns the file's SHA-256."""
     tensors = {name: tensor.half().contiguous() for name, tensor in sorted(model.weights.items())}
     with atomic_path(path) as temporary:
-        save_file(
-            tensors, temporary, metadata={"format": str(FORMAT), "settings": json.dumps(asdict(model.settings), sort_keys=True)}
-        )
+        settings = {"format": FORMAT} | asdict(model.settings)
+        save_file(tensors, temporary, metadata={"settings": json.dumps(settings, sort_keys=True)})  # several keys have no order
     return hash_file(path)
 
 
@@ -201,9 +200,9 @@ def load_edit_model(path: Path) -> EditModel:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - not a dict
-        if metadata.get("format") != str(FORMAT):
-            raise UserError(f"{path} must be an editing model of format {FORMAT}, got {metadata.get('format')}. Train it again.")
-        raw = json.loads(metadata["settings"])
+        raw = json.loads(metadata.get("settings", "{}"))
+        if (version := raw.pop("format", None)) != FORMAT:
+            raise UserError(f"{path} must be an editing model of format {FORMAT}, got {version}. Train it again.")
         settings = EditSettings(**raw | {name: tuple(raw[name]) for name in ("categories", "vocabulary")})
         shapes = (weights["tag.weight"].shape[0], weights["words.bias"].shape[0], weights["judge.weight"].shape[0])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
