@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from valign.checks import UserError
-from valign.data.chats.layouts import listed_turns
+from valign.data.chats.reward_prompts import prompt_turns
 from valign.data.prompts.tables import AS_IT_IS, TableReading, kind_of, read_table, text_cell, whole_cell
 
 
@@ -42,13 +42,7 @@ def read_judged_prompts(path: Path, reading: TableReading = AS_IT_IS) -> list[Ju
 
 
 def _judged(row: Mapping[str, Any]) -> JudgedPrompt:
-    value = row.get("prompt")
-    if isinstance(value, list):
-        turns = tuple(listed_turns("prompt", "role", "content")({"prompt": value}))
-    else:
-        turns = (("user", text_cell("prompt", value)),)
-    if not turns or turns[-1][0] != "user" or not turns[-1][1].strip():
-        raise UserError("prompt must be a text, or messages that end with a user's turn, got none. Mend or delete the row.")
+    turns = prompt_turns(row.get("prompt"))
     if any(role == "system" for role, _ in turns):
         raise UserError("prompt must have no system turn, where safety configs go, got one. Take it out.")
     answers: dict[ResponseLabel, list[str]] = {}

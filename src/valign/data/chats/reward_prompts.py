@@ -54,14 +54,19 @@ def read_reward_prompts(path: Path, reading: TableReading = AS_IT_IS) -> list[Re
     return found
 
 
-def _prompt(row: dict[str, Any]) -> RewardPrompt:
-    value = row.get("prompt")
+def prompt_turns(value: object) -> tuple[tuple[str, str], ...]:
+    """Roles and texts of a cell that holds a text or messages. Raises: UserError where a user does not speak last."""
     if isinstance(value, list):
         turns = tuple(listed_turns("prompt", "role", "content")({"prompt": value}))
     else:
         turns = (("user", text_cell("prompt", value)),)
     if not turns or turns[-1][0] != "user" or not turns[-1][1].strip():
         raise UserError("prompt must be a text, or messages that end with a user's turn, got none. Mend or delete the row.")
+    return turns
+
+
+def _prompt(row: dict[str, Any]) -> RewardPrompt:
+    turns = prompt_turns(row.get("prompt"))
     harmful = row.get("harmful")
     label = None if is_blank(harmful) else bool(whole_cell("harmful", int(harmful) if isinstance(harmful, bool) else harmful, 0, 1))
     named = name_cell("category", row.get("category")) or None
