@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 WORLD = "chat"  # whose prompts, rewards and models have names
 
+ChatFolder = Annotated[str, Option("--model", "-m", help="folder of a chat model, or chat/STAGE of the chat world")]
+RunFolder = Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")]
+Adapter = Annotated[str, Option("--adapter", "-a", help="ADAPTER[+OPTIMIZER], e.g. lora or full")]
+Targets = Annotated[list[str], Option(help="ending of linear modules to adapt, e.g. q_proj; repeatable; default by architecture")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, ...")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RewardOptions:
@@ -67,14 +73,12 @@ EXAMPLE = (
 def reinforce_command(
     ctx: Context,
     method: Annotated[str, Option(help="alphaalign, dr-irl, safe-rlhf, grpo-lagrangian (without critics), or plain grpo")],
-    model: Annotated[str, Option("--model", "-m", help="folder of a chat model, or chat/STAGE of the chat world")],
+    model: ChatFolder,
     data: Annotated[str, Option("--data", "-d", help="table of prompts with labels (harmful, category, demonstration), or chat")],
-    folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")],
-    adapter: Annotated[str, Option("--adapter", "-a", help="ADAPTER[+OPTIMIZER], e.g. lora or full")] = "lora",
-    targets: Annotated[
-        list[str], Option(help="ending of linear modules to adapt, e.g. q_proj; repeatable; default by architecture")
-    ] = [],  # noqa: B006
-    device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    folder: RunFolder,
+    adapter: Adapter = "lora",
+    targets: Targets = [],  # noqa: B006
+    device: Device = "auto",
 ) -> None:
     """Reinforce a chat model: verifiable safety and normalized helpfulness (AlphaAlign), shadow rewards by category (DR-IRL), or
     helpfulness under a limit on expected harm (Safe RLHF). The same command resumes."""
@@ -125,14 +129,12 @@ DPO_EXAMPLE = "example: valign train dpo --model FOLDER --data pairs.jsonl --kl 
 
 def dpo_command(
     ctx: Context,
-    model: Annotated[str, Option("--model", "-m", help="folder of a chat model, or chat/STAGE of the chat world")],
+    model: ChatFolder,
     data: Annotated[Path, Option("--data", "-d", help="table of prompt, chosen and rejected")],
-    folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")],
-    adapter: Annotated[str, Option("--adapter", "-a", help="ADAPTER[+OPTIMIZER], e.g. lora or full")] = "lora",
-    targets: Annotated[
-        list[str], Option(help="ending of linear modules to adapt, e.g. q_proj; repeatable; default by architecture")
-    ] = [],  # noqa: B006
-    device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    folder: RunFolder,
+    adapter: Adapter = "lora",
+    targets: Targets = [],  # noqa: B006
+    device: Device = "auto",
 ) -> None:
     """Direct preference optimization of a chat model on pairs of answers; --kl is its beta, --prompts-per-step its pairs.
     The same command resumes."""
@@ -173,9 +175,9 @@ COSALIGN_EXAMPLE = (
 
 def cosalign_command(
     ctx: Context,
-    model: Annotated[str, Option("--model", "-m", help="folder of a chat model, or chat/STAGE of the chat world")],
+    model: ChatFolder,
     data: Annotated[str, Option("--data", "-d", help="table of prompts with risks and judged answers, or chat")],
-    folder: Annotated[Path, Option("--out", "-o", help="folder of the run; an unfinished one is resumed")],
+    folder: RunFolder,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Teach a chat model to follow safety configs in its system prompt (CoSAlign): SFT on preferred answers, then DPO.
