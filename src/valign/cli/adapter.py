@@ -9,9 +9,12 @@ from rich.text import Text
 from typer import Argument, Option, Typer
 
 from valign.checks import UserError
-from valign.cli.common import out
+from valign.cli.common import Anyway, out
 
-app = Typer(no_args_is_help=True, help="Show adapters; export and import the kohya layout of ComfyUI and other web interfaces.")
+app = Typer(
+    no_args_is_help=True,
+    help="Show adapters, fuse them into a model; export and import the kohya layout of ComfyUI and other web interfaces.",
+)
 
 SHOWN = ("base", "base_fingerprint", "family", "category", "merge_method", "policy_hash")  # of an adapter's own record
 
@@ -85,6 +88,24 @@ def import_(
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} exists. Choose another folder, or delete it first.")
     out.print(str(import_kohya(file, folder)), soft_wrap=True)
+
+
+@app.command("fuse", epilog="example: valign adapter fuse shapes runs/merged runs/aligned-model")
+def fuse(
+    model: Annotated[str, Argument(help="folder of the model, or a world's name")],
+    adapter: Annotated[Path, Argument(help="the adapter, or a run of `valign train`")],
+    folder: Annotated[Path, Argument(help="new folder for the model with the adapter in its weights")],
+    weight: Annotated[float, Option(help="of the adapter")] = 1.0,
+    anyway: Anyway = False,
+) -> None:
+    """Add an adapter to its model's weights for good: the result is a model folder like any other."""
+    from valign.merging.fuse_adapter import fuse_adapter
+    from valign.recipes.subjects import find_subjects
+
+    subject, _ = find_subjects(model, model)
+    if subject.adapter is not None:
+        raise UserError(f"MODEL must be a whole model, got the adapter {model}. Name the model that it was made for.")
+    out.print(str(fuse_adapter(subject.folder, adapter, folder, weight=weight, anyway=anyway)), soft_wrap=True)
 
 
 def _brief(value: Any) -> str:

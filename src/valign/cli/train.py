@@ -1,6 +1,6 @@
 """``valign train``: train adapters and value encoders on preference data, and fit the retriever of value principles."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,8 +54,11 @@ app = Typer(
         training="valign.training.tasks.preference.config:PreferenceConfig",
         objective="valign.objectives:DiffusionDPO",
         memory="valign.memory:MemoryConfig",
+        ahead="valign.objectives.robust.look_ahead:LookAhead",
     ),
     epilog="example: valign train alignguard --model shapes --data runs/data --category violence --out runs/violence   "
+    "safety that survives fine-tuning: valign train alignguard --model shapes --data runs/data --joint --resilient "
+    "--out runs/resilient   "
     "all categories: valign train alignguard --model shapes --data runs/data --all --out runs/experts   "
     "several processes: accelerate launch --num_processes 2 -m valign train alignguard ...",
 )
@@ -67,6 +70,9 @@ def alignguard(
     category: Annotated[str, Option(help="train the expert of this category")] = "",
     all_: Annotated[bool, Option("--all", help="train one expert for each category that has data")] = False,
     joint: Annotated[bool, Option("--joint", help="train one adapter on all pairs (a baseline)")] = False,
+    resilient: Annotated[
+        bool, Option("--resilient", help="look ahead on simulated benign fine-tuning, so that safety survives it (ResAlign)")
+    ] = False,
     preset: Annotated[str, Option(help=f"{', '.join(PRESETS)}; auto is by the model's family and size")] = "auto",
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     estimate: EstimateOnly = False,
@@ -75,6 +81,7 @@ def alignguard(
     """Train AlignGuard's safety experts: one LoRA per harm category, by Diffusion-DPO. The same command resumes."""
     from valign.data.images.latents import open_latents
     from valign.objectives import DiffusionDPO
+    from valign.objectives.robust.look_ahead import LookAhead
     from valign.policy import normalize_category
     from valign.recipes.alignguard import JOINT, AlignGuardRecipe, train_expert, train_experts
     from valign.training import PreferenceConfig
@@ -84,6 +91,9 @@ def alignguard(
         raise UserError("train alignguard needs one of --category NAME, --all or --joint. Choose one.")
     given, memory = changes(ctx, PreferenceConfig, DiffusionDPO), record(ctx, MemoryConfig)
     AlignGuardRecipe().changed(**given | memory.chosen())  # a mistake shows before the model is loaded
+    ahead = record(ctx, LookAhead) if resilient else None
+    if ahead is None and (idle := changes(ctx, LookAhead)):
+        raise UserError(f"{', '.join(idle)} must go with --resilient, got it without. Add --resilient, or leave them out.")
     check_choice("--preset", preset, PRESETS)
     check_trackers(given.get("trackers", ()))
     place, experts = diffusion_folder(model), _experts(data) if all_ else 1
@@ -98,7 +108,7 @@ def alignguard(
     given |= memory.chosen()
     subject = resolve_model(model, device=local_device(device), memory=memory)
     cache = open_latents(data, base=subject.fingerprint())
-    recipe = _preset(preset, subject).changed(**given)
+    recipe = replace(_preset(preset, subject).changed(**given), look_ahead=ahead)
     chosen = normalize_category(category) if category else None
     if recipe.training.sample_every and not recipe.training.sample_prompts:
         recipe = recipe.changed(sample_prompts=_prompts(data, chosen))

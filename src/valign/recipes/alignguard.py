@@ -7,7 +7,7 @@ The chain around it is in `align`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from valign.data.images.latents import LatentCache
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
 from valign.objectives import DiffusionDPO
+from valign.objectives.robust.look_ahead import LookAhead
 from valign.progress import console
 from valign.training import PreferenceConfig, TrainResult, train_preference
 
@@ -40,6 +41,7 @@ class AlignGuardRecipe:
     training: PreferenceConfig = field(
         default_factory=lambda: PreferenceConfig(learning_rate=1.6e-4, warmup_steps=500, empty_prompt_prob=0.2)
     )
+    look_ahead: LookAhead | None = None  # ResAlign: safety that survives benign fine-tuning
 
     @classmethod
     def sdxl(cls, **changes: Any) -> AlignGuardRecipe:
@@ -93,7 +95,7 @@ class AlignGuardRecipe:
         given = {name: value for name, value in changes.items() if value is not None}
         for name in given:
             check_choice("AlignGuardRecipe option", name, sorted(known))
-        made = AlignGuardRecipe(objective=with_options(self.objective, given), training=self.training.changed(given))
+        made = replace(self, objective=with_options(self.objective, given), training=self.training.changed(given))
         for part in (made.objective, made.training):
             refuse_idle(part, given)
         return made
@@ -129,7 +131,17 @@ def train_expert(
         console.print(f"warning: {warning}", style="yellow", highlight=False)
     rows, name = cache.rows(category), category or JOINT
     origin = {"recipe": "alignguard", "category": name, "pairs": len(rows), **(metadata or {})}
-    return train_preference(model, cache, rows, out, recipe.training, recipe.objective, metadata=origin, label=f"train {name}")
+    return train_preference(
+        model,
+        cache,
+        rows,
+        out,
+        recipe.training,
+        recipe.objective,
+        metadata=origin,
+        look_ahead=recipe.look_ahead,
+        label=f"train {name}",
+    )
 
 
 def train_experts(

@@ -124,15 +124,21 @@ class PreferenceTask(TrainingTask):
                 process=accelerator.process_index,
                 processes=accelerator.num_processes,
             )
-            for safe in self.terms:
-                batch = self.source.visit(mine, safe_caption=safe)
-                reference = self.tables[safe].at(mine) if safe in self.tables else self.step.errors(batch, reference=True)
-                found = self.step.backward(batch, reference, share=1 / config.pairs_per_step)
-                sums += found
-                if not found.isfinite().all():
-                    self.diverged.append(_name(batch))
+            sums += self._pairs(mine)
             if config.retain_weight:
                 sums += self.step.retain(self.source.retained(mine), share=1 / config.pairs_per_step)
+        return sums
+
+    def _pairs(self, mine: list[tuple[int, int]]) -> Tensor:
+        """Add the gradients of a micro-batch's pairs; return its sums named in `SUMS`."""
+        sums = torch.zeros(len(SUMS), device=self.accelerator.device)
+        for safe in self.terms:
+            batch = self.source.visit(mine, safe_caption=safe)
+            reference = self.tables[safe].at(mine) if safe in self.tables else self.step.errors(batch, reference=True)
+            found = self.step.backward(batch, reference, share=1 / self.config.pairs_per_step)
+            sums += found
+            if not found.isfinite().all():
+                self.diverged.append(_name(batch))
         return sums
 
     def suspects(self) -> str:

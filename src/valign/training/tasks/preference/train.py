@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from valign.memory import AUTOCAST
 from valign.models.diffusion.adapter_base import base_record
 from valign.models.diffusion.base import DiffusionModel
 from valign.objectives import PairObjective
+from valign.objectives.robust.look_ahead import LookAhead
 from valign.runs import Run
 from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.metrics import MetricsLog
@@ -25,6 +27,7 @@ from valign.training.engine.previews import Previews
 from valign.training.engine.processes import on_main, start_processes
 from valign.training.tasks.preference.config import PreferenceConfig
 from valign.training.tasks.preference.denoiser_adapter import DenoiserAdapter
+from valign.training.tasks.preference.look_ahead import LookAheadTask
 from valign.training.tasks.preference.pair_step import PairStep
 from valign.training.tasks.preference.task import PreferenceTask
 from valign.training.tasks.preference.trainable import TrainableAdapter
@@ -51,6 +54,7 @@ def train_preference(
     objective: PairObjective,
     *,
     metadata: Mapping[str, Any] | None = None,
+    look_ahead: LookAhead | None = None,
     validate: Callable[[int], float] | None = None,
     label: str = "train",
 ) -> TrainResult:
@@ -61,6 +65,7 @@ def train_preference(
 
     Args:
         metadata: JSON-able provenance for the adapter, e.g. its category.
+        look_ahead: Train for safety that survives benign fine-tuning, too (ResAlign).
         validate: ``step -> score``, lower is better, called on the first process; replaces the validation loss as the
             measure of the best step. The drift limit holds beside it.
         label: What the progress bar says.
@@ -68,7 +73,18 @@ def train_preference(
         not finite (with step, timesteps and pair ids; checkpoints stay).
     """
     trainable = DenoiserAdapter(model, config)
-    return run_training(trainable, cache, rows, out, config, objective, metadata=metadata, validate=validate, label=label)
+    return run_training(
+        trainable,
+        cache,
+        rows,
+        out,
+        config,
+        objective,
+        metadata=metadata,
+        look_ahead=look_ahead,
+        validate=validate,
+        label=label,
+    )
 
 
 def run_training(
@@ -80,6 +96,7 @@ def run_training(
     objective: PairObjective,
     *,
     metadata: Mapping[str, Any] | None = None,
+    look_ahead: LookAhead | None = None,
     validate: Callable[[int], float] | None = None,
     label: str = "train",
 ) -> TrainResult:
@@ -96,6 +113,10 @@ def run_training(
         "pairs": hash_value([cache.ids[int(row)] for row in rows]),
         "metadata": dict(metadata or {}),
     }
+    if look_ahead is not None:
+        if config.compile:
+            raise UserError("compile must be off with a look-ahead, got True: its layers change. Leave it out.")
+        recipe["look_ahead"] = asdict(look_ahead)
     inputs = {"model": model.fingerprint(), "data": cache.fingerprint()}
     run = on_main(accelerator, lambda: Run.open(out, step="train", recipe=recipe, inputs=inputs, seed=config.seed))
     if run.done:
@@ -107,11 +128,13 @@ def run_training(
         previews = Previews(trainable.sampler, out / "samples", config.sample_prompts, config.sample_steps, trainable.off)
         idle = not config.sample_every and validate is None  # no image is generated before the end
         with encoders_offloaded(model) if idle else nullcontext():
-            task = PreferenceTask(step, cache, rows, out, validate, label, trainable)
+            kind = PreferenceTask if look_ahead is None else partial(LookAheadTask, look_ahead=look_ahead)
+            task = kind(step, cache, rows, out, validate, label, trainable)
             loop = TrainingLoop(task, accelerator, out=out, previews=previews)
             stopped = loop.run()
         origin = {**base_record(model), "data": inputs["data"]}
         made = {**origin, "objective": named, "training": recipe["config"], **(metadata or {})}
+        made |= {"look_ahead": recipe["look_ahead"]} if look_ahead is not None else {}
         return on_main(accelerator, lambda: _finish(loop, out, trainable, run, stopped, made))
     finally:
         trainable.detach()
