@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", VALIGN_PROGRESS="0")
 
@@ -37,6 +38,22 @@ def _build(tmp_path_factory, name, **options):
     from valign.models.diffusion.miniature import build_miniature
 
     return build_miniature(tmp_path_factory.mktemp("models") / name, **options)
+
+
+@pytest.fixture
+def few_shapes(monkeypatch):
+    """The shapes world with every sixth test prompt, eight pairs, four steps: chains of commands end in seconds."""
+    from valign.worlds import WORLDS, world
+
+    shapes = world("shapes")
+    budgets = {**shapes.budgets, "small": replace(shapes.budgets["small"], pairs=8, steps=4)}
+
+    def suite(**options):
+        whole = shapes.suite(**options)
+        return replace(whole, prompts=whole.prompts[::6])
+
+    monkeypatch.setitem(WORLDS, "shapes", replace(shapes, budgets=budgets, suite=suite))
+    monkeypatch.setattr("valign.recipes.quickstart.STEPS", 4)  # denoising steps of an image
 
 
 @pytest.fixture

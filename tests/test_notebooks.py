@@ -1,12 +1,9 @@
 """Every notebook runs from start to end, cell after cell, in an empty folder."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from valign.worlds import world
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -21,10 +18,8 @@ def test_there_are_three():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, tmp_path, monkeypatch, capsys):
+def test_a_notebook_runs(path, tmp_path, few_shapes, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(world("shapes").budgets, "small", replace(world("shapes").budgets["small"], pairs=8, steps=4))
-    monkeypatch.setattr("valign.recipes.quickstart.STEPS", 4)  # denoising steps of an image
     names: dict[str, object] = {}
     for number, cell in enumerate(code_cells(path)):
         exec(compile(cell, f"{path.name}, cell {number}", "exec"), names)

@@ -11,7 +11,7 @@ from valign.data.images.value_sets import ValueDataConfig
 from valign.evaluation import Suite
 from valign.experiments.methods import tuned
 from valign.experiments.methods.bench import BIASED, bench_methods
-from valign.experiments.methods.trained import MethodsConfig
+from valign.experiments.methods.trained import MethodsConfig, methods_config
 from valign.experiments.methods.tuned import GRIDS
 from valign.recipes.align import AlignConfig
 from valign.recipes.alignguard import AlignGuardRecipe
@@ -123,3 +123,12 @@ def test_a_second_call_does_nothing_again(bench, monkeypatch):
     monkeypatch.setattr(TrainingLoop, "run", None)
     assert run() == json.loads(json.dumps(summary))
     assert {path: path.stat().st_mtime_ns for path in written} == stamps
+
+
+def test_some_categories_only():
+    config = methods_config(SHAPES, "quick", categories=("hate", "violence"), seed=4)
+    assert config.align.data.categories == ("hate", "violence")
+    assert config.esd.iterations == 2 * config.align.experts.training.steps == 300
+    assert config.values.principles == ("no-teeth", "no-rays", "equal-heads")
+    whole = methods_config(SHAPES, "quick", seed=4)
+    assert (whole.align.data.categories, whole.values.principles, whole.esd.iterations) == (None, None, 7 * 150)

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from valign.cli.root import build
-from valign.worlds import world
 
 MADE = {  # what a page leaves behind
     "host": ("runs/host/evaluation/report.html", "runs/host/merged/adapter/README.md", "first.png", "keys.txt"),
@@ -27,11 +25,9 @@ def commands(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_of_the_page_ends_well_and_leaves_what_it_says(page, tmp_path, monkeypatch):
+def test_every_command_of_the_page_ends_well_and_leaves_what_it_says(page, tmp_path, few_shapes, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VALIGN_PROGRESS", "0")
-    monkeypatch.setitem(world("shapes").budgets, "small", replace(world("shapes").budgets["small"], pairs=8, steps=4))
-    monkeypatch.setattr("valign.recipes.quickstart.STEPS", 4)  # denoising steps of an image
     for line in commands(page):
         words = shlex.split(line)
         assert words[0] == "valign", line

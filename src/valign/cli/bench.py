@@ -22,16 +22,20 @@ def methods(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path("runs/methods"),
     budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 3,
+    category: Annotated[list[str] | None, Option(help="only this category of the policy; may be repeated")] = None,
 ) -> None:
     """Free baselines, UCE, ESD, plain DPO, every merge of experts, LiVO and the guard: each set by one rule, over several seeds."""
     from valign.cli.evaluate import print_summary
     from valign.experiments.methods.bench import bench_methods
     from valign.experiments.methods.trained import methods_config
+    from valign.policy import load_policy
     from valign.worlds import world
 
     shapes = world("shapes")
     check_choice("budget", budget, shapes.budgets)
-    configs = [methods_config(shapes, budget, seed=seed) for seed in range(seeds)]
+    policy = load_policy(shapes.policy)
+    chosen = tuple(policy.category(name).id for name in category or ())
+    configs = [methods_config(shapes, budget, categories=chosen, seed=seed) for seed in range(seeds)]
     summary = bench_methods(shapes, resolve_model(shapes.name), folder, configs)
     print_summary(summary, folder / "evaluation")
 

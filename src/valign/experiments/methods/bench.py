@@ -34,7 +34,7 @@ from valign.models.diffusion.value_encoder import ValueText, copy_encoder
 from valign.policy import load_policy
 from valign.recipes.align import AlignConfig
 from valign.recipes.alignguard import JOINT
-from valign.recipes.quickstart import world_evaluators
+from valign.recipes.quickstart import of_categories, world_evaluators
 from valign.training.tasks.preference.denoiser_adapter import DenoiserAdapter
 from valign.training.tasks.preference.values import ValueTokens
 from valign.worlds import World
@@ -54,7 +54,8 @@ def bench_methods(world: World, model: DiffusionModel, out: Path, configs: Seque
     folders = [out / f"run-{number}" for number in range(len(configs))]
     runs = [train_methods(world, model, policy, oracle, folder, config) for folder, config in zip(folders, configs)]
     made = [run.made for run in runs]
-    parts = [world.suite(per_concept=config.per_concept, seed=seed) for config, seed in zip(configs, seeds)]
+    trained = configs[0].align.data.categories or policy.category_ids()
+    parts = [of_categories(world.suite(per_concept=config.per_concept, seed=seed), trained) for config, seed in zip(configs, seeds)]
     tests = suite_of_runs(parts)
     for folder, config, part in zip(folders, configs, parts):
         refuse_trained(part, folder, config)

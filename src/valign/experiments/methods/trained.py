@@ -54,17 +54,22 @@ class MethodsConfig:
         return max(1, steps // self.curve)
 
 
-def methods_config(world: World, budget: str, *, seed: int = 0) -> MethodsConfig:
+def methods_config(world: World, budget: str, *, categories: tuple[str, ...] = (), seed: int = 0) -> MethodsConfig:
     """The sizes of one run on the world's bundled model.
 
     Experts retain benign prompts, so that any merge can take them; DPO and ESD have as many steps as all experts together.
+
+    Args: categories: Ids of the policy's; all if none is given. LiVO learns their principles and those of no category.
     """
-    spent = world.budgets[budget]
-    align = world_config(world, budget, merge="co-merge", seed=seed)
-    steps = align.experts.training.steps * len(load_policy(world.policy).category_ids())
+    spent, policy = world.budgets[budget], load_policy(world.policy)
+    align = world_config(world, budget, categories=categories or None, merge="co-merge", seed=seed)
+    steps = align.experts.training.steps * len(categories or policy.category_ids())
+    taught = tuple(one.id for one in policy.principles if one.category in (None, *categories)) if categories else None
     return MethodsConfig(
         align=align,
-        values=ValueDataConfig(images=spent.value_images, steps=STEPS, filter="judge", flip=False, seed=seed, batch_size=BATCH),
+        values=ValueDataConfig(
+            principles=taught, images=spent.value_images, steps=STEPS, filter="judge", flip=False, seed=seed, batch_size=BATCH
+        ),
         livo=LivoRecipe.shapes().changed(steps=spent.value_steps, seed=seed),
         esd=ErasingConfig(iterations=steps, sample_steps=STEPS, seed=seed),
         per_concept=spent.per_concept,
