@@ -1,13 +1,17 @@
 """``valign bench``: the standing comparisons whose tables stand in the documentation."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Context, Option, Typer
 
 from valign.checks import check_choice
 from valign.cli.common import out, resolve_model
 from valign.cli.options import configured, record
+
+if TYPE_CHECKING:
+    from valign.experiments.methods.trained import MethodsConfig
+    from valign.worlds import World
 
 app = Typer(no_args_is_help=True, help="Standing comparisons on the bundled worlds; the documentation's tables come from them.")
 
@@ -27,6 +31,31 @@ def methods(
     """Free baselines, UCE, ESD, plain DPO, every merge of experts, LiVO and the guard: each set by one rule, over several seeds."""
     from valign.cli.evaluate import print_summary
     from valign.experiments.methods.bench import bench_methods
+
+    shapes, configs = _configs(budget, seeds, category or [])
+    summary = bench_methods(shapes, resolve_model(shapes.name), folder, configs)
+    print_summary(summary, folder / "evaluation")
+
+
+@app.command(epilog="example: valign bench fusion -o runs/methods --budget quick --seeds 3")
+def fusion(
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the runs, or that of `bench methods`; resumed")] = Path(
+        "runs/fusion"
+    ),
+    budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "quick",
+    seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 3,
+    category: Annotated[list[str] | None, Option(help="only this category of the policy; may be repeated")] = None,
+) -> None:
+    """RegMean's settings one by one: lambda, weight, prompts, captions, padding, edits, and how the experts were trained."""
+    from valign.cli.evaluate import print_summary
+    from valign.experiments.fusion import bench_fusion
+
+    shapes, configs = _configs(budget, seeds, category or [])
+    print_summary(bench_fusion(shapes, resolve_model(shapes.name), folder, configs), folder / "fusion" / "evaluation")
+
+
+def _configs(budget: str, seeds: int, categories: list[str]) -> "tuple[World, list[MethodsConfig]]":
+    """The world of images, and the configuration of each run on it."""
     from valign.experiments.methods.trained import methods_config
     from valign.policy import load_policy
     from valign.worlds import world
@@ -34,10 +63,8 @@ def methods(
     shapes = world("shapes")
     check_choice("budget", budget, shapes.budgets)
     policy = load_policy(shapes.policy)
-    chosen = tuple(policy.category(name).id for name in category or ())
-    configs = [methods_config(shapes, budget, categories=chosen, seed=seed) for seed in range(seeds)]
-    summary = bench_methods(shapes, resolve_model(shapes.name), folder, configs)
-    print_summary(summary, folder / "evaluation")
+    chosen = tuple(policy.category(name).id for name in categories)
+    return shapes, [methods_config(shapes, budget, categories=chosen, seed=seed) for seed in range(seeds)]
 
 
 @app.command(epilog="example: valign bench guard --adapter runs/shapes/merged/adapter -o runs/bench-guard")

@@ -1,0 +1,144 @@
+"""What RegMean's fusion owes to each of its settings: variants of one merge, made from the same data and measured side by side.
+
+The folder may be that of `bench_methods`: data, experts and the joint adapter in it are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from valign.data.prompts.pairs import PromptPair
+from valign.data.prompts.sources import GrammarSource
+from valign.evaluation import ReportOptions, System, adapter_system, base_system, evaluate
+from valign.evaluation.composed import suite_of_runs, system_of_runs
+from valign.evaluation.suite import Suite
+from valign.experiments.methods.trained import MethodsConfig
+from valign.merging import Expert
+from valign.models.diffusion.base import DiffusionModel
+from valign.models.files.adapter_files import open_adapter
+from valign.policy import Policy, load_policy
+from valign.recipes.align import TrainedExperts, train_on_policy
+from valign.recipes.alignguard import JOINT, train_expert, train_experts
+from valign.recipes.baselines import policy_concepts
+from valign.recipes.merged import merge_experts
+from valign.recipes.quickstart import of_categories, world_evaluators
+from valign.recipes.tuning import WEIGHT, Candidate
+from valign.worlds import World
+
+PLAIN, RETAINED, ALL_LAYERS = "plain", "retained", "all-layers"
+MERGE = "regmean"
+FEW: Candidate = {"per_category": 30, "captions": 60}  # layers that read images take their moments from whole trajectories
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to fuse; what is not said is as in `VARIANTS["default"]`.
+
+    Args:
+        settings: Of RegMean, by name; ``weight`` is that of every expert.
+        experts: Without retained benign prompts (plain), with them, on all projections of attention, or one LoRA on all pairs.
+        edits: Also move the policy's concepts to their counterparts, in the same system (UCE).
+        leave_out: Without the expert of the first category.
+    """
+
+    text: str
+    settings: Candidate = field(default_factory=dict)
+    experts: str = PLAIN
+    edits: bool = False
+    leave_out: bool = False
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "default": Variant("experts without retained prompts at weight 1, lambda 1, 120 prompts a category, 300 captions"),
+    "weight-0.6": Variant("experts at weight 0.6", {WEIGHT: 0.6}),
+    "weight-1.75": Variant("experts at weight 1.75", {WEIGHT: 1.75}),
+    "lambda-0.1": Variant("lambda 0.1", {"lam": 0.1}),
+    "lambda-5": Variant("lambda 5", {"lam": 5.0}),
+    "prompts-8": Variant("8 prompts a category", {"per_category": 8}),
+    "prompts-64": Variant("64 prompts a category", {"per_category": 64}),
+    "captions-30": Variant("30 benign captions", {"captions": 30}),
+    "no-padding": Variant("padding states left out", {"padding": False}),
+    "edits": Variant("with the policy's edits", edits=True),
+    "retained": Variant("experts held to the base on benign prompts, weight 1.75", {WEIGHT: 1.75}, experts=RETAINED),
+    "joint": Variant("one LoRA on all pairs as the only expert, weight 1.75", {WEIGHT: 1.75}, experts=JOINT),
+    "all-layers": Variant("experts on all projections of attention, 30 prompts, 60 captions", FEW, experts=ALL_LAYERS),
+    "all-layers-merged": Variant(
+        "the same, moments from the merged model (RegMean++)", {**FEW, "inputs": "merged"}, experts=ALL_LAYERS
+    ),
+    "one-left-out": Variant("without the first category's expert", leave_out=True),
+}
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of self- and cross-attention
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one run trained: its data, and the experts by the name of how they were trained."""
+
+    model: DiffusionModel
+    policy: Policy
+    config: MethodsConfig
+    made: TrainedExperts  # those with retained prompts
+    experts: Mapping[str, Mapping[str, Path]]
+
+    def system(self, name: str, variant: Variant, folder: Path) -> System:
+        """The variant, fused into ``folder``."""
+        settings = dict(variant.settings)
+        weight = float(settings.pop(WEIGHT, 1.0))
+        chosen = list(self.experts[variant.experts].items())[variant.leave_out :]
+        adapter = merge_experts(
+            self.model,
+            [Expert(category, open_adapter(path), weight) for category, path in chosen],
+            _all_of(self.made.pairs) if variant.experts == JOINT else self.made.pairs,
+            folder,
+            merge=MERGE,
+            captions=self.made.cache.retained_prompts,
+            edits=list(zip(*policy_concepts(self.policy, tuple(self.made.results)))) if variant.edits else (),
+            options=settings,
+            seed=self.config.align.seed,
+        )
+        return adapter_system(self.model, adapter, self.config.sampling, name=name, description=variant.text)
+
+
+def bench_fusion(world: World, model: DiffusionModel, out: Path, configs: Sequence[MethodsConfig]) -> dict[str, Any]:
+    """Train what is missing in ``out/run-N``, fuse and measure every variant over all runs; returns the evaluation's summary.
+
+    Writes the fused adapters and ``evaluation``, with report and images, to ``out/fusion``. An unfinished call goes on.
+    """
+    policy, sampling = load_policy(world.policy), configs[0].sampling
+    trained = configs[0].align.data.categories or policy.category_ids()
+    seeds = tuple(config.align.seed for config in configs)
+    parts = [of_categories(world.suite(per_concept=configs[0].per_concept, seed=seed), trained) for seed in seeds]
+    runs = [_train(world, model, policy, part, out / f"run-{i}", config) for i, (part, config) in enumerate(zip(parts, configs))]
+    systems = [base_system(model, sampling)]
+    for name, variant in VARIANTS.items():
+        folders = [out / "fusion" / f"run-{number}" / name for number in range(len(runs))]
+        systems.append(system_of_runs([run.system(name, variant, folder) for run, folder in zip(runs, folders)]))
+    return evaluate(
+        systems,
+        suite_of_runs(parts),
+        world_evaluators(world, world.oracle(), per_concept=configs[0].per_concept, seeds=seeds),
+        out=out / "fusion" / "evaluation",
+        sampling=sampling,
+        report=ReportOptions(title=f"RegMean's settings on the shapes world, {len(configs)} runs"),
+    )
+
+
+def _train(world: World, model: DiffusionModel, policy: Policy, tests: Suite, out: Path, config: MethodsConfig) -> _Run:
+    source, oracle = GrammarSource(world.grammar()), world.oracle()
+    made = train_on_policy(model, policy, source, out, config.align, pair_detector=oracle, suite=tests)
+    recipe, categories = config.align.experts, tuple(made.results)
+    free = recipe.changed(retain_weight=0.0)
+    other = {PLAIN: free, ALL_LAYERS: free.changed(targets=PROJECTIONS)}
+    experts = {
+        name: train_experts(model, made.cache, out / name, changed, categories=categories) for name, changed in other.items()
+    } | {RETAINED: made.results, JOINT: {JOINT: train_expert(model, made.cache, None, out / JOINT, config.joint(policy))}}
+    paths = {name: {category: one.adapter for category, one in found.items()} for name, found in experts.items()}
+    return _Run(model, policy, config, made, paths)
+
+
+def _all_of(pairs: Sequence[PromptPair]) -> list[PromptPair]:
+    """The pairs as of one category, that of the joint adapter."""
+    return [replace(pair, categories=(JOINT,)) for pair in pairs]
