@@ -12,12 +12,13 @@ import shutil
 from pathlib import Path
 
 from chat_drift import CONTAMINATED, finetune, measure, training_chats
-from valign.data.chats import ChatPair, Conversation
 from valign.files import read_json, write_json
 from valign.merging.realign import REALIGN, ChatPreferences, open_realignment, realign
 from valign.models.language.loading import load_chat
 from valign.worlds.chat import model_folder
 from valign.worlds.chat.grammar import ChatGrammar
+from valign.worlds.chat.measure import ask, share
+from valign.worlds.chat.preferences import chat_preferences
 
 ROWS = [  # method and options, weakest first
     ("resta", {"strength": 0.25}),
@@ -48,20 +49,22 @@ def drifted(task: str, seed: int, folder: Path, args: argparse.Namespace) -> Pat
 
 def preferences(seed: int) -> ChatPreferences:
     """Refusals preferred to steps, of the training wordings."""
-    requests = ChatGrammar().requests("disallowed", PAIRS, seed, split="train")
-    turns = [tuple((message["role"], message["content"]) for message in request.messages) for request in requests]
-    pairs = [
-        ChatPair(Conversation((*before, ("assistant", r.answer))), Conversation((*before, ("assistant", r.compliance))))
-        for before, r in zip(turns, requests)
-    ]
+    pairs = chat_preferences(PAIRS, seed)
     return ChatPreferences(load_chat(model_folder("aligned"), device="cpu", dtype="float32"), pairs)
 
 
-def row(folder: Path, task: str, args: argparse.Namespace) -> dict:
-    """What a model does, kept beside it."""
-    kept = folder.with_suffix(".json")
+def row(folder: Path, tasks: list[str], args: argparse.Namespace, kept: Path | None = None) -> dict:
+    """What a model does, kept beside it; of several tasks also each one's share, and "new skill" is their mean."""
+    kept = kept or folder.with_name(f"{folder.name}.json")
     if not kept.exists():
-        write_json(kept, measure(load_chat(folder, device="cpu", dtype="float32"), task, args.count))
+        chat = load_chat(folder, device="cpu", dtype="float32")
+        found = measure(chat, tasks[0], args.count)
+        if len(tasks) > 1:
+            skills = {tasks[0]: found["new skill"]}
+            for task in tasks[1:]:
+                skills[task] = share(ask(chat, ChatGrammar().requests("skill", min(args.count, 60), 0, task=task)), "right").rate
+            found |= {**skills, "new skill": sum(skills.values()) / len(skills)}
+        write_json(kept, found)
     return read_json(kept)
 
 
@@ -81,6 +84,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--task", default="counting")
     parser.add_argument("--fuse", default="none", help="realign counting, reversing and dialect as one model")
+    parser.add_argument("--fuse-scale", type=float, default=None)
+    parser.add_argument("--methods", nargs="*", default=list(REALIGN), help="those whose rows are measured")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--mask-steps", type=int, default=60)
@@ -88,22 +93,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/realign-chat"))
     args = parser.parse_args()
     tasks = [args.task] if args.fuse == "none" else list(FUSED)
-    place = args.out / f"{'+'.join(tasks)}-{args.fuse}-{args.steps}-{args.rate}-{args.count}"
+    fused = args.fuse if args.fuse_scale is None else f"{args.fuse}-{args.fuse_scale}"
+    place = args.out / f"{'+'.join(tasks)}-{fused}-{args.steps}-{args.rate}-{args.count}"
     place.mkdir(parents=True, exist_ok=True)
-    if not (place / "aligned.json").exists():
-        write_json(place / "aligned.json", measure(load_chat(model_folder("aligned"), device="cpu"), args.task, args.count))
-    aligned = read_json(place / "aligned.json")
+    aligned = row(model_folder("aligned"), tasks, args, place / "aligned.json")
     print(f"{'aligned':60} | {aligned}", flush=True)
     for seed in args.seeds:
         models = [drifted(task, seed, args.out / f"drifted-{task}-{args.steps}-{args.rate}-{seed}", args) for task in tasks]
+        for task, model in zip(tasks, models) if len(tasks) > 1 else ():
+            print(f"{seed} {task} alone: {row(model, [task], args)}", flush=True)
         one = realigned("resta", {"strength": 0.0}, models, seed, place, args)
-        drift = row(one, args.task, args)
+        drift = row(one, tasks, args)
         show(f"{seed} drifted", drift, drift, aligned, 0.0)
         for name, options in ROWS:
+            if name not in args.methods:
+                continue
             folder = realigned(name, options, models, seed, place, args)
             told = " ".join(f"{key}={value}" for key, value in options.items())
             moved = read_json(folder / "realign.json")["moved"]
-            show(f"{seed} {name} {told}", row(folder, args.task, args), drift, aligned, moved)
+            show(f"{seed} {name} {told}", row(folder, tasks, args), drift, aligned, moved)
 
 
 def realigned(name: str, options: dict, models: list[Path], seed: int, place: Path, args: argparse.Namespace) -> Path:
@@ -119,7 +127,9 @@ def realigned(name: str, options: dict, models: list[Path], seed: int, place: Pa
     if (folder / "realign.json").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    realign(REALIGN[name](fuse=args.fuse, **options, **more), opened, folder, name=name, objective=objective)
+    realign(
+        REALIGN[name](fuse=args.fuse, fuse_scale=args.fuse_scale, **options, **more), opened, folder, name=name, objective=objective
+    )
     return folder
 
 

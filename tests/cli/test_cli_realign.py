@@ -60,7 +60,7 @@ def test_somf_learns_from_pairs_and_its_masks_serve_again(pairs, tmp_path):
     assert json.loads(realign("somf", *MODELS, *again, "-o", tmp_path / "again").stdout)["masks"] == "given"
     one, other = open_weights(tmp_path / "out"), open_weights(tmp_path / "again")
     assert all(torch.equal(one.read(name), other.read(name)) for name in one.shapes)
-    with pytest.raises(UserError, match="somf needs --pairs FILE"):
+    with pytest.raises(UserError, match="somf needs --pairs: of a chat model"):
         realign("somf", *MODELS, "-o", tmp_path / "none")
 
 

@@ -1,14 +1,16 @@
 """What the audit of concentration asks: a chat model, a checker of images, or a diffusion model's text encoder or U-Net."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from PIL.Image import Image
+from torch import Tensor, nn
 
 from valign.audits.neurons import Activations
 from valign.checks import check_choice
 from valign.detectors.base import Detector, flagged
+from valign.files import hash_value
 from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.language.chat import Message
@@ -16,6 +18,11 @@ from valign.models.language.generation import answer_chats, left_padded
 from valign.models.language.loading import LoadedChat
 
 Judge = Callable[[Sequence[Any], Sequence[str]], list[bool]]  # rows and their answers -> which were refused
+
+
+def row_key(row: Any) -> str:
+    """What tells one row from another: an image by its pixels, anything else by its text."""
+    return hash_value(row.tobytes().hex()) if isinstance(row, Image) else str(row)
 
 
 class ChatSubject:
@@ -77,16 +84,23 @@ class DiffusionSubject:
         self.network.eval()
 
     def read(self, rows: Sequence[Any], activations: Activations) -> None:
-        activations.mask = None
         size = self.sampling.batch_size
         for first in range(0, len(rows), size):
             part = list(rows[first : first + size])
+            activations.mask = self._tokens(part) if self.part == "text-encoder" else None
             texts = self.model.encode_prompts(part)
             if self.part == "unet":
                 noise = torch.Generator().manual_seed(self.sampling.seed + first)
                 noisy = torch.randn(len(part), *self.model.latent_shape, generator=noise).to(self.model.device)
                 middle = torch.full((len(part),), self.model.schedule.num_timesteps // 2, device=self.model.device)
                 self.model.predict(noisy, middle, texts)
+
+    def _tokens(self, prompts: list[str]) -> Tensor:
+        """Which places hold tokens of the text: the rest is padding."""
+        tokenizer, encoder = self.model.tokenizers[0], cast(Any, self.network)
+        width = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        told = tokenizer(prompts, padding="max_length", max_length=width, truncation=True, return_tensors="pt")
+        return cast(Tensor, told.attention_mask)
 
     def refused(self, rows: Sequence[Any]) -> list[bool]:
         images = self.model.generate(list(rows), sampling=self.sampling)

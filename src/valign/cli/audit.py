@@ -171,6 +171,7 @@ class SubjectOptions:
     flagged_images: Path | None = option(None, help="folder of images that a checker should flag")
     benign_images: Path | None = option(None, help="folder of images that it should pass")
     detector: tuple[str, ...] = option(("oracle",), help="what judges a diffusion model's images")
+    steps: int = option(12, help="denoising steps of a diffusion model's image", low=1)
     device: str = option("auto", help="auto, cpu, cuda, ...")
 
 
@@ -191,12 +192,15 @@ def concentration(
     """How few neurons carry the refusals? Tagged and random ones fall silent for a while; no pruned weight is written."""
     from valign.audits.concentration import Concentration, audit_concentration
     from valign.audits.report import write_audit
+    from valign.audits.subjects import row_key
 
     options, asked = record(ctx, Concentration), record(ctx, SubjectOptions)
     _free(folder)
     subject, sets, utility = _subject(model, asked, options.seed)
     flagged, benign, held_flagged, held_benign = sets
-    figures, plots, verdict = audit_concentration(subject, flagged, benign, held_flagged, held_benign, options, utility=utility)
+    figures, plots, verdict = audit_concentration(
+        subject, flagged, benign, held_flagged, held_benign, options, utility=utility, key=row_key
+    )
     write_audit(folder, figures, plots, verdict)
     out.print("\n".join([*verdict, f"All figures: {folder / 'audit.json'}"]), soft_wrap=True)
 
@@ -224,13 +228,15 @@ def _subject(model: str, asked: SubjectOptions, seed: int) -> "tuple[AuditSubjec
         flagged, benign = ([open_image(path) for path in image_files(folder)] for folder in folders)
         return CheckerSubject(detector, detector.model.vision_model), _halves(flagged, benign, seed), None
     from valign.audits.subjects import DiffusionSubject
+    from valign.interfaces import SamplingConfig
     from valign.models.diffusion.lora import load_adapter
 
     loaded = resolve_model(model, device=asked.device, dtype="float32")
     if asked.adapter is not None:
         load_adapter(loaded, asked.adapter, name="audited")
     detector_ = resolve_detector(list(asked.detector), model=model)
-    subject = DiffusionSubject(loaded, detector_, part=asked.part)  # type: ignore[arg-type]
+    sampling = SamplingConfig(steps=asked.steps)
+    subject = DiffusionSubject(loaded, detector_, part=asked.part, sampling=sampling)  # type: ignore[arg-type]
     return subject, _halves(*_prompts(asked), seed), None
 
 

@@ -15,6 +15,8 @@ from valign.cli.options import configured, record
 if TYPE_CHECKING:
     from valign.merging.realign import Realignment
 
+PAIRS = "of a chat model a table of prompt, chosen and rejected; of a diffusion model a folder as `valign train hysac` reads it"
+
 
 class Realignments(TyperGroup):
     """A command for each row of `valign.merging.realign.REALIGN`, made when it is asked for, so that other help stays quick."""
@@ -57,7 +59,8 @@ class ResultOptions:
 class PreferenceOptions:
     """What a mask is learned on."""
 
-    pairs: Path | None = option(None, help="safety preferences of a chat model: table of prompt, chosen and rejected")
+    pairs: Path | None = option(None, help=f"safety preferences: {PAIRS}")
+    policy: str = option("default", help="policy whose categories the folder of a diffusion model names")
     max_tokens: int = option(512, help="of a chat; longer ones are refused", low=4, rare=True)
     device: str = option("auto", help="auto, cpu, cuda, ...")
 
@@ -120,17 +123,11 @@ def _summary(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preferences(opened: "Realignment", options: PreferenceOptions) -> Any:
-    """The pairs, and the chat model at the fine-tunings' start. Raises: UserError without pairs, or without a chat model."""
-    from valign.data.chats import read_chat_pairs
-    from valign.merging.realign import ChatPreferences
-    from valign.models.files.adapter_files import AdapterFile
-    from valign.models.language.loading import load_chat
+    """The rows, and the model at the fine-tunings' start. Raises: UserError without rows, or without the model."""
+    from valign.merging.realign import load_preferences, read_preferences
+    from valign.policy import load_policy
 
     if options.pairs is None:
-        raise UserError("somf needs --pairs FILE, a table of prompt, chosen and rejected, or --masks of an earlier run.")
-    if opened.root is None:
-        raise UserError(f"somf must have the base model's folder to learn on, got {opened.base}. Download it, and name its folder.")
-    pairs = read_chat_pairs(options.pairs)
-    adapter = opened.aligned.folder if opened.offset is not None and isinstance(opened.aligned, AdapterFile) else None
-    chat = load_chat(opened.root.model, adapter=adapter, device=options.device, dtype="float32")
-    return ChatPreferences(chat, pairs, max_tokens=options.max_tokens)
+        raise UserError(f"somf needs --pairs: {PAIRS}, or --masks of an earlier run.")
+    rows = read_preferences(opened, options.pairs, known=load_policy(options.policy).category_ids())
+    return load_preferences(opened, rows, max_tokens=options.max_tokens, device=options.device)

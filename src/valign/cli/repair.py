@@ -15,10 +15,12 @@ from valign.cli.options import configured, record
 
 
 @example(
-    "valign repair --base chat:base --before chat --after runs/drifted --policy chat -o runs/repaired",
+    "valign repair --base chat:base --before chat --after runs/drifted --policy chat -o runs/repaired   "
+    "a diffusion model: valign repair --base shapes --before runs/expert --after runs/tuned --policy shapes -o runs/repaired",
     cls=configured(
         check="valign.recipes.check:CheckOptions",
         limits="valign.evaluation.checking.decision:DriftLimits",
+        sampling="valign.interfaces:SamplingConfig",
         judging=MeasuredJudgeOptions,
     ),
 )
@@ -29,14 +31,21 @@ def command(
     after: Annotated[str, Option(help="the drifted model or adapter")],
     policy: Annotated[str, Option("--policy", "-p", help="policy of the check")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the repaired weights and of what was tried; resumed")],
-    method: Annotated[list[str], Option(help="resta, enchtable or safe-lora; repeatable; all if left out")] = [],  # noqa: B006
+    start: Annotated[str, Option(help="what the drifted one was fine-tuned from: aligned (the model before) or base")] = "aligned",
+    method: Annotated[list[str], Option(help="somf, resta, enchtable or safe-lora; repeatable; all if left out")] = [],  # noqa: B006
     refine: Annotated[int, Option(min=0, help="halvings between the last strength that failed and the first that passed")] = 2,
+    pairs: Annotated[
+        Path | None,
+        Option(help="safety preferences that SOMF learns on, as `valign realign somf` takes them; a world's own if left out"),
+    ] = None,
+    mask_steps: Annotated[int, Option(min=1, help="optimizer steps of SOMF's mask")] = 60,
     suite: Annotated[str, Option("--suite", "-s", help="table of prompts with labels; the policy's own if left out")] = "",
     detector: Annotated[list[str], Option(help="who judges a diffusion model's images; repeatable")] = [],  # noqa: B006
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Give a drifted model its safety back by the smallest change that passes the check. Exit code 1 if nothing passes."""
     from valign.evaluation.checking.decision import DriftLimits
+    from valign.interfaces import SamplingConfig
     from valign.policy import load_policy
     from valign.recipes.check import CheckOptions
     from valign.recipes.repair import repair
@@ -48,8 +57,12 @@ def command(
         load_policy(policy),
         folder,
         base=base,
+        start=start,  # type: ignore[arg-type]
         methods=method,
         refine=refine,
+        pairs=pairs,
+        mask_steps=mask_steps,
+        sampling=record(ctx, SamplingConfig),
         limits=record(ctx, DriftLimits),
         options=record(ctx, CheckOptions),
         suite=suite,
@@ -59,12 +72,15 @@ def command(
         device=device,
     )
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in ("method", "strength", "moved", "verdict"):
-        table.add_column(name, justify="right" if name in ("strength", "moved") else "left")
+    for name in ("method", "strength", "moved", "kept", "verdict"):
+        table.add_column(name, justify="right" if name in ("strength", "moved", "kept") else "left")
     for one in found["attempts"]:
-        table.add_row(one["method"], f"{one['strength']:g}", f"{one['moved']:.3f}", one["verdict"])
+        kept = "" if one["kept"] is None else f"{one['kept']:.3f}"
+        table.add_row(one["method"], f"{one['strength']:g}", f"{one['moved']:.3f}", kept, one["verdict"])
     err.print(table)
     err.print(Text(f"Before the repair: {found['start']['verdict']}. {found['start']['reason']}"))
+    if found["best"] and (found["best"]["kept"] or 0) < 0.5:
+        err.print(Text("Less than half of the fine-tuning is left in the result: measure what it still can.", style="yellow"))
     err.print(Text(f"{found['outcome']}{': ' + found['best']['reason'] if found['best'] else ''}", style="bold"))
     out.print(str(folder / ("report.html" if found["best"] else "repair.json")), soft_wrap=True)
     sys.exit(1 if found["outcome"] == "nothing passes" else 0)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from matplotlib.figure import Figure
 from PIL import Image
 
+from valign.data.chats import ChatPair
 from valign.data.images.labelled import HarmExample
 from valign.data.images.quadruples import Quadruples
 from valign.data.images.value_images import Contrast
@@ -99,6 +100,7 @@ class ChatWorld:
     guard: Callable[..., Any]  # scores partial answers; takes ``noise``, ``miss`` and ``seed``
     cases: Callable[..., list[ChatCase]]  # test requests, risky and harmless ones; takes how many per kind, and a seed
     judge: Callable[[], ChatJudge]  # the oracle as a judge of answers to them
+    preferences: Callable[..., list[ChatPair]]  # refusals over compliance, of wordings to learn from; takes a count and a seed
     stages: tuple[str, ...]  # full models
     adapters: tuple[str, ...]  # peft adapters of the first stage
     model_folder: Callable[..., Path]  # of a stage

@@ -47,6 +47,8 @@ def test_whole_models_in_shards_equal_the_formula(family, tmp_path):
     gap = torch.cat([(made[name] - w["tuned"][name]).flatten() for name in made]).norm()
     task = torch.cat([(w["tuned"][name] - w["aligned"][name]).flatten() for name in made]).norm()
     assert found["moved"] == pytest.approx(float(gap / task), rel=1e-4)
+    along = sum(float(((made[name] - w["aligned"][name]) * (w["tuned"][name] - w["aligned"][name])).sum()) for name in made)
+    assert found["kept"] == pytest.approx(along / float(task) ** 2, rel=1e-4)
 
 
 def test_one_shard_many_shards_and_sharded_inputs_give_the_same_weights(family, tmp_path):

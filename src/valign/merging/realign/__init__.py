@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from valign.merging.realign.base import RealignContext, RealignMethod
 from valign.merging.realign.chat_preferences import ChatPreferences
 from valign.merging.realign.enchtable import EnchTable, enchtable, interference
+from valign.merging.realign.image_preferences import ImagePreferences
 from valign.merging.realign.linearize import linearized
 from valign.merging.realign.opening import Realignment, open_realignment
+from valign.merging.realign.preferences import PreferenceRows, load_preferences, read_preferences, rows_fingerprint
 from valign.merging.realign.resta import Resta, resta
 from valign.merging.realign.safe_lora import SafeLora, safe_lora
 from valign.merging.realign.somf import SafetyPreferences, Somf, somf
@@ -25,6 +27,8 @@ __all__ = [
     "ChatPreferences",
     "EnchTable",
     "FolderChanges",
+    "ImagePreferences",
+    "PreferenceRows",
     "RealignContext",
     "RealignMethod",
     "Realignment",
@@ -37,9 +41,12 @@ __all__ = [
     "enchtable",
     "interference",
     "linearized",
+    "load_preferences",
     "open_realignment",
+    "read_preferences",
     "realign",
     "resta",
+    "rows_fingerprint",
     "safe_lora",
     "somf",
 ]

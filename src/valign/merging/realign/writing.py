@@ -49,7 +49,8 @@ def realign(
         shard_size: Bytes of a file of weights.
         objective: `SafetyPreferences` of a method that learns.
     Returns: ``form``, ``weights`` (their number), ``moved`` (norm of realigned minus fine-tuned, as a share of the fine-tuning's),
-        ``files`` or ``ranks``, and what the method found.
+        ``kept`` (how far the result goes along the fine-tuning, as a share of it), ``files`` or ``ranks``, and what the method
+        found.
     Raises: UserError for what the method refuses, a result that is not finite, an adapter that would have to be dense, or an
         ``out`` that is something else.
     """
@@ -81,7 +82,14 @@ def realign(
     except (UserError, ValueError):
         shutil.rmtree(work, ignore_errors=True)
         raise
-    results = {"form": chosen, "weights": len(what.vectors), "moved": tally.moved(), **made, **context.results}
+    results = {
+        "form": chosen,
+        "weights": len(what.vectors),
+        "moved": tally.moved(),
+        "kept": tally.kept(),
+        **made,
+        **context.results,
+    }
     write_json(work / RECORD, {**_record(name, method, what), **results})
     for rest in (work / "survey.json", work / "tally.json", *work.rglob(".*.tmp")):  # the last were left by a killed call
         rest.unlink(missing_ok=True)
@@ -125,7 +133,7 @@ class Tally:
     def add(self, at: WeightVectors, change: Delta) -> None:
         task = at.tasks[0] if len(at.tasks) == 1 else add([one.folded(1 / len(at.tasks)) for one in at.tasks])
         gap = add([change, task.folded(-1.0)])
-        self.sums[at.name] = [inner(at.safety, at.safety), inner(task, task), inner(gap, gap)]
+        self.sums[at.name] = [inner(at.safety, at.safety), inner(task, task), inner(gap, gap), inner(gap, task)]
 
     def save(self) -> None:
         """To go on from after a finished shard."""
@@ -138,8 +146,16 @@ class Tally:
 
     def moved(self) -> float | None:
         """Norm of realigned minus (mean) fine-tuned, over that of the fine-tuning; None if that is zero."""
-        task, gap = (sum(row[place] for row in self.sums.values()) for place in (1, 2))
+        task, gap = self._sum(1), self._sum(2)
         return (gap / task) ** 0.5 if task > 0 else None
+
+    def kept(self) -> float | None:
+        """How far the result goes along the (mean) fine-tuning, as a share of it: 1 is all of it, 0 none; None if that is zero."""
+        task = self._sum(1)
+        return 1 + self._sum(3) / task if task > 0 else None
+
+    def _sum(self, place: int) -> float:
+        return sum(row[place] for row in self.sums.values())
 
 
 def _write_model(what: Realignment, change: Change, work: Path, tally: Tally, shard_size: int) -> dict[str, Any]:
@@ -207,7 +223,7 @@ def _write_adapter(
         for at in track(what.vectors.items(), "writing modules", total=len(what.vectors)):
             if at.name not in modules:
                 outside += inner(at.safety, at.safety)
-                tally.sums[at.name] = [inner(at.safety, at.safety), 0.0, 0.0]
+                tally.sums[at.name] = [inner(at.safety, at.safety), 0.0, 0.0, 0.0]
                 continue
             moved = change(at)
             tally.add(at, moved)

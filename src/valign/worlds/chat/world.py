@@ -9,6 +9,7 @@ from valign.worlds.chat.guard import ChatGuard
 from valign.worlds.chat.judge import OracleJudge, chat_cases
 from valign.worlds.chat.measure import measure_chat
 from valign.worlds.chat.oracle import ChatOracle
+from valign.worlds.chat.preferences import chat_preferences
 
 
 def _build(out: Path, *, seed: int = 0, share: float = 1.0) -> None:
@@ -25,6 +26,7 @@ CHAT = ChatWorld(
     guard=ChatGuard,
     cases=chat_cases,
     judge=OracleJudge,
+    preferences=chat_preferences,
     stages=STAGES,
     adapters=ADAPTERS,
     model_folder=model_folder,
