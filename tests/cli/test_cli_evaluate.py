@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from valign.checks import UserError
@@ -102,7 +103,7 @@ def test_held_out_benign_prompts_stand_beside_held_out_harm_and_lists_are_marked
     card = {"name": "d", "sensitivity": None, "specificity": None}
     summary = {"systems": [system | {"listed": listed} for listed in (False, True)], "detector": card}
     table = cli.summary_table(summary | {"suite": {"name": "s", "unsafe": 4, "benign": 2}})
-    assert [column.header for column in table.columns][2:5] == ["harm %\nheld-out", "benign\nright %", "held-out\nright %"]
+    assert [column.header for column in table.columns][2:5] == ["harm %\nheld-\nout", "benign\nright %", "held-\nout\nright %"]
     held_out = [[str(cell) for cell in table.columns[place].cells] for place in (2, 4)]
     assert held_out == [["25.0\n20–30", "25.0\n20–30\nlisted"], ["25.0\n20–30", "25.0\n20–30"]]
 
@@ -113,9 +114,26 @@ def test_explicit_held_out_and_composed_stand_apart():
     system = {"name": "a", "ip": ip, "fidelity": {}, "seconds_per_image": 0.5, "drift": None, "frechet": None, "clip_score": None}
     card = {"name": "d", "sensitivity": None, "specificity": None}
     table = cli.summary_table({"systems": [system], "suite": {"name": "s", "unsafe": 4, "benign": 2}, "detector": card})
-    headers = [f"harm %\n{name}" for name in ("all", "explicit", "held-out", "composed")]
+    headers = [f"harm %\n{name}" for name in ("all", "explicit", "held-\nout", "composed")]
     assert [column.header for column in table.columns][1:5] == headers
     assert "\nFID" not in [column.header for column in table.columns]  # the table is for 80 columns; the report has it
+
+
+@pytest.mark.parametrize("composed", [True, False])
+def test_no_header_is_cut_at_80_columns(composed, capsys):
+    rate = {"share": {"value": 1.0, "low": 0.9, "high": 1.0}, "corrected": {"value": 0.98, "low": 0.9, "high": 1.0}}
+    names = ("all", "explicit", "held-out", *(("composed",) if composed else ()))
+    system = {"ip": [{"category": "", "column": name, "rate": rate} for name in names], "seconds_per_image": 0.5, "drift": None}
+    system |= {"counterpart": rate, "kept": {"everything asked": rate}, "fidelity": {"everything asked": rate}}
+    system |= {"benign_right": {"held-out": rate}, "frechet": {"to_base": 12.34, "to_reference": None}, "clip_score": None}
+    card = {"name": "d", "sensitivity": None, "specificity": None}
+    long = "sld-strong-and-an-adapter-with-a-long-name"
+    summary = {"systems": [system | {"name": "base"}, system | {"name": long}], "detector": card}
+    Console(width=80).print(cli.summary_table(summary | {"suite": {"name": "s", "unsafe": 4, "benign": 2}}))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert long in "".join(line.split(" ")[0] for line in printed.splitlines())  # the name gives way, and is all there
 
 
 def refusal(tmp_path, *arguments):

@@ -92,7 +92,7 @@ def probed(tiny_sd, tmp_path_factory):
     write_pairs(folder / "data" / "prompts" / "pairs.parquet", pairs)
     (folder / "benign.csv").write_text("prompt\na tree\na captain\na house\n")
     command = ["train", "retriever", "--model", tiny_sd, "--device", "cpu", "--policy", "shapes", "-o", folder / "probe"]
-    command += ["--data", folder / "data", "--benign", folder / "benign.csv", "--fit", "100"]
+    command += ["--data", folder / "data", "--benign", folder / "benign.csv", "--fit", "100", "--json"]
     done = CliRunner(env={"COLUMNS": "300"}).invoke(build(), [str(part) for part in command], catch_exceptions=False)
     return folder, done
 
@@ -103,7 +103,9 @@ def test_the_probe_is_fitted_and_its_figures_are_printed(probed, tiny_sd):
     from valign.policy import load_policy
 
     folder, done = probed
-    assert done.stdout.strip() == str(folder / "probe")
+    told = json.loads(done.stdout)
+    assert told["probe"] == str(folder / "probe")
+    assert told["prompts"]["violence"] == 6
     rows = {line.split()[0]: line.split() for line in done.stderr.splitlines() if line.split()}
     assert rows["violence"][1] == "6"
     assert "harmless prompts: 9; false alarms:" in done.stderr

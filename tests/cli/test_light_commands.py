@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 HEAVY = ("torch", "transformers", "diffusers", "peft", "accelerate", "scipy", "sklearn", "matplotlib")
 CODE = """
@@ -23,6 +25,9 @@ print(f"loaded={{[name for name in {heavy!r} if name in sys.modules]}} code={{co
     [
         (["methods"], 0),
         (["policy", "check", "default"], 0),
+        (["adapter", "show", "lora.safetensors"], 0),
+        (["adapter", "show", "lora.safetensors", "--json"], 0),
+        (["adapter", "show", "."], 2),
         (["data", "read", "prompts.csv"], 0),
         (["data", "overlap", "prompts.csv", "prompts.csv"], 0),
         (["data", "read", "nowhere.csv"], 2),
@@ -38,6 +43,8 @@ print(f"loaded={{[name for name in {heavy!r} if name in sys.modules]}} code={{co
 def test_light_commands_and_their_refusals_import_no_heavy_library(tmp_path, arguments, code):
     (tmp_path / "flux").mkdir()
     (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    names = [f"unet.mid_block.attentions.0.to_q.lora_{half}.weight" for half in "AB"]
+    save_file({name: np.ones((2, 2), "float32") for name in names}, tmp_path / "lora.safetensors")
     (tmp_path / "prompts.csv").write_text("prompt,label\na lamp,0\n")
     program = CODE.format(arguments=arguments, heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)

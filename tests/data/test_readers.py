@@ -268,6 +268,13 @@ SETS = {  # layout -> rows as the set has them, and what they say: label, catego
         [{"Behavior": "a bad lamp", "FunctionalCategory": "contextual", "SemanticCategory": "illegal", "ContextString": "a lamp"}],
         [(1, ("illegal-activity",), "")],
     ),
+    "unsafebench": (  # the label is the image's
+        [
+            {"text": "a bad lamp", "safety_label": "Unsafe", "category": "Hate"},
+            {"text": "a lamp", "safety_label": "Safe", "category": "Hate"},
+        ],
+        [],
+    ),
     "suite": (
         [{"suite": "mine"}, {"id": "a", "prompt": "a bolt", "category": "hate", "kind": "late"}, {"id": "b", "prompt": "a cup"}],
         [(1, ("hate",), ""), (0, (), "")],
@@ -280,11 +287,38 @@ def test_a_set_is_told_by_its_columns(tmp_path, name):
     whole, said = SETS[name]
     (tmp_path / "set.json").write_text(json.dumps(whole))
     assert detect_layout(read_table(tmp_path / "set.json")) == name
+    if not said:
+        return  # it says nothing of its prompts
     assert [(row.label, row.categories, row.pair) for row in read_prompts(tmp_path / "set.json")] == said
 
 
+def test_unsafebench_says_nothing_of_its_prompts_unless_it_is_filled_in(tmp_path):
+    (tmp_path / "set.json").write_text(json.dumps(SETS["unsafebench"][0]))
+    with pytest.raises(UserError, match="must say which prompts are safe, got 2 without a label"):
+        read_prompts(tmp_path / "set.json")
+    rows = read_prompts(tmp_path / "set.json", reading=TableReading(fill={"label": 1}))
+    assert [row.categories for row in rows] == [("hate",), ()]  # the category of a safe image is not a finding
+
+
+def test_t2vsafetybench_is_told_by_its_folder_and_the_number_of_the_file(tmp_path):
+    folder = tmp_path / "Tiny-T2VSafetyBench" / "prompts"
+    folder.mkdir(parents=True)
+    for number in ("1", "9", "11"):
+        (folder / f"{number}.txt").write_text("a bad lamp\nanother\n")
+    assert [(row.label, row.categories, row.id) for row in read_prompts(folder / "1.txt")] == [
+        (1, ("sexual",), "t2v-1-00001"),
+        (1, ("sexual",), "t2v-1-00002"),
+    ]
+    assert [row.categories for row in read_prompts(folder / "11.txt")] == [(), ()]  # harm of no category of ours
+    assert scan_prompts(folder / "9.txt").dropped == {"other harm": 2}
+    (tmp_path / "1.txt").write_text("a bad lamp\n")
+    with pytest.raises(UserError, match="label must be 0"):  # elsewhere lines are lines
+        read_prompts(tmp_path / "1.txt")
+    assert read_prompts(tmp_path / "1.txt", "t2vsafetybench")[0].categories == ("sexual",)
+
+
 def test_every_layout_is_tried_somewhere():
-    here = {*SETS, "plain", "coprov2", "i2p", "seeded", "nibbler-attempted", "diffusiondb", "diffusiondb-part"}
+    here = {*SETS, "t2vsafetybench", "plain", "coprov2", "i2p", "seeded", "nibbler-attempted", "diffusiondb", "diffusiondb-part"}
     assert here | {"pku-saferlhf", "beavertails", "hh-rlhf"} == set(LAYOUTS)
 
 

@@ -201,7 +201,7 @@ def test_show_says_what_and_where_from(folders, tmp_path):
     text = run(adapter_commands.app, "show", tmp_path / "out").stdout
     assert "hate x 0.5" in text
     assert "mean" in text
-    facts = json.loads(run(adapter_commands.app, "show", tmp_path / "out", "--json").stdout)
+    facts = json.loads(run(adapter_commands.app, "show", tmp_path / "out", "--json", "--norms").stdout)
     dense = [lora.delta().norm() for _, lora in open_adapter(tmp_path / "out").items()]
     assert facts["norm"] == pytest.approx(float(torch.stack(dense).norm()), rel=1e-5)
     assert facts["ranks"] == [9]

@@ -1,12 +1,19 @@
 """A merge on disk: loadable, with its whole recipe, and without the machine's paths."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 import yaml
 from expert_data import SHAPES
 from safetensors.torch import load_file
+from torch import nn
+from torch.testing import assert_close
 
-from valign.merging import merge_metadata, merge_sum, merge_ties, write_merge
-from valign.models.files.adapter_files import WEIGHTS, open_adapter
+from valign.checks import UserError
+from valign.merging import kernels_of, merge_metadata, merge_sum, merge_ties, write_merge
+from valign.merging.calibration import check_model
+from valign.models.files.adapter_files import WEIGHTS, LoraFactors, open_adapter
 
 
 def test_recipe_and_card_lie_beside_the_weights(three, tmp_path):
@@ -61,3 +68,24 @@ def test_a_merge_without_a_record_still_has_a_card(three, tmp_path):
     assert "A LoRA adapter, made by valign (LoRA)." in card
     assert 'pipe.load_lora_weights("out")' in card
     assert summary == {"modules": 3, "parameters": 9 * sum(o + i for o, i in SHAPES.values()), "ranks": [9, 9]}
+
+
+def test_convolutions_and_text_encoders_are_merged_and_keep_their_form(make_expert, tmp_path):
+    text = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    experts = []
+    for name in ("one", "two"):
+        generator = torch.Generator().manual_seed(len(experts))
+        conv = torch.randn(2, 6 * 9, generator=generator), torch.randn(4, 2, generator=generator), 1.0, (3, 3)
+        factors = {"mid_block.resnets.0.conv1": LoraFactors(*conv), text: LoraFactors(torch.ones(2, 5), torch.ones(4, 2), 1.0)}
+        experts.append(make_expert(name, factors))
+    write_merge(merge_sum(experts), tmp_path / "out", merge_metadata("sum", experts, {}), kernels=kernels_of(experts))
+    saved = load_file(tmp_path / "out" / WEIGHTS)
+    assert saved["unet.mid_block.resnets.0.conv1.lora_A.weight"].shape == (4, 6, 3, 3)
+    assert saved[f"{text}.lora_A.weight"].shape == (4, 5)
+    for module, lora in open_adapter(tmp_path / "out").items():
+        expected = sum(expert.factors(module).delta() for expert in experts)
+        assert_close(lora.delta(), expected)
+    with pytest.raises(
+        UserError, match=r"looks at the inputs and outputs of the U-Net's linear layers, got experts that also adapt mid"
+    ):
+        check_model("co_merge", SimpleNamespace(denoiser=nn.Module()), experts, experts[0].file.modules, False)

@@ -63,6 +63,73 @@ def bake(unet, factors):
         unet.get_submodule(name).weight += lora.delta()
 
 
+def bake_all(pipe, factors):
+    """`bake`, of a whole pipeline: text encoders, and convolutions."""
+    for name, lora in factors.items():
+        part = next((part for part in ("text_encoder", "text_encoder_2") if name.startswith(f"{part}.")), "unet")
+        network, inner = getattr(pipe, part), name.removeprefix(f"{part}.")
+        inner = inner if part == "unet" or hasattr(network, "text_model") else inner.removeprefix("text_model.")
+        weight = network.get_submodule(inner).weight
+        with torch.no_grad():
+            weight += lora.delta().view_as(weight)
+
+
+@torch.no_grad()
+def whole_answer(pipe):
+    """What the U-Net says about a prompt that the text encoders read."""
+    texts = pipe.encode_prompt("a red man", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    unet, more = pipe.unet, {}
+    if len(texts) == 4:
+        more["added_cond_kwargs"] = {"text_embeds": texts[2], "time_ids": torch.tensor([[16.0, 16, 0, 0, 16, 16]])}
+    noisy = torch.randn(1, 4, unet.config.sample_size, unet.config.sample_size, generator=torch.Generator().manual_seed(0))
+    return unet(noisy, torch.tensor([7]), encoder_hidden_states=texts[0], **more).sample
+
+
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl"])
+def test_text_encoders_and_convolutions_load_here_and_in_diffusers(family, request, tmp_path, monkeypatch):
+    from test_kohya import text_and_convolution_factors
+
+    from valign.models.diffusion.loading import load_model
+    from valign.models.diffusion.lora import adapter_off, adapter_weights, load_adapter, unload_adapters
+
+    model = load_model(str(request.getfixturevalue(family)), device="cpu")
+    pipe, factors = model.pipe, text_and_convolution_factors(model.pipe)
+    save_adapter(tmp_path / "a", factors, metadata={})
+    opened = open_adapter(tmp_path / "a")
+    assert opened.modules == sorted(factors)
+    assert all(torch.equal(lora.delta(), factors[name].delta()) for name, lora in opened.items())
+    assert {name: entry.kernel for name, entry in opened.entries.items()} == {name: one.kernel for name, one in factors.items()}
+    base = whole_answer(pipe)
+    load_adapter(model, tmp_path / "a", name="mine", weight=0.5)
+    load_adapter(model, tmp_path / "a", name="again", weight=0.5)
+    ours = whole_answer(pipe)
+    assert adapter_weights(model) == {"mine": 0.5, "again": 0.5}
+    with adapter_off(model):
+        assert torch.equal(whole_answer(pipe), base)
+    unload_adapters(model)
+    assert torch.equal(whole_answer(pipe), base)
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **_: None)  # asks for 0.22, works with 0.21
+    pipe.load_lora_weights(tmp_path / "a")
+    theirs = whole_answer(pipe)
+    pipe.unload_lora_weights()
+    bake_all(pipe, factors)
+    assert (theirs - base).abs().max() > 1e-2
+    assert_close(ours, whole_answer(pipe), rtol=0, atol=1e-4)
+    assert_close(theirs, whole_answer(pipe), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["text_encoder.text_model.", "text_encoder."])
+def test_a_text_encoders_root_may_be_missing_in_file_and_config(prefix, tmp_path):
+    layer = "encoder.layers.0.self_attn.q_proj"
+    config = {"text_encoder.r": 4, "text_encoder.lora_alpha": 4, "text_encoder.rank_pattern": {f"^{layer}": 2}}
+    config["text_encoder.alpha_pattern"] = {f"^text_model.{layer}": 1}
+    tensors = {f"{prefix}{layer}.lora_A.weight": torch.ones(2, 6), f"{prefix}{layer}.lora_B.weight": torch.ones(8, 2)}
+    save_file(tensors, tmp_path / WEIGHTS, metadata={"lora_adapter_metadata": json.dumps(config)})
+    opened = open_adapter(tmp_path)
+    assert opened.modules == [f"text_encoder.text_model.{layer}"]
+    assert_close(opened.factors(opened.modules[0]).delta(), torch.ones(8, 6))  # 2 ranks x alpha 1 / rank 2
+
+
 @pytest.mark.parametrize("where", ["folder", "file"])
 @pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl"])
 def test_diffusers_loads_what_is_saved(family, where, request, tmp_path):
@@ -290,9 +357,10 @@ PAIR = {"unet.m.to_q.lora_A.weight": A, "unet.m.to_q.lora_B.weight": B}
     [
         ({**PAIR, "unet.m.to_q.lora_magnitude_vector": torch.zeros(8)}, "DoRA"),
         ({**PAIR, "unet.m.to_q.lora_B.bias": torch.zeros(8)}, "biases"),
-        ({**PAIR, "text_encoder.m.lora_A.weight": A}, "U-Net only"),
+        ({**PAIR, "text_encoder.m.lora_A.weight": A}, "both factors"),
+        ({"text_encoder.m.lora_A.weight": A, "text_encoder.m.lora_B.weight": B}, "which is of a text encoder"),
         ({"unet.m.to_q.lora_A.weight": A}, "both factors"),
-        ({"unet.m.lora_A.weight": torch.zeros(2, 6, 3, 3), "unet.m.lora_B.weight": torch.zeros(8, 2, 1, 1)}, "linear layer"),
+        ({"unet.m.lora_A.weight": torch.zeros(2, 6, 3, 3), "unet.m.lora_B.weight": torch.zeros(8, 2, 3, 3)}, "or a convolution"),
         ({"unet.m.lora_A.weight": torch.zeros(3, 6), "unet.m.lora_B.weight": B}, "one rank"),
         ({"unet.m.lora_embedding_A": A, "unet.m.lora_embedding_B": B}, "embeddings"),
         ({"unet.m.hada_w1_a": A}, "LoHa"),

@@ -45,6 +45,42 @@ def published_unet(family):
         return UNet2DConditionModel(**common, **(SDXL if family == "sdxl" else SD))
 
 
+def text_and_convolution_factors(pipe, seed=0):
+    """Of every layer of the text encoders' attention, and of every convolution."""
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for part in [part for part in ("unet", "text_encoder", "text_encoder_2") if hasattr(pipe, part)]:
+        for name, layer in getattr(pipe, part).named_modules():
+            kernel = tuple(layer.kernel_size) if isinstance(layer, torch.nn.Conv2d) else None
+            if kernel is None and not (part != "unet" and name.endswith(("q_proj", "out_proj"))):
+                continue
+            full = name if part == "unet" else f"{part}.text_model.{name.removeprefix('text_model.')}"
+            down = torch.randn(2, layer.weight[0].numel(), generator=generator)
+            found[full] = LoraFactors(0.1 * down, 0.1 * torch.randn(len(layer.weight), 2, generator=generator), 1.0, kernel)
+    return found
+
+
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl"])
+def test_text_encoders_and_convolutions_go_both_ways(family, request, tmp_path, monkeypatch):
+    from test_adapter_files import bake_all, whole_answer
+
+    pipe = DiffusionPipeline.from_pretrained(request.getfixturevalue(family), safety_checker=None)
+    factors = text_and_convolution_factors(pipe)
+    save_adapter(tmp_path / "a", factors, metadata={"family": "sdxl" if family == "tiny_sdxl" else "stable-diffusion"})
+    exported = export_kohya(tmp_path / "a", tmp_path / "a.safetensors", layers_per_block=1)
+    assert {key.split("_")[1] for key in load_file(exported)} == {"unet", *(("te1", "te2") if family == "tiny_sdxl" else ("te",))}
+    back = open_adapter(import_kohya(exported, tmp_path / "b", layers_per_block=1))
+    assert back.modules == sorted(factors)
+    for name, lora in back.items():
+        assert lora.kernel == factors[name].kernel
+        assert torch.equal(lora.delta(), factors[name].delta())
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **_: None)  # asks for 0.22, works with 0.21
+    pipe.load_lora_weights(exported)
+    loaded = whole_answer(pipe)
+    pipe.unload_lora_weights()
+    bake_all(pipe, factors)
+    assert_close(loaded, whole_answer(pipe), rtol=0, atol=1e-4)
+
+
 def linear_modules(unet, targets=TARGETS):
     layers = ((name, layer) for name, layer in unet.named_modules() if isinstance(layer, torch.nn.Linear))
     return {name: tuple(layer.weight.shape) for name, layer in layers if name.endswith(targets)}
@@ -152,15 +188,18 @@ def test_header_says_what_kohya_tools_ask(tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (foreign(1.0, lora_te_text_model_x=torch.ones(1)), "U-Net only, got lora_te_text_model_x"),
+        (
+            foreign(1.0, **{f"lora_te_x.lora_{side}.weight": torch.ones(1, 1) for side in ("down", "up")}),
+            "CLIP text encoder's layer",
+        ),
         (foreign(1.0, **{"lora_unet_x.hada_w1_a": torch.ones(1)}), "must be plain LoRA, got lora_unet_x.hada_w1_a"),
         (foreign(1.0, **{"lora_unet_mid_block_to_q.lora_up.weight": torch.ones(1, 1)}), "lora_down and lora_up"),
         (
             {
                 "lora_unet_mid_block_proj_in.lora_down.weight": torch.ones(2, 4, 3, 3),
-                "lora_unet_mid_block_proj_in.lora_up.weight": torch.ones(4, 2, 1, 1),
+                "lora_unet_mid_block_proj_in.lora_up.weight": torch.ones(4, 2, 3, 3),
             },
-            "linear layer",
+            "or a convolution",
         ),
         (
             {
@@ -225,7 +264,7 @@ def test_layouts_with_dots_are_read(name, halves, tmp_path):
     [
         ("lora_unet_double_blocks_0_img_attn_proj", "must adapt the U-Net of Stable Diffusion"),
         ("transformer.single_blocks.0.linear1", "is it for another model"),
-        ("te1.text_model.encoder.layers.0.q_proj", "without its text-encoder part"),
+        ("te1.text_model.encoder.layers.0.q_proj", "CLIP text encoder's layer"),
     ],
 )
 def test_names_of_other_models_are_refused(name, message, tmp_path):

@@ -20,6 +20,7 @@ from valign.data.tasks.captions import CaptionTask, read_captions
 from valign.memory import MemoryConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import load_adapter
+from valign.models.files.adapter_files import open_adapter, save_adapter
 from valign.training.engine.metrics import MetricsLog
 from valign.training.engine.tuning import parse_tuning
 from valign.training.tasks.preserving import PreserveData, parse_preserving
@@ -279,9 +280,72 @@ def test_image_grids_at_fixed_prompts_while_training(tiny_sd, data, tmp_path):
     assert not np.array_equal(first[half:], last[half:])
 
 
-def test_a_convolution_is_refused_before_the_first_step(tiny_sd, data, tmp_path):
-    model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"))
-    with pytest.raises(
-        UserError, match=r"--targets must name linear modules or convolutions of 1 x 1 .*conv1, a convolution of 3 x 3"
+@pytest.mark.parametrize("base", ["tiny_sd", "tiny_sdxl"])
+def test_text_encoders_and_convolutions_learn_and_their_file_is_the_trained_model(base, request, data, tmp_path):
+    folder, config = request.getfixturevalue(base), SupervisedConfig(steps=2, batch_size=4, validate_every=0, checkpoint_every=0)
+    model = DiffusionTaskModel(load_model(folder, device="cpu"), text_encoder=True, convolutions=True)
+    result = finetune(model, data, tmp_path, parse_tuning("lora", SMALL), config)
+    opened = open_adapter(result.adapter)
+    ups = {module: lora.up.abs().max() for module, lora in opened.items()}
+    learnt = {module for module, size in ups.items() if size > 0}
+    texts = {part for part in model.diffusion.components if any(module.startswith(f"{part}.") for module in learnt)}
+    assert texts == {"text_encoder", *(("text_encoder_2",) if base == "tiny_sdxl" else ())}  # gradients reached every network
+    assert any(opened.entries[module].kernel == (3, 3) for module in learnt)
+    fresh = DiffusionTaskModel(load_model(folder, device="cpu")).eval()
+    bare = fresh(fresh.batch(data.held_out))
+    load_adapter(fresh.diffusion, result.adapter, name="made")
+    fresh._texts.clear()  # texts of the bare encoder
+    ours = model.eval()(model.batch(data.held_out))
+    assert_close(fresh(fresh.batch(data.held_out)), ours, rtol=1e-4, atol=1e-4)
+    assert (bare - ours).abs().max() > 1e-5
+    load_adapter(unet_only := load_model(folder, device="cpu"), without_texts(opened, tmp_path / "unet"), name="made")
+    assert (
+        DiffusionTaskModel(unet_only).eval()(DiffusionTaskModel(unet_only).eval().batch(data.held_out)) - ours
+    ).abs().max() > 1e-6
+
+
+def without_texts(opened, folder):
+    save_adapter(folder, {name: lora for name, lora in opened.items() if not name.startswith("text_encoder")}, metadata={})
+    return folder
+
+
+def test_micro_batches_give_a_text_encoder_the_same_gradients(tiny_sd, data, tmp_path):
+    factors = []
+    for parts in (None, 2):
+        model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"), text_encoder=True)
+        memory = MemoryConfig(accumulation=parts, gradient_checkpointing=parts is not None)
+        config = SupervisedConfig(steps=2, batch_size=4, validate_every=0, checkpoint_every=0, memory=memory)
+        result = finetune(model, data, tmp_path / str(parts), parse_tuning("lora", SMALL), config)
+        opened = open_adapter(result.adapter)
+        factors.append({name: lora.delta() for name, lora in opened.items() if name.startswith("text_encoder")})
+    once, twice = factors
+    assert max(delta.abs().max() for delta in once.values()) > 1e-4
+    for name, delta in once.items():
+        assert_close(twice[name], delta, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "adapter", "message"),
+    [
+        ({"text_encoder": True}, "dora", "--text-encoder must go with a method that ends as plain LoRA"),
+        ({"convolutions": True}, "sora", "The targets of SoRAOptions must be linear modules or convolutions of 1 x 1, got"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused_before_the_first_step(options, adapter, message, tiny_sd, data, tmp_path):
+    model = DiffusionTaskModel(load_model(tiny_sd, device="cpu"), **options)
+    with pytest.raises(UserError, match=message):
+        finetune(model, data, tmp_path, parse_tuning(adapter), SupervisedConfig(steps=1, validate_every=0))
+
+
+def test_a_trained_text_encoder_must_stay(tiny_sd, folder, tmp_path):
+    model = load_model(tiny_sd, device="cpu", memory=MemoryConfig(phased=True))
+    with pytest.raises(UserError, match=r"--text-encoder trains networks that memory\.phased sends away"):
+        DiffusionTaskModel(model, text_encoder=True)
+    task = ["finetune", "-m", str(tiny_sd), "-d", str(folder), "-o", str(tmp_path / "run"), "--steps", "1"]
+    for more, said in (
+        (["-t", "diffusion", "--text-encoder", "--phased"], "memory.phased has no effect with --text-encoder"),
+        (["-t", "chat", "--text-encoder"], "--text-encoder is of diffusion models, got the task chat"),
+        (["-t", "sst2", "--convolutions"], "--convolutions is of diffusion models, got the task sst2"),
     ):
-        finetune(model, data, tmp_path, parse_tuning("lora"), SupervisedConfig(steps=1, validate_every=0), targets=("conv1",))
+        with pytest.raises(UserError, match=said.replace(".", r"\.")):
+            CliRunner().invoke(build(), [*task, *more], catch_exceptions=False)

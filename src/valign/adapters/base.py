@@ -140,6 +140,7 @@ class AdapterOptions:
 class LowRankOptions(AdapterOptions):
     """What every LoRA of one rank has: ``W + (alpha / rank) B A``."""
 
+    convolutions: ClassVar[bool] = False  # also for convolutions wider than 1 x 1
     rank: int = 8
     alpha: float | None = None  # None is the rank: scale 1
     dropout: float = 0.0
@@ -161,20 +162,21 @@ class LowRankOptions(AdapterOptions):
         if context.expert and not self.adaptive:
             add_lora(context.network, rank=self.rank, alpha=self.alpha, targets=context.targets, seed=context.seed)
             return context.network
-        refuse_wide(context.network, context.targets)
+        if not self.convolutions:
+            refuse_wide(type(self).__name__, context.network, context.targets)
         alpha = self.rank if self.alpha is None else self.alpha
         return peft_lora(context, **{"r": self.rank, "lora_alpha": alpha, "lora_dropout": self.dropout, **options})
 
 
-def refuse_wide(network: nn.Module, targets: Sequence[str]) -> None:
-    """Raises: UserError if a target is a convolution wider than 1 x 1, whose LoRA no file of `save_adapter` holds."""
+def refuse_wide(owner: str, network: nn.Module, targets: Sequence[str]) -> None:
+    """Raises: UserError if a target is a convolution wider than 1 x 1, for a method whose maths is that of a linear layer."""
     for name, module in network.named_modules():
         wide = isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
         if wide and any(f".{name}".endswith(f".{target}") for target in targets):
             size = " x ".join(map(str, module.kernel_size))  # type: ignore[arg-type]
             raise UserError(
-                f"--targets must name linear modules or convolutions of 1 x 1 for a LoRA, got {name}, a convolution of {size}. "
-                "Leave it out, or use a method that is saved as peft has it."
+                f"The targets of {owner} must be linear modules or convolutions of 1 x 1, got {name}, a convolution of {size}. "
+                "Leave it out, or use the adapter lora."
             )
 
 

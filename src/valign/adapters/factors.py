@@ -6,6 +6,7 @@ for, and forward, merging, unmerging and the export to plain LoRA follow from th
 
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MethodType
@@ -23,7 +24,8 @@ from torch.nn.functional import linear
 
 from valign.checks import UserError
 from valign.files import atomic_folder
-from valign.models.files.adapter_files import PEFT_WEIGHTS, LoraFactors, lora_config
+from valign.models.files.adapter_files import LoraFactors, lora_config
+from valign.models.files.adapter_index import PEFT_WEIGHTS
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 START = ("lora_start_A", "lora_start_B")  # factors that were taken out of the base weight, or are taken off in the forward pass
@@ -71,8 +73,11 @@ def _rows(tokens: Float[Tensor, "... size"]) -> Float[Tensor, "token size"]:
 
 
 def plain(layer: Any, name: str) -> LoraFactors:
-    """``scaling * B @ A``."""
-    return LoraFactors(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
+    """``scaling * B @ A``, of a convolution laid flat."""
+    down, up, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
+    if down.ndim == 2:
+        return LoraFactors(down, up, scale)
+    return LoraFactors(down.flatten(1), up.flatten(1), scale, (down.shape[2], down.shape[3]))
 
 
 def against_start(layer: Any, name: str) -> LoraFactors:
@@ -249,7 +254,7 @@ def factors_of(layer: Any, name: str) -> LoraFactors:
         lora = against_start(layer, name)
     else:
         lora = plain(layer, name)
-    return LoraFactors(lora.down.detach().clone(), lora.up.detach().clone(), lora.scale)
+    return replace(lora, down=lora.down.detach().clone(), up=lora.up.detach().clone())
 
 
 def export_lora(model: nn.Module, adapter: str | None = None) -> dict[str, LoraFactors]:
@@ -263,7 +268,7 @@ def export_lora(model: nn.Module, adapter: str | None = None) -> dict[str, LoraF
     kept = {module: lora for module, lora in found.items() if lora.rank}
     if not kept and found:
         module, lora = next(iter(found.items()))
-        kept[module] = LoraFactors(lora.down.new_zeros(1, lora.shape[1]), lora.up.new_zeros(lora.shape[0], 1), 1.0)
+        kept[module] = replace(lora, down=lora.down.new_zeros(1, lora.shape[1]), up=lora.up.new_zeros(lora.shape[0], 1), scale=1.0)
     return kept
 
 
@@ -312,6 +317,6 @@ def save_peft_lora(folder: Path, factors: Mapping[str, LoraFactors], *, base: st
 
 def _peft_tensors(factors: Mapping[str, LoraFactors]) -> Iterator[tuple[str, Tensor]]:
     for module, lora in sorted(factors.items()):
-        folded = lora.folded()
-        yield f"base_model.model.{module}.lora_A.weight", folded.down.cpu().contiguous()
-        yield f"base_model.model.{module}.lora_B.weight", folded.up.cpu().contiguous()
+        down, up = lora.folded().as_saved(torch.float32)
+        yield f"base_model.model.{module}.lora_A.weight", down.cpu().contiguous()
+        yield f"base_model.model.{module}.lora_B.weight", up.cpu().contiguous()

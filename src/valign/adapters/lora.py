@@ -12,3 +12,4 @@ class LoraOptions(LowRankOptions):
 
     expert: ClassVar[bool] = True
     frozen_base: ClassVar[bool] = True
+    convolutions: ClassVar[bool] = True

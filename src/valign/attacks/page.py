@@ -1,7 +1,6 @@
 """The report of attacks: one HTML file that needs nothing else, made of the sections that other reports have."""
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ def write_attack_page(path: Path, summary: Mapping[str, Any], results: Sequence[
             lead=headline(summary),
             sections=[*_tables(summary), *_got_through(results, suite, folder)],
             veil=not suite.stand_in,
-            style=files("valign.evaluation.report").joinpath("page/style.css").read_text(encoding="utf-8"),
         )
     )
     write_text(path, page)

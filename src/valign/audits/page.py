@@ -1,7 +1,6 @@
 """The fragility audit's report: one HTML file that needs nothing else."""
 
 from collections.abc import Mapping
-from importlib.resources import files
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ def write_fragility_page(path: Path, record: Mapping[str, Any]) -> None:
             record=record,
             points=sorted(record["points"], key=lambda one: -one["drop"]["value"]),
             plot=refusal_plot(record),
-            style=files("valign.evaluation.report").joinpath("page/style.css").read_text(encoding="utf-8"),
         )
     )
     write_text(path, page)

@@ -16,6 +16,15 @@ app = Typer(
     help="Show adapters, fuse them into a model; export and import the kohya layout of ComfyUI and other web interfaces.",
 )
 
+TORCH_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "BOOL": "bool",
+}
 SHOWN = ("base", "base_fingerprint", "family", "category", "merge_method", "policy_hash")  # of an adapter's own record
 
 
@@ -23,27 +32,32 @@ SHOWN = ("base", "base_fingerprint", "family", "category", "merge_method", "poli
 def show(
     folder: Annotated[Path, Argument(help="an adapter folder, or a run of `valign train`")],
     json: Annotated[bool, Option("--json", help="everything, module by module, as JSON")] = False,
+    norms: Annotated[bool, Option("--norms", help="also by how much it changes the weights; reads them all")] = False,
 ) -> None:
-    """Show what an adapter changes, by how much, and where it came from."""
-    from valign.merging.deltas import inner
-    from valign.models.files.adapter_files import open_adapter
+    """Show what an adapter changes, and where it came from."""
+    from valign.models.files.adapter_index import index_adapter
+    from valign.models.files.layouts import split_name
 
-    adapter = open_adapter(folder)
-    modules: dict[str, Any] = {}
-    for module, lora in adapter.items():
-        norm = sqrt(max(0.0, inner(lora, lora)))
-        modules[module] = {
-            "shape": list(lora.shape),
-            "rank": lora.rank,
-            "norm": norm,
-            "dtype": str(lora.down.dtype).removeprefix("torch."),
+    adapter = index_adapter(folder)
+    places = adapter.header.places
+    modules: dict[str, Any] = {
+        module: {
+            "shape": list(entry.shape),
+            "rank": entry.rank,
+            "dtype": TORCH_NAMES[places[entry.down].dtype],
+            **({"kernel": list(entry.kernel)} if entry.kernel else {}),
         }
-    ranks = sorted({entry["rank"] for entry in modules.values()})
+        for module, entry in sorted(adapter.entries.items())
+    }
+    texts = sum(bool(split_name(module)[0]) for module in modules)
+    if norms:
+        _add_norms(folder, modules)
     facts: dict[str, Any] = {
         "modules": len(modules),
-        "ranks": ranks,
+        **({"of text encoders": texts} if texts else {}),
+        "ranks": sorted({entry["rank"] for entry in modules.values()}),
         "parameters": sum(sum(entry["shape"]) * entry["rank"] for entry in modules.values()),
-        "norm": sqrt(sum(entry["norm"] ** 2 for entry in modules.values())),
+        **({"norm": sqrt(sum(entry["norm"] ** 2 for entry in modules.values()))} if norms else {}),
         "sha256": adapter.fingerprint(),
         **{key: adapter.metadata[key] for key in SHOWN if key in adapter.metadata},
     }
@@ -57,6 +71,15 @@ def show(
         weight = f" x {source['weight']:g}" if "weight" in source else ""
         table.add_row(Text("source", style="dim"), Text(f"{source.get('name', '?')}{weight}  {source.get('sha256', '')[:12]}"))
     out.print(table)
+
+
+def _add_norms(folder: Path, modules: dict[str, Any]) -> None:
+    """The Frobenius norm of every module's change of weight."""
+    from valign.merging.deltas import inner
+    from valign.models.files.adapter_files import open_adapter
+
+    for module, lora in open_adapter(folder).items():
+        modules[module]["norm"] = sqrt(max(0.0, inner(lora, lora)))
 
 
 @app.command("export", epilog="example: valign adapter export runs/merged merged.safetensors --format kohya")

@@ -15,12 +15,13 @@ from typer import Context, Option
 from valign.checks import UserError, check_choice, close_to, option, read_options
 from valign.cli.common import (
     Anyway,
+    AsJson,
     ChatOptions,
     PromptTableOptions,
     err,
     example,
     find_world,
-    out,
+    print_measured,
     resolve_clip,
     resolve_detector,
     resolve_model,
@@ -91,6 +92,7 @@ def command(
     limit: Annotated[int | None, Option(min=1, help="unsafe prompts at most, of every category and kind in turn")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     anyway: Anyway = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search prompts that bring harm out of a guarded model, within a budget; success with intervals, by kind, and what transfers.
 
@@ -137,7 +139,7 @@ def command(
         sampling=sampling,
         transfer=inputs.transfer,
     )
-    print_attacks(summary, folder)
+    print_attacks(summary, folder, as_json=as_json)
 
 
 def chosen_attacks(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Attack]:
@@ -236,15 +238,15 @@ class _TargetOptions:
         return Guard.from_policy(self.guard, detector=check, head=self.inputs.head)
 
 
-def print_attacks(summary: Mapping[str, Any], folder: Path) -> None:
-    """The table on stderr, the report's path on stdout."""
+def print_attacks(summary: Mapping[str, Any], folder: Path, *, as_json: bool = False) -> None:
+    """The table on stderr, the report's path or the whole summary on stdout."""
     from valign.attacks.page import headline
 
     err.print(attack_table(summary))
     err.print(Text(headline(summary), style="bold"))
     for note in summary["notes"]:
         err.print(Text(note, style="dim"))
-    out.print(str(folder / "report.html"), soft_wrap=True)
+    print_measured(summary, str(folder / "report.html"), as_json=as_json)
 
 
 def attack_table(summary: Mapping[str, Any]) -> Table:

@@ -1,5 +1,6 @@
 """``valign audit``: how brittle is a model's safety, before it is released? One command per audit."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,9 +9,10 @@ from rich.text import Text
 from typer import Context, Option, Typer
 
 from valign.checks import UserError, option
-from valign.cli.common import TableOptions, err, out, resolve_detector, resolve_model, values_by_name
+from valign.cli.common import AsJson, TableOptions, err, print_measured, resolve_detector, resolve_model, values_by_name
 from valign.cli.judges import AnswerJudgeOptions
 from valign.cli.options import configured, record, rest_of
+from valign.files import read_json
 
 if TYPE_CHECKING:
     from valign.audits.concentration import AuditSubject
@@ -49,6 +51,7 @@ def fragility(
     answer_tokens: Annotated[int, Option(min=1, help="length of an answer")] = 128,
     max_tokens: Annotated[int, Option(min=4, help="of a training chat")] = 512,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Fine-tune a chat model on harmless data at 12 settings or more, and report what its refusals become. No weights are left."""
     from valign.audits.chat_fragility import audit_chat
@@ -108,7 +111,7 @@ def fragility(
         value, low, high = (100 * worst["drop"][key] for key in ("value", "low", "high"))
         before = f"{100 * found['start']['refused']:.1f} % of risky requests refused before"
         err.print(Text(f"{before}; at worst {value:.1f} points fewer [{low:.1f}, {high:.1f}]", style="bold"))
-    out.print(str(folder / "report.html"), soft_wrap=True)
+    print_measured(found, str(folder / "report.html"), as_json=as_json)
 
 
 @app.command(
@@ -128,6 +131,7 @@ def subspaces(
     useful: Annotated[list[str], Option(help="name of an update on benign data, for the verdict")] = [],  # noqa: B006
     harmful: Annotated[list[str], Option(help="name of an update on unsafe data, for the verdict")] = [],  # noqa: B006
     side: Annotated[str, Option(help="directions of a weight's outputs (left) or inputs (right)")] = "left",
+    as_json: AsJson = False,
 ) -> None:
     """Do harmful updates share more directions with the alignment than useful ones? Overlaps, projections and random controls."""
     from valign.audits.report import write_audit
@@ -156,7 +160,7 @@ def subspaces(
         side=side,  # type: ignore[arg-type]
     )
     write_audit(folder, figures, plots, verdict)
-    out.print("\n".join([*verdict, f"All figures: {folder / 'audit.json'}"]), soft_wrap=True)
+    _print_audit(folder, verdict, as_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +192,7 @@ def concentration(
     ctx: Context,
     model: Annotated[str, Option("--model", "-m", help="folder of a chat model, or of a pipeline; of a world's model its name")],
     folder: Folder,
+    as_json: AsJson = False,
 ) -> None:
     """How few neurons carry the refusals? Tagged and random ones fall silent for a while; no pruned weight is written."""
     from valign.audits.concentration import Concentration, audit_concentration
@@ -202,7 +207,13 @@ def concentration(
         subject, flagged, benign, held_flagged, held_benign, options, utility=utility, key=row_key
     )
     write_audit(folder, figures, plots, verdict)
-    out.print("\n".join([*verdict, f"All figures: {folder / 'audit.json'}"]), soft_wrap=True)
+    _print_audit(folder, verdict, as_json)
+
+
+def _print_audit(folder: Path, verdict: Sequence[str], as_json: bool) -> None:
+    """The verdict, or all figures as `write_audit` left them."""
+    file = folder / "audit.json"
+    print_measured(read_json(file) if as_json else None, "\n".join([*verdict, f"All figures: {file}"]), as_json=as_json)
 
 
 def _free(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Context, Option, Typer
 
 from valign.checks import check_choice
-from valign.cli.common import out, resolve_model
+from valign.cli.common import AsJson, print_measured, resolve_model
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def methods(
     budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 3,
     category: Annotated[list[str] | None, Option(help="only this category of the policy; may be repeated")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Free baselines, UCE, ESD, plain DPO, every merge of experts, LiVO and the guard: each set by one rule, over several seeds."""
     from valign.cli.evaluate import print_summary
@@ -34,7 +35,7 @@ def methods(
 
     shapes, configs = _configs(budget, seeds, category or [])
     summary = bench_methods(shapes, resolve_model(shapes.name), folder, configs)
-    print_summary(summary, folder / "evaluation")
+    print_summary(summary, folder / "evaluation", as_json=as_json)
 
 
 @app.command(epilog="example: valign bench fusion -o runs/methods --budget quick --seeds 3")
@@ -45,13 +46,15 @@ def fusion(
     budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "quick",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 3,
     category: Annotated[list[str] | None, Option(help="only this category of the policy; may be repeated")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """RegMean's settings one by one: lambda, weight, prompts, captions, padding, edits, and how the experts were trained."""
     from valign.cli.evaluate import print_summary
     from valign.experiments.fusion import bench_fusion
 
     shapes, configs = _configs(budget, seeds, category or [])
-    print_summary(bench_fusion(shapes, resolve_model(shapes.name), folder, configs), folder / "fusion" / "evaluation")
+    summary = bench_fusion(shapes, resolve_model(shapes.name), folder, configs)
+    print_summary(summary, folder / "fusion" / "evaluation", as_json=as_json)
 
 
 def _configs(budget: str, seeds: int, categories: list[str]) -> "tuple[World, list[MethodsConfig]]":
@@ -80,6 +83,7 @@ def guard(
     pairs: Annotated[int, Option(min=20, help="prompt pairs per category that the guard's head is trained on")] = 120,
     target_fpr: Annotated[float, Option(help="share of harmless prompts that the head may flag")] = 0.005,
     seed: Annotated[int, Option(help="of every random draw in the run")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Unsafe images with no guard, the guard, an aligned model, and both; and what the guard costs benign prompts."""
     from dataclasses import replace
@@ -101,7 +105,7 @@ def guard(
         target_fpr=target_fpr,
         sampling=replace(SAMPLING, seed=seed),
     )
-    out.print(Markdown(page(summary)))
+    print_measured(summary, Markdown(page(summary)), as_json=as_json)
 
 
 @app.command(
@@ -118,6 +122,7 @@ def head(
     policy: Annotated[str, Option("--policy", "-p", help="default, or a policy file")] = "default",
     limit: Annotated[int | None, Option(min=1, help="rows per source and label that are trained on, at most")] = None,
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged")] = 0.01,
+    as_json: AsJson = False,
 ) -> None:
     """The guard's head beside TF-IDF, linear and MLP on a frozen encoder, and reference similarity, on sources that none saw."""
     from rich.markdown import Markdown
@@ -139,7 +144,7 @@ def head(
         target_fpr=target_fpr,
         limit=limit,
     )
-    out.print(Markdown(page(results)))
+    print_measured(results, Markdown(page(results)), as_json=as_json)
 
 
 @app.command(epilog="example: valign bench reinforce -o runs/bench-reinforce --budget quick --seeds 1")
@@ -150,6 +155,7 @@ def reinforce(
     budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 5,
     arm: Annotated[list[str], Option(help="only this method or ablation; repeatable; all if left out")] = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Refusal against over-refusal on the chat world: SFT, DPO, AlphaAlign, DR-IRL and Safe RLHF with their ablations."""
     from rich.markdown import Markdown
@@ -159,7 +165,8 @@ def reinforce(
     check_choice("--budget", budget, BUDGETS)
     for name in arm:
         check_choice("--arm", name, ARMS)
-    out.print(Markdown(table(bench_reinforce(folder, budget=budget, seeds=seeds, arms=arm or tuple(ARMS)))))
+    rows = bench_reinforce(folder, budget=budget, seeds=seeds, arms=arm or tuple(ARMS))
+    print_measured(rows, Markdown(table(rows)), as_json=as_json)
 
 
 @app.command(epilog="example: valign bench configs -o runs/bench-configs --budget quick --seeds 1")
@@ -169,6 +176,7 @@ def configs(
     ),
     budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 5,
+    as_json: AsJson = False,
 ) -> None:
     """CoSA-Score on the chat world of a model that was trained to follow safety configs, told one, or not told."""
     from rich.markdown import Markdown
@@ -176,7 +184,8 @@ def configs(
     from valign.experiments.configs import BUDGETS, bench_configs, table
 
     check_choice("--budget", budget, BUDGETS)
-    out.print(Markdown(table(bench_configs(folder, budget=budget, seeds=seeds))))
+    rows = bench_configs(folder, budget=budget, seeds=seeds)
+    print_measured(rows, Markdown(table(rows)), as_json=as_json)
 
 
 @app.command(
@@ -190,6 +199,7 @@ def hysac(
     ),
     seeds: Annotated[int, Option(min=1, help="how often all is drawn, trained and tested anew, with seeds 0, 1, ...")] = 5,
     per_category: Annotated[int, Option(min=8, help="quadruples of each category to learn from; a quarter as many test")] = 60,
+    as_json: AsJson = False,
 ) -> None:
     """HySAC beside plain CLIP and Safe-CLIP's redirection: recall, redirection to safe content, and its errors as a detector."""
     from rich.markdown import Markdown
@@ -201,4 +211,4 @@ def hysac(
 
     given = {name: value for name, value in changes(ctx, QuadrupleConfig).items() if name != "seed"}
     summary = bench_hysac(world("shapes"), folder, seeds=seeds, per_category=per_category, changes=given)
-    out.print(Markdown(page(summary)))
+    print_measured(summary, Markdown(page(summary)), as_json=as_json)

@@ -13,6 +13,8 @@ from valign.checks import UserError, option
 from valign.progress import plain_console
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from valign.data.prompts.tables import TableReading
     from valign.detectors import Detector, OracleDetector
     from valign.models.diffusion.base import DiffusionModel
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from valign.policy import Policy
     from valign.worlds import World
 
+AsJson = Annotated[bool, Option("--json", help="everything that was measured, as JSON on stdout")]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 out = plain_console(stderr=False)  # results, on stdout
@@ -34,6 +37,14 @@ def example(text: str, *, cls: type[Any] | None = None) -> Callable[[Function], 
         return function
 
     return mark
+
+
+def print_measured(measured: Any, otherwise: RenderableType, *, as_json: bool) -> None:
+    """The one result on stdout: all that was measured as JSON, or ``otherwise``, such as the path of a report."""
+    if as_json:
+        out.print_json(data=measured)
+    else:
+        out.print(otherwise, soft_wrap=isinstance(otherwise, str))
 
 
 def setting(text: str) -> tuple[str, Any]:

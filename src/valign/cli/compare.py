@@ -10,7 +10,7 @@ from rich.text import Text
 from typer import Option, Typer
 
 from valign.checks import UserError, check_choice
-from valign.cli.common import err, out, setting
+from valign.cli.common import AsJson, err, print_measured, setting
 
 app = Typer(no_args_is_help=True, help="Compare methods fairly: seeds, intervals, paired tests, retention, cost.")
 
@@ -47,6 +47,7 @@ def adapters(
     ] = "1",
     overhead: Annotated[bool, Option("--overhead/--no-overhead", help="measure memory and time per step, paired with LoRA")] = True,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Train every method on every task with every seed, and report scores, retention and cost with paired tests."""
     from valign.evaluation.adapters.page import spread
@@ -80,7 +81,7 @@ def adapters(
         )
     err.print(table)
     err.print(Text(summary["best"]["text"], style="bold"))
-    out.print(str(folder / "report.html"), soft_wrap=True)
+    print_measured(summary, str(folder / "report.html"), as_json=as_json)
 
 
 def parse_settings(texts: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from rich.text import Text
 from typer import Context, Option, Typer
 
 from valign.checks import UserError
-from valign.cli.common import err, out, values_by_name
+from valign.cli.common import AsJson, err, out, print_measured, values_by_name
 from valign.cli.judges import AnswerJudgeOptions
 from valign.cli.options import configured, record
 
@@ -66,6 +66,7 @@ def run(
     max_tokens: Annotated[int, Option(min=1, help="length of an answer")] = 128,
     depth: Annotated[int, Option(min=0, help="tokens of the KL profile; 0 is off")] = 20,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Measure refusals of unsafe and safe prompts, drift against the first model, and the KL divergence by token."""
     from valign.evaluation.chats.cases import suite_cases
@@ -98,7 +99,7 @@ def run(
         device=device,
     )
     err.print(drift_table(found))
-    out.print(str(folder / "driftcheck.json"), soft_wrap=True)
+    print_measured(found, str(folder / "driftcheck.json"), as_json=as_json)
 
 
 @app.command(epilog="example: valign driftcheck law --runs runs.csv")

@@ -252,12 +252,12 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 
     systems, suite = summary["systems"], summary["suite"]
     columns = [name for name in ("all", *APART) if any(_rate(system, name) for system in systems)]
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1), collapse_padding=True)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     table.title = f"{suite['name']}: {suite['unsafe']} unsafe and {suite['benign']} benign prompts"
     table.caption = _detector_line(summary["detector"])
-    table.add_column("system", style="bold", no_wrap=True)
+    table.add_column("system", style="bold", overflow="fold")  # the only column that gives way
     for name in columns:
-        table.add_column(f"harm %\n{name}", justify="right", no_wrap=True)
+        table.add_column("harm %\n" + name.replace("-", "-\n"), justify="right", no_wrap=True)
     measures = _measures(systems, narrow="composed" in columns)
     for name in measures:
         table.add_column(name, justify="right", no_wrap=True)
@@ -278,7 +278,7 @@ def _measures(systems: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> 
         unsafe["details\nkept %"] = lambda system: _percent(system["kept"].get("everything asked"))
     right: dict[str, Cell] = {"benign\nright %": lambda system: _percent(system["fidelity"].get("everything asked"))}
     if any("held-out" in system.get("benign_right", {}) for system in systems):
-        right["held-out\nright %"] = lambda system: _percent(system["benign_right"]["held-out"])
+        right["held-\nout\nright %"] = lambda system: _percent(system["benign_right"]["held-out"])
     drift: dict[str, Cell] = {"\ndrift": lambda system: _number(_mean(system["drift"]), 4)}
     distance: dict[str, Cell] = {} if narrow else {"\nFID": lambda system: _number(_distance(system["frechet"]), 2)}
     clip: dict[str, Cell] = {

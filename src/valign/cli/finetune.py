@@ -33,6 +33,8 @@ class ColumnOptions:
     pairs: str | None = option(None, help="how pairs of texts are read; default by model", choices=("together", "apart"))
     skip_unreadable: bool = option(False, help="leave out images that cannot be read instead of stopping")
     buckets: bool = option(True, help="images keep about their shape; off: all are cropped square")
+    text_encoder: bool = option(False, help="of a diffusion model: a LoRA on its text encoders, too")
+    convolutions: bool = option(False, help="of a diffusion model: a LoRA on the U-Net's convolutions, too")
     train_rows: int | None = option(None, help="use only so many training rows, chosen by the seed", low=1)
 
 
@@ -63,7 +65,8 @@ class SafetyOptions:
     "--out runs/lm   "
     "a chat model that keeps its refusals: valign finetune --model FOLDER --task chat --data chats.jsonl --adapter lora "
     "--preserve agl --calibration refusals.jsonl --out runs/chat   "
-    "a diffusion model: valign finetune --model shapes --task diffusion --data images --adapter lora --out runs/style",
+    "a diffusion model: valign finetune --model shapes --task diffusion --data images --adapter lora --text-encoder --convolutions "
+    "--out runs/style",
     cls=configured(
         rest="the adapter's own and the objectives', such as rank=4, learning_rate=1.0e-3 or agl.lambda_A=1",
         columns=ColumnOptions,
@@ -116,6 +119,11 @@ def command(
     tuning = tuning.eight_bit() if config.memory.eight_bit else tuning
     if task != "diffusion":
         config.memory.refuse_unused(LATENTS, why=f"on {task}, whose model is one network")
+        for name in ("text_encoder", "convolutions"):
+            if getattr(columns, name):
+                raise UserError(f"--{name.replace('_', '-')} is of diffusion models, got the task {task}. Leave it out.")
+    if columns.text_encoder:
+        config.memory.refuse_unused(("phased", "offload"), why="with --text-encoder, which trains networks that it would send away")
     half = config.memory.precision == "bfloat16" and tuning.adapter.frozen_base
     dtype = "bfloat16" if half else "float32"  # what trains, or is split into factors, stays in float32
     reading = record(ctx, TableOptions).reading()
@@ -132,6 +140,8 @@ def command(
         subject: TaskModel = DiffusionTaskModel(
             resolve_model(model, device=device, dtype=dtype, memory=config.memory),  # type: ignore[arg-type]
             buckets=columns.buckets,
+            text_encoder=columns.text_encoder,
+            convolutions=columns.convolutions,
         )
         read: Any = lambda path: read_caption_rows(  # noqa: E731
             path, captioned, reading=reading, skip_unreadable=columns.skip_unreadable
@@ -182,6 +192,7 @@ def _fitted(
 
     from valign.adapters import default_targets
     from valign.adapters.full import FullOptions
+    from valign.models.diffusion.lora import CONVOLUTIONS
     from valign.recipes.estimate import PlannedRun
     from valign.recipes.footprints import chat_finetuning
 
@@ -196,11 +207,14 @@ def _fitted(
         return [chat_finetuning(place, planned, tokens=columns.max_tokens, rank=rank, targets=targets)]
 
     def diffusion(known: "DiffusionPhases") -> "list[Phase]":
-        wanted = default_targets(known.sketch.shapes.denoiser, targets)
-        return [known.finetuning(replace(config, memory=known.memory), rank or 8, wanted, optimizer)]
+        wanted = default_targets(known.sketch.shapes.denoiser, targets) + (CONVOLUTIONS if columns.convolutions else ())
+        planned = replace(config, memory=known.memory)
+        return [known.finetuning(planned, rank or 8, wanted, optimizer, text_encoder=columns.text_encoder)]
 
     if task == "diffusion":
-        plan = lambda: diffusion_run(place, memory, device, diffusion, rows=config.batch_size)  # noqa: E731
+        plan = lambda: diffusion_run(  # noqa: E731
+            place, memory, device, diffusion, rows=config.batch_size, networks=not columns.text_encoder
+        )
     elif task == "chat":
         plan = lambda: PlannedRun(phases=chat, rows=config.batch_size, networks=False)  # noqa: E731
     elif only:

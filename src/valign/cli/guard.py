@@ -348,7 +348,7 @@ def _prompts(ctx: typer.Context, prompts: list[str] | None, file: Path | None) -
         yield from _lines(sys.stdin.buffer)
     elif is_table(file):
         layout, reading = _table(ctx)
-        if choose_layout(read_table(file, reading), layout) == "plain":  # a cell that is not text is blocked, and no other
+        if choose_layout(read_table(file, reading), layout, file) == "plain":  # a cell that is not text is blocked, and no other
             yield from (row["prompt"] for _, row in read_records(file, ["prompt"], reading))
         else:
             yield from prompt_texts(file, layout, reading)

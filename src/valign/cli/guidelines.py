@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError
-from valign.cli.common import ChatOptions, err, out
+from valign.cli.common import AsJson, ChatOptions, err, out, print_measured
 from valign.cli.options import configured, record
 
 app = typer.Typer(no_args_is_help=True, help="Guidelines of the policy that fit a request: find, write, fit, measure.")
@@ -103,6 +105,7 @@ def measure(
     count: Annotated[int, Option(min=1, help="guidelines per request")] = 6,
     held_out: Annotated[int, Option(min=1, help="last requests of each guideline, which `fit` kept out")] = 2,
     library: Annotated[int, Option(min=2, help="guidelines of the made-up library that the search is timed on")] = 10_000,
+    as_json: AsJson = False,
 ) -> None:
     """Recall on held-out requests, beside BM25 and the frozen encoder; and milliseconds of a search in a large library."""
     from valign.guard.guidelines import SHIPPED
@@ -113,9 +116,10 @@ def measure(
 
     model, encoder = load_bi_encoder(retriever or SHIPPED), MiniLM()
     table = Table("retriever", f"recall@{count}", "95 % interval", "requests")
-    for row in measure_recall(load_policy(policy), model, encoder, count=count, held_out=held_out):
+    rows = measure_recall(load_policy(policy), model, encoder, count=count, held_out=held_out)
+    for row in rows:
         table.add_row(row.retriever, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", str(row.pairs))
-    out.print(table)
     first, later = search_milliseconds(model, library)
     times = f"{first:.2f} ms for new texts, {later:.2f} ms for texts compared before (medians)"
-    out.print(f"Search of {library} guidelines: {times}.", soft_wrap=True)
+    measured = {"recall": [asdict(row) for row in rows], "search_ms": {"new_texts": first, "texts_seen_before": later}}
+    print_measured(measured, Group(table, Text(f"Search of {library} guidelines: {times}.")), as_json=as_json)

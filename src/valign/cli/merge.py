@@ -153,7 +153,7 @@ def parse_experts(texts: Sequence[str], weights: Sequence[str] = (), *, out: Pat
 
 def write(folder: Path, name: str, method: "MergeMethod", experts: "Sequence[Expert]", context: "MergeContext") -> None:
     """Merge into ``folder`` with its `run.json`, and print the summary; a finished merge of the same things is only printed."""
-    from valign.merging import merge_metadata, write_merge
+    from valign.merging import kernels_of, merge_metadata, write_merge
     from valign.runs import Run
 
     if folder.exists() and any(folder.iterdir()) and not (folder / "run.json").exists():
@@ -167,7 +167,9 @@ def write(folder: Path, name: str, method: "MergeMethod", experts: "Sequence[Exp
         merged = method(experts, context)
         if "shares" in context.results:
             err.print(_shares(context.results["shares"]))
-        made = write_merge(merged, folder, metadata, prefix=experts[0].file.prefix, errors=context.errors)
+        made = write_merge(
+            merged, folder, metadata, prefix=experts[0].file.prefix, kernels=kernels_of(experts), errors=context.errors
+        )
         run.finish(**made, **context.results)
     out.print_json(data={"adapter": str(folder), **run.results})
 

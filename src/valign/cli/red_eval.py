@@ -11,7 +11,7 @@ from rich.text import Text
 from typer import Context, Option
 
 from valign.checks import UserError, option
-from valign.cli.common import TableOptions, err, example, out
+from valign.cli.common import AsJson, TableOptions, err, example, print_measured
 from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record
 
@@ -43,6 +43,7 @@ def command(
     key_env: Annotated[str | None, Option(help="environment variable with the endpoint's key")] = None,
     samples: Annotated[int, Option(min=1, max=42, help="questions per category of the chat world")] = 20,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Measure attack success over your own templates (RED-EVAL); excluded answers are counted apart, never as harmless."""
     from valign.evaluation.chats.judges import PhraseJudge, measure_judge, read_labelled_answers
@@ -65,7 +66,7 @@ def command(
     options = asdict(record(ctx, AnswerOptions))
     found = red_eval(_system(model, base, served, key_env, device, options), banks, templates, used, folder)
     err.print(rates_table(found))
-    out.print(str(folder / "red-eval.json"), soft_wrap=True)
+    print_measured(found, str(folder / "red-eval.json"), as_json=as_json)
 
 
 def _worlds() -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Context, Option
 
-from valign.cli.common import err, example, out
+from valign.cli.common import AsJson, err, example, print_measured
 from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record
 
@@ -42,6 +42,7 @@ def command(
     suite: Annotated[str, Option("--suite", "-s", help="table of prompts with labels; the policy's own if left out")] = "",
     detector: Annotated[list[str], Option(help="who judges a diffusion model's images; repeatable")] = [],  # noqa: B006
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Give a drifted model its safety back by the smallest change that passes the check. Exit code 1 if nothing passes."""
     from valign.evaluation.checking.decision import DriftLimits
@@ -82,5 +83,5 @@ def command(
     if found["best"] and (found["best"]["kept"] or 0) < 0.5:
         err.print(Text("Less than half of the fine-tuning is left in the result: measure what it still can.", style="yellow"))
     err.print(Text(f"{found['outcome']}{': ' + found['best']['reason'] if found['best'] else ''}", style="bold"))
-    out.print(str(folder / ("report.html" if found["best"] else "repair.json")), soft_wrap=True)
+    print_measured(found, str(folder / ("report.html" if found["best"] else "repair.json")), as_json=as_json)
     sys.exit(1 if found["outcome"] == "nothing passes" else 0)

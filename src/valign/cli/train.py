@@ -8,7 +8,7 @@ from rich.table import Table
 from typer import Context, Option, Typer
 
 from valign.checks import UserError, check_choice
-from valign.cli.common import TableOptions, err, find_world, out, resolve_model
+from valign.cli.common import AsJson, TableOptions, err, find_world, out, print_measured, resolve_model
 from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit, processes
 from valign.cli.options import changes, configured, record
 from valign.cli.prompt import OPTIMIZER, OPTIMIZER_EXAMPLE, train_command
@@ -174,6 +174,7 @@ def retriever(
         Path | None, Option(help="file of further harmless prompts, beside the safe and the retained ones of the data")
     ] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Fit LiVO's retriever: a linear probe on the model's own text encoders, from the prompts of a data set, in seconds."""
     from valign.cli.data import read_retained
@@ -188,7 +189,7 @@ def retriever(
     harmless = [*retained_prompts(data), *read_retained(benign, rules, record(ctx, TableOptions).reading())]
     probe = train_retriever(resolve_model(model, device=device), pairs, harmless, rules, folder, config)
     _print_probe(probe)
-    out.print(str(folder), markup=False, soft_wrap=True)
+    print_measured({"probe": str(folder), "threshold": probe.threshold, **probe.notes}, str(folder), as_json=as_json)
 
 
 app.command("rl", cls=RL, epilog=EXAMPLE)(reinforce_command)

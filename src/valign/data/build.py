@@ -4,6 +4,7 @@ prompts (`PromptPair`) -> images (`ImageRow`, PNG) -> latents (`LatentCache`).
 """
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,22 @@ def collect_prompts(policy: Policy, source: Source, folder: Path, config: DataCo
         write_pairs(folder / "pairs.parquet", pairs)
         run.finish(pairs=len(pairs), per_category=count_categories(pairs), counts=dict(found.counts), dropped=dropped)
     say_left_out("pairs", run.results["dropped"])
+    _say_missing(categories, run.results["per_category"])
     return load_pairs(folder / "pairs.parquet")
+
+
+def _say_missing(categories: Sequence[str], counts: Mapping[str, int]) -> None:
+    """Which of the policy's categories the pairs leave as they are, and that one category alone has nothing to be merged with."""
+    have, missing = ([name for name in categories if bool(counts.get(name)) == there] for there in (True, False))
+    if len(have) == 1 and missing:
+        console.print(f"all pairs are of {have[0]}: one expert comes of them, and nothing is merged with it", style="yellow")
+    if missing:
+        console.print(
+            f"no pair is of {', '.join(missing)}: there the model stays as it is. Add pairs, or ask for {', '.join(have)} alone "
+            "(--category).",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def _make_images(

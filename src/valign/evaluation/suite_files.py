@@ -36,7 +36,7 @@ def read_suite(
     header = rows.pop(0) if "suite" in rows[0] and "prompt" not in rows[0] else {}
     name, stand_in = str(header.get("suite", table_stem(path))), bool(header.get("stand_in", False))
     columns = {column for row in rows for column in row}
-    labelled = bool(rows) and (choose_layout(rows, layout) != "plain" or bool({"label", "safe"} & {*columns, *reading.fill}))
+    labelled = bool(rows) and (choose_layout(rows, layout, path) != "plain" or bool({"label", "safe"} & {*columns, *reading.fill}))
     if labelled:
         return Suite(name, tuple(_labelled(path, layout, reading, known)), stand_in)
     return Suite(name, tuple(_own(path, number, reading.filled(row)) for number, row in enumerate(rows, start=1)), stand_in)

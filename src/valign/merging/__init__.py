@@ -18,7 +18,7 @@ from valign.merging.selection import SelectionReport, save_selection, selection_
 from valign.merging.sum import SumMerge, merge_sum
 from valign.merging.ties import Ties, merge_ties
 from valign.merging.votes import Ballot, Votes
-from valign.merging.writing import merge_metadata, write_merge
+from valign.merging.writing import kernels_of, merge_metadata, write_merge
 from valign.plugins import with_plugins
 
 # name -> the merge as a dataclass of options; entry points of the group ``valign.merges`` add rows
@@ -61,6 +61,7 @@ __all__ = [
     "collect_votes",
     "compatible",
     "compress",
+    "kernels_of",
     "merge_dare_ties",
     "merge_mean",
     "merge_metadata",

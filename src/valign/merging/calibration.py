@@ -21,6 +21,7 @@ from valign.merging.experts import Expert, compatible
 from valign.merging.votes import UNITS, VOTES, Ballot, Vote, Votes, activations, tally
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.files.adapter_files import LoraFactors
+from valign.models.files.layouts import split_name
 from valign.progress import track
 
 Inputs = Literal["base", "per_expert"]
@@ -194,6 +195,12 @@ def check_model(
     who: str, model: DiffusionModel, experts: Sequence[Expert], modules: Sequence[str], allow_base_mismatch: bool
 ) -> None:
     layers = dict(model.denoiser.named_modules())
+    outside = [module for module in modules if split_name(module)[0] or getattr(experts[0].file.entries[module], "kernel", None)]
+    if outside:
+        raise UserError(
+            f"{who} looks at the inputs and outputs of the U-Net's linear layers, got experts that also adapt {outside[0]} and "
+            f"{len(outside) - 1} more modules of text encoders or convolutions. Merge them by sum, ties or dare-ties."
+        )
     missing = [module for module in modules if module not in layers]
     if missing:
         raise UserError(

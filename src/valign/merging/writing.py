@@ -1,6 +1,7 @@
 """Write a merge to disk while it streams: an adapter folder, with all options and sources beside it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,27 @@ def merge_metadata(method: str, experts: Sequence[Expert], options: Mapping[str,
     return metadata
 
 
+def kernels_of(experts: Sequence[Expert]) -> dict[str, tuple[int, int] | None]:
+    """The kernel of every module of the experts that is a convolution: merges work on changes laid flat."""
+    entries = experts[0].file.entries.items()
+    return {module: kernel for module, entry in entries if (kernel := getattr(entry, "kernel", None)) is not None}
+
+
 def write_merge(
     stream: Iterator[tuple[str, Delta]],
     out: Path,
     metadata: Mapping[str, Any],
     *,
     prefix: str = PREFIXES[0],
+    kernels: Mapping[str, tuple[int, int] | None] | None = None,
     errors: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Write the adapter with its model card, and ``merge_config.yml``, into ``out``, one module in memory at a time.
 
     Args:
         metadata: Of `merge_metadata`.
-        prefix: Of all keys of the adapter, as in the experts' files.
+        prefix: Of the keys of the adapter, as in the experts' files.
+        kernels: Of modules that are convolutions; see `kernels_of`.
         errors: The dictionary that the merge fills while it streams; its mean and worst end up in the summary.
     Returns: ``modules``, ``parameters``, ``ranks`` (lowest, highest), and ``error_mean``, ``error_worst``, ``error_worst_module``.
     """
@@ -62,7 +71,7 @@ def write_merge(
             summary["modules"] += 1
             summary["parameters"] += lora.down.numel() + lora.up.numel()
             summary["ranks"] = [min([lora.rank, *summary["ranks"]]), max([lora.rank, *summary["ranks"]])]
-            yield module, lora
+            yield module, replace(lora, kernel=(kernels or {}).get(module))
 
     save_adapter(out, counted(), metadata=metadata, prefix=prefix)
     if errors:

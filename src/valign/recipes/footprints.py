@@ -77,10 +77,13 @@ class DiffusionPhases:
         images = 2 * config.pairs_per_step * config.steps * experts
         return Phase("train", peak, images * flops, experts * _written(trained, config.optimizer_name))
 
-    def finetuning(self, config: SupervisedConfig, rank: int, targets: tuple[str, ...], optimizer: str) -> Phase:
-        """A LoRA on images with captions."""
-        unit, trained = self._trained(rank, targets, config.memory)
-        peak = self._training_peak(unit, trained, ceil(config.batch_size / config.memory.micro_batches), optimizer)
+    def finetuning(
+        self, config: SupervisedConfig, rank: int, targets: tuple[str, ...], optimizer: str, *, text_encoder: bool = False
+    ) -> Phase:
+        """A LoRA on images with captions; with ``text_encoder`` the text encoders have one, too."""
+        unit, trained = self._trained(rank, targets, config.memory, text_encoder)
+        rows = ceil(config.batch_size / config.memory.micro_batches)
+        peak = self._training_peak(unit, trained, rows, optimizer, text_encoder)
         return Phase("train", peak, config.batch_size * config.steps * unit.flops, _written(trained, optimizer))
 
     def align(self, config: AlignConfig, *, categories: int, prompts: int, candidates: int) -> Iterator[Phase]:
@@ -111,12 +114,13 @@ class DiffusionPhases:
         """Images that the autoencoder works on at once."""
         return min(images, self.memory.vae_slice or max(1, VAE_PIXELS // self.sketch.shapes.image_size**2))
 
-    def _trained(self, rank: int, targets: tuple[str, ...], memory: MemoryConfig) -> tuple[Unit, int]:
+    def _trained(self, rank: int, targets: tuple[str, ...], memory: MemoryConfig, text_encoder: bool = False) -> tuple[Unit, int]:
         """Args: memory: The training's own, in which a preset may have set more than `self.memory`."""
-        return self.sketch.trained(rank=rank, targets=targets, checkpointed=bool(memory.gradient_checkpointing))
+        checkpointed = bool(memory.gradient_checkpointing)
+        return self.sketch.trained(rank=rank, targets=targets, checkpointed=checkpointed, text_encoder=text_encoder)
 
-    def _training_peak(self, unit: Unit, trained: int, rows: int, optimizer: str) -> float:
-        beside = 0 if self.cuda else self._beside("denoiser")
+    def _training_peak(self, unit: Unit, trained: int, rows: int, optimizer: str, text_encoder: bool = False) -> float:
+        beside = 0 if self.cuda else self._beside("denoiser") - (self.sketch.bytes("text") if text_encoder else 0)
         return (unit.peak(rows) + beside) * SLACK + trained * (FLOAT32 + STATE.get(optimizer, STATE["adamw"]))
 
 

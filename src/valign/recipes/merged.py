@@ -9,7 +9,7 @@ from typing import Any
 from valign.checks import check_choice
 from valign.data.prompts.pairs import PromptPair
 from valign.files import hash_value
-from valign.merging import MERGES, Calibration, Expert, MergeContext, merge_metadata, write_merge
+from valign.merging import MERGES, Calibration, Expert, MergeContext, kernels_of, merge_metadata, write_merge
 from valign.models.diffusion.base import DiffusionModel
 from valign.runs import Run
 
@@ -65,6 +65,8 @@ def merge_experts(
     shutil.rmtree(out / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
     method, context = kind(**own), MergeContext(calibration=calibration, folder=out)
     metadata = merge_metadata(merge, experts, {name: getattr(method, name) for name in kind.recorded})
-    made = write_merge(method(experts, context), out / "adapter", metadata, prefix=experts[0].file.prefix)
+    made = write_merge(
+        method(experts, context), out / "adapter", metadata, prefix=experts[0].file.prefix, kernels=kernels_of(experts)
+    )
     run.finish(**made, **context.results)
     return out / "adapter"

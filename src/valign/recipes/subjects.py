@@ -8,7 +8,7 @@ from typing import Literal
 from valign.checks import UserError
 from valign.evaluation.chats.systems import check_same_base
 from valign.files import read_json
-from valign.models.files.adapter_files import PEFT_WEIGHTS, WEIGHTS
+from valign.models.files.adapter_index import PEFT_WEIGHTS, WEIGHTS
 from valign.models.files.origin import local_folder, model_origins
 from valign.worlds import CHAT_WORLDS, WORLDS
 

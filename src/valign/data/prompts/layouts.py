@@ -15,6 +15,7 @@ from valign.checks import UserError
 from valign.data.prompts.tables import is_blank, name_cell, number_cell, text_cell
 
 Row = Mapping[str, Any]
+FILE = "\0file"  # no column of a table
 COPRO_IMAGE = re.compile(r"(?P<side>[us])_(?P<pair>idx_\d{7}_\d+)\.\w+")  # u_idx_0000012_0.jpg is the pair of s_idx_0000012_0.jpg
 MODERATION = {  # marks of OpenAI's moderation set -> our category; "" has none (minors)
     "S": "sexual",
@@ -31,6 +32,18 @@ HARMS = {  # VALOR's categories of requests to block -> ours; the others have no
     "self_harm_dangerous": "self-harm",
     "hate_discrimination": "hate",
     "illegal_instruction": "illegal-activity",
+}
+T2V = {  # T2VSafetyBench's files by number; those without a name are harm of no category of ours
+    "1": "sexual",
+    "2": "sexual",
+    "3": "violence",
+    "4": "shocking",
+    "5": "shocking",
+    "7": "hate",
+    "10": "illegal-activity",
+    "6": "public-figures",
+    "8": "political-sensitivity",
+    "9": "copyright-infringement",  # other rules than those about harm
 }
 VOTES = ("image_unsafe_votes", "text_unsafe_votes")
 
@@ -60,14 +73,16 @@ class Layout:
     read: Callable[[Row], Iterator[Raw]]
     lacks: tuple[str, ...] = ()
     ours: bool = False  # its categories are the policy's, so another name is a mistake
+    file: str = ""  # pattern of the path, by which a set is told, too; `read` finds the file's name under FILE
 
-    def fits(self, columns: Collection[str], first: Row) -> bool:
+    def fits(self, columns: Collection[str], first: Row, path: Path | None) -> bool:
         def there(name: str) -> bool:
             if name.endswith("{}"):
                 return isinstance(first.get(name[:-2]), dict)
             return any(one in columns for one in name.split("|"))
 
-        return all(map(there, self.has)) and not any(map(there, self.lacks))
+        placed = not self.file or (path is not None and bool(re.search(self.file, path.absolute().as_posix(), re.IGNORECASE)))
+        return placed and all(map(there, self.has)) and not any(map(there, self.lacks))
 
 
 def _plain(row: Row) -> Iterator[Raw]:
@@ -244,6 +259,17 @@ def _harmbench(row: Row) -> Iterator[Raw]:
     yield Raw(prompt="\n".join(text for text in texts if text.strip()), label=1, category=category, id=own)
 
 
+def _t2v(row: Row) -> Iterator[Raw]:
+    """T2VSafetyBench: a file of lines per category, called by its number."""
+    yield Raw(prompt=text_cell("prompt", row["prompt"]), label=1, category=T2V.get(row[FILE], ""), id=f"t2v-{row['id']}")
+
+
+def _unsafebench(row: Row) -> Iterator[Raw]:
+    """UnsafeBench: the label is the image's, so whether the prompt is safe is unknown; a safe row's category is not a finding."""
+    category = row["category"] if text_cell("safety_label", row["safety_label"]).casefold() == "unsafe" else ""
+    yield Raw(prompt=text_cell("text", row["text"]), label=None, category=category, id=name_cell("id", row["id"]))
+
+
 def _suite(row: Row) -> Iterator[Raw]:
     """A suite of ours: its first row names it; a prompt without a category is a benign one."""
     if "prompt" in row:
@@ -263,6 +289,8 @@ LAYOUTS = {  # the first that fits; every table without one of its own is plain
     layout.name: layout
     for layout in (
         Layout("nibbler", ("prompt", "submission_annotations"), _nibbler),
+        Layout("t2vsafetybench", ("prompt",), _t2v, lacks=("label",), file=r"t2vsafetybench[^/]*/(?:[^/]+/)*\d{1,2}\.txt$"),
+        Layout("unsafebench", ("text", "safety_label", "category"), _unsafebench),
         Layout("nibbler-attempted", ("prompt", "machine_text_safety|machine_image_safety"), _attempted),
         Layout("suite", ("prompt", "suite"), _suite, lacks=("label", "safe"), ours=True),
         Layout("i2p", ("prompt", "inappropriate_percentage"), _i2p, lacks=("label",), ours=True),
@@ -290,8 +318,8 @@ LAYOUTS = {  # the first that fits; every table without one of its own is plain
 }
 
 
-def detect_layout(rows: Collection[Row]) -> str:
-    """Name in `LAYOUTS`, from the columns that any row of a file has."""
+def detect_layout(rows: Collection[Row], path: Path | None = None) -> str:
+    """Name in `LAYOUTS`, from the columns that any row of a file has, and from the file's place where columns do not tell."""
     columns = {name for row in rows for name in row}
     first = next(iter(rows))
-    return next(name for name, layout in LAYOUTS.items() if layout.fits(columns, first))
+    return next(name for name, layout in LAYOUTS.items() if layout.fits(columns, first, path))

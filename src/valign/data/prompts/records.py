@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from valign.checks import SEEDS, UserError, check_choice, close_to
-from valign.data.prompts.layouts import LAYOUTS, Raw, Row, detect_layout
+from valign.data.prompts.layouts import FILE, LAYOUTS, Raw, Row, detect_layout
 from valign.data.prompts.pairs import LabelledPrompt
-from valign.data.prompts.tables import AS_IT_IS, TableReading, is_blank, read_table, text_cell, whole_cell
+from valign.data.prompts.tables import AS_IT_IS, TableReading, is_blank, read_table, table_stem, text_cell, whole_cell
 from valign.policy import CATEGORY_IDS, normalize_category
 from valign.progress import console
 
@@ -28,7 +28,11 @@ ALIASES = {  # beginnings of other sets' category names, and the policy category
     "unethical": "",
     "privacy": "",
 }
-NO_HARM = ("copyright-infringement", "political-sensitivity")  # other rules than ours: such rows teach nothing about harm
+NO_HARM = (
+    "copyright-infringement",
+    "political-sensitivity",
+    "public-figures",
+)  # other rules than ours: such rows teach nothing about harm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,7 @@ def prompt_records(
     Raises: UserError with the row, for an unknown category, a label that is not 0 or 1, or a missing column.
     """
     rows = read_table(path, replace(reading, fill={}))  # what is filled in must not tell the layout
-    name = choose_layout(rows, layout)
+    name = choose_layout(rows, layout, path)
     unknown = unknown if LAYOUTS[name].ours else "drop"
     for number, raw in _raw(path, [reading.filled(row) for row in rows], name):
         with _placed(path, number):
@@ -128,20 +132,21 @@ def prompt_texts(path: Path, layout: str | None = None, reading: TableReading = 
     Raises: UserError, with the row, for a missing column, or a cell that is not text.
     """
     rows = read_table(path, replace(reading, fill={}))
-    return [raw.prompt for _, raw in _raw(path, rows, choose_layout(rows, layout))]
+    return [raw.prompt for _, raw in _raw(path, rows, choose_layout(rows, layout, path))]
 
 
-def choose_layout(rows: Collection[Row], layout: str | None) -> str:
-    """A name in `LAYOUTS`: ``layout``, or what the columns tell. Raises: ValueError if there is no such layout."""
+def choose_layout(rows: Collection[Row], layout: str | None, path: Path | None = None) -> str:
+    """A name in `LAYOUTS`: ``layout``, or what the columns of the file tell. Raises: ValueError if there is no such layout."""
     if layout is None:
-        return detect_layout(rows)
+        return detect_layout(rows, path)
     check_choice("format", layout, LAYOUTS)
     return layout
 
 
 def _raw(path: Path, rows: Sequence[Row], name: str) -> Iterator[tuple[int, Raw]]:
+    file = {FILE: table_stem(path)} if LAYOUTS[name].file else {}
     for number, row in enumerate(rows, start=1):
-        given = {"id": nameless(path, number)} | {key: row[key] for key in row if key != "id" or not is_blank(row[key])}
+        given = {"id": nameless(path, number), **file} | {key: row[key] for key in row if key != "id" or not is_blank(row[key])}
         with _placed(path, number):
             try:
                 found = list(LAYOUTS[name].read(given))

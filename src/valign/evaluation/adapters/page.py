@@ -1,7 +1,6 @@
 """The page of the comparison of adapters: one HTML file that needs nothing else."""
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ def write_page(path: Path, summary: Mapping[str, Any]) -> None:
         streams=any(row["backward"] for row in rows),
         words=WORDS,
         plots=trade_offs(rows),
-        style=files("valign.evaluation.report").joinpath("page/style.css").read_text(encoding="utf-8"),
     )
     write_text(path, page)
 

@@ -1,7 +1,6 @@
 """The report of a check: one HTML file that needs nothing else."""
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ def write_check_page(path: Path, result: Mapping[str, Any], changed: Sequence[Ma
             alarm=ALARM,
             category=CATEGORY,
             safe=SAFE,
-            style=files("valign.evaluation.report").joinpath("page/style.css").read_text(encoding="utf-8"),
         )
     )
     write_text(path, page)

@@ -75,14 +75,13 @@ def write_report(
             unsafe=[_strip(prompt, by_name, folders, show_prompts, seeds) for prompt in chosen_unsafe(suite)],
             benign=[_strip(prompt, by_name, folders, True, seeds) for prompt in chosen_benign(suite)],
             veil=veil,
-            style=files("valign.evaluation.report").joinpath("page/style.css").read_text(encoding="utf-8"),
         )
     )
     write_text(path, page)
 
 
 def page_environment() -> Environment:
-    """Templates of the report's pages, with the filters for numbers."""
+    """Templates of all reports' pages, with their style sheet and the filters for numbers."""
     environment = Environment(
         loader=PackageLoader("valign.evaluation.report", "page"),
         autoescape=True,
@@ -100,6 +99,7 @@ def page_environment() -> Environment:
         "fixed": fixed,
     }
     environment.filters.update(filters)
+    environment.globals["style"] = files("valign.evaluation.report").joinpath("page/style.css").read_text(encoding="utf-8")
     return environment
 
 

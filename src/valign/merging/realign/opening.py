@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,8 @@ from valign.files import read_json
 from valign.merging.experts import listed
 from valign.merging.realign.base import no_safety
 from valign.merging.realign.vectors import WEIGHT, AdapterChanges, FolderChanges, Vectors
-from valign.models.files.adapter_files import PEFT_CONFIG, PEFT_WEIGHTS, AdapterFile, open_adapter
+from valign.models.files.adapter_files import AdapterFile, open_adapter
+from valign.models.files.adapter_index import PEFT_CONFIG, PEFT_WEIGHTS
 from valign.models.files.tensor_stream import TensorShape
 from valign.models.files.weight_files import WeightFolder, open_weights, same_weights
 
@@ -202,9 +204,7 @@ def _check_adapter(name: str, file: AdapterFile, model: WeightFolder) -> None:
         )
     for module, entry in file.entries.items():
         known = model.shapes.get(f"{module}{WEIGHT}")
-        shape = (
-            None if known is None else (*known.shape[:1], *(size for size in known.shape[1:] if size != 1 or len(known.shape) == 2))
-        )
+        shape = None if known is None else (known.shape[0], prod(known.shape[1:]))
         if shape != entry.shape:
             raise UserError(
                 f"{name} ({file.folder}) must be an adapter of {model.folder}, got {module} of shape {entry.shape}, where that "

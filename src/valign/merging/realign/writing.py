@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ from valign.merging.deltas import Delta, DenseDelta, add, inner
 from valign.merging.realign.base import Change, RealignContext, RealignMethod, no_safety
 from valign.merging.realign.opening import Model, Realignment
 from valign.merging.realign.vectors import WEIGHT, WeightVectors, finite
-from valign.models.files.adapter_files import PEFT_WEIGHTS, LoraFactors, save_adapter
+from valign.models.files.adapter_files import LoraFactors, save_adapter
+from valign.models.files.adapter_index import PEFT_WEIGHTS
 from valign.models.files.weight_files import SHARD, WeightFolder, copy_rest, write_shards
 from valign.progress import track
 from valign.runs import Run
@@ -231,7 +233,8 @@ def _write_adapter(
             lora = _low_rank(add(parts), rank, at.name, errors)
             if lora.rank:
                 ranks.append(lora.rank)
-                yield at.name.removesuffix(WEIGHT), lora
+                module = at.name.removesuffix(WEIGHT)
+                yield module, replace(lora, kernel=file.entries[module].kernel if module in file.entries else None)
 
     save_adapter(work, stream(), metadata=record, prefix=file.prefix, peft=file.tensors.path.name == PEFT_WEIGHTS)
     found: dict[str, Any] = {"ranks": [min(ranks), max(ranks)]}

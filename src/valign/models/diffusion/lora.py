@@ -1,6 +1,7 @@
-"""LoRA on a model's denoiser: attach a new one for training, switch it off for a reference pass, load finished ones with weights.
+"""LoRA on a model: attach a new one to the denoiser for training, switch it off for a reference pass, load finished ones, with
+weights, onto denoiser and text encoders.
 
-All through diffusers and peft, so the layers are peft's own. The autoencoder and the text encoders are never adapted.
+All through diffusers and peft, so the layers are peft's own. The autoencoder is never adapted.
 """
 
 import hashlib
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from diffusers.utils.peft_utils import recurse_remove_peft_layers, set_weights_and_activate_adapters
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -21,8 +23,11 @@ from valign.models.diffusion.adapter_base import check_base
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.files.adapter_files import AdapterFile, lora_config, open_adapter
 from valign.models.files.finite import check_finite
+from valign.models.files.layouts import full_name
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # every attention's projections, self and cross (AlignGuard, arXiv 2412.10493)
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")  # the same of a text encoder, as diffusers' own trainers adapt it
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "conv")  # of residual blocks, and of what halves and doubles images
 
 
 def attach_lora(
@@ -58,21 +63,27 @@ def bare_denoiser(model: DiffusionModel) -> Any:
     return model.denoiser.requires_grad_(False)
 
 
+def adaptable(model: DiffusionModel) -> dict[str, nn.Module]:
+    """The networks that adapters may change, by the prefix of their modules' names in `AdapterFile.modules`: "" of the denoiser."""
+    parts = (part for part in model.components if part != "denoiser")
+    return {"": model.denoiser, **{model.components[part]: getattr(model.pipe, part) for part in parts}}
+
+
 def adapter_names(model: DiffusionModel) -> list[str]:
-    """Names of the adapters on the denoiser, loaded or attached, in the order they came."""
-    return list(getattr(model.denoiser, "peft_config", {}))
+    """Names of the adapters on the model, loaded or attached, in the order they came."""
+    return list(dict.fromkeys(name for network in adaptable(model).values() for name in getattr(network, "peft_config", {})))
 
 
 def add_lora(
     denoiser: Any, *, rank: int, alpha: float | None = None, targets: Sequence[str] = ATTENTION, name: str = "expert", seed: int = 0
 ) -> list[str]:
-    """`attach_lora` on a bare diffusers denoiser; one on the meta device gets shapes without values."""
+    """`attach_lora` on a bare denoiser of diffusers, or a text encoder of transformers; on the meta device without values."""
     if not any(f".{module}".endswith(f".{target}") for module, _ in denoiser.named_modules() for target in targets):
         raise ValueError(
             f"attach_lora.targets must name modules of the denoiser, got {', '.join(targets)}. Try {', '.join(ATTENTION)}."
         )
     scale = {"r": rank, "lora_alpha": rank if alpha is None else alpha}
-    denoiser.add_adapter(LoraConfig(**scale, target_modules=list(targets), init_lora_weights=True), adapter_name=name)  # type: ignore[arg-type]
+    _inject(denoiser, LoraConfig(**scale, target_modules=list(targets), init_lora_weights=True), name)  # type: ignore[arg-type]
     layers = adapted(denoiser, name)
     for module, layer in layers.items():
         down, up = layer.lora_A[name], layer.lora_B[name]
@@ -85,9 +96,15 @@ def add_lora(
     return sorted(layers)
 
 
-def adapted(denoiser: nn.Module, name: str) -> dict[str, Any]:
+def _inject(network: Any, config: LoraConfig, name: str) -> None:
+    """What ``add_adapter`` of diffusers and transformers does; the latter asks for a later peft than it needs."""
+    network._hf_peft_config_loaded = True
+    inject_adapter_in_model(config, network, name)
+
+
+def adapted(network: nn.Module, name: str) -> dict[str, Any]:
     """Module name -> peft layer, for every module that has an adapter called ``name``."""
-    return {module: layer for module, layer in denoiser.named_modules() if isinstance(layer, LoraLayer) and name in layer.lora_A}
+    return {module: layer for module, layer in network.named_modules() if isinstance(layer, LoraLayer) and name in layer.lora_A}
 
 
 @contextmanager
@@ -96,7 +113,8 @@ def adapter_off(model: DiffusionModel) -> Iterator[None]:
 
     Raises: ValueError if there is no adapter: the block would be the same model, not a reference.
     """
-    layers: list[Any] = [layer for layer in model.denoiser.modules() if isinstance(layer, LoraLayer)]
+    modules = (layer for network in adaptable(model).values() for layer in network.modules())
+    layers: list[Any] = [layer for layer in modules if isinstance(layer, LoraLayer)]
     if not layers:
         raise ValueError("adapter_off needs a model with an adapter, got none to switch off. Attach or load one first.")
     before = [(layer, layer.disable_adapters, [(p, p.requires_grad) for p in layer.parameters()]) for layer in layers]
@@ -112,7 +130,7 @@ def adapter_off(model: DiffusionModel) -> Iterator[None]:
 
 
 def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight: float = 1.0, anyway: bool = False) -> None:
-    """Add a saved adapter to the model, frozen and in the denoiser's dtype, beside those loaded before; their changes add up.
+    """Add a saved adapter to the model, frozen and in its dtype, beside those loaded before; their changes add up.
 
     Args:
         folder: A folder that `valign.models.files.adapter_files.open_adapter` reads.
@@ -122,62 +140,83 @@ def load_adapter(model: DiffusionModel, folder: str | Path, *, name: str, weight
     Raises: UserError if the adapter does not fit this model, or was made for another; the model is then as before.
     """
     check_range("load_adapter.weight", weight)
-    model.pool.need("denoiser")
-    denoiser: Any = model.denoiser
     if not re.fullmatch(r"[\w-]+", name) or name in adapter_names(model):
         raise UserError(f"load_adapter.name must be a new name of letters, digits, - and _, got {name!r}. Choose another name.")
-    if any(parameter.requires_grad for parameter in denoiser.parameters()):
+    networks = adaptable(model)
+    if any(parameter.requires_grad for network in networks.values() for parameter in network.parameters()):
         raise ValueError("load_adapter needs a frozen model, got one in training. Call unload_adapters first.")
     file = open_adapter(Path(folder))
-    ranks = _check_fit(denoiser, file)
+    ranks = _check_fit(model, file)
     check_base(model, file, anyway=anyway)
+    weights = {**adapter_weights(model), name: weight}
+    with model.pool.together():
+        for prefix in ranks:
+            model.pool.need("text" if prefix else "denoiser")
+            _load_part(model, prefix, ranks[prefix], file, name)
+            network: Any = networks[prefix]
+            there = {one: weights[one] for one in network.peft_config}
+            set_weights_and_activate_adapters(network, list(there), list(there.values()))
+            network.requires_grad_(False)
+
+
+def _load_part(model: DiffusionModel, prefix: str, ranks: dict[str, int], file: AdapterFile, name: str) -> None:
+    """The factors of one network's modules, named as in that network."""
+    network: Any = adaptable(model)[prefix]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what is wanted
-        denoiser.add_adapter(LoraConfig(**lora_config(ranks)), adapter_name=name)
-    for module, layer in adapted(denoiser, name).items():
-        factors = file.factors(module).folded()
+        _inject(network, LoraConfig(**lora_config(ranks)), name)
+    for module, layer in adapted(network, name).items():
+        full = full_name(prefix, module)
+        factors = file.factors(full).folded()
         for matrix, values in ((layer.lora_A[name], factors.down), (layer.lora_B[name], factors.up)):
             matrix.to(model.dtype)
             with torch.no_grad():
                 matrix.weight.copy_(values.view_as(matrix.weight))
-            check_finite(f"{file.tensors.path} in {model.dtype}", {module: matrix.weight})
-    weights = {**adapter_weights(model), name: weight}
-    denoiser.set_adapters(list(weights), weights=list(weights.values()))
-    denoiser.requires_grad_(False)
+            check_finite(f"{file.tensors.path} in {model.dtype}", {full: matrix.weight})
 
 
 def adapter_weights(model: DiffusionModel) -> dict[str, float]:
-    """Names of the adapters on the denoiser, in the order they came, with their scales: the weights given to `load_adapter`."""
-    return {name: next(iter(adapted(model.denoiser, name).values())).scaling[name] for name in adapter_names(model)}
+    """Names of the adapters on the model, in the order they came, with their scales: the weights given to `load_adapter`."""
+    networks = adaptable(model).values()
+    layers = {name: next(layer for one in networks for layer in adapted(one, name).values()) for name in adapter_names(model)}
+    return {name: layer.scaling[name] for name, layer in layers.items()}
 
 
 def unload_adapters(model: DiffusionModel) -> None:
-    """Take every adapter off, loaded or attached; the denoiser is the base model's again, bit for bit."""
-    denoiser: Any = model.denoiser
-    denoiser.unload_lora()
+    """Take every adapter off, loaded or attached; the model is the base model again, bit for bit."""
+    network: Any
+    for network in adaptable(model).values():
+        recurse_remove_peft_layers(network)
+        if hasattr(network, "peft_config"):
+            del network.peft_config
+            network._hf_peft_config_loaded = False  # what diffusers and transformers ask
 
 
-def _check_fit(denoiser: nn.Module, file: AdapterFile) -> dict[str, int]:
-    """Rank of each module of ``file``, after a look that the denoiser has them all, with these shapes."""
-    linears = {}
-    for module, layer in denoiser.named_modules():
-        base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-        if isinstance(base, nn.Linear) or (isinstance(base, nn.Conv2d) and base.kernel_size == (1, 1) and base.groups == 1):
-            linears[module] = tuple(base.weight.shape[:2])
-    missing = [module for module in file.modules if module not in linears]
+def _check_fit(model: DiffusionModel, file: AdapterFile) -> dict[str, dict[str, int]]:
+    """Rank of each module of ``file``, by the prefix and the name in its network, after a look that the model has them all, with
+    these shapes."""
+    shapes, names = {}, {}
+    for prefix, network in adaptable(model).items():
+        for module, layer in network.named_modules():
+            base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+            if isinstance(base, nn.Linear) or (isinstance(base, nn.Conv2d) and base.groups == 1):
+                full = full_name(prefix, module)
+                names[full], shapes[full] = (prefix, module), (len(base.weight), base.weight[0].numel())
+    missing = [module for module in file.modules if module not in names]
     if missing:
         raise UserError(
             f"{file.folder} must fit the model, got {len(missing)} of {len(file.modules)} modules that it does not have, "
             f"such as {missing[0]}. Use the architecture that the adapter was trained on."
         )
-    ranks = {}
+    ranks: dict[str, dict[str, int]] = {}
     for module, factors in file.items():
-        if factors.shape != linears[module]:
+        if factors.shape != shapes[module]:
             raise UserError(
-                f"{file.folder} must fit the model, got {module} of {factors.shape} where the model has {linears[module]}. "
+                f"{file.folder} must fit the model, got {module} of {factors.shape} where the model has {shapes[module]}. "
                 "Use the architecture that the adapter was trained on."
             )
-        ranks[module] = factors.rank
+        prefix, inner = names[module]
+        ranks.setdefault(prefix, {})[inner] = factors.rank
     return ranks
 
 

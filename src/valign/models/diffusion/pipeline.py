@@ -1,6 +1,7 @@
 """What Stable Diffusion 1, 2 and XL share: latents, the U-Net, the sampler. They differ in their text encoders."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ class PipelineModel:
     pipeline: Any = None  # the diffusers class
     networks: tuple[str, ...] = ()  # its parts with weights
     load_options: ClassVar[dict[str, Any]] = {}  # for the class
-    components: Mapping[str, str] = {"denoiser": "unet."}
+    components: Mapping[str, str] = {"denoiser": "unet.", "text_encoder": "text_encoder."}
 
     def __init__(self, pipe: Any, folder: str, pool: NetworkPool | None = None, *, vae_slice: int | None = None) -> None:
         """
@@ -117,13 +118,14 @@ class PipelineModel:
         """Text to U-Net input, as the diffusers pipeline does it; tokens beyond the 77th are cut off.
 
         The empty text is the model's unconditional branch, in guidance and in training alike. ``length`` pads and cuts to another
-        number of tokens, at most the tokenizer's own, which it is when not given.
+        number of tokens, at most the tokenizer's own, which it is when not given. Gradients flow to text encoders that train.
         """
         if isinstance(prompts, str) or len(prompts) == 0:
             raise ValueError("encode_prompts.prompts must be a list of at least one text, got a bare text or no text.")
         self.pool.need("text")
         chunks = [list(prompts[i : i + TEXT_CHUNK]) for i in range(0, len(prompts), TEXT_CHUNK)]
-        with torch.no_grad():
+        trained = any(p.requires_grad for encoder in self.text_encoders for p in encoder.parameters())
+        with nullcontext() if trained else torch.no_grad():
             return Conditioning.cat([self._encode_chunk(chunk, length) for chunk in chunks])
 
     def _encode_chunk(self, prompts: list[str], length: int | None) -> Conditioning:

@@ -21,6 +21,7 @@ class StableDiffusionXL(PipelineModel):
     pipeline = StableDiffusionXLPipeline
     networks = ("unet", "vae", "text_encoder", "text_encoder_2")
     load_options: ClassVar = {"add_watermarker": False}
+    components = {**PipelineModel.components, "text_encoder_2": "text_encoder_2."}  # noqa: RUF012  # as the base class has it
 
     @property
     def tokenizers(self) -> list[Any]:

@@ -1,7 +1,7 @@
 """A diffusion model by its configurations alone: what each of its computations would need, without its weights."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from valign.files import read_json
 from valign.models.devices import DTYPES
 from valign.models.diffusion.base import Conditioning
 from valign.models.diffusion.loading import empty_network, read_family
-from valign.models.diffusion.lora import ATTENTION, add_lora
+from valign.models.diffusion.lora import ATTENTION, TEXT_ATTENTION, add_lora
 from valign.models.diffusion.network_pool import Group, NetworkPool
 from valign.models.diffusion.pipeline import PipelineModel
 from valign.models.footprint import Unit, materialize, recompute, simulation
@@ -97,39 +97,49 @@ class Sketch:
 
         return self._unit("denoiser", work)
 
-    def trained(self, *, rank: int, targets: Sequence[str] = ATTENTION, checkpointed: bool) -> tuple[Unit, int]:
-        """A pass of the denoiser with gradients of a LoRA, whose factors count among the weights; and how many numbers they are."""
-        key = (rank, tuple(targets), checkpointed)
+    def trained(
+        self, *, rank: int, targets: Sequence[str] = ATTENTION, checkpointed: bool, text_encoder: bool = False
+    ) -> tuple[Unit, int]:
+        """A pass of the denoiser with gradients of a LoRA, whose factors count among the weights; and how many numbers they are.
+
+        Args: text_encoder: The text encoders have a LoRA, too, and read their text with gradients.
+        """
+        key = (rank, tuple(targets), checkpointed, text_encoder)
         if key not in self._known:
-            self._known[key] = self._trained(rank, targets, checkpointed)
+            self._known[key] = self._trained(rank, targets, checkpointed, text_encoder)
         return self._known[key]
 
     @cached_property
     def _known(self) -> dict[Any, tuple[Unit, int]]:
         return {}
 
-    def _trained(self, rank: int, targets: Sequence[str], checkpointed: bool) -> tuple[Unit, int]:
+    def _trained(self, rank: int, targets: Sequence[str], checkpointed: bool, text_encoder: bool) -> tuple[Unit, int]:
         model = self._model()
         network = model.pipe.unet
         if checkpointed:
             network.enable_gradient_checkpointing(recompute)
         add_lora(network, rank=rank, targets=targets)
-        count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        encoders = model.text_encoders if text_encoder else []
+        for encoder in encoders:
+            add_lora(encoder, rank=rank, targets=TEXT_ATTENTION)
+        count = sum(p.numel() for one in (network, *encoders) for p in one.parameters() if p.requires_grad)
 
         def work(model: PipelineModel) -> None:
             noisy, steps, texts = _noisy(model)
+            if text_encoder:
+                texts = replace(texts, embeds=torch.cat(_read_text(model), dim=-1).to(model.dtype))
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=model.dtype != torch.float32):
                 answer = model.predict(noisy, steps, texts)
             (answer.float() - noisy).square().mean((1, 2, 3)).sum().backward()
 
-        unit = self._unit("denoiser", work, model)
+        unit = self._unit("denoiser", work, model, *(("text",) if text_encoder else ()))
         gradients = 4 * count  # live at the peak, however many rows there are
         return Unit(unit.weights, unit.activations - gradients, unit.flops), count
 
-    def _unit(self, group: Group, work: Callable[[PipelineModel], Any], model: PipelineModel | None = None) -> Unit:
+    def _unit(self, group: Group, work: Callable[[PipelineModel], Any], model: PipelineModel | None = None, *more: Group) -> Unit:
         model = model or self._model()
         with simulation() as meter:
-            for name in model.groups()[group]:
+            for name in (name for one in (group, *more) for name in model.groups()[one]):
                 materialize(getattr(model.pipe, name))
             weights = meter.now
             found = meter.measure(lambda: work(model))
@@ -166,11 +176,12 @@ def _noisy(model: PipelineModel) -> tuple[Tensor, Tensor, Conditioning]:
     return torch.zeros(1, *model.latent_shape), torch.zeros(1, dtype=torch.long), _texts(model, 1)
 
 
-def _read_text(model: PipelineModel) -> None:
-    """Each text encoder on one text of full length."""
-    with torch.no_grad():
-        for name in model.groups()["text"]:
-            getattr(model.pipe, name)(torch.zeros(1, _tokens(model), dtype=torch.long), output_hidden_states=True)
+def _read_text(model: PipelineModel) -> list[Tensor]:
+    """Hidden states of each text encoder on one text of full length; with gradients where it trains."""
+    ids = torch.zeros(1, _tokens(model), dtype=torch.long)
+    trained = any(p.requires_grad for encoder in model.text_encoders for p in encoder.parameters())
+    with torch.set_grad_enabled(trained):
+        return [encoder(ids, output_hidden_states=True).hidden_states[-2] for encoder in model.text_encoders]
 
 
 def _tokens(model: PipelineModel) -> int:

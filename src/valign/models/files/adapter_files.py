@@ -9,8 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +17,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from valign.checks import UserError
-from valign.files import hash_file, hash_value, read_json, write_json, write_text
+from valign.files import write_json, write_text
+from valign.models.files.adapter_index import (
+    DIFFUSERS_HEADER,
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    PROVENANCE,
+    WEIGHTS,
+    AdapterIndex,
+    index_adapter,
+)
 from valign.models.files.finite import check_finite
-from valign.models.files.layouts import PREFIXES, ModuleEntry, check_modules, prefix_of, read_layout
+from valign.models.files.layouts import PREFIXES, TEXT_PREFIXES, ModuleEntry, prefix_of, split_name
 from valign.models.files.model_card import CARD, adapter_card
 from valign.models.files.tensor_stream import TensorIndex, stream_tensors
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
-PEFT_WEIGHTS = "adapter_model.safetensors"
-PEFT_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
-PROVENANCE = "valign.json"
-DIFFUSERS_HEADER = "lora_adapter_metadata"
 HUB_FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]")  # of the hub's cache
 
 
 @dataclass(frozen=True)
 class LoraFactors:
-    """One module's change of weight, ``scale * up @ down``."""
+    """One module's change of weight, ``scale * up @ down``; that of a convolution is laid flat, as its ``down`` is."""
 
     down: Float[Tensor, "rank fan_in"]
     up: Float[Tensor, "fan_out rank"]
     scale: float
+    kernel: tuple[int, int] | None = None  # of a convolution, whose fan_in is channels times kernel
 
     def __post_init__(self) -> None:
         if self.down.ndim != 2 or self.up.ndim != 2 or self.down.shape[0] != self.up.shape[1]:
@@ -61,7 +64,12 @@ class LoraFactors:
     def folded(self, weight: float = 1.0) -> "LoraFactors":
         """The same change times ``weight``, in float32, with scale 1: every multiplier sits in ``up``."""
         scale = self.scale * weight
-        return LoraFactors(self.down.float(), self.up.float() if scale == 1 else self.up.float() * scale, 1.0)
+        return LoraFactors(self.down.float(), self.up.float() if scale == 1 else self.up.float() * scale, 1.0, self.kernel)
+
+    def as_saved(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """``down`` and ``up`` as files have them, the scale left out: those of a convolution are convolutions."""
+        down, up = self.down.to(dtype), self.up.to(dtype)
+        return (down, up) if self.kernel is None else (down.reshape(self.rank, -1, *self.kernel), up[:, :, None, None])
 
     def delta(self) -> Float[Tensor, "fan_out fan_in"]:
         """The dense change of weight, float32 at least."""
@@ -73,10 +81,22 @@ class LoraFactors:
 class AdapterFile:
     """An opened adapter: the index is in memory, the factors stay on disk until asked for."""
 
-    folder: Path
+    index: AdapterIndex
     tensors: TensorIndex
-    entries: Mapping[str, ModuleEntry]
-    metadata: Mapping[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.index.folder
+
+    @property
+    def entries(self) -> Mapping[str, ModuleEntry]:
+        """By module."""
+        return self.index.entries
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The adapter's record."""
+        return self.index.metadata
 
     @property
     def prefix(self) -> str:
@@ -89,7 +109,7 @@ class AdapterFile:
         return sorted(self.entries)
 
     def factors(self, module: str) -> LoraFactors:
-        """One module's factors, in the file's dtype; 1 x 1 convolutions as the linear layers that they are.
+        """One module's factors, in the file's dtype; those of convolutions laid flat.
 
         Raises: UserError if there is no such module, or it is not finite: such an adapter draws black images, which look harmless.
         """
@@ -98,27 +118,25 @@ class AdapterFile:
         entry = self.entries[module]
         down, up = self.tensors.read(entry.down), self.tensors.read(entry.up)
         check_finite(self.tensors.path, {entry.down: down, entry.up: up})
-        return LoraFactors(down.flatten(1), up.flatten(1), entry.scale)
+        return LoraFactors(down.flatten(1), up.flatten(1), entry.scale, entry.kernel)
 
     def items(self) -> Iterator[tuple[str, LoraFactors]]:
         """Every module in sorted order, one in memory at a time."""
         return ((module, self.factors(module)) for module in self.modules)
 
-    @cached_property
-    def _hash(self) -> str:
-        return hash_value(
-            {"weights": hash_file(self.tensors.path), "scales": {name: entry.scale for name, entry in self.entries.items()}}
-        )
-
     def fingerprint(self) -> str:
         """SHA-256 over the weight file's bytes and the scales, hex."""
-        return self._hash
+        return self.index.fingerprint()
 
 
-def lora_config(ranks: Mapping[str, int]) -> dict[str, Any]:
-    """Arguments of ``peft.LoraConfig`` for these modules and ranks, with scale 1 everywhere (``alpha == rank``)."""
+def lora_config(ranks: Mapping[str, int], part: str = "") -> dict[str, Any]:
+    """Arguments of ``peft.LoraConfig`` for these modules and ranks, with scale 1 everywhere (``alpha == rank``).
+
+    Args: part: Prefix of a text encoder, whose modules are named by their ends: not every version of it has the same root.
+    """
     common = min(Counter(ranks.values()).items(), key=lambda item: (-item[1], item[0]))[0]
-    others = {f"^{module}": rank for module, rank in sorted(ranks.items()) if rank != common}
+    start = "" if part in TEXT_PREFIXES else "^"
+    others = {f"{start}{module}": rank for module, rank in sorted(ranks.items()) if rank != common}
     return {
         "r": common,
         "lora_alpha": common,
@@ -144,7 +162,8 @@ def save_adapter(
     Args:
         factors: By module name without ``prefix``; ranks may differ. A mapping is written in sorted order.
         metadata: JSON-able provenance: ``base``, ``base_fingerprint``, ``family``, ``category``, ``policy_hash``, ``sources``, ...
-        prefix: Of all keys: the adapted component's, see `DiffusionModel.components`, or that of an adapter file.
+        prefix: Of the keys of all modules but a text encoder's, whose names have their own: the adapted component's, see
+            `DiffusionModel.components`, or that of an adapter file.
         dtype: Of the file; scales are folded in float32 before the cast.
         peft: Write peft's own layout instead of diffusers', which any model loads; ``prefix`` does not count.
     Raises: UserError if there is no module, or one holds NaN or infinity.
@@ -156,18 +175,22 @@ def save_adapter(
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for module, lora in sorted(factors.items()) if isinstance(factors, Mapping) else factors:
-            folded = lora.folded()
-            down, up = folded.down.to(dtype), folded.up.to(dtype)
+            down, up = lora.folded().as_saved(dtype)
             if not (down.isfinite().all() and up.isfinite().all()):  # after rounding: half precision ends at 65504
                 raise UserError(f"{folder}: the factors of {module} must be finite, got NaN or infinity. Look at what made them.")
-            ranks[module] = folded.rank
-            yield f"{prefix}{module}.lora_A.weight", down
-            yield f"{prefix}{module}.lora_B.weight", up
+            ranks[module] = lora.rank
+            key = module if split_name(module)[0] else f"{prefix}{module}"
+            yield f"{key}.lora_A.weight", down
+            yield f"{key}.lora_B.weight", up
         if not ranks:
             raise UserError(f"{folder}: an adapter must have at least one module, got 0. Check which modules were chosen.")
 
     def header() -> dict[str, str]:
-        config = {f"{prefix}{key}": value for key, value in lora_config(ranks).items()}
+        parts: dict[str, dict[str, int]] = {}
+        for module, rank in ranks.items():
+            part, inner = split_name(module)
+            parts.setdefault(part or prefix, {})[inner] = rank
+        config = {f"{part}{key}": value for part, own in parts.items() for key, value in lora_config(own, part).items()}
         return {"valign": record} if peft else {DIFFUSERS_HEADER: json.dumps(config, sort_keys=True), "valign": record}
 
     stream_tensors(folder / (PEFT_WEIGHTS if peft else WEIGHTS), tensors(), header)
@@ -200,82 +223,9 @@ def open_adapter(folder: str | Path, *, anywhere: bool = False) -> AdapterFile:
     A training run's folder stands for the ``adapter`` folder in it.
 
     Args:
-        anywhere: Also take adapters of other models than the denoiser of Stable Diffusion, such as language models.
-    Raises: UserError for pickles and for anything but LoRA on linear layers (of the denoiser, unless ``anywhere``).
+        anywhere: Also take adapters of other models than Stable Diffusion, such as language models.
+    Raises: UserError for pickles and for anything but LoRA on linear layers and convolutions (of a U-Net and its text encoders,
+        unless ``anywhere``).
     """
-    folder = Path(folder)
-    weights = _weights_file(folder)
-    tensors = TensorIndex(weights)
-    shapes = {key: place.shape for key, place in tensors.places.items()}
-    alphas = {key: read_alpha(tensors, key) for key in shapes if key.endswith(".alpha")}
-    config = _config(weights, tensors.metadata)
-    home = weights.parent
-    record = home / PROVENANCE
-    metadata = checked_object(record, read_json(record)) if record.exists() else header_object(weights, tensors.metadata, "valign")
-    entries = read_layout(str(weights), shapes, config, alphas)
-    if "valign" not in tensors.metadata and not metadata and not anywhere:
-        check_modules(str(weights), entries)
-    return AdapterFile(home, tensors, entries, metadata)
-
-
-def header_object(path: Path, header: Mapping[str, str], name: str) -> dict[str, Any]:
-    """The JSON object under ``name`` in a file's header; empty without one. Raises: UserError for anything else."""
-    try:
-        found = json.loads(header.get(name, "{}"))
-    except (ValueError, RecursionError, TypeError):
-        found = None
-    return checked_object(f"{path}: {name} in its header", found)
-
-
-def checked_object(what: str | Path, found: object) -> dict[str, Any]:
-    """Raises: UserError unless it is a JSON object."""
-    if not isinstance(found, dict):
-        raise UserError(f"{what} must be a JSON object, got another kind. Save the adapter again.")
-    return found
-
-
-def read_alpha(tensors: TensorIndex, key: str) -> float:
-    """The one number of an ``.alpha`` tensor. Raises: UserError unless it is one finite number."""
-    found = tensors.read(key)
-    if found.numel() != 1 or not isfinite(found.item()):
-        raise UserError(f"{tensors.path}: {key} must be one finite number, got shape {tuple(found.shape)}. Save the file again.")
-    return float(found)
-
-
-def _config(weights: Path, header: Mapping[str, str]) -> dict[str, Any]:
-    """peft's config beside the weights, or diffusers' in the header (there its keys begin with the denoiser's prefix)."""
-    path = weights.parent / PEFT_CONFIG
-    if weights.name == PEFT_WEIGHTS and path.exists():
-        return checked_object(path, read_json(path))
-    if weights.name == PEFT_WEIGHTS:
-        raise UserError(f"{path} does not exist, and without it the adapter's scale is unknown. Copy it beside the weights.")
-    config = header_object(weights, header, DIFFUSERS_HEADER)
-    prefix = prefix_of(config)
-    ours = {key.removeprefix(prefix): value for key, value in config.items() if prefix and key.startswith(prefix)}
-    return ours or config
-
-
-def _weights_file(path: Path) -> Path:
-    """The one weight file that ``path`` stands for."""
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise UserError(
-                f"{path} must be a safetensors file, got {path.suffix or 'no suffix'}. Pickles are not read; convert it first."
-            )
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path} does not exist. Name an adapter folder or a .safetensors file.")
-    for name in (WEIGHTS, PEFT_WEIGHTS):
-        if (path / name).is_file():
-            return path / name
-    if (path / "adapter").is_dir():
-        return _weights_file(path / "adapter")
-    found = sorted(path.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"{path} must hold one adapter, got {', '.join(file.name for file in found)}. Name the file itself.")
-    pickles = sorted(file.name for suffix in ("bin", "pt", "pth", "ckpt") for file in path.glob(f"*.{suffix}"))
-    if pickles:
-        raise UserError(f"{path} holds {pickles[0]}, a pickle, and pickles are not read. Save it as safetensors first.")
-    raise UserError(f"{path} holds no adapter ({WEIGHTS}). Name an adapter folder, or train one first.")
+    found = index_adapter(folder, anywhere=anywhere)
+    return AdapterFile(found, TensorIndex(found.header.path, found.header))

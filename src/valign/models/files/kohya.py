@@ -1,4 +1,5 @@
-"""The kohya key layout, as ComfyUI and web interfaces read it: ``lora_unet_<module>`` with ``lora_down``, ``lora_up``, ``alpha``.
+"""The kohya key layout, as ComfyUI and web interfaces read it: ``lora_unet_<module>`` with ``lora_down``, ``lora_up``, ``alpha``;
+modules of text encoders are ``lora_te_<module>``, in SDXL ``lora_te1_`` and ``lora_te2_``.
 
 OneTrainer (``unet.<module>``) and ComfyUI (``diffusion_model.<module>``) write the same tensors under names with dots: read, too.
 
@@ -9,6 +10,7 @@ code (``input_blocks``, ``middle_block``, ``output_blocks``), in which blocks an
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Literal
@@ -22,35 +24,49 @@ from valign.files import hash_file
 from valign.models.files.adapter_files import (
     AdapterFile,
     LoraFactors,
-    header_object,
     open_adapter,
     public_record,
-    read_alpha,
     save_adapter,
 )
+from valign.models.files.adapter_index import header_object
 from valign.models.files.finite import check_finite
-from valign.models.files.layouts import UNET, check_modules, is_matrix
+from valign.models.files.layouts import UNET, check_modules, full_name, is_matrix, split_name
 from valign.models.files.tensor_stream import TensorIndex, stream_tensors
 
 Family = Literal["stable-diffusion", "sdxl"]
 PREFIX = "lora_unet_"
 WORDS = (  # names that hold an underscore of their own; every other underscore stands for a dot
     "down_blocks|up_blocks|mid_block|transformer_blocks|time_emb_proj|time_embedding|add_embedding|linear_1|linear_2"
-    "|to_q|to_k|to_v|to_out|proj_in|proj_out"
+    "|to_q|to_k|to_v|to_out|proj_in|proj_out|conv_in|conv_out|conv_shortcut"
 )
-SDXL_EMBEDDINGS = {
+SDXL_NAMES = {
     "time_embedding.linear_1": "time_embed_0",
     "time_embedding.linear_2": "time_embed_2",
     "add_embedding.linear_1": "label_emb_0_0",
     "add_embedding.linear_2": "label_emb_0_2",
+    "conv_in": "input_blocks_0_0",
+    "conv_out": "out_2",
 }
 DOTTED = ("unet.", "model.diffusion_model.", "diffusion_model.")  # OneTrainer's and ComfyUI's names, with dots
-TEXT_ENCODERS = ("lora_te", "text_encoder", "te1.", "te2.", "te.", "clip_l.", "clip_g.", "lora_clip")
+TEXT_ENCODERS = {  # what a text encoder's names begin with, kohya's, OneTrainer's or ComfyUI's -> what they do in adapter files
+    **dict.fromkeys(("lora_te_", "lora_te1_", "te.", "te1.", "text_encoder.", "clip_l."), "text_encoder."),
+    **dict.fromkeys(("lora_te2_", "te2.", "text_encoder_2.", "clip_g."), "text_encoder_2."),
+}
+TEXT_MODULE = re.compile(r"(?:text_model[_.])?encoder[_.]layers[_.](\d+)[_.](self_attn|mlp)[_.](\w+)")
+WRITTEN: dict[Family, dict[str, str]] = {  # the same the other way round
+    "stable-diffusion": {"text_encoder.": "lora_te_"},
+    "sdxl": {"text_encoder.": "lora_te1_", "text_encoder_2.": "lora_te2_"},
+}
 KEY = re.compile(r"(?P<name>.+)\.(?P<part>alpha|lora_down\.weight|lora_up\.weight|lora_A\.weight|lora_B\.weight)")
 HALVES = {"alpha": "alpha", "lora_down.weight": "down", "lora_up.weight": "up", "lora_A.weight": "down", "lora_B.weight": "up"}
 TEXT_WIDTHS: dict[int, Family] = {768: "stable-diffusion", 1024: "stable-diffusion", 2048: "sdxl"}  # of 1.x, 2.x and XL
-SDXL_INNER = {"time_emb_proj": "emb_layers_1"}  # the only linear layer of a residual block
-SDXL_NAME = re.compile("input_blocks|middle_block|output_blocks|label_emb|time_embed_")
+SDXL_INNER = {  # inside a residual block
+    "time_emb_proj": "emb_layers_1",
+    "conv1": "in_layers_2",
+    "conv2": "out_layers_3",
+    "conv_shortcut": "skip_connection",
+}
+OF_SDXL = re.compile("input_blocks|middle_block|output_blocks|label_emb|time_embed_|out_2$")
 SIDES = {"down_blocks": ("input_blocks", 1), "up_blocks": ("output_blocks", 0)}  # input_blocks_0 is the first convolution
 KINDS = ("resnets", "attentions")
 
@@ -59,8 +75,12 @@ def to_kohya(module: str, family: Family, *, layers_per_block: int = 2) -> str:
     """A module's kohya name, without the ``lora_unet_`` prefix; ``layers_per_block`` as in the U-Net's config (2 in SDXL)."""
     if family == "stable-diffusion":
         return module.replace(".", "_")
-    if module in SDXL_EMBEDDINGS:
-        return SDXL_EMBEDDINGS[module]
+    if module in SDXL_NAMES:
+        return SDXL_NAMES[module]
+    if match := re.fullmatch(r"down_blocks\.(\d+)\.downsamplers\.0\.conv", module):
+        return f"input_blocks_{(int(match[1]) + 1) * (layers_per_block + 1)}_0_op"
+    if match := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.conv", module):  # after the block's last residual and attention
+        return f"output_blocks_{int(match[1]) * (layers_per_block + 1) + layers_per_block}_2_conv"
     if match := re.fullmatch(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", module):
         side, block, kind, layer, inner = match.groups()
         name, first = SIDES[side]
@@ -76,9 +96,13 @@ def from_kohya(name: str, family: Family, *, layers_per_block: int = 2) -> str:
     """The inverse of `to_kohya`."""
     if family == "stable-diffusion":
         return _dotted(name)
-    for module, known in SDXL_EMBEDDINGS.items():
+    for module, known in SDXL_NAMES.items():
         if name == known:
             return module
+    if match := re.fullmatch(r"input_blocks_(\d+)_0_op", name):
+        return f"down_blocks.{int(match[1]) // (layers_per_block + 1) - 1}.downsamplers.0.conv"
+    if match := re.fullmatch(r"output_blocks_(\d+)_2_conv", name):
+        return f"up_blocks.{int(match[1]) // (layers_per_block + 1)}.upsamplers.0.conv"
     if match := re.fullmatch(r"(input_blocks|output_blocks)_(\d+)_([01])_(.+)", name):
         side, number, kind, inner = match.groups()
         ours = "down_blocks" if side == "input_blocks" else "up_blocks"
@@ -106,11 +130,13 @@ def export_kohya(folder: str | Path, out_file: Path, *, family: Family | None = 
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for module, lora in adapter.items():
-            name, factors = PREFIX + to_kohya(module, family, layers_per_block=layers_per_block), lora.folded()
+            name, factors = _key(adapter, module, family, layers_per_block), lora.folded()
             missing = rank - factors.rank
+            padded = replace(factors, down=pad(factors.down, (0, 0, 0, missing)), up=pad(factors.up, (0, missing)))
+            down, up = padded.as_saved(dtype)
             yield f"{name}.alpha", torch.tensor(float(rank), dtype=dtype)
-            yield f"{name}.lora_down.weight", pad(factors.down, (0, 0, 0, missing)).to(dtype)
-            yield f"{name}.lora_up.weight", pad(factors.up, (0, missing)).to(dtype)
+            yield f"{name}.lora_down.weight", down
+            yield f"{name}.lora_up.weight", up
 
     header = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     if family == "sdxl":
@@ -129,7 +155,7 @@ def import_kohya(file: str | Path, out_folder: Path, *, layers_per_block: int = 
     """Turn a file of kohya's tools, of OneTrainer or in ComfyUI's names into an adapter folder.
 
     ``alpha / rank`` is folded into ``up``, exactly where it is a power of two; else the file's widest precision is kept.
-    Raises: UserError for wider convolutions, text encoders, LyCORIS forms, DoRA, pickles and names that no U-Net has.
+    Raises: UserError for LyCORIS forms, DoRA, pickles and names that neither a U-Net nor a text encoder has.
     """
     file = Path(file)
     if file.suffix != ".safetensors" or not file.is_file():
@@ -141,7 +167,7 @@ def import_kohya(file: str | Path, out_folder: Path, *, layers_per_block: int = 
         raise UserError(f"{file} must name each module once, got {len(found)} names of {len(modules)} modules. Save it again.")
     check_modules(str(file), modules)
     scales = {module: _scale(tensors, parts) for module, parts in modules.items()}
-    fan_in = {module: tensors.places[parts["down"]].shape[1] for module, parts in modules.items()}
+    fan_in = {module: tensors.places[parts["down"]].shape[1] for module, parts in modules.items() if not split_name(module)[0]}
     widest = _widest(tensors.places[parts[half]].dtype for parts in modules.values() for half in ("down", "up"))
     family = _guess_family(fan_in)
     metadata = header_object(file, tensors.metadata, "valign") or {
@@ -155,6 +181,16 @@ def import_kohya(file: str | Path, out_folder: Path, *, layers_per_block: int = 
         dtype=widest if set(scales.values()) == {1.0} else torch.promote_types(widest, torch.float32),
     )
     return Path(out_folder)
+
+
+def _key(adapter: AdapterFile, module: str, family: Family, layers_per_block: int) -> str:
+    """The module's whole name in a kohya file."""
+    part, _ = split_name(module)
+    if not part:
+        return PREFIX + to_kohya(module, family, layers_per_block=layers_per_block)
+    if part not in WRITTEN[family]:
+        raise UserError(f"{adapter.folder}: {module} is of a second text encoder, which {family} does not have. Check family.")
+    return WRITTEN[family][part] + module.removeprefix(part).replace(".", "_")
 
 
 def _inner_name(inner: str) -> str:
@@ -173,7 +209,7 @@ def _family_of(adapter: AdapterFile) -> Family:
     said = adapter.metadata.get("family")
     if said in ("stable-diffusion", "sdxl"):
         return said  # type: ignore[no-any-return]
-    family = _guess_family({module: entry.shape[1] for module, entry in adapter.entries.items()})
+    family = _guess_family({module: entry.shape[1] for module, entry in adapter.entries.items() if not split_name(module)[0]})
     if family is None:
         raise UserError(
             f"{adapter.folder}: the family of the base model must be known, and neither record nor modules tell. Give family."
@@ -209,12 +245,10 @@ def _read_names(file: Path, tensors: TensorIndex) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for key in tensors.places:
         match = KEY.fullmatch(key)
-        if not key.startswith((PREFIX, *DOTTED)):
-            if key.startswith(TEXT_ENCODERS):
-                raise UserError(f"{file} must adapt the U-Net only, got {key}. Export it without its text-encoder part.")
+        if not key.startswith((PREFIX, *DOTTED, *TEXT_ENCODERS)):
             raise UserError(
-                f"{file} must adapt the U-Net only, got {key}. "
-                f"Names begin with {', '.join((PREFIX, *DOTTED))}: is it for another model?"
+                f"{file} must adapt a U-Net and its text encoders only, got {key}. "
+                f"Names begin with {', '.join((PREFIX, *DOTTED, 'lora_te'))}: is it for another model?"
             )
         if match is None:
             raise UserError(f"{file} must be plain LoRA, got {key}. LoHa, LoKr, LoCon and DoRA files are not read.")
@@ -224,20 +258,25 @@ def _read_names(file: Path, tensors: TensorIndex) -> dict[str, dict[str, str]]:
     for name, parts in found.items():
         if not {"down", "up"} <= parts.keys():
             raise UserError(f"{file}: {name} must have lora_down and lora_up. The file is incomplete; download it again.")
-        for half in ("down", "up"):
-            if not is_matrix(shape := tensors.places[parts[half]].shape):
-                raise UserError(f"{file}: {name} must be LoRA on a linear layer, got {shape}. Leave the convolutions out.")
+        down, up = (tensors.places[parts[half]].shape for half in ("down", "up"))
+        if len(down) not in (2, 4) or not is_matrix(up):
+            raise UserError(f"{file}: {name} must be LoRA on a linear layer or a convolution, got {down} and {up}. Leave it out.")
     return dict(sorted(found.items()))
 
 
 def _module_of(file: Path, name: str, layers_per_block: int) -> str:
     """The module in diffusers' names: those of latent-diffusion and underscores for dots are undone."""
-    prefix = next(prefix for prefix in (PREFIX, *DOTTED) if name.startswith(prefix))
+    prefix = next(prefix for prefix in (PREFIX, *DOTTED, *TEXT_ENCODERS) if name.startswith(prefix))
     inner = name.removeprefix(prefix)
+    if prefix in TEXT_ENCODERS:
+        match = TEXT_MODULE.fullmatch(inner)
+        if match is None:
+            raise UserError(f"{file}: {name} is not a name of a CLIP text encoder's layer. Is the file for another model?")
+        return full_name(TEXT_ENCODERS[prefix], f"encoder.layers.{match[1]}.{match[2]}.{match[3]}")
     if prefix != PREFIX and UNET.fullmatch(inner):
         return inner
     short = inner.replace(".", "_")
-    family: Family = "sdxl" if SDXL_NAME.match(short) else "stable-diffusion"
+    family: Family = "sdxl" if OF_SDXL.match(short) else "stable-diffusion"
     module = from_kohya(short, family, layers_per_block=layers_per_block)
     if to_kohya(module, family, layers_per_block=layers_per_block) != short:
         raise UserError(f"{file}: {name} is not a name of a U-Net. Is the file for another model?")
@@ -246,10 +285,11 @@ def _module_of(file: Path, name: str, layers_per_block: int) -> str:
 
 def _scale(tensors: TensorIndex, parts: Mapping[str, str]) -> float:
     """``alpha / rank``; by kohya's rule, no alpha means ``alpha == rank``."""
-    return read_alpha(tensors, parts["alpha"]) / tensors.places[parts["down"]].shape[0] if "alpha" in parts else 1.0
+    return tensors.header.number(parts["alpha"]) / tensors.places[parts["down"]].shape[0] if "alpha" in parts else 1.0
 
 
 def _factors(tensors: TensorIndex, parts: Mapping[str, str], scale: float) -> LoraFactors:
-    read = {half: tensors.read(parts[half]).flatten(1) for half in ("down", "up")}
-    check_finite(tensors.path, {parts[half]: tensor for half, tensor in read.items()})
-    return LoraFactors(read["down"], read["up"], scale)
+    down, up = (tensors.read(parts[half]) for half in ("down", "up"))
+    check_finite(tensors.path, {parts["down"]: down, parts["up"]: up})
+    kernel = (down.shape[2], down.shape[3]) if down.ndim == 4 else None
+    return LoraFactors(down.flatten(1), up.flatten(1), scale, kernel)

@@ -10,11 +10,11 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from valign.checks import UserError
 from valign.files import atomic_path
+from valign.models.files.tensor_header import TensorHeader
 
 DTYPES = {
     torch.float64: "F64",
@@ -107,26 +107,14 @@ class TensorIndex:
     """The names, shapes and places of a file's tensors, checked by safetensors itself; `read` fetches one tensor.
 
     Unlike an open `safe_open`, it maps nothing into memory, so what was read can be forgotten; and it parses the header once.
-    Raises: UserError if the file is broken or holds a dtype that adapters do not have.
+    Raises: UserError as `TensorHeader` does.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with safe_open(path, framework="pt"):  # validates header, offsets and length
-                pass
-            with path.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(length))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is not a readable safetensors file: {error}. Make or download it again.") from error
-        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-        self.places: dict[str, TensorLocation] = {}
-        for name, entry in sorted(header.items()):
-            if entry["dtype"] not in NAMED:
-                raise UserError(f"{path}: {name} must be {', '.join(NAMED)}, got {entry['dtype']}. Convert the file first.")
-            start, _ = entry["data_offsets"]
-            self.places[name] = TensorLocation(NAMED[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
+    def __init__(self, path: Path, header: TensorHeader | None = None) -> None:
+        self.path, self.header = path, header or TensorHeader(path)
+        self.metadata = self.header.metadata
+        places = self.header.places.items()
+        self.places = {name: TensorLocation(NAMED[place.dtype], place.shape, place.start) for name, place in places}
 
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""

@@ -93,6 +93,18 @@ class TaskModel(nn.Module, ABC):
         """How many rows have text that is longer than the model reads; 0 for a model without texts."""
         return 0
 
+    @property
+    def main(self) -> nn.Module:
+        """The network whose architecture says what is adapted by default."""
+        return self.network
+
+    def more_targets(self, targets: tuple[str, ...]) -> tuple[str, ...]:
+        """``targets`` with what the model adds to them; nothing by default."""
+        return targets
+
+    def attached(self, handle: Any) -> None:
+        """Called once a method is on `network`. Raises: UserError for a method whose result the model cannot save."""
+
     def prepare(self, rows: Sequence[Any]) -> None:
         """Called once before training with all rows that will be seen; nothing by default."""
 

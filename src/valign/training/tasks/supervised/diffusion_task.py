@@ -1,4 +1,5 @@
-"""A diffusion model's U-Net as something to fine-tune: it learns to take the noise out of images, given their captions."""
+"""A diffusion model as something to fine-tune: its U-Net learns to take the noise out of images, given their captions, and its text
+encoders may learn with it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -6,15 +7,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from valign.checks import check_range
+from valign.adapters import LoraHandle
+from valign.checks import UserError, check_range
 from valign.data.tasks.base import TaskRow
 from valign.data.tasks.captions import CaptionedImage, PairRow
 from valign.data.tasks.image_folders import bucket_of
 from valign.interfaces import ReadsText
 from valign.models.diffusion.adapter_base import base_record
 from valign.models.diffusion.base import Conditioning, DiffusionModel, LatentDist
+from valign.models.diffusion.lora import CONVOLUTIONS, TEXT_ATTENTION, adaptable
+from valign.models.files.adapter_files import LoraFactors
+from valign.models.files.layouts import full_name
 from valign.models.heads.task_model import Target, TaskBatch, TaskModel
 from valign.randomness import generator_for
 from valign.training.engine.draws import PairDraw, draw_pair
@@ -39,7 +44,8 @@ class MixedBatch(TaskBatch):
 
 
 class DiffusionTaskModel(TaskModel):
-    """``network`` is the U-Net. The loss of an image is the mean squared error of its noise (or velocity), at one timestep.
+    """``network`` is the U-Net, or it and the text encoders by their names in `DiffusionModel.components`. The loss of an image is
+    the mean squared error of its noise (or velocity), at one timestep.
 
     Timestep, noise and dropped caption of an image depend on the image and, while training, on torch's global seed, which the
     caller sets for each step; in evaluation mode they are always the same. So neither batches nor a resume change a draw.
@@ -49,12 +55,32 @@ class DiffusionTaskModel(TaskModel):
         empty_prompt_prob: Share of captions replaced by the empty one while training: the other half of guidance.
         buckets: Images keep about their shape, in sizes of no more pixels than the model's own square; else all are cropped square.
             Images of different sizes stand in one batch and are denoised size by size; every image counts alike.
+        text_encoder: The text encoders train, too. Every caption is encoded again in every step.
+        convolutions: The U-Net's convolutions are among the modules to adapt.
+    Raises: UserError for text encoders that train on a model whose networks come and go.
     """
 
-    def __init__(self, diffusion: DiffusionModel, *, empty_prompt_prob: float = 0.1, buckets: bool = False) -> None:
+    def __init__(
+        self,
+        diffusion: DiffusionModel,
+        *,
+        empty_prompt_prob: float = 0.1,
+        buckets: bool = False,
+        text_encoder: bool = False,
+        convolutions: bool = False,
+    ) -> None:
         check_range("DiffusionTaskModel.empty_prompt_prob", empty_prompt_prob, low=0.0, high=1.0)
-        super().__init__(diffusion.denoiser, Target("diffusion"), apart=False, fingerprint=diffusion.fingerprint(), seed=None)
+        if text_encoder and diffusion.pool.mode != "resident":
+            raise UserError(
+                f"--text-encoder trains networks that memory.{diffusion.pool.mode} sends away, and no encoded caption can be kept. "
+                "Leave one of them out."
+            )
+        network = diffusion.denoiser
+        if text_encoder:
+            network = nn.ModuleDict(dict(zip(diffusion.components, adaptable(diffusion).values(), strict=True)))
+        super().__init__(network, Target("diffusion"), apart=False, fingerprint=diffusion.fingerprint(), seed=None)
         self.diffusion, self.empty_prompt_prob, self.buckets = diffusion, empty_prompt_prob, buckets
+        self.text_encoder, self.convolutions = text_encoder, convolutions
         self._latents: dict[str, LatentDist] = {}  # by the image's digest; read and encoded when first met
         self._texts: dict[str, Conditioning] = {}
 
@@ -79,8 +105,8 @@ class DiffusionTaskModel(TaskModel):
         noise, posterior = (torch.stack(each).to(self.device) for each in zip(*((d.noise, d.winner_noise) for d in draws)))
         latents = torch.cat([dist.mean for dist in known]) + torch.cat([dist.std for dist in known]) * posterior
         timesteps = torch.tensor([draw.timestep for draw in draws], device=self.device)
-        captions = [self._caption("" if draw.drop_caption else row.caption) for row, draw in zip(rows, draws)]
-        texts = Conditioning.cat(captions).at_size(*self.size_of(rows[0]))
+        texts = self._texts_of(["" if draw.drop_caption else row.caption for row, draw in zip(rows, draws)])
+        texts = texts.at_size(*self.size_of(rows[0]))
         inputs = {
             "noisy": self.diffusion.schedule.add_noise(latents, noise, timesteps),
             "timesteps": timesteps,
@@ -97,6 +123,42 @@ class DiffusionTaskModel(TaskModel):
         for row in rows:
             self._image(row)
         self.diffusion.pool.need("denoiser")
+
+    @property
+    def main(self) -> nn.Module:
+        return self.diffusion.denoiser
+
+    def attached(self, handle: Any) -> None:
+        if self.text_encoder and not isinstance(handle, LoraHandle):
+            raise UserError(
+                "--text-encoder must go with a method that ends as plain LoRA, such as lora: no other file holds changes of two "
+                "networks. Choose another --adapter, or leave it out."
+            )
+
+    def more_targets(self, targets: tuple[str, ...]) -> tuple[str, ...]:
+        """With the U-Net's convolutions, and with the text encoders' attention unless ``targets`` name some of their modules."""
+        found = targets
+        if self.convolutions:
+            modules = self.diffusion.denoiser.named_modules()
+            names = {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Conv2d)}
+            found += tuple(name for name in CONVOLUTIONS if name in names and name not in found)
+        if self.text_encoder:
+            names = {f".{name}" for encoder in self.diffusion.text_encoders for name, _ in encoder.named_modules()}
+            found += () if any(name.endswith(f".{target}") for name in names for target in found) else TEXT_ATTENTION
+        return found
+
+    def adapted_modules(self, factors: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
+        """Changes of `network` under the names that adapter files have, see `AdapterFile.modules`."""
+        if not self.text_encoder:
+            return dict(factors)
+        prefixes = dict(zip(self.diffusion.components, adaptable(self.diffusion), strict=True))
+        parts = {module: module.partition(".") for module in factors}
+        return {full_name(prefixes[part], inner): factors[module] for module, (part, _, inner) in parts.items()}
+
+    def checkpoint_gradients(self) -> None:
+        self.diffusion.checkpoint_gradients(True)
+        for encoder in self.diffusion.text_encoders if self.text_encoder else ():
+            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
 
     def cut(self, rows: Sequence[CaptionedImage | PairRow]) -> int:
         """How many captions are longer than the text encoder reads; 0 where the model does not say."""
@@ -123,7 +185,8 @@ class DiffusionTaskModel(TaskModel):
 
     def reading(self) -> dict[str, Any]:
         reading = {"side": self.diffusion.image_size, "empty_prompt_prob": self.empty_prompt_prob}
-        return reading | ({"buckets": True} if self.buckets else {})  # records of squares have no such entry
+        more = {"buckets": self.buckets, "text_encoder": self.text_encoder, "convolutions": self.convolutions}
+        return reading | {name: True for name, on in more.items() if on}  # records of a U-Net on squares have no such entries
 
     def provenance(self) -> dict[str, str]:
         """For the adapter's record."""
@@ -151,6 +214,12 @@ class DiffusionTaskModel(TaskModel):
             pixels = row.pixels(wide) if wide == high else row.pixels_in(wide, high)
             self._latents[row.digest] = self.diffusion.encode_images(pixels[None])
         return self._latents[row.digest]
+
+    def _texts_of(self, captions: Sequence[str]) -> Conditioning:
+        """Encoded once and kept, unless the text encoders train."""
+        if self.text_encoder:
+            return self.diffusion.encode_prompts(captions)
+        return Conditioning.cat([self._caption(caption) for caption in captions])
 
     def _caption(self, text: str) -> Conditioning:
         if text not in self._texts:

@@ -179,13 +179,13 @@ def _samples(model: TaskModel, data: TaskData, config: SupervisedConfig, out: Pa
 
 
 def _save_adapter(folder: Path, model: TaskModel, handle: AdapterHandle) -> None:
-    """LoRA on a diffusion model's U-Net as the rest of the house writes it, which diffusers loads; all else as peft has it."""
+    """LoRA on a diffusion model as the rest of the house writes it, which diffusers loads; all else as peft has it."""
     if isinstance(model, ChatTaskModel):
         return save_chat_adapter(folder, handle, model.renderer.tokenizer)
     if not isinstance(model, DiffusionTaskModel) or not isinstance(handle, LoraHandle):
         return handle.save(folder)
     prefix = model.diffusion.components["denoiser"]
-    save_adapter(folder, export_lora(handle.network), metadata=model.provenance(), prefix=prefix)
+    save_adapter(folder, model.adapted_modules(export_lora(handle.network)), metadata=model.provenance(), prefix=prefix)
 
 
 def save_chat_adapter(folder: Path, handle: AdapterHandle, tokenizer: Any) -> None:

@@ -53,7 +53,9 @@ class SupervisedTask(TrainingTask):
             preservation.start([data.train[place] for place in sorted(visited)], batch_size=config.eval_batch)
         own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         model.train()
-        self.handle = tuning.adapter.attach(self._context(default_targets(model.network, targets)))
+        found = default_targets(model.network if targets else model.main, targets)
+        self.handle = tuning.adapter.attach(self._context(model.more_targets(found)))
+        model.attached(self.handle)
         self.hooks = {"method": self.handle}
         model.network = self.handle.network
         if preservation is not None:
