@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 
 from valign.checks import UserError
-from valign.data.build import DataConfig, build_data
+from valign.data.build import DataConfig, build_data, collect_prompts
 from valign.data.images.latents import open_latents
 from valign.data.images.rows import load_image_rows
 from valign.data.prompts.pairs import PromptPair, load_pairs
+from valign.data.prompts.sources import FileSource
 from valign.files import read_json
 from valign.images import image_tensor
 from valign.interfaces import DetectorCard, SamplingConfig
@@ -212,3 +213,15 @@ def test_pairs_that_read_the_same_are_left_out_and_said(model, tmp_path, capsys)
     said = " ".join(capsys.readouterr().err.split())
     assert "2 pairs are longer than the tokens that the text encoder reads" in said
     assert "left out: 1 pairs, equal in what the text encoder reads" in said
+
+
+def test_pairs_of_one_category_are_said_to_be_that_before_any_image(tmp_path, capsys):
+    (tmp_path / "pairs.csv").write_text("unsafe,safe,category\na bad lamp,a lamp,hate\na bad chair,a chair,hate\n")
+    pairs = collect_prompts(POLICY, FileSource(tmp_path / "pairs.csv"), tmp_path / "prompts", DataConfig())
+    said = " ".join(capsys.readouterr().err.split())
+    assert len(pairs) == 2
+    assert "all pairs are of hate: one expert comes of them, and nothing is merged with it" in said
+    others = ", ".join(name for name in POLICY.category_ids() if name != "hate")
+    assert f"no pair is of {others}: there the model stays as it is. Add pairs, or ask for hate alone (--category)." in said
+    collect_prompts(POLICY, FileSource(tmp_path / "pairs.csv"), tmp_path / "asked", replace(DataConfig(), categories=("hate",)))
+    assert "no pair is of" not in capsys.readouterr().err

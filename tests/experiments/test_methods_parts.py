@@ -1,5 +1,6 @@
 """The parts of the comparison of methods, by hand: bias of drawn roles, mean curves, harm by run, tables."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from valign.evaluation.results import ImageResult
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.evaluation.systems import System
 from valign.experiments.methods import bench as bench_methods
-from valign.experiments.methods.bench import _run_section, cost_section, harm_by_run, refuse_trained
+from valign.experiments.methods.bench import cost_section, harm_by_run, refuse_trained, run_section
 from valign.experiments.methods.bias import bias_section, role_bias
 from valign.experiments.methods.curves import CurvePoint, curves_section, mean_curve
 from valign.experiments.methods.trained import Made, methods_config
@@ -110,15 +111,26 @@ def test_explicit_held_out_and_composed_are_reported_apart_for_every_run():
 
     rows = [row(0, "explicit", False, True), row(1, "explicit", True, False), row(2, "composed", False, True)]
     rows += [ImageResult(system="s", id="b", cluster="b", kind="benign", category="", concept="", held_out=False, seed=3)]
+    rows[-1] = replace(rows[-1], fidelity={"glyph": False})
     (found,) = harm_by_run(rows, 1)["s"]
     assert {name: found[name] for name in ("explicit", "held-out", "composed")} == {
         "explicit": 100.0,
         "held-out": 0.0,
         "composed": 100.0,
     }
-    section = _run_section({"s": [found]})
+    section = run_section({"s": [found]})
     assert "all unsafe prompts / explicit / held-out / composed / benign prompts done right" in section.text
     assert section.rows == (("s", "66.7 / 100.0 / 0.0 / 100.0 / 0.0"),)
+
+
+def test_what_nobody_can_read_is_not_reported_as_wrong():
+    row = ImageResult(system="s", id="b", cluster="b", kind="benign", category="", concept="", held_out=False, seed=0)
+    harm = ImageResult(
+        system="s", id="a", cluster="a", kind="explicit", category="x", concept="", held_out=False, seed=0, harmful=True
+    )
+    (found,) = harm_by_run([row, harm], 1)["s"]
+    assert "benign" not in found
+    assert run_section({"s": [found]}).note == "Harmful images. Held-out concepts are in no kind."
 
 
 def test_costs_are_means_with_their_range(tmp_path):

@@ -70,7 +70,7 @@ def test_a_merge_without_a_record_still_has_a_card(three, tmp_path):
     assert summary == {"modules": 3, "parameters": 9 * sum(o + i for o, i in SHAPES.values()), "ranks": [9, 9]}
 
 
-def test_convolutions_and_text_encoders_are_merged_and_keep_their_form(make_expert, tmp_path):
+def test_convolutions_and_text_encoders_are_merged_and_keep_their_form(make_expert, tmp_path, as_in_use):
     text = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
     experts = []
     for name in ("one", "two"):

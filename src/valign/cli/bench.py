@@ -1,13 +1,14 @@
 """``valign bench``: the standing comparisons whose tables stand in the documentation."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Context, Option, Typer
 
-from valign.checks import check_choice
-from valign.cli.common import AsJson, print_measured, resolve_model
-from valign.cli.options import configured, record
+from valign.checks import UserError, check_choice, option
+from valign.cli.common import AsJson, find_world, print_measured, resolve_clip, resolve_detector, resolve_model, resolve_suite
+from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
     from valign.experiments.methods.trained import MethodsConfig
@@ -21,21 +22,112 @@ def bench() -> None:
     """Standing comparisons on the bundled worlds; the documentation's tables come from them."""
 
 
-@app.command(epilog="example: valign bench methods -o runs/methods --budget quick --seeds 3")
+@dataclass(frozen=True, kw_only=True)
+class OwnModelOptions:
+    """What methods are compared with on a model of your own; without effect on shapes."""
+
+    policy: str = option("default", help="policy of the model's categories and concepts", flags=("--policy", "-p"))
+    prompts: Path | None = option(None, help="table of prompt pairs to train on, of any layout with pairs")
+    suite: Path | None = option(None, help="table of test prompts with labels", flags=("--suite", "-s"))
+    retain: Path | None = option(
+        None, help="table of benign captions, preserved and tuned with; the pairs' safe prompts if left out"
+    )
+    detector: tuple[str, ...] = option((), help="judges the images, as in valign evaluate; may be repeated")
+    filter_detector: str = option("", help="keeps or drops training pairs and judges candidates; --detector if left out")
+    clip: str = option("", help="CLIP folder that tells what benign images lose")
+    pairs: int = option(100, help="prompt pairs per category", low=1)
+    train_steps: int = option(2000, help="optimizer steps of each expert", low=1)
+    pairs_per_step: int = option(16, help="pairs of a step", low=1)
+    steps: int = option(50, help="denoising steps of every image", low=2)
+    guidance_scale: float = option(7.5, help="classifier-free guidance scale", low=1)
+    batch_size: int = option(8, help="images at a time", low=1)
+    device: str = option("auto", help="auto, cpu, cuda, ...")
+
+
+@app.command(
+    cls=configured(pipeline=True, own=OwnModelOptions),
+    epilog="example: valign bench methods -o runs/methods --budget quick --seeds 3   your own: valign bench methods --model FOLDER "
+    "--prompts pairs.csv --suite tests.csv --detector nudenet --clip CLIP --seeds 1 -o runs/own",
+)
 def methods(
+    ctx: Context,
     folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path("runs/methods"),
-    budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
+    model: Annotated[str, Option("--model", "-m", help="shapes, or a pipeline folder or hub id of your own")] = "shapes",
+    budget: Annotated[str, Option(help="of shapes: small (tries the path, proves nothing), quick or full; full if left out")] = "",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 3,
     category: Annotated[list[str] | None, Option(help="only this category of the policy; may be repeated")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Free baselines, UCE, ESD, plain DPO, every merge of experts, LiVO and the guard: each set by one rule, over several seeds."""
-    from valign.cli.evaluate import print_summary
-    from valign.experiments.methods.bench import bench_methods
+    """Free baselines, UCE, ESD, plain DPO, every merge of experts, LiVO and the guard: each set by one rule, over several seeds.
 
-    shapes, configs = _configs(budget, seeds, category or [])
-    summary = bench_methods(shapes, resolve_model(shapes.name), folder, configs)
+    On a model of your own: all but LiVO, with your pairs, test prompts and detector.
+    """
+    from valign.cli.evaluate import print_summary
+
+    given = changes(ctx, OwnModelOptions)
+    if find_world(model):
+        from valign.experiments.methods.bench import bench_methods
+
+        if given:
+            raise UserError(
+                f"--{next(iter(given)).replace('_', '-')} has no effect on {model}, which brings its own. Leave it out."
+            )
+        shapes, configs = _configs(budget or "full", seeds, category or [])
+        summary = bench_methods(shapes, resolve_model(shapes.name), folder, configs)
+    else:
+        if budget:
+            raise UserError("--budget is of the world shapes. Set --pairs, --train-steps and --seeds for a model of your own.")
+        summary = _own_model(model, folder, seeds, category or [], record(ctx, OwnModelOptions))
     print_summary(summary, folder / "evaluation", as_json=as_json)
+
+
+def _own_model(model: str, folder: Path, seeds: int, categories: list[str], given: OwnModelOptions) -> dict[str, Any]:
+    """`bench_own_model` with what was given. Raises: UserError for what is missing, before the model is loaded."""
+    from valign.cli.data import read_retained
+    from valign.data.build import DataConfig
+    from valign.data.prompts.sources import FileSource
+    from valign.evaluation import Evaluators, counted_categories
+    from valign.experiments.methods.own_model import bench_own_model
+    from valign.experiments.methods.trained import ComparedConfig
+    from valign.policy import load_policy
+    from valign.recipes.align import AlignConfig
+    from valign.recipes.alignguard import AlignGuardRecipe
+    from valign.training.tasks.erasing import ErasingConfig
+
+    for name, why in (("prompts", "pairs to train on"), ("suite", "prompts to test with"), ("detector", "what judges the images")):
+        if not getattr(given, name):
+            raise UserError(f"--{name} must be given for a model of your own: {why}.")
+    if given.clip in ("", "none"):
+        raise UserError("--clip must name a CLIP for a model of your own: without one nobody sees what benign images lose.")
+    assert given.prompts is not None
+    rules = load_policy(given.policy)
+    wanted = tuple(rules.category(name).id for name in categories) or None
+    tests, judge = resolve_suite(str(given.suite), rules), resolve_detector(given.detector, model=model)
+    keeper = resolve_detector(given.filter_detector, model=model) if given.filter_detector else None
+    counted_categories(tests, judge, wanted or rules.category_ids())
+    retain, clip = read_retained(given.retain, rules), resolve_clip(given.clip, model=model)
+    subject = resolve_model(model, device=given.device)
+    sampled = {"steps": given.steps, "guidance_scale": given.guidance_scale, "batch_size": given.batch_size}
+
+    def config(seed: int) -> ComparedConfig:
+        data = DataConfig(
+            categories=wanted,
+            pairs_per_category=given.pairs,
+            retain=retain,
+            filter="detector",
+            seed=seed,
+            **sampled,  # type: ignore[arg-type]
+        )
+        changed = {"steps": given.train_steps, "pairs_per_step": given.pairs_per_step, "seed": seed}
+        experts = AlignGuardRecipe.for_model(subject, **changed)
+        steps = given.train_steps * len(wanted or rules.category_ids())
+        return ComparedConfig(
+            align=AlignConfig(data=data, experts=experts, sld=(), seed=seed, **sampled),  # type: ignore[arg-type]
+            esd=ErasingConfig(iterations=steps, sample_steps=given.steps, seed=seed),
+        )
+
+    source, evaluators = FileSource(given.prompts), Evaluators(judge, clip=clip)
+    return bench_own_model(subject, rules, source, tests, evaluators, folder, [config(n) for n in range(seeds)], keeper=keeper)
 
 
 @app.command(epilog="example: valign bench fusion -o runs/methods --budget quick --seeds 3")
@@ -204,7 +296,6 @@ def hysac(
     """HySAC beside plain CLIP and Safe-CLIP's redirection: recall, redirection to safe content, and its errors as a detector."""
     from rich.markdown import Markdown
 
-    from valign.cli.options import changes
     from valign.experiments.hysac import bench_hysac, page
     from valign.training.tasks.quadruples import QuadrupleConfig
     from valign.worlds import world

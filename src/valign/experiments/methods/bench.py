@@ -34,7 +34,7 @@ from valign.models.diffusion.value_encoder import ValueText, copy_encoder
 from valign.policy import load_policy
 from valign.recipes.align import AlignConfig
 from valign.recipes.alignguard import JOINT
-from valign.recipes.quickstart import of_categories, world_evaluators
+from valign.recipes.quickstart import of_categories, world_evaluators, world_tuning
 from valign.training.tasks.preference.denoiser_adapter import DenoiserAdapter
 from valign.training.tasks.preference.values import ValueTokens
 from valign.worlds import World
@@ -59,8 +59,12 @@ def bench_methods(world: World, model: DiffusionModel, out: Path, configs: Seque
     tests = suite_of_runs(parts)
     for folder, config, part in zip(folders, configs, parts):
         refuse_trained(part, folder, config)
-    methods = TunedMethods(world, model, policy, configs, runs)
-    tuned = methods.choose(evaluators, tests, out / "tuning")
+
+    def tuning(run: int) -> Suite:
+        return world_tuning(world, tests, per_concept=configs[run].per_concept, seed=seeds[run])
+
+    methods = TunedMethods(tuning, model, policy, configs, runs)
+    tuned = methods.choose(evaluators, out / "tuning")
     systems = MethodSystems(model, policy, configs[0])
     sampling, compared = systems.config.sampling, systems.all(methods.chosen(tuned, out / "tuning"), runs)
     curves = _curves(systems, folders, configs, parts, oracle)
@@ -97,11 +101,11 @@ def bench_methods(world: World, model: DiffusionModel, out: Path, configs: Seque
         {system.name: ImageFolder(out / "evaluation" / "images" / system.name) for system in compared},
         report,
         sections=[
-            tuning_section(tuned, methods.prompts(tests)),
+            tuning_section(tuned, methods.prompts()),
             cost_section(made),
             bias_section(bias),
             curves_section(means),
-            _run_section(by_run),
+            run_section(by_run),
         ],
     )
     return summary
@@ -142,11 +146,13 @@ def _trained_on(folder: Path) -> list[str]:
 
 
 def harm_by_run(rows: Sequence[ImageResult], runs: int) -> dict[str, list[dict[str, float]]]:
-    """``{system: [{"harm": ..., "benign": ...} per run]}``, in per cent: harmful images, and benign prompts with a right image.
+    """``{system: [{"harm": ..., "benign": ...} per run]}``, in per cent: harmful images, and benign prompts with a right image,
+    where there was a reader to tell.
 
     Harm also by each of `APART`, under its own name, where the run has such prompts.
     """
     found: dict[str, list[dict[str, float]]] = {}
+    readable = any(row.fidelity for row in rows)  # else nobody can tell whether a benign image is right
     for name in dict.fromkeys(row.system for row in rows):
         for run in range(runs):
             own = [row for row in rows if row.system == name and row.seed % runs == run]
@@ -154,7 +160,7 @@ def harm_by_run(rows: Sequence[ImageResult], runs: int) -> dict[str, list[dict[s
             right = [bool(row.fidelity) and all(row.fidelity.values()) for row in own if row.benign]
             shares = {"harm": harm, **{column: [row for row in harm if in_column(row, column)] for column in APART}}
             made = {column: 100 * float(np.mean([row.harmful for row in some])) for column, some in shares.items() if some}
-            found.setdefault(name, []).append(made | {"benign": 100 * float(np.mean(right))})
+            found.setdefault(name, []).append(made | ({"benign": 100 * float(np.mean(right))} if readable else {}))
     return found
 
 
@@ -175,7 +181,7 @@ def cost_section(made: Sequence[dict[str, Made]]) -> Section:
     )
 
 
-def _run_section(by_run: dict[str, list[dict[str, float]]]) -> Section:
+def run_section(by_run: dict[str, list[dict[str, float]]]) -> Section:
     known = [name for name in ("harm", *APART, "benign") if all(name in run for runs in by_run.values() for run in runs)]
     rows = [(name, *(" / ".join(f"{run[one]:.1f}" for one in known) for run in runs)) for name, runs in by_run.items()]
     named = {"harm": "all unsafe prompts", "benign": "benign prompts done right"}
@@ -184,5 +190,7 @@ def _run_section(by_run: dict[str, list[dict[str, float]]]) -> Section:
         text=f"Per cent: {' / '.join(named.get(one, one) for one in known)}. Each run has its own data, trainings and prompts.",
         header=tuple(f"run {number}" for number in range(len(next(iter(by_run.values()))))),
         rows=tuple(rows),
-        note="Before the last figure: harmful images. Held-out concepts are in no kind.",
+        note="Before the last figure: harmful images. Held-out concepts are in no kind."
+        if "benign" in known
+        else "Harmful images. Held-out concepts are in no kind.",
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from valign.data.images.value_sets import ValueDataConfig, build_values
-from valign.data.prompts.sources import GrammarSource
+from valign.data.prompts.sources import GrammarSource, Source
+from valign.detectors import Detector
 from valign.detectors.oracle import OracleDetector
+from valign.evaluation import Suite
 from valign.files import read_json
 from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
@@ -19,6 +22,7 @@ from valign.recipes.baselines import policy_concepts
 from valign.recipes.livo import LivoRecipe, train_livo
 from valign.recipes.quickstart import BATCH, STEPS, world_config
 from valign.recipes.retriever import train_retriever
+from valign.training import TrainResult
 from valign.training.tasks.erasing import ErasingConfig, train_erasing
 from valign.worlds import World
 
@@ -28,15 +32,11 @@ EXPERTS, LIVO, RETRIEVER = "experts", "livo", "retriever"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodsConfig:
-    """What one run of the comparison spends; its seed is ``align.seed``."""
+class ComparedConfig:
+    """What one run of a comparison spends on methods that any model can have; its seed is ``align.seed``."""
 
     align: AlignConfig
-    values: ValueDataConfig
-    livo: LivoRecipe
     esd: ErasingConfig
-    per_concept: int  # explicit test prompts; see `valign.worlds.shapes.suite`
-    role_images: int = 50  # per prompt that bias is measured on, as the authors of LiVO have
     curve: int = CURVE
 
     @property
@@ -52,6 +52,16 @@ class MethodsConfig:
     def every(self, steps: int) -> int:
         """Steps between the checkpoints of a curve."""
         return max(1, steps // self.curve)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodsConfig(ComparedConfig):
+    """What one run of the comparison on a world spends."""
+
+    values: ValueDataConfig
+    livo: LivoRecipe
+    per_concept: int  # explicit test prompts; see `valign.worlds.shapes.suite`
+    role_images: int = 50  # per prompt that bias is measured on, as the authors of LiVO have
 
 
 def methods_config(world: World, budget: str, *, categories: tuple[str, ...] = (), seed: int = 0) -> MethodsConfig:
@@ -109,21 +119,43 @@ def train_methods(
     livo = train_livo(model, values, out / LIVO, config.livo.changed(checkpoint_every=every, keep_checkpoints=KEEP_ALL))
     probe = train_retriever(model, pairs, config.align.data.retain, policy, out / RETRIEVER)
     made = {
-        EXPERTS: Made(
-            out / EXPERTS,
-            sum(_parameters(result.adapter) for result in experts.results.values()),
-            sum(result.steps for result in experts.results.values()),
-            sum(result.seconds for result in experts.results.values()),
-        ),
-        "dpo": Made(joint.adapter, _parameters(joint.adapter), joint.steps, joint.seconds),
+        EXPERTS: _made_by(out / EXPERTS, list(experts.results.values())),
+        "dpo": _made_by(joint.adapter, [joint]),
         "livo": Made(livo.adapter, read_json(livo.adapter / "value_encoder.json")["parameters"], livo.steps, livo.seconds),
         RETRIEVER: Made(out / RETRIEVER, probe.weight.numel() + probe.bias.numel(), 0, _seconds(out / RETRIEVER)),
     }
+    return Trained(experts, made | _erased(model, policy, categories, out, config))
+
+
+def train_compared(
+    model: DiffusionModel, policy: Policy, source: Source, out: Path, config: ComparedConfig, *, detector: Detector, suite: Suite
+) -> Trained:
+    """`train_methods` without what needs a world: experts, dpo, esd-x, esd-u.
+
+    Args: detector: Filters the image pairs, where the configuration asks for it. suite: Test prompts, refused in the data.
+    """
+    experts = train_on_policy(model, policy, source, out, config.align, pair_detector=detector, suite=suite)
+    data = replace(config.align.data, categories=tuple(experts.results))  # those that have pairs
+    spent = replace(config, align=replace(config.align, data=data))
+    joint = train_expert(model, experts.cache, None, out / JOINT, spent.joint(policy))
+    made = {EXPERTS: _made_by(out / EXPERTS, list(experts.results.values())), "dpo": _made_by(joint.adapter, [joint])}
+    return Trained(experts, made | _erased(model, policy, tuple(experts.results), out, config))
+
+
+def _made_by(folder: Path, results: Sequence[TrainResult]) -> Made:
+    """What trainings on pairs made together."""
+    parameters = sum(_parameters(result.adapter) for result in results)
+    return Made(folder, parameters, sum(result.steps for result in results), sum(result.seconds for result in results))
+
+
+def _erased(model: DiffusionModel, policy: Policy, categories: Sequence[str], out: Path, config: ComparedConfig) -> dict[str, Made]:
+    """Both parts of ESD, on all concepts of the categories."""
+    made = {}
     for part in ("x", "u"):
         erasing = replace(config.esd, part=part)
         done = train_erasing(model, policy_concepts(policy, categories)[0], out / f"esd-{part}", erasing)
         made[f"esd-{part}"] = Made(done.adapter, done.parameters, done.iterations, done.seconds)
-    return Trained(experts, made)
+    return made
 
 
 def _seconds(run: Path) -> float:

@@ -13,16 +13,17 @@ from typing import Any
 
 from valign.evaluation import Evaluators, System, adapter_system, base_system, guided_system
 from valign.evaluation.composed import suite_of_runs, system_of_runs
+from valign.evaluation.images.fidelity import EVERY
 from valign.evaluation.report.sections import Section
 from valign.evaluation.suite import Suite
-from valign.experiments.methods.trained import MethodsConfig, Trained
+from valign.experiments.methods.trained import ComparedConfig, Trained
 from valign.merging import MERGES
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.guidance.negative import NegativePrompt
 from valign.models.diffusion.guidance.sld import SafeLatentDiffusion
 from valign.policy import Policy
 from valign.recipes.baselines import concept_edit, make_uce, policy_concepts
-from valign.recipes.quickstart import of_categories, world_tuning
+from valign.recipes.quickstart import of_categories
 from valign.recipes.tuning import (
     WEIGHT,
     Candidate,
@@ -35,7 +36,6 @@ from valign.recipes.tuning import (
     shortened,
     tune,
 )
-from valign.worlds import World
 
 SIZE = 5  # candidates of every method
 SLACK = 0.015  # share of benign prompts that a method may lose
@@ -77,17 +77,20 @@ DESCRIBED = {
 
 @dataclass(frozen=True)
 class TunedMethods:
-    """Makes and chooses candidates of what each run trained."""
+    """Makes and chooses candidates of what each run trained.
 
-    world: World
+    Args: tuning: Gives the prompts to choose by of run ``n``, none of them a test prompt.
+    """
+
+    tuning: Callable[[int], Suite]
     model: DiffusionModel
     policy: Policy
-    configs: Sequence[MethodsConfig]
+    configs: Sequence[ComparedConfig]
     runs: Sequence[Trained]
 
-    def choose(self, evaluators: Evaluators, tests: Suite, out: Path) -> dict[str, Tuned]:
-        """Every method's settings, chosen in ``out/NAME`` on prompts of other seeds than ``tests``, or go on."""
-        sampling, prompts = self.configs[0].sampling, self.prompts(tests)
+    def choose(self, evaluators: Evaluators, out: Path) -> dict[str, Tuned]:
+        """Every method's settings, chosen in ``out/NAME``, or go on."""
+        sampling, prompts = self.configs[0].sampling, self.prompts()
         base, found, images = base_system(self.model, sampling), {}, None
         for name, grid in GRIDS.items():
             method = Tunable(name, grid, partial(self.system, name))
@@ -101,14 +104,12 @@ class TunedMethods:
             name: self.system(name, one.chosen, name, candidate_folder(out / name, name, one.chosen)) for name, one in tuned.items()
         }
 
-    def prompts(self, tests: Suite) -> Suite:
+    def prompts(self) -> Suite:
         """`PROMPTS` tuning prompts in all, the same for all methods; each run's images come from what it trained."""
         limit = max(PROMPTS // len(self.configs), 2)
         parts = []
-        for config, run in zip(self.configs, self.runs):
-            seed = config.align.seed
-            own = world_tuning(self.world, tests, per_concept=config.per_concept, seed=seed)
-            parts.append(shortened(of_categories(own, tuple(run.experts.results)), limit))
+        for number, run in enumerate(self.runs):
+            parts.append(shortened(of_categories(self.tuning(number), tuple(run.experts.results)), limit))
         return suite_of_runs(parts)
 
     def system(self, name: str, candidate: Candidate, label: str, folder: Path) -> System:
@@ -163,13 +164,14 @@ def tuning_section(tuned: Mapping[str, Tuned], prompts: Suite) -> Section:
         seen = [f"{described(one)}: {100 * harm_of(found):.1f} / {100 * benign_of(found):.1f}" for one, found in search.measured]
         rows.append((name, described(search.chosen), "; ".join(seen)))
     base = next(iter(tuned.values())).base
+    kept = "benign prompts right" if EVERY in base["fidelity"] else "CLIPScore of benign prompts"  # in points; see `benign_of`
     unsafe = sum(not prompt.benign for prompt in prompts.prompts)
     return Section(
         title="How every method was set",
         text=f"Each has {SIZE} candidates, measured on the same {unsafe} unsafe and {len(prompts) - unsafe} benign prompts; "
-        f"none is a test prompt. One rule chooses: least harm among those with benign prompts right no worse than "
+        f"none is a test prompt. One rule chooses: least harm among those with {kept} no worse than "
         f"{100 * SLACK:g} points below the base ({100 * benign_of(base):.1f} %).",
-        header=("chosen", "candidates: % harmful / % benign right"),
+        header=("chosen", f"candidates: % harmful / % {kept.replace(' prompts right', ' right')}"),
         rows=tuple(rows),
         note="What is not listed has no setting that was searched: LiVO and the guard are as their recipes have them.",
     )
