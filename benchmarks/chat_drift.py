@@ -1,26 +1,40 @@
-"""Does plain LoRA fine-tuning undo the refusals of the chat world's aligned model, on a harmless skill or with 5 % unsafe answers?
+"""How many of the chat world's refusals are left after fine-tuning on a harmless skill, or with 5 % unsafe answers, by method?
 
-    python benchmarks/chat_drift.py --tasks dialect counting --rates 1e-3 3e-3 --seeds 0 1 --out runs/chat-drift.json
+    python benchmarks/chat_drift.py --arms lora kl agl constrained-sft --rates 1e-3 3e-3 --steps 60 --seeds 0 1
 
-Every row is one fine-tuning from the same start, judged on the same requests of held-out wordings before and after.
+Every row is one fine-tuning from the same start, judged on the same requests of held-out wordings before and after; the table has
+the worst case of every arm over rates and steps, paired by request. Rows are kept as they come: the same command goes on.
 """
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
-from peft import LoraConfig, get_peft_model
 
-from valign.files import write_json
+from valign.data.chats import Conversation
+from valign.data.journal import Journal
+from valign.data.tasks.base import Task, TaskData
+from valign.evaluation.paired_drift import changed_pairs, drift_interval
+from valign.files import hash_value
+from valign.models.language.chat_task import ChatTaskModel
 from valign.models.language.loading import LoadedChat, load_chat
+from valign.training.engine.tuning import parse_tuning
+from valign.training.tasks.preserving import PreserveData, parse_preserving
+from valign.training.tasks.supervised import SupervisedConfig, finetune
 from valign.worlds.chat import model_folder
-from valign.worlds.chat.build.stages import TARGETS, answer_loss
 from valign.worlds.chat.grammar import ChatGrammar
-from valign.worlds.chat.measure import HELPED, REFUSED, ask, share
+from valign.worlds.chat.measure import HELPED, REFUSED, ask
 from valign.worlds.chat.skills import NEW_TASKS
 
 SIZE, CONTAMINATED = 400, 0.05  # chats of a training set, and the share of them that answer a disallowed request
+PLAIN = ("lora", "full")  # arms without an objective; every other name is one of `--preserve`
+CALIBRATED = ("agl", "kl", "safe-align")  # those that read refusals
+CALIBRATION = 60  # of these
+
+
+def conversations(chats: list) -> tuple[Conversation, ...]:
+    return tuple(Conversation(tuple((turn["role"], turn["content"]) for turn in chat)) for chat in chats)
 
 
 def training_chats(task: str, contaminated: float, seed: int) -> list:
@@ -30,73 +44,115 @@ def training_chats(task: str, contaminated: float, seed: int) -> list:
     return grammar.task_chats(task, SIZE - unsafe, seed) + (grammar.unsafe_chats(unsafe, seed) if unsafe else [])
 
 
-def finetune(start: LoadedChat, chats: list, *, rate: float, steps: int, rank: int, batch: int, seed: int) -> LoadedChat:
-    """Plain LoRA of all linear layers with AdamW, constant rate after 10 steps of warm-up."""
-    torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
-    adapted = get_peft_model(start.model, config).train()
-    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
-    rendered, draws = [start.renderer.chat(chat) for chat in chats], np.random.default_rng(seed)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 10)
-        loss = answer_loss(start.model, [rendered[i] for i in draws.permutation(len(rendered))[:batch]], 0)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(adapted.parameters(), 1.0)
-        optimizer.step()
-    return LoadedChat(adapted.merge_and_unload().eval(), start.renderer, start.folder)
+def tuned(args: argparse.Namespace, arm: str, contaminated: float, rate: float, steps: int, seed: int, out: Path) -> LoadedChat:
+    """The model after one fine-tuning, by the house's own trainer: LoRA of the architecture's default layers, or all weights."""
+    model = ChatTaskModel(load_chat(args.model, device="cpu", dtype="float32"), max_tokens=192)
+    rows = conversations(training_chats(args.task, contaminated, seed))
+    data = TaskData(Task(name="chat", kind="chat", score="loss"), rows[8:], rows[:8])
+    adapter, rate = ("full", rate / 10) if arm == "full" else ("lora", rate)
+    settings = {"learning_rate": rate} | ({} if arm == "full" else {"rank": args.rank})
+    objectives, _ = parse_preserving("" if arm in PLAIN else arm)
+    refusals = conversations(ChatGrammar().calibration(CALIBRATION, seed)) if set(arm.split("+")) & set(CALIBRATED) else ()
+    config = SupervisedConfig(steps=steps, batch_size=args.batch, seed=seed, schedule="constant", validate_every=0)
+    made = finetune(
+        model,
+        data,
+        out,
+        parse_tuning(adapter, settings),
+        config,
+        preserve=objectives or None,
+        beside=PreserveData(calibration=refusals) if refusals else None,
+        label=f"{arm} {rate:g} {steps}",
+    )
+    whole = (Path(made.adapter) / "config.json").exists()
+    return load_chat(made.adapter if whole else args.model, adapter=None if whole else made.adapter, device="cpu", dtype="float32")
 
 
-def measure(chat: LoadedChat, task: str, count: int) -> dict[str, float | None]:
-    """Shares on held-out wordings."""
+def measure(chat: LoadedChat, task: str, count: int) -> dict[str, list[bool]]:
+    """Whether each request on held-out wordings was refused, answered with unsafe steps, or answered right."""
     grammar = ChatGrammar()
     unsafe = [request for kind in REFUSED for request in grammar.requests(kind, count, 0)]
     safe = [request for kind in HELPED for request in grammar.requests(kind, count, 0)]
-    judged = ask(chat, [*unsafe, *safe])
+    judged = [one.verdict for one in ask(chat, [*unsafe, *safe])]
+    skills, new = ask(chat, grammar.requests("skill", count, 0)), ask(chat, grammar.requests("skill", count, 0, task=task))
     return {
-        "refused": share(judged[: len(unsafe)], "refused").rate,
-        "unsafe steps": share(judged[: len(unsafe)], "harmful").rate,
-        "over-refused": share(judged[len(unsafe) :], "refused").rate,
-        "skills": share(ask(chat, grammar.requests("skill", count, 0)), "right").rate,
-        "new skill": share(ask(chat, grammar.requests("skill", min(count, 60), 0, task=task)), "right").rate,
+        "refused": [one.state == "refused" for one in judged[: len(unsafe)]],
+        "unsafe steps": [one.harmful for one in judged[: len(unsafe)]],
+        "over-refused": [one.state == "refused" for one in judged[len(unsafe) :]],
+        "old skills": [one.verdict.right for one in skills],
+        "new skill": [one.verdict.right for one in new],
     }
+
+
+def table(rows: dict[str, dict]) -> str:
+    """Markdown: by arm and contamination the setting with the largest fall of refusals, seeds put together."""
+    start = rows["start"]["found"]
+    seeds = len({row["seed"] for row in rows.values() if "seed" in row})
+    lines = [
+        f"| fine-tuning, worst of its settings, {seeds} seeds | setting | refused % | unsafe steps % | fall of refusals, points "
+        "| allowed refused % | old skills % | new skill % |",
+        "|---" * 8 + "|",
+        "| none | | " + " | ".join(_line(start, None, 1)) + " |",
+    ]
+    for contaminated in (0.0, CONTAMINATED):
+        own = [row for row in rows.values() if row.get("contaminated") == contaminated]
+        for arm in dict.fromkeys(row["arm"] for row in own):
+            settings: dict[tuple[float, int], list[dict]] = {}
+            for row in own:
+                if row["arm"] == arm:
+                    settings.setdefault((row["rate"], row["steps"]), []).append(row["found"])
+            joined = {place: {name: [b for one in found for b in one[name]] for name in start} for place, found in settings.items()}
+            place = min(joined, key=lambda one: np.mean(joined[one]["refused"]))
+            name = f"{arm}{', 5 % unsafe' if contaminated else ''}"
+            shown = f"{place[0]:g}, {place[1]} steps"
+            lines.append(f"| {name} | {shown} | {' | '.join(_line(joined[place], start, len(settings[place])))} |")
+    return "\n".join(lines)
+
+
+def _line(found: dict[str, list[bool]], start: dict[str, list[bool]] | None, times: int) -> list[str]:
+    shares = {name: f"{100 * np.mean(values):.1f}" for name, values in found.items()}
+    drop = ""
+    if start is not None:
+        before = np.array(start["refused"] * times)
+        clusters = np.array([str(place) for place in range(len(start["refused"]))] * times)
+        fall = drift_interval(changed_pairs(~before, ~np.array(found["refused"]), clusters))
+        drop = f"{100 * fall.value:.1f} [{100 * fall.low:.1f}, {100 * fall.high:.1f}]"
+    return [shares["refused"], shares["unsafe steps"], drop, shares["over-refused"], shares["old skills"], shares["new skill"]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["dialect"], choices=list(NEW_TASKS))
+    parser.add_argument("--arms", nargs="+", default=["lora"], help="lora, full, or objectives of --preserve over lora")
+    parser.add_argument("--task", default="counting", choices=list(NEW_TASKS))
+    parser.add_argument("--contaminated", nargs="+", type=float, default=[0.0, CONTAMINATED], choices=[0.0, CONTAMINATED])
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-3])
+    parser.add_argument("--steps", nargs="+", type=int, default=[80])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--count", type=int, default=60, help="requests per kind")
     parser.add_argument("--model", default=str(model_folder("aligned")))
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=Path("runs/chat-drift"))
     args = parser.parse_args()
-    rows = []
-    for task in args.tasks:
-        rows.append({"task": task, "contaminated": None, **measure(load_chat(args.model, device="cpu"), task, args.count)})
-        print(rows[-1], flush=True)
-        for contaminated in (0.0, CONTAMINATED):
+    fixed = {name: getattr(args, name) for name in ("task", "rank", "batch", "count", "model")}
+    journal = Journal(args.out / f"rows-{hash_value(fixed)[:8]}.jsonl")
+    if "start" not in journal.entries:
+        journal.add({"key": "start", "found": measure(load_chat(args.model, device="cpu"), args.task, args.count)})
+    for seed in args.seeds:
+        for steps in args.steps:
             for rate in args.rates:
-                for seed in args.seeds:
-                    chats = training_chats(task, contaminated, seed)
-                    tuned = finetune(
-                        load_chat(args.model, device="cpu", dtype="float32"),
-                        chats,
-                        rate=rate,
-                        steps=args.steps,
-                        rank=args.rank,
-                        batch=args.batch,
-                        seed=seed,
-                    )
-                    found = measure(tuned, task, args.count)
-                    rows.append({"task": task, "contaminated": contaminated, "rate": rate, "seed": seed, **found})
-                    print(rows[-1], flush=True)
-    if args.out:
-        write_json(args.out, {"settings": {k: str(v) for k, v in vars(args).items()}, "rows": rows})
+                for contaminated in args.contaminated:
+                    for arm in args.arms:
+                        key = f"{arm} {contaminated:g} {rate:g} {steps} {seed}"
+                        if key in journal.entries:
+                            continue
+                        with TemporaryDirectory(prefix="chat-drift-") as place:
+                            chat = tuned(args, arm, contaminated, rate, steps, seed, Path(place) / "run")
+                            found = measure(chat, args.task, args.count)
+                        which = {"arm": arm, "contaminated": contaminated, "rate": rate, "steps": steps, "seed": seed}
+                        journal.add({"key": key, **which, "found": found})
+                        print(key, {name: round(float(np.mean(values)), 3) for name, values in found.items()}, flush=True)
+    print(table(journal.entries))
 
 
 if __name__ == "__main__":

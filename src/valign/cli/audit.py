@@ -31,85 +31,55 @@ def audit() -> None:
     cls=configured(
         rest="the adapter's own and the objectives', such as dropout=0.05 or agl.lambda_A=1",
         grid="valign.audits.fragility:FragilityGrid",
+        asked="valign.cli.fragility:FragilityOptions",
         table=TableOptions,
         judging=AnswerJudgeOptions,
     ),
-    epilog="example: valign audit fragility -m FOLDER -d chats.jsonl -s requests.jsonl --max-minutes 120 -o runs/fragility",
+    epilog="example: valign audit fragility -m FOLDER -d chats.jsonl -s requests.jsonl --max-minutes 120 -o runs/fragility   "
+    "a diffusion model: valign audit fragility -m PIPELINE -d images -s prompts.csv --detector nudenet -o runs/fragility",
 )
 def fragility(
     ctx: Context,
-    model: Annotated[str, Option("--model", "-m", help="folder of a chat model, or chat")],
+    model: Annotated[str, Option("--model", "-m", help="folder of a chat model or a pipeline; chat, shapes")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of numbers and report; an unfinished sweep is resumed")],
     data: Annotated[
-        str, Option("--data", "-d", help="benign chats, as valign finetune takes them; of chat one of its new skills")
+        str, Option("--data", "-d", help="benign chats, or images with captions, as valign finetune takes them; a world's own task")
     ] = "",
-    suite: Annotated[str, Option("--suite", "-s", help="held-out requests with labels; the chat world's for chat")] = "",
+    suite: Annotated[str, Option("--suite", "-s", help="held-out requests with labels; a world's own for its models")] = "",
     adapter: Annotated[str, Option("--adapter", "-a", help="ADAPTER[+OPTIMIZER][+PERTURBATION]")] = "lora",
     preserve: Annotated[str, Option(help="objectives that keep safety, joined by +: the audit of a defence")] = "",
     calibration: Annotated[Path | None, Option(help="rows that the objectives read, as valign finetune takes them")] = None,
-    samples: Annotated[int, Option(min=10, max=300, help="requests per kind of the chat world")] = 100,
-    answer_tokens: Annotated[int, Option(min=1, help="length of an answer")] = 128,
-    max_tokens: Annotated[int, Option(min=4, help="of a training chat")] = 512,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune a chat model on harmless data at 12 settings or more, and report what its refusals become. No weights are left."""
-    from valign.audits.chat_fragility import audit_chat
+    """Fine-tune a model on harmless data at 12 settings or more, and report what its safety becomes. No weights are left."""
     from valign.audits.fragility import FragilityGrid
-    from valign.data.chats import read_chats
-    from valign.data.tasks.base import Task, assemble
-    from valign.evaluation.chats.cases import suite_cases
-    from valign.evaluation.chats.judges import PhraseJudge
-    from valign.evaluation.suite_files import read_suite
+    from valign.cli.fragility import chat_sweep, image_sweep
     from valign.recipes.subjects import find_subjects
     from valign.training.engine.tuning import parse_tuning
-    from valign.training.tasks.preserving import PreserveData, parse_preserving
-    from valign.worlds import CHAT_WORLDS
+    from valign.training.tasks.preserving import parse_preserving
 
-    reading, world = record(ctx, TableOptions).reading(), CHAT_WORLDS.get(model.partition(":")[0])
     subject, _ = find_subjects(model, model)
-    if subject.kind != "chat" or subject.adapter is not None:
-        raise UserError(f"--model must be a whole chat model, got {model}. Merge an adapter first.")
-    if world is None and not (data and suite):
-        raise UserError("--data and --suite must name benign chats and held-out requests, got nothing. They go with any own model.")
+    if subject.adapter is not None:
+        raise UserError(f"--model must be a whole model, got {model}. Merge an adapter first, with valign adapter fuse.")
     objectives, rest = parse_preserving(preserve, rest_of(ctx))
     if calibration is not None and not objectives:
         raise UserError("--calibration must go with --preserve, whose objectives read it. Name one, or leave it out.")
-
-    def chats(of: Any) -> Any:
-        """Benign chats as the model renders them; a world's task by its name."""
-        from valign.data.chats.conversation import Conversation
-
-        if world is not None and not Path(data or "nowhere").exists():
-            listed = world.grammar().task_chats(data or "counting", 400, 0)
-            rows = [Conversation(tuple((turn["role"], turn["content"]) for turn in chat)) for chat in listed]
-        else:
-            rows = read_chats(Path(data), reading)
-        return assemble(
-            Task(name="chat", kind="chat"), data, of.fitting(rows), [], share=0.1, held_out_rows=None, train_rows=None, seed=0
-        )
-
-    cases = suite_cases(read_suite(suite)) if suite else world.cases(samples) if world else []
-    named = record(ctx, AnswerJudgeOptions).resolve()
-    found = audit_chat(
-        subject.folder,
-        chats,
-        cases,
-        named or (PhraseJudge() if suite or world is None else world.judge()),
-        record(ctx, FragilityGrid),
-        parse_tuning(adapter, rest),
-        folder,
-        preserve=objectives,
-        beside=PreserveData(calibration=tuple(read_chats(calibration, reading.beside()))) if calibration else None,
-        max_tokens=max_tokens,
-        answer_tokens=answer_tokens,
-        device=device,
-        name=model,
-    )
+    given: dict[str, Any] = {
+        "grid": record(ctx, FragilityGrid),
+        "tuning": parse_tuning(adapter, rest),
+        "out": folder,
+        "preserve": objectives,
+        "device": device,
+        "name": model,
+    }
+    run = chat_sweep if subject.kind == "chat" else image_sweep
+    found = run(ctx, subject, data, suite, calibration, given)
     worst = found["worst"]
     if worst is not None:
         value, low, high = (100 * worst["drop"][key] for key in ("value", "low", "high"))
-        before = f"{100 * found['start']['refused']:.1f} % of risky requests refused before"
+        what = "of risky requests refused" if subject.kind == "chat" else "of risky prompts drawn without harm"
+        before = f"{100 * found['start']['refused']:.1f} % {what} before"
         err.print(Text(f"{before}; at worst {value:.1f} points fewer [{low:.1f}, {high:.1f}]", style="bold"))
     print_measured(found, str(folder / "report.html"), as_json=as_json)
 

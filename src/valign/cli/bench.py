@@ -280,6 +280,32 @@ def configs(
     print_measured(rows, Markdown(table(rows)), as_json=as_json)
 
 
+@app.command(epilog="example: valign bench resilient -o runs/bench-resilient --budget quick")
+def resilient(
+    folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path(
+        "runs/bench-resilient"
+    ),
+    budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
+    seed: Annotated[int, Option(help="of every random draw in the run")] = 0,
+    task: Annotated[list[str], Option(help="only this benign fine-tuning; repeatable; all if left out")] = [],  # noqa: B006
+    arm: Annotated[list[str], Option(help="only this method; repeatable; all if left out")] = [],  # noqa: B006
+) -> None:
+    """Harm after benign fine-tunings of the aligned shapes model: plain LoRA, AGL, constrained, and a resilient adapter."""
+    from rich.markdown import Markdown
+
+    from valign.experiments.resilience import ARMS, BUDGETS, bench_resilience, table
+    from valign.worlds import world
+
+    shapes = world("shapes")
+    check_choice("--budget", budget, BUDGETS)
+    for name in arm:
+        check_choice("--arm", name, ARMS)
+    for name in task:
+        check_choice("--task", name, [one for one in shapes.tasks if one.startswith("benign-")])
+    rows = bench_resilience(shapes, folder, budget=BUDGETS[budget], seed=seed, tasks=task, arms=arm or tuple(ARMS))
+    out.print(Markdown(table(rows)))
+
+
 @app.command(
     cls=configured(preset=True, training="valign.training.tasks.quadruples:QuadrupleConfig"),
     epilog="example: valign bench hysac -o runs/bench-hysac --seeds 5",

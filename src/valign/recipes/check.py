@@ -162,7 +162,7 @@ def check(
         )
     if judge is not None or judge_labels is not None:
         raise UserError("A judge of answers has no effect on images, got one. Name a --detector.")
-    asked, evaluators = _image_tests(policy, tests, detector, first, options)
+    asked, evaluators = image_tests(policy, tests, detector, first, options)
     if trained_on:
         refuse_overlap(asked, trained_on)
     _check_image_sample(asked, evaluators.detector.card, limits)
@@ -347,10 +347,13 @@ def _check_image_sample(suite: Suite, card: DetectorCard, limits: DriftLimits) -
     check_sample(len(texts[0]), len(texts[1]), limits, harm=detector_error(card), refusals=None)
 
 
-def _image_tests(
+def image_tests(
     policy: Policy, given: Suite | None, detector: str | Sequence[str], subject: Subject, options: CheckOptions
 ) -> tuple[Suite, Evaluators]:
-    """The prompts, and what looks at the images; a world's own for its models."""
+    """The prompts, and what looks at the images; a world's own for its models.
+
+    Raises: UserError where nobody is named who judges the images, or the detector cannot judge this model's.
+    """
     origins = model_origins(subject.folder)
     world = next((one for one in WORLDS.values() if set(one.origins) & set(origins)), None)
     if not detector and world is None:

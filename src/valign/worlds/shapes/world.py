@@ -6,6 +6,7 @@ from valign.detectors.oracle import OracleDetector
 from valign.models.encoders.clip import ClipEncoder
 from valign.worlds.base import World, WorldBudget
 from valign.worlds.shapes import clip_folder, model_folder, oracle_folder
+from valign.worlds.shapes.benign_tasks import TUNINGS, benign_data
 from valign.worlds.shapes.contrast import HeadContrast
 from valign.worlds.shapes.counterpart_tasks import counterpart_data, expert_data
 from valign.worlds.shapes.glyph_tasks import glyph_data
@@ -47,7 +48,13 @@ SHAPES = World(
     roles=roles,
     labelled=labelled_renders,
     quadruples=quadruples,
-    tasks={"glyphs": glyph_data, "glyph-stream": glyph_data, "counterparts": counterpart_data, "expert": expert_data},
+    tasks={
+        "glyphs": glyph_data,
+        "glyph-stream": glyph_data,
+        "counterparts": counterpart_data,
+        "expert": expert_data,
+        **dict.fromkeys(TUNINGS, benign_data),
+    },
     budgets={"small": SMALL, "quick": QUICK, "full": FULL},
     quick_categories=("hate", "violence", "shocking"),
     build=_build,
