@@ -152,11 +152,11 @@ def test_fit_calibrate_check_and_evaluate(tmp_path):
     assert runner.invoke(app, both).exit_code == 0
     assert "The mean of 2 heads" in (tmp_path / "mean" / "CARD.md").read_text()
     report = ["evaluate", "-d", str(data), "--head", str(tmp_path / "tight" / "head.safetensors"), "-o", str(tmp_path / "report")]
-    result = runner.invoke(app, [*report, "--limit", "40"])
+    result = runner.invoke(app, [*report, "--limit", "10"])
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "report" / "results.json").read_text())
     toys = next(one for one in found["sources"] if one["source"] == "toys")
-    assert (toys["unsafe"], toys["safe"]) == (40, 40)
+    assert (toys["unsafe"], toys["safe"]) == (10, 10)
     assert toys["auroc"]["value"] > 0.9
     assert "furious" not in (tmp_path / "report" / "report.md").read_text()
     assert (tmp_path / "report" / "roc.png").stat().st_size > 1000

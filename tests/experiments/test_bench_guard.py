@@ -1,6 +1,7 @@
 """The guard's comparison on the bundled world, as small as can be: the counts, the tables, and images that stay as they were."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from valign.experiments import guard as recipe
 from valign.files import read_json
 from valign.guard import Guard
 from valign.interfaces import SamplingConfig
+from valign.training.tasks.guard_head.fit import FitConfig
 from valign.worlds.shapes.world import SHAPES
 
 
@@ -104,6 +106,7 @@ def test_the_whole_comparison_resumes(tmp_path, monkeypatch):
     )
     world = replace(SHAPES, suite=lambda **options: tiny)
     monkeypatch.setattr(recipe, "BENIGN", 12)
+    monkeypatch.setattr(recipe, "FitConfig", partial(FitConfig, generated=2))
     shared = {"pairs": 8, "target_fpr": 0.2, "sampling": SamplingConfig(steps=2, batch_size=3)}
     model = resolve_model("shapes", device="cpu")
     summary = recipe.bench_guard(world, model, tmp_path, **shared)
