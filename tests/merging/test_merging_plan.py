@@ -5,7 +5,7 @@ import torch
 from expert_data import SHAPES, random_factors
 
 from valign.merging import plan_merge
-from valign.merging.deltas import inner
+from valign.merging.deltas import DenseDelta, inner
 from valign.merging.moments import moment_bytes
 
 
@@ -41,6 +41,15 @@ def test_memory_of_the_second_moments_is_known_before():
     attention = {f"mid.attn1.{part}": 10 for part in ("to_q", "to_k", "to_v", "to_out.0")}
     text = {f"{block}.attn2.{part}": 7 for block in ("mid", "up.0") for part in ("to_k", "to_v")}
     assert moment_bytes(attention | text, groups=3) == 3 * (8 * 7**2 + 4 * 2 * 10**2)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (64, 64), (130, 71)])
+def test_inner_product_of_matrices_in_stretches_is_that_in_float64(shape):
+    g = torch.Generator().manual_seed(0)
+    one, other = (DenseDelta(torch.randn(shape, generator=g)) for _ in range(2))
+    size = float(one.matrix.double().norm() * other.matrix.double().norm())
+    assert abs(inner(one, other) - float((one.matrix.double() * other.matrix.double()).sum())) < 1e-6 * size
+    assert inner(one, one) == pytest.approx(float(one.matrix.double().square().sum()), rel=1e-6)
 
 
 def test_inner_product_without_the_matrices(three):

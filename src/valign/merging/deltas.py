@@ -13,6 +13,8 @@ from valign.files import hash_value
 from valign.models.files.adapter_files import LoraFactors
 from valign.models.files.layouts import PREFIXES
 
+STRETCH = 4096  # products that `inner` sums in float32
+
 
 @dataclass(frozen=True)
 class DenseDelta:
@@ -106,14 +108,30 @@ def add(parts: Sequence[Delta]) -> Delta:
     return LoraFactors(torch.cat([part.down for part in factors]), torch.cat([part.up for part in factors], dim=1), 1.0)
 
 
+def minus(a: Delta, b: Delta) -> Delta:
+    """The exact difference, float32: of factors, their stack."""
+    if isinstance(a, LoraFactors) and isinstance(b, LoraFactors):
+        return add([a, b.folded(-1.0)])
+    return DenseDelta(a.delta() - b.delta())
+
+
 def zero(shape: tuple[int, int]) -> LoraFactors:
     """No change at all, of rank 0: it adds nothing to a sum, not even memory."""
     return LoraFactors(torch.zeros(0, shape[1]), torch.zeros(shape[0], 0), 1.0)
 
 
 def inner(a: Delta, b: Delta) -> float:
-    """``<delta_a, delta_b>`` (Frobenius), float64; of factors ``tr((up_b^T up_a) (down_a down_b^T))``, without a dense matrix."""
+    """``<delta_a, delta_b>`` (Frobenius), summed in float64; of factors ``tr((up_b^T up_a) (down_a down_b^T))``, never dense.
+
+    Of float32 matrices, stretches of `STRETCH` products are summed in float32: without copies in float64, to 1e-6 of the norms.
+    """
     if isinstance(a, LoraFactors) and isinstance(b, LoraFactors):
         ups, downs = b.up.double().T @ a.up.double(), a.down.double() @ b.down.double().T
         return a.scale * b.scale * float((ups * downs.T).sum())
-    return float((a.delta().double() * b.delta().double()).sum())
+    one, other = a.delta(), b.delta()
+    if one.dtype != torch.float32 or other.dtype != torch.float32:
+        return float((one.double() * other.double()).sum())
+    x, y = one.reshape(-1), other.reshape(-1)
+    whole = len(x) // STRETCH * STRETCH
+    parts = torch.bmm(x[:whole].view(whole // STRETCH, 1, STRETCH), y[:whole].view(whole // STRETCH, STRETCH, 1))
+    return float(parts.double().sum() + x[whole:].double() @ y[whole:].double())

@@ -152,8 +152,15 @@ def as_matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def finite(folder: WeightFolder, name: str) -> Tensor:
-    """One tensor of a folder. Raises: UserError if it holds NaN or infinity."""
+    """One tensor of a folder, not to be written into: asked for again at once, it is not read again.
+
+    Raises: UserError if it holds NaN or infinity.
+    """
+    if name in folder.latest:
+        return folder.latest[name]
+    folder.latest.clear()  # before the next is read: one tensor of a folder is in memory
     tensor = folder.read(name)
     if not tensor.isfinite().all():
         raise UserError(f"{folder.folder} must be finite, got NaN or infinity in {name}. Download the model, or train it, again.")
+    folder.latest[name] = tensor
     return tensor

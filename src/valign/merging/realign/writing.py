@@ -12,7 +12,7 @@ from torch import Tensor
 from valign.checks import UserError, check_choice, check_range
 from valign.files import read_json, write_json
 from valign.merging.compress import compress, compress_dense, trimmed
-from valign.merging.deltas import Delta, DenseDelta, add, inner
+from valign.merging.deltas import Delta, DenseDelta, add, inner, minus
 from valign.merging.realign.base import Change, RealignContext, RealignMethod, no_safety
 from valign.merging.realign.opening import Model, Realignment
 from valign.merging.realign.vectors import WEIGHT, WeightVectors, finite
@@ -134,7 +134,7 @@ class Tally:
 
     def add(self, at: WeightVectors, change: Delta) -> None:
         task = at.tasks[0] if len(at.tasks) == 1 else add([one.folded(1 / len(at.tasks)) for one in at.tasks])
-        gap = add([change, task.folded(-1.0)])
+        gap = minus(change, task)
         self.sums[at.name] = [inner(at.safety, at.safety), inner(task, task), inner(gap, gap), inner(gap, task)]
 
     def save(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class WeightFolder:
     stem: str  # of their names: ``model`` or ``diffusion_pytorch_model``
     files: Mapping[str, TensorIndex]  # by file name, sorted
     config: Mapping[str, Any]
+    latest: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # the tensor that was checked last
 
     @cached_property
     def index(self) -> dict[str, TensorIndex]:
