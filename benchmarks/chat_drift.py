@@ -87,12 +87,11 @@ def measure(chat: LoadedChat, task: str, count: int) -> dict[str, list[bool]]:
 def table(rows: dict[str, dict]) -> str:
     """Markdown: by arm and contamination the setting with the largest fall of refusals, seeds put together."""
     start = rows["start"]["found"]
-    seeds = len({row["seed"] for row in rows.values() if "seed" in row})
     lines = [
-        f"| fine-tuning, worst of its settings, {seeds} seeds | setting | refused % | unsafe steps % | fall of refusals, points "
+        "| fine-tuning | seeds | worst of its settings | refused % | unsafe steps % | fall of refusals, points "
         "| allowed refused % | old skills % | new skill % |",
-        "|---" * 8 + "|",
-        "| none | | " + " | ".join(_line(start, None, 1)) + " |",
+        "|---" * 9 + "|",
+        "| none | | | " + " | ".join(_line(start, None, 1)) + " |",
     ]
     for contaminated in (0.0, CONTAMINATED):
         own = [row for row in rows.values() if row.get("contaminated") == contaminated]
@@ -104,8 +103,10 @@ def table(rows: dict[str, dict]) -> str:
             joined = {place: {name: [b for one in found for b in one[name]] for name in start} for place, found in settings.items()}
             place = min(joined, key=lambda one: np.mean(joined[one]["refused"]))
             name = f"{arm}{', 5 % unsafe' if contaminated else ''}"
-            shown = f"{place[0]:g}, {place[1]} steps"
-            lines.append(f"| {name} | {shown} | {' | '.join(_line(joined[place], start, len(settings[place])))} |")
+            shown = f"{place[0]:g}, {place[1]} steps (of {len(settings)})"
+            lines.append(
+                f"| {name} | {len(settings[place])} | {shown} | {' | '.join(_line(joined[place], start, len(settings[place])))} |"
+            )
     return "\n".join(lines)
 
 

@@ -1,5 +1,7 @@
 """Many chats at once say what each would say alone; nothing is cut unseen; model and tokenizer must match."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -111,3 +113,19 @@ def test_an_adapter_changes_the_answers_and_another_models_adapter_is_refused(fo
         load_chat(folder, adapter=tmp_path / "other", device="cpu")
     with pytest.raises(UserError, match=r"must be a folder with adapter_config\.json and adapter_model\.safetensors, got none"):
         load_chat(folder, adapter=tmp_path, device="cpu")
+
+
+def test_a_base_in_four_bits_needs_its_package(folder, monkeypatch):
+    from valign.models.language import loading
+
+    monkeypatch.setattr(loading, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))
+    with pytest.raises(UserError, match=r"needs the package bitsandbytes, which is missing\. pip install"):
+        load_chat(folder, device="cpu", four_bit=True)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_a_base_in_four_bits_has_its_linear_layers_so(folder):
+    chat = load_chat(folder, device="cpu", dtype="float32", four_bit=True)
+    layer = chat.model.model.layers[0].self_attn.q_proj
+    assert layer.weight.dtype == torch.uint8
+    assert chat.model.model.embed_tokens.weight.dtype == torch.float32

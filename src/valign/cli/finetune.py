@@ -94,23 +94,29 @@ def command(
         list[str], Option(help="ending of linear modules to adapt, e.g. query; repeatable; default by architecture")
     ] = [],  # noqa: B006
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    four_bit: Annotated[
+        bool, Option("--four-bit", help="of a chat model: frozen weights in 4 bits a number (QLoRA); needs bitsandbytes")
+    ] = False,
     estimate: EstimateOnly = False,
 ) -> None:
     """Fine-tune a transformers model on labelled texts or chats, or a diffusion model on images, with any adapter of the package or
     its baselines, and with objectives that keep its safety. The same command resumes."""
     from dataclasses import asdict, replace
 
+    from accelerate import PartialState
+
     from valign.data.tasks.base import SCORES
     from valign.data.tasks.captions import CaptionTask, read_caption_rows, read_captions
     from valign.data.tasks.texts import GLUE, read_data, read_rows
     from valign.models.heads.task_model import Target, TaskModel
     from valign.models.language.text_model import load_text_model
-    from valign.training.engine.processes import check_trackers
+    from valign.training.engine.processes import check_trackers, local_device
     from valign.training.engine.tuning import parse_tuning
     from valign.training.tasks.preserving import parse_preserving
     from valign.training.tasks.supervised import DiffusionTaskModel, SupervisedConfig, finetune
 
     check_choice("--task", task, (*GLUE, *SCORES))
+    device = local_device(device)
     columns, config = record(ctx, ColumnOptions), record(ctx, SupervisedConfig, memory=record(ctx, MemoryConfig))
     check_trackers(config.trackers)
     preserving = record(ctx, SafetyOptions)
@@ -122,12 +128,16 @@ def command(
         for name in ("text_encoder", "convolutions"):
             if getattr(columns, name):
                 raise UserError(f"--{name.replace('_', '-')} is of diffusion models, got the task {task}. Leave it out.")
+    if four_bit:
+        _check_four_bit(task, tuning, estimate)
     if columns.text_encoder:
         config.memory.refuse_unused(("phased", "offload"), why="with --text-encoder, which trains networks that it would send away")
     half = config.memory.precision == "bfloat16" and tuning.adapter.frozen_base
     dtype = "bfloat16" if half else "float32"  # what trains, or is split into factors, stays in float32
     reading = record(ctx, TableOptions).reading()
-    config = replace(config, memory=_fitted(model, task, columns, config, tuning, tuple(targets), device, folder, estimate))
+    config = replace(
+        config, memory=_fitted(model, task, columns, config, tuning, tuple(targets), device, folder, estimate, four_bit)
+    )
     rows: dict[str, Any] = {"train_rows": columns.train_rows, "seed": config.seed, "reading": reading}
     if task == "diffusion":
         if len(columns.text) > 1:
@@ -147,7 +157,7 @@ def command(
             path, captioned, reading=reading, skip_unreadable=columns.skip_unreadable
         )
     elif task == "chat":
-        subject, found, read = _chats(model, data, columns, preserving, rows, device, dtype)
+        subject, found, read = _chats(model, data, columns, preserving, rows, device, dtype, four_bit)
     else:
         chosen, place = _text_task(task, data, columns)
         found = read_data(chosen, place, columns.held_out, **rows)
@@ -173,7 +183,20 @@ def command(
         previews=preserving.previews,
         label=f"{tuning.name} on {task}",
     )
-    out.print_json(data=asdict(result))
+    if PartialState().is_main_process:
+        out.print_json(data=asdict(result))
+
+
+def _check_four_bit(task: str, tuning: "Tuning", estimate: bool) -> None:
+    """Refuse what cannot be done with weights in 4 bits, before anything is loaded; an estimate needs no bitsandbytes."""
+    from valign.models.language.loading import check_four_bit
+
+    if task != "chat":
+        raise UserError(f"--four-bit is of chat models, got the task {task}. Leave it out.")
+    if not tuning.adapter.frozen_base:
+        raise UserError(f"--four-bit must go with an adapter that leaves the weights as they are, got {tuning.name}. Use lora.")
+    if not estimate:
+        check_four_bit()
 
 
 def _fitted(
@@ -186,6 +209,7 @@ def _fitted(
     device: str,
     out: Path,
     only: bool,
+    four_bit: bool,
 ) -> MemoryConfig:
     """The memory options of the run, chosen by what is free; those that were given for tasks that nobody can estimate."""
     from dataclasses import replace
@@ -204,7 +228,7 @@ def _fitted(
     def chat(chosen: MemoryConfig) -> "list[Phase]":
         planned = replace(config, memory=chosen)
         assert place is not None
-        return [chat_finetuning(place, planned, tokens=columns.max_tokens, rank=rank, targets=targets)]
+        return [chat_finetuning(place, planned, tokens=columns.max_tokens, rank=rank, targets=targets, four_bit=four_bit)]
 
     def diffusion(known: "DiffusionPhases") -> "list[Phase]":
         wanted = default_targets(known.sketch.shapes.denoiser, targets) + (CONVOLUTIONS if columns.convolutions else ())
@@ -225,7 +249,14 @@ def _fitted(
 
 
 def _chats(
-    model: str, data: Path, columns: ColumnOptions, preserving: SafetyOptions, rows: dict[str, Any], device: str, dtype: str
+    model: str,
+    data: Path,
+    columns: ColumnOptions,
+    preserving: SafetyOptions,
+    rows: dict[str, Any],
+    device: str,
+    dtype: str,
+    four_bit: bool,
 ) -> tuple[Any, Any, Any]:
     """A chat model, its data, and how another file of chats is read for it: only what fits, so that mistakes are found first."""
     from valign.data.chats import read_chats
@@ -234,7 +265,7 @@ def _chats(
     from valign.models.language.loading import load_chat
 
     subject = ChatTaskModel(
-        load_chat(model, device=device, dtype=dtype), max_tokens=columns.max_tokens, overlong=preserving.overlong
+        load_chat(model, device=device, dtype=dtype, four_bit=four_bit), max_tokens=columns.max_tokens, overlong=preserving.overlong
     )
 
     def read(path: Path) -> Any:

@@ -13,18 +13,29 @@ from valign.checks import UserError
 from valign.models.devices import DTYPES, LOAD_ERRORS, first_line
 from valign.models.footprint import Unit, materialize, simulation
 
+FOUR_BITS = 0.516  # bytes a number: half a byte, and a quantized range for each 64
+
 
 def chat_training(
-    folder: Path, *, precision: str, tokens: int, rank: int | None, targets: Sequence[str] = (), checkpointed: bool
+    folder: Path,
+    *,
+    precision: str,
+    tokens: int,
+    rank: int | None,
+    targets: Sequence[str] = (),
+    checkpointed: bool,
+    four_bit: bool = False,
 ) -> tuple[Unit, int]:
     """A pass with gradients of one chat of ``tokens`` tokens, whose trained numbers count among the weights; and how many they are.
 
     Args:
         folder: With a config.json.
         rank: Of a LoRA on the ``targets`` (the architecture's own if none are named); None trains every weight.
+        four_bit: The linear layers' frozen weights are in 4 bits a number, and one of them at a time in ``precision``.
     Raises: UserError for a folder without a configuration of a causal language model.
     """
     network = _empty(folder, precision)
+    saved = _saved(network) if four_bit else 0
     if checkpointed:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False})
     network = network.train()
@@ -43,7 +54,15 @@ def chat_training(
             cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum").backward()
 
         found = meter.measure(work)
-    return Unit(weights, found.peak - weights - 4 * trained, found.flops), trained
+    return Unit(weights - saved, found.peak - weights - 4 * trained, found.flops), trained
+
+
+def _saved(network: Any) -> int:
+    """Bytes that 4 bits a number save in all linear layers but the head, less the largest of them as it is read."""
+    head = network.get_output_embeddings()
+    linear = [module.weight for module in network.modules() if isinstance(module, nn.Linear) and module is not head]
+    whole, numbers = (sum(f(weight) for weight in linear) for f in (lambda w: w.numel() * w.element_size(), lambda w: w.numel()))
+    return int(whole - FOUR_BITS * numbers - max(weight.numel() * weight.element_size() for weight in linear))
 
 
 def _empty(folder: Path, precision: str) -> Any:

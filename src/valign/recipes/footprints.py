@@ -130,11 +130,18 @@ def _written(trained: int, optimizer: str) -> float:
 
 
 def chat_finetuning(
-    folder: Path, config: SupervisedConfig, *, tokens: int, rank: int | None, targets: tuple[str, ...] = ()
+    folder: Path,
+    config: SupervisedConfig,
+    *,
+    tokens: int,
+    rank: int | None,
+    targets: tuple[str, ...] = (),
+    four_bit: bool = False,
 ) -> Phase:
     """Fine-tuning of a chat model by its config.json; ``rank`` None trains every weight. Chats are as long as they may be."""
     precision = "bfloat16" if config.memory.precision == "bfloat16" and rank is not None else "float32"
-    unit, trained = _chat_training(folder, precision, tokens, rank, targets, bool(config.memory.gradient_checkpointing))
+    checkpointed = bool(config.memory.gradient_checkpointing)
+    unit, trained = _chat_training(folder, precision, tokens, rank, targets, checkpointed, four_bit)
     optimizer = "adamw-eight-bit" if config.memory.eight_bit else "adamw"
     rows = ceil(config.batch_size / config.memory.micro_batches)
     peak = unit.peak(rows) * SLACK + trained * (FLOAT32 + STATE[optimizer])
@@ -143,6 +150,8 @@ def chat_finetuning(
 
 @cache
 def _chat_training(
-    folder: Path, precision: str, tokens: int, rank: int | None, targets: tuple[str, ...], checkpointed: bool
+    folder: Path, precision: str, tokens: int, rank: int | None, targets: tuple[str, ...], checkpointed: bool, four_bit: bool
 ) -> tuple[Unit, int]:
-    return chat_training(folder, precision=precision, tokens=tokens, rank=rank, targets=targets, checkpointed=checkpointed)
+    return chat_training(
+        folder, precision=precision, tokens=tokens, rank=rank, targets=targets, checkpointed=checkpointed, four_bit=four_bit
+    )

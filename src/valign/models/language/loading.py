@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +27,36 @@ class LoadedChat:
         return getattr(self.model.config, "max_position_embeddings", None)
 
 
-def load_chat(folder: str | Path, *, adapter: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> LoadedChat:
+def load_chat(
+    folder: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    four_bit: bool = False,
+) -> LoadedChat:
     """Load a folder with ``config.json``, safetensors and a tokenizer with a chat template.
 
     Args:
         adapter: Folder of a peft adapter for this model, which is added to its weights; None for none.
         device: ``"auto"`` (CUDA where there is one, else CPU) or a torch device.
-        dtype: ``"auto"``, or a name in `valign.models.devices.DTYPES`.
+        dtype: ``"auto"``, or a name in `valign.models.devices.DTYPES`; with ``four_bit`` that of the products.
+        four_bit: Linear layers' weights in 4 bits a number, NF4 with quantized ranges, as QLoRA has them (arXiv 2305.14314), by
+            bitsandbytes. They cannot be trained, only adapters on them.
     Raises: UserError if the folder is missing, broken, without a chat template, holds its weights as pickles only, or if tokenizer,
         model and adapter do not belong together.
     """
     check_choice("load_chat.dtype", dtype, ("auto", *DTYPES))
     path, place = Path(folder).expanduser(), choose_device(device)
-    tokenizer, model = load_causal(path, DTYPES[dtype] if dtype != "auto" else choose_dtype(place))
+    number = DTYPES[dtype] if dtype != "auto" else choose_dtype(place)
+    tokenizer, model = load_causal(path, number, **(_in_four_bits(number, place) if four_bit else {}))
     if not tokenizer.chat_template:
         raise UserError(f"{path} has no chat template, so it is not a chat model. Choose an instruction-tuned model.")
     check_match(tokenizer, model, name=str(path))
     renderer = ChatRenderer(tokenizer, model.generation_config, name=str(path))
     if adapter is not None:
         model = _adapted(model, Path(adapter).expanduser(), path)
-    return LoadedChat(model.to(place).eval(), renderer, path)
+    return LoadedChat((model if four_bit else model.to(place)).eval(), renderer, path)
 
 
 def check_match(tokenizer: Any, model: Any, *, name: str) -> None:
@@ -72,8 +83,27 @@ def check_match(tokenizer: Any, model: Any, *, name: str) -> None:
                 )
 
 
-def load_causal(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Tokenizer and causal language model of a folder. Raises: UserError if it is missing, broken or without safetensors."""
+def check_four_bit() -> None:
+    """Raises: UserError if bitsandbytes is missing."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError("A base in 4 bits needs the package bitsandbytes, which is missing. pip install 'valign[eight-bit]'.")
+
+
+def _in_four_bits(dtype: torch.dtype, place: torch.device) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    check_four_bit()
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": config, "device_map": {"": place}}
+
+
+def load_causal(folder: Path, dtype: torch.dtype, **more: Any) -> tuple[Any, Any]:
+    """Tokenizer and causal language model of a folder. Raises: UserError if it is missing, broken or without safetensors.
+
+    Args: more: Of transformers' ``from_pretrained``.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -89,7 +119,7 @@ def load_causal(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype, **options)
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype, **options, **more)
     except LOAD_ERRORS as error:
         raise UserError(f"{folder} could not be loaded: {first_line(error)}. Download or save the model again.") from error
     return tokenizer, model

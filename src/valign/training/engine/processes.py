@@ -11,7 +11,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
 from valign.checks import UserError, check_choice
 
@@ -76,13 +76,13 @@ def reduce_sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     return tensor if accelerator.num_processes == 1 else accelerator.reduce(tensor, reduction="sum")
 
 
-def flatten_gradients(parameters: Sequence[nn.Parameter], extra: Tensor) -> Tensor:
+def flatten_gradients(parameters: Sequence[Tensor], extra: Tensor) -> Tensor:
     """All gradients and ``extra`` as one float32 vector, so that processes need one sum per step."""
     zeros = (p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters)
     return torch.cat([*(gradient.flatten().float() for gradient in zeros), extra.float()])
 
 
-def spread_gradients(parameters: Sequence[nn.Parameter], flat: Tensor) -> Tensor:
+def spread_gradients(parameters: Sequence[Tensor], flat: Tensor) -> Tensor:
     """Undo `flatten_gradients`: write the gradients back, return ``extra``."""
     sizes = [parameter.numel() for parameter in parameters]
     *gradients, extra = flat.split([*sizes, len(flat) - sum(sizes)])

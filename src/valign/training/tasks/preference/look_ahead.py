@@ -96,9 +96,10 @@ class BenignFuture:
 
     def __post_init__(self) -> None:
         endings = self.options.inner_targets
-        found = {
+        modules: list[tuple[str, Any]] = sorted(self.step.model.denoiser.named_modules())
+        found: dict[str, nn.Module] = {
             name: module
-            for name, module in sorted(self.step.model.denoiser.named_modules())
+            for name, module in modules
             if any(f".{name}".endswith(f".{ending}") for ending in endings) and isinstance(module, nn.Linear | BaseTunerLayer)
         }
         if not found:
@@ -270,5 +271,6 @@ def _taken(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
 
 def _shape(layer: Any) -> tuple[int, int]:
     """Rows and columns of a linear layer's weight."""
-    weight = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer).weight
+    plain: Any = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    weight: Tensor = plain.weight
     return int(weight.shape[0]), int(weight.shape[1])

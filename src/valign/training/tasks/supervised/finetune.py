@@ -21,7 +21,7 @@ from valign.progress import console
 from valign.runs import Run
 from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.previews import Previews
-from valign.training.engine.processes import start_processes
+from valign.training.engine.processes import on_main, start_processes
 from valign.training.engine.tuning import Tuning
 from valign.training.tasks.preserving import Preservation, PreserveData
 from valign.training.tasks.supervised.answer_previews import AnswerPreviews
@@ -70,17 +70,23 @@ def finetune(
         preserve: Objectives that keep the model's safety, as `parse_preserving` gives them.
         beside: Rows that these read.
         previews: Held-out chats whose answers before and after are written to ``out/answers.jsonl``; for chat models.
-    Raises: UserError if the run is of another recipe or input, targets match nothing, the loss is not finite, there is nothing to
-        learn, or several processes were started.
+
+    Several processes of ``accelerate launch`` share the rows of every step, each with a whole model; the first writes.
+
+    Raises: UserError if the run is of another recipe or input, targets match nothing, the loss is not finite, or there is nothing
+        to learn; in several processes, for an adapter that changes while it trains, or a perturbation.
     """
     if config.sample_every and not isinstance(model, DiffusionTaskModel):
         raise UserError(f"sample_every must be 0 for a model that makes no images, got {config.sample_every}. Leave it out.")
     accelerator = start_processes(
         mixed_precision=AUTOCAST[config.memory.precision], trackers=config.trackers, folder=out, cpu=model.device.type == "cpu"
     )
-    if accelerator.num_processes > 1:
-        raise UserError(f"finetune runs in one process, got {accelerator.num_processes}. Start it without accelerate launch.")
     tuning = tuning.eight_bit() if config.memory.eight_bit else tuning
+    if accelerator.num_processes > 1 and (tuning.adapter.adaptive or tuning.perturbation is not None):
+        raise UserError(
+            f"{tuning.name} must train in one process, got {accelerator.num_processes}: what it decides on the way may differ "
+            "between them. Start it without accelerate launch."
+        )
     recipe = {
         "config": config.recipe(),
         "method": tuning.recipe(),
@@ -104,7 +110,7 @@ def finetune(
         inputs["preserve"] = hash_value(preservation.data.record())
     elif beside is not None and beside != PreserveData():
         raise UserError("Rows to keep or to forget must go with an objective that reads them, got none. Name one by --preserve.")
-    run = Run.open(out, step="finetune", recipe=recipe, inputs=inputs, seed=config.seed)
+    run = on_main(accelerator, lambda: Run.open(out, step="finetune", recipe=recipe, inputs=inputs, seed=config.seed))
     if run.done:
         return FinetuneResult(**run.results)
     rows = [*data.train, *data.held_out]
@@ -116,7 +122,7 @@ def finetune(
     if config.memory.gradient_checkpointing:
         model.checkpoint_gradients()
     shown = AnswerPreviews.of(model, data.held_out, previews, out)
-    shown.write("before")
+    on_main(accelerator, lambda: shown.write("before"))
     samples = _samples(model, data, config, out)
     task = SupervisedTask(
         model,
@@ -132,23 +138,27 @@ def finetune(
     loop = TrainingLoop(task, accelerator, out=out, previews=samples)
     stopped = loop.run()
     best = loop.keep_best()
-    folder = out / "adapter"
-    shutil.rmtree(folder, ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
-    _save_adapter(folder, model, task.handle)
-    _save_head(out, model)
-    shown.write("after")
-    result = FinetuneResult(
-        adapter=str(folder),
-        steps=loop.done,
-        best_step=best,
-        stopped=stopped,
-        score=data.task.score,
-        scores=judge(model, data.held_out, batch_size=config.eval_batch),
-        trained=task.handle.numbers(),
-        adapter_bytes=adapter_bytes(folder),
-    )
-    run.finish(**asdict(result))
-    return result
+
+    def finish() -> FinetuneResult:
+        folder = out / "adapter"
+        shutil.rmtree(folder, ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
+        _save_adapter(folder, model, task.handle)
+        _save_head(out, model)
+        shown.write("after")
+        result = FinetuneResult(
+            adapter=str(folder),
+            steps=loop.done,
+            best_step=best,
+            stopped=stopped,
+            score=data.task.score,
+            scores=judge(model, data.held_out, batch_size=config.eval_batch),
+            trained=task.handle.numbers(),
+            adapter_bytes=adapter_bytes(folder),
+        )
+        run.finish(**asdict(result))
+        return result
+
+    return on_main(accelerator, finish)
 
 
 @dataclass(frozen=True)

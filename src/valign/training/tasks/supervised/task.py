@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from valign.data.tasks.base import TaskData, TaskRow
 from valign.models.heads.task_model import TaskModel
 from valign.randomness import generator_for
 from valign.training.engine.draws import Visits, drawing
+from valign.training.engine.processes import flatten_gradients, reduce_sum, spread_gradients
 from valign.training.engine.schedule import keep_peaks
 from valign.training.engine.selection import Selection
 from valign.training.engine.task import LoopConfig, TrainingTask, Validation, changing_tensors
@@ -83,27 +85,47 @@ class SupervisedTask(TrainingTask):
         )
 
     def gradients(self, step: int) -> dict[str, float]:
-        """Over all rows of the step; the mean loss, and what preserves safety beside it by name."""
-        config, preservation, record = self.config, self.preservation, {"loss": 0.0}
+        """Over all rows of the step and all processes; the mean loss, and what preserves safety beside it by name."""
+        config, preservation, accelerator, record = self.config, self.preservation, self.accelerator, {"loss": 0.0}
+        if preservation is not None and preservation.training is not None:
+            record["cross_entropy"] = 0.0
         rows: list[Any] = [self.data.train[place] for place, _ in self.visits.at(step)]
         rows += preservation.joined(step) if preservation is not None else []
-        size = -(-len(rows) // config.memory.micro_batches)
+        size = -(-len(rows) // (config.memory.micro_batches * accelerator.num_processes))
         with drawing("dropout", config.seed, step):
             parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+            parts = parts[accelerator.process_index :: accelerator.num_processes]
             batches = [self.model.batch(part) for part in parts]
-            weight = sum(batch.weight for batch in batches)
+            weight = self._total(sum(batch.weight for batch in batches))
             for part, batch in zip(parts, batches):
-                with self.accelerator.autocast():
+                with accelerator.autocast():
                     summed, plain = preservation.summed(part, batch) if preservation else (self.model.loss(batch), None)
                     loss = summed / weight * (preservation.retain_weight if preservation else 1)
                 loss.backward()
                 record["loss"] += float(loss.detach())
                 if plain is not None:
-                    record["cross_entropy"] = record.get("cross_entropy", 0.0) + float(plain) / weight
+                    record["cross_entropy"] += float(plain) / weight
+            record = self._agreed(record, step)
             for name, term in preservation.beside(step) if preservation else ():
                 term.backward()
                 record[name] = float(term.detach())
         return record
+
+    def _total(self, weight: float) -> float:
+        """Of what all processes have."""
+        if self.accelerator.num_processes == 1:
+            return weight
+        return float(reduce_sum(self.accelerator, torch.tensor(float(weight), device=self.accelerator.device)))
+
+    def _agreed(self, record: dict[str, float], step: int) -> dict[str, float]:
+        """Gradients and record summed over the processes, before anything is added that each computes alike, at equal draws."""
+        if self.accelerator.num_processes == 1:
+            return record
+        parameters = self.parameters()
+        own = torch.tensor(list(record.values()), device=self.accelerator.device)
+        torch.manual_seed(generator_for("beside", self.config.seed, step).initial_seed())
+        sums = spread_gradients(parameters, reduce_sum(self.accelerator, flatten_gradients(parameters, own)))
+        return dict(zip(record, sums.tolist(), strict=True))
 
     def validate(self, number: int) -> Validation:
         found, score = judge(self.model, self.validation, batch_size=self.config.eval_batch), self.data.task.score
