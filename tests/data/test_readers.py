@@ -300,7 +300,7 @@ def test_unsafebench_says_nothing_of_its_prompts_unless_it_is_filled_in(tmp_path
     assert [row.categories for row in rows] == [("hate",), ()]  # the category of a safe image is not a finding
 
 
-def test_t2vsafetybench_is_told_by_its_folder_and_the_number_of_the_file(tmp_path):
+def test_t2v_files_are_told_by_their_folder_and_number(tmp_path):
     folder = tmp_path / "Tiny-T2VSafetyBench" / "prompts"
     folder.mkdir(parents=True)
     for number in ("1", "9", "11"):

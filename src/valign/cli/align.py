@@ -9,6 +9,7 @@ from typer import Context, Option
 
 from valign.checks import UserError, check_choice, refuse_idle
 from valign.cli.common import (
+    AsJson,
     EvaluatorOptions,
     err,
     example,
@@ -20,7 +21,6 @@ from valign.cli.common import (
     resolve_suite,
 )
 from valign.cli.data import Retain, SourceOptions, read_retained
-from valign.cli.evaluate import SummaryJson
 from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit
 from valign.cli.options import changes, configured, record
 from valign.memory import COMMON, MemoryConfig
@@ -45,7 +45,7 @@ def quickstart(
     ] = [],  # noqa: B006
     budget: Budget = "quick",
     seed: Annotated[int, Option(help="random seed of the run")] = 0,
-    as_json: SummaryJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Align the bundled miniature model and see the proof: the whole chain in minutes, on a laptop's CPU."""
     from valign.cli.evaluate import print_summary
@@ -95,7 +95,7 @@ def command(
     retain: Retain = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     estimate: EstimateOnly = False,
-    as_json: SummaryJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Align a model to a policy and measure it: data, experts, merge, evaluation, report. Run it again to resume."""
     from valign.cli.evaluate import print_summary

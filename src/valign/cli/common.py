@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from valign.policy import Policy
     from valign.worlds import World
 
-AsJson = Annotated[bool, Option("--json", help="everything that was measured, as JSON on stdout")]
+PANEL = "How much is said"  # of the help
+AsJson = Annotated[bool, Option("--json", help="everything that was measured, as JSON on stdout", rich_help_panel=PANEL)]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 out = plain_console(stderr=False)  # results, on stdout

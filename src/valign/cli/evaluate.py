@@ -15,6 +15,7 @@ from typer import Context, Option
 from valign.checks import UserError, option
 from valign.cli.common import (
     Anyway,
+    AsJson,
     EvaluatorOptions,
     PromptTableOptions,
     err,
@@ -29,7 +30,6 @@ from valign.cli.common import (
     resolve_suite,
 )
 from valign.cli.fitting import fit_sampling
-from valign.cli.loudness import PANEL
 from valign.cli.options import changes, configured, record
 from valign.memory import PAIRS, SAMPLING, TRAINING, MemoryConfig
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from valign.policy import Policy
     from valign.worlds import World
 
-SummaryJson = Annotated[bool, Option("--json", help="everything that was measured, as JSON on stdout", rich_help_panel=PANEL)]
 Cell = Callable[[Mapping[str, Any]], "str | Text"]  # of a system's summary
 BASELINES = ("negative-prompt", "sld-weak", "sld-medium", "sld-strong", "sld-max")
 
@@ -96,7 +95,7 @@ def command(
     limit: Annotated[int | None, Option(min=1, help="prompts at most, of every category and kind in turn")] = None,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     anyway: Anyway = False,
-    as_json: SummaryJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure harm, fidelity and drift of a model with and without adapters, at equal prompts and seeds. Run again to resume."""
     from valign.evaluation import Evaluators, ReportOptions, counted_categories, evaluate

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from valign.cli.common import err
+from valign.cli.common import PANEL, err
 from valign.cli.options import parameters
 
 QUIET = "VALIGN_PROGRESS"  # the variable that silences progress, for processes that are started as well
@@ -45,7 +45,6 @@ def _set_verbose(verbose: bool) -> None:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
 
 
-PANEL = "How much is said"
 _QUIET = Annotated[
     bool,
     typer.Option("--quiet", help="results and errors only", callback=_set_quiet, expose_value=False, rich_help_panel=PANEL),
