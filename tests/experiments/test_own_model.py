@@ -78,7 +78,7 @@ def test_methods_are_trained_set_and_measured_and_a_second_call_trains_nothing(t
     assert "How every method was set" in page
     assert "CLIPScore of benign prompts" in page
     monkeypatch.setattr(TrainingLoop, "run", lambda self: pytest.fail("trained again"))
-    assert run() == summary
+    assert json.loads(json.dumps(run())) == json.loads(json.dumps(summary))
 
 
 @pytest.mark.parametrize(
