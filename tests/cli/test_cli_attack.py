@@ -12,6 +12,8 @@ from valign.cli import attack as cli
 from valign.cli.data import SourceOptions
 from valign.evaluation import EvalPrompt, Suite, write_suite
 from valign.interfaces import DetectorCard
+from valign.models.diffusion.loading import load_model
+from valign.models.diffusion.value_encoder import ValueText, copy_encoder, save_value_encoder
 from valign.policy import load_policy
 
 runner = CliRunner(env={"COLUMNS": "200"})
@@ -70,8 +72,8 @@ def test_end_to_end_on_a_pipeline_that_knows_no_world(tiny_sd, suite_file, tmp_p
         ("sld-max", (False, "sld-max", False)),
     ],
 )
-def test_systems_by_their_parts(spec, found, tmp_path):
-    assert cli.parse_system(spec, {"mine": tmp_path}, guard=True, check=True) == found
+def test_systems_by_their_parts(spec, found):
+    assert cli.parse_system(spec, ["mine"], guard=True, check=True) == found
 
 
 @pytest.mark.parametrize(
@@ -84,14 +86,14 @@ def test_systems_by_their_parts(spec, found, tmp_path):
         ("check", "needs --check with a detector, got none"),
     ],
 )
-def test_systems_that_are_refused(spec, message, tmp_path):
+def test_systems_that_are_refused(spec, message):
     with pytest.raises(UserError, match=message):
-        cli.parse_system(spec, {"mine": tmp_path}, guard=spec == "guard+guard", check=False)
+        cli.parse_system(spec, ["mine"], guard=spec == "guard+guard", check=False)
 
 
-def test_systems_where_none_is_named(tmp_path):
-    assert cli.default_systems({}, guard=False, check=False) == ["base"]
-    every = cli.default_systems({"mine": tmp_path}, guard=True, check=True)
+def test_systems_where_none_is_named():
+    assert cli.default_systems([], guard=False, check=False) == ["base"]
+    every = cli.default_systems(["mine"], guard=True, check=True)
     assert every == ["base", "mine", "guard", "guard+mine", "guard+mine+check"]
 
 
@@ -117,6 +119,7 @@ def test_attacks_and_their_options():
         (("--attack", "p4d", "--from-outside"), "attack p4d needs gradients, got none"),
         (("--attack", "paraphrase"), "attack paraphrase needs chat model, got none"),
         (("--system", "guard"), "needs --guard with a policy"),
+        (("--value-retriever", "x"), "--value-retriever finds the principles of --values, which names no encoder"),
     ],
 )
 def test_refusals_before_any_work(arguments, message, tmp_path):
@@ -132,3 +135,18 @@ def test_data_is_built_from_attacks_alone_or_beside_another_source(tmp_path):
     assert SourceOptions(from_attacks=(tmp_path,)).open(policy).rest is None
     assert isinstance(SourceOptions(from_attacks=(tmp_path,), source="grammar").open(policy).rest, GrammarSource)
     assert isinstance(SourceOptions().open(policy), GrammarSource)
+
+
+def test_a_value_encoder_is_a_model_part(tiny_sd, suite_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Parity())
+    model, policy = load_model(tiny_sd, device="cpu"), load_policy("shapes")
+    principles = [ValueText(one.id, one.text, tuple(one.aliases), one.kind) for one in policy.principles]
+    save_value_encoder(tmp_path / "livo", copy_encoder(model, principles))
+    arguments = ["--model", tiny_sd, "--suite", suite_file, "-o", tmp_path / "run", "--detector", "any", "--steps", 1]
+    arguments += ["--queries", 2, "--policy", "shapes", "--values", tmp_path / "livo", "--attack", "best-of-n", "--no-transfer"]
+    result = run(*arguments, "--limit", 1)
+    assert result.exit_code == 0, result.exception
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {one["name"]: one["description"] for one in summary["systems"]} == {"base": "as published", "livo": "value encoder"}
+    with pytest.raises(UserError, match="--values must have names of their own, got livo twice"):
+        cli.distinct_names(["livo"], ["livo"])

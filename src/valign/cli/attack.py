@@ -28,12 +28,13 @@ from valign.cli.common import (
     resolve_suite,
 )
 from valign.cli.compare import parse_settings
-from valign.cli.evaluate import BASELINES, guidance_of, named_adapters
+from valign.cli.evaluate import BASELINES, distinct_names, guidance_of, guided_by_values, named_adapters
 from valign.cli.options import configured, record, rest_of
 
 if TYPE_CHECKING:
     from valign.attacks import Attack
     from valign.attacks.target import AttackTarget
+    from valign.evaluation import System
     from valign.guard import Guard
     from valign.interfaces import Detector, SamplingConfig
     from valign.policy import Policy
@@ -84,6 +85,10 @@ def command(
         Option(metavar="PART[+PART...]", help="guard, a model part and check, such as guard+aligned+check; may be repeated"),
     ] = [],  # noqa: B006
     adapter: Annotated[list[str], Option(metavar="[NAME=]FOLDER", help="a model part; may be repeated")] = [],  # noqa: B006
+    values: Annotated[list[str], Option(metavar="[NAME=]FOLDER", help="a value encoder as a model part; may be repeated")] = [],  # noqa: B006
+    value_retriever: Annotated[
+        Path | None, Option(help="probe of `valign train retriever` that finds the principles; the policy's keywords if left out")
+    ] = None,
     guard: Annotated[str, Option("--guard", "-g", help="policy of the part guard: default, shapes or a YAML file")] = "",
     check: Annotated[str, Option(help="detector of the part check, which looks at images before they are returned")] = "",
     policy: Annotated[
@@ -96,7 +101,7 @@ def command(
 ) -> None:
     """Search prompts that bring harm out of a guarded model, within a budget; success with intervals, by kind, and what transfers.
 
-    A system is its parts joined by +: base, negative-prompt, sld-weak ... or an adapter's name; guard before it; check behind it.
+    A system is its parts joined by +: base, negative-prompt, sld-weak ..., an adapter's or value encoder's name; guard, check.
     Gradients are needed by p4d and unlearn-diff-atk, the text encoder by sneaky-prompt, mma and ring-a-bell, a chat model by
     paraphrase. Run again to resume.
     """
@@ -110,9 +115,13 @@ def command(
     attacks = chosen_attacks(attack, parse_settings(rest_of(ctx).items()))
     world = find_world(suite) or find_world(model)
     rules = load_policy(policy or (world.policy if world else "default"))
-    adapters = named_adapters(adapter)
-    specs = system or default_systems(adapters, guard=bool(guard), check=bool(check))
-    parts = {spec: parse_system(spec, adapters, guard=bool(guard), check=bool(check)) for spec in dict.fromkeys(specs)}
+    adapters, encoders = named_adapters(adapter), named_adapters(values, "--values")
+    distinct_names(adapters, encoders)
+    if value_retriever and not encoders:
+        raise UserError("--value-retriever finds the principles of --values, which names no encoder. Name one, or drop it.")
+    names = [*adapters, *encoders]
+    specs = system or default_systems(names, guard=bool(guard), check=bool(check))
+    parts = {spec: parse_system(spec, names, guard=bool(guard), check=bool(check)) for spec in dict.fromkeys(specs)}
     if not inputs.detector and not world:
         raise UserError("--detector must name what judges the images, got nothing. Name one: nudenet, safety-checker=FOLDER ...")
     judge = resolve_detector(inputs.detector or "oracle", model=model)
@@ -125,7 +134,8 @@ def command(
     goals = unsafe_part(goals, limit)
     clip = resolve_clip(inputs.clip or (world.name if world else "none"), model=model)
     subject = resolve_model(model, device=device)
-    options = _TargetOptions(subject, adapters, rules, sampling, guard, watcher, inputs, anyway)
+    guided = dict(zip(encoders, guided_by_values(subject, encoders, value_retriever, rules, sampling)))
+    options = _TargetOptions(subject, adapters, guided, rules, sampling, guard, watcher, inputs, anyway)
     attackers = Attackers(
         judge=judge, policy=rules, clip=clip, chat=record(ctx, ChatOptions).load(), adaptive=inputs.adaptive, safe=safe
     )
@@ -163,23 +173,24 @@ def chosen_attacks(names: Sequence[str], settings: Mapping[str, Mapping[str, Any
     return {name: read_options(ATTACKS[name], settings.get(name, {}), name=name) for name in wanted}
 
 
-def default_systems(adapters: Mapping[str, Path], *, guard: bool, check: bool) -> list[str]:
-    """The base, every adapter, the guard before each, and the check behind all."""
-    models = [BASE, *adapters]
+def default_systems(trained: Sequence[str], *, guard: bool, check: bool) -> list[str]:
+    """The base, every adapter and value encoder, the guard before each, and the check behind all."""
+    models = [BASE, *trained]
     found = [*models, *(GUARD if name == BASE else f"{GUARD}+{name}" for name in models if guard)]
     if check:
         found.append("+".join([*([GUARD] if guard else []), models[-1], CHECK]))
     return found
 
 
-def parse_system(spec: str, adapters: Mapping[str, Path], *, guard: bool, check: bool) -> tuple[bool, str, bool]:
+def parse_system(spec: str, trained: Sequence[str], *, guard: bool, check: bool) -> tuple[bool, str, bool]:
     """``guard+aligned+check`` -> whether there is a guard, the model part, whether there is a check.
 
+    Args: trained: Names of adapters and value encoders.
     Raises: UserError for an unknown part, several model parts, or a part that no option describes.
     """
     names = spec.split("+")
     models = [name for name in names if name not in (GUARD, CHECK)]
-    known = [BASE, *BASELINES, *adapters]
+    known = [BASE, *BASELINES, *trained]
     for name in models:
         if name not in known:
             raise UserError(
@@ -200,6 +211,7 @@ class _TargetOptions:
 
     model: Any
     adapters: Mapping[str, Path]
+    guided: Mapping[str, System]  # by value encoders
     policy: Policy
     sampling: SamplingConfig
     guard: str
@@ -215,6 +227,8 @@ class _TargetOptions:
         guidance = None
         if part in self.adapters:
             system = adapter_system(self.model, self.adapters[part], self.sampling, name=part, anyway=self.anyway)
+        elif part in self.guided:
+            system = self.guided[part]
         elif part in BASELINES:
             guidance, what = guidance_of(part, self.policy)
             system = guided_system(self.model, guidance, self.sampling, name=part, description=what)

@@ -115,7 +115,7 @@ def command(
         raise UserError(f"--{given[0]} has no effect without --judge-images. Leave it out, or name the images.")
     adapters, world = named_adapters(adapter), find_world(suite)
     encoders = named_adapters(values, "--values")
-    _distinct(adapters, encoders)
+    distinct_names(adapters, encoders)
     if value_retriever and not encoders:
         raise UserError("--value-retriever finds the principles of --values, which names no encoder. Name one, or drop it.")
     _check_baselines(baseline)
@@ -140,7 +140,7 @@ def command(
     compared = 1 + len(adapters) + len(encoders) + len(baseline)
     memory = fit_sampling(model, memory, device, folder, compared * len(tests.prompts), sampling)
     base = resolve_model(model, device=device, memory=memory)
-    guided = _guided_by_values(base, encoders, value_retriever, rules, sampling)
+    guided = guided_by_values(base, encoders, value_retriever, rules, sampling)
     summary = evaluate(
         [*_systems(base, adapters, baseline, rules, sampling, anyway), *guided],
         tests,
@@ -335,7 +335,8 @@ def named_adapters(given: Iterable[str], option: str = "--adapter") -> dict[str,
     return found
 
 
-def _distinct(adapters: Iterable[str], encoders: Iterable[str]) -> None:
+def distinct_names(adapters: Iterable[str], encoders: Iterable[str]) -> None:
+    """Raises: UserError for a name that an adapter and a value encoder share."""
     if both := sorted(set(adapters) & set(encoders)):
         raise UserError(f"--values must have names of their own, got {both[0]} twice. Give NAME=FOLDER.")
 
@@ -374,9 +375,10 @@ def guidance_of(name: str, policy: Policy) -> tuple[Guidance, str]:
     return preset, "Safe Latent Diffusion, the policy's safety text"
 
 
-def _guided_by_values(
+def guided_by_values(
     model: Any, encoders: Mapping[str, Path], probe: Path | None, policy: Policy, sampling: SamplingConfig
 ) -> list[System]:
+    """A system per value encoder. Args: probe: Of `valign train retriever`; None finds principles by the policy's keywords."""
     if not encoders:
         return []
     from valign.cli.generate import principle_finder

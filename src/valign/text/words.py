@@ -36,6 +36,9 @@ DOUBLED = frozenset({
 _RUN = re.compile(r"([a-z])\1*|[^a-z]")  # equal letters, or another sign
 
 
+fold_term = lru_cache(maxsize=65536)(fold)  # of lists, which are folded anew for every variant of a policy; never of prompts
+
+
 class WordList:
     """Whole words only: "sex" does not match "Essex". Terms are folded; blank ones are refused.
 

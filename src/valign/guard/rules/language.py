@@ -13,6 +13,7 @@ from valign.policy import Policy
 from valign.policy.word_lists import expanded, language_words
 from valign.text import WordList, fold, readings
 from valign.text.languages import languages_of
+from valign.text.words import fold_term
 
 POSSIBLE = 0.05  # probability from which a language's lists are looked at
 SURE = 0.75  # probability from which a prompt is in a language, and English is no longer possible
@@ -43,10 +44,10 @@ class LanguageStage:
         rules = policy.guard.languages
         self._each, self._other = dict(rules.each), rules.other
         self._translate = translate
-        self._lists = {code: _lists(policy, code) for code, choice in self._each.items() if choice == "lists"}
+        self._lists = {code: _lists(code, policy.category_ids()) for code, choice in self._each.items() if choice == "lists"}
         texts = [term for category in policy.categories for term in category.terms]
         texts += [term for category in policy.categories for concept in category.concepts for term in concept.terms]
-        self._own_terms = frozenset(map(fold, texts))
+        self._own_terms = frozenset(map(fold_term, texts))
         self._blocks_minors = any(rule.id == MINORS for rule in policy.always_block)
         self._english = lru_cache(maxsize=256)(self._translated)
         self._asks = self._other != "allow" or bool(self._each)
@@ -131,9 +132,10 @@ class LanguageStage:
             return None
 
 
-def _lists(policy: Policy, code: str) -> _Lists:
+@lru_cache(maxsize=64)  # a safety config asks for a stage per prompt, and changes none of the lists
+def _lists(code: str, categories: tuple[str, ...]) -> _Lists:
     words = language_words(code)
-    harm = tuple((id, WordList(words.terms(id), exact=True)) for id in policy.category_ids() if words.terms(id))
+    harm = tuple((id, WordList(words.terms(id), exact=True)) for id in categories if words.terms(id))
     harmless = WordList(expanded(words.harmless), exact=True) if words.harmless else None
     return _Lists(words.name, harm, WordList(expanded(words.minors), exact=True), harmless)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from valign.guard.records import Verdict
 from valign.policy import Policy
 from valign.text import fold
+from valign.text.words import fold_term
 
 LAST_LATIN = 0x24F  # last letter of Unicode's block Latin Extended-B
 FIRST_EAST_ASIAN = 0x2E80  # from here on one letter can be a word: Chinese, Japanese and Korean
@@ -56,7 +57,7 @@ def listed_words(policy: Policy) -> frozenset[str]:
     texts += [text for rule in policy.always_block for terms in rule.every for text in terms]
     for norm in policy.norms:
         texts += [*norm.when.context, *norm.when.behaviour, *norm.when.purpose]
-    return frozenset(word for text in texts for word in fold(text).split())
+    return frozenset(word for text in texts for word in fold_term(text).split())
 
 
 def words(prompt: str) -> Iterator[str]:
