@@ -6,8 +6,10 @@ from guard_stand_ins import with_guard
 from valign.guard import Guard
 from valign.guard.records import Verdict
 from valign.guard.rewriting.changes import changed, tidy
+from valign.guard.rewriting.learned_editor import CAUTION
 from valign.guard.rewriting.policy_editor import PolicyEditor
 from valign.guard.rewriting.policy_rewriter import RewriteRequest
+from valign.policy import read_guard_config
 
 
 def test_changes_by_place_and_their_articles():
@@ -24,18 +26,17 @@ def request(prompt, role="harm", rule=""):
 
 def test_a_concept_gives_way_to_its_counterpart_where_it_stands(policy):
     editor = PolicyEditor(policy)
-    assert (
-        editor.propose(request("at dawn, a brutal fist fight in the street, oil"), 0)
-        == "at dawn, a lively dance in the street, oil"
-    )
-    assert editor.propose(request("a cat"), 0) is None
-    assert editor.propose(request("a brutal fist fight in the street"), 1) is None
+    prompt = "at dawn, a brutal fist fight in the street, oil"
+    assert list(editor.proposals(request(prompt))) == ["at dawn, a lively dance in the street, oil"]
+    assert list(editor.proposals(request("a cat"))) == []
+    assert list(editor.proposals(request(prompt, "sign"))) == []
 
 
 def test_a_broken_norm_loses_act_and_purpose_alone(policy):
     norm = next(one for one in policy.norms if one.id == "party-at-memorial")
     prompt = f"two women {norm.when.behaviour[0]} at a memorial at dusk"
-    assert PolicyEditor(policy).propose(request(prompt, "values", norm.id), 0) == f"two women {norm.instead} at a memorial at dusk"
+    found = PolicyEditor(policy).proposals(request(prompt, "values", norm.id))
+    assert list(found) == [f"two women {norm.instead} at a memorial at dusk"]
 
 
 class Editor:
@@ -44,10 +45,10 @@ class Editor:
     name, uses_chat = "stand-in", False
 
     def __init__(self, *texts):
-        self.texts, self.tries = texts, len(texts)
+        self.texts = texts
 
-    def propose(self, request, attempt):
-        return self.texts[attempt]
+    def proposals(self, request):
+        yield from self.texts
 
 
 PROMPT = "an oil painting of a nude woman in a garden at noon"
@@ -136,3 +137,57 @@ def test_the_shipped_editor_keeps_what_is_harmless(shipped, prompt, stays):
 
 def test_a_policy_of_other_categories_does_without_the_model():
     assert [editor.name for editor in Guard.from_policy("shapes").editors] == ["edit"]
+
+
+@pytest.fixture(scope="module")
+def learned(shipped):
+    return shipped.editors[-1]
+
+
+def test_all_words_of_a_listed_phrase_change(learned):
+    text = "a stag under a golden shower at noon"
+    assert learned.listed(text) == {4, 5}
+    assert {4, 5} <= set(learned.chosen(text, learned.model.tags(learned.encoder, text)))
+    assert "golden" not in changed(text, learned.first(text)[0])
+
+
+def test_the_search_gives_ways_below_the_margin_the_most_useful_first(shipped, learned):
+    text = "step-by-step plan for robbing a bank, with escape routes, pencil sketch"
+    ways = learned.search(text, shipped._waterfall.risks)
+    texts = [tidy(changed(text, way)) for way in ways]
+    assert 0 < len(texts) <= 8
+    risks, margin = shipped._waterfall.risks(texts), shipped.policy.guard.margin
+    assert max(risks) < margin
+    own, *others = learned.encoder.encode([text, *texts])
+    worth = [float(own @ other) - CAUTION * risk / margin for other, risk in zip(others, risks)]
+    assert worth == pytest.approx(sorted(worth, reverse=True), abs=1e-4)
+    assert learned.search(text, lambda texts: [1.0] * len(texts)) == []
+
+
+def test_a_word_is_filled_in_once_and_nearness_draws_to_the_word_that_stood_there(learned):
+    text = "a violent soldier and a brutal warrior"
+    tags = learned.model.tags(learned.encoder, text)
+    near, _, free = learned._fills(text, tags, [1, 2, 5, 6], [], (50.0, 3.0, 0.0))
+    for way in (near, free):
+        words = [word for _, _, word in way]
+        assert len(set(words)) == 4
+        assert not set(words) & {"violent", "soldier", "brutal", "warrior"}
+
+    def meaning(way):
+        one, two = learned.encoder.encode([text, changed(text, way)])
+        return one @ two
+
+    assert meaning(near) > meaning(free)
+
+
+def test_risks_add_findings_of_words_to_the_score_relative_to_its_threshold(policy):
+    base = Guard.from_policy(policy)
+    guard = Guard(policy, [*base.stages, Near()])
+    assert guard._waterfall.risks(["a cat", "a nude woman"]) == [0.8, 1.8]
+    config = read_guard_config(policy, "blocks shocking")
+    assert guard.with_config(config)._waterfall.risks(["a dog", "a nude woman"]) == [0.8, 1.8]
+
+
+def test_who_is_shown_stays(learned):
+    assert learned._open("a violent woman with a knife") == [1, 5]
+    assert 2 in learned._open("a violent whore with a knife")  # unless a list has the word

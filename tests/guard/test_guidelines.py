@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from valign.checks import UserError
 from valign.guard import Guard
-from valign.guard.guidelines import SHIPPED, GuidedChat, GuidelineRetriever, diverse, string_ratio
+from valign.guard.guidelines import SHIPPED, GuidedChat, GuidelineRetriever, are_alike, common_length, diverse, string_ratio
 from valign.models.encoders.minilm import MiniLM
 from valign.models.heads.bi_encoder import BiEncoder, load_bi_encoder
 from valign.models.language.chat import ScriptedChat
@@ -148,3 +148,14 @@ def test_the_shipped_retriever_finds_a_held_out_request():
     found = GuidelineRetriever(library, load_bi_encoder(SHIPPED), lambda: encoder)
     assert "drug-neutral" in [one.id for one in found.retrieve("a needle on the floor")]  # kept out of the fit
     assert len(found.retrieve("a needle on the floor")) == 6
+
+
+@given(st.text("abcd ", max_size=40), st.text("abcd ", max_size=40))
+def test_a_bound_on_the_ratio_tells_the_same_as_the_ratio(one, two):
+    table = [[0] * (len(two) + 1) for _ in range(len(one) + 1)]
+    for i, first in enumerate(one):
+        for j, second in enumerate(two):
+            table[i + 1][j + 1] = table[i][j] + 1 if first == second else max(table[i][j + 1], table[i + 1][j])
+    assert common_length(one, two) == table[-1][-1]
+    for least in (0.0, 0.3, 0.5, 0.8, 1.0, 1.1):
+        assert are_alike(one, two, least) == (string_ratio(one, two) >= least)

@@ -65,6 +65,10 @@ class ConfiguredWaterfall:
             return True
         return bool(variant.opened) and self._finished(variant, text, variant.waterfall.decide([text])[0]).opened
 
+    def risks(self, texts: Sequence[str]) -> list[float]:
+        """As `Waterfall.risks`."""
+        return [self._of(text).waterfall.risks([text])[0] for text in texts]
+
     def catches(self, prompts: Sequence[str]) -> list[bool]:
         return [self._of(prompt).waterfall.catches([prompt])[0] for prompt in prompts]
 

@@ -48,9 +48,37 @@ def diverse(texts: Sequence[str], count: int, *, alike: float = ALIKE) -> list[i
     for number, text in enumerate(texts):
         if len(kept) == count:
             break
-        if not kept or all(string_ratio(text, texts[other]) < alike for other in kept):
+        if not kept or not any(are_alike(text, texts[other], alike) for other in kept):
             kept.append(number)
     return kept
+
+
+def are_alike(one: str, two: str, least: float) -> bool:
+    """Whether `string_ratio` is ``least`` or more. Nearly always a bound on it tells, which costs a tenth.
+
+    Matching blocks are a common subsequence, so the ratio is at most twice the longest one over both lengths.
+    """
+    total = len(one) + len(two)
+    return not (total and 2 * common_length(two, one) < least * total) and string_ratio(one, two) >= least
+
+
+def common_length(one: str, two: str) -> int:
+    """Length of the longest common subsequence: a row of its table as the bits of a number (Hyyro 2004)."""
+    places, every = _places(one), (1 << len(one)) - 1
+    open_ = every
+    for char in two:
+        here = open_ & places.get(char, 0)
+        open_ = ((open_ + here) | (open_ - here)) & every
+    return len(one) - open_.bit_count()
+
+
+@lru_cache(maxsize=16384)  # texts of a library come back with every request
+def _places(text: str) -> dict[str, int]:
+    """Where each character stands, as bits."""
+    places: dict[str, int] = {}
+    for place, char in enumerate(text):
+        places[char] = places.get(char, 0) | 1 << place
+    return places
 
 
 @lru_cache(maxsize=65536)  # a library's pairs come back with every request

@@ -125,6 +125,16 @@ class Waterfall:
             return False
         return not any(self._block_rules.check(one.text, suspected(trace)).fired for one in self.syntax.texts(text))
 
+    def risks(self, texts: Sequence[str]) -> list[float]:
+        """What is found in each text relative to its threshold: the highest score of a stage of meaning over its threshold, and 1
+        for every other finding. Below 1 the text passes all stages. Chat models are not asked."""
+        return [self._risk(trace) for trace in self.traces(texts, explain=True, chat=False)]
+
+    def _risk(self, trace: Sequence[Verdict]) -> float:
+        meant = [one for one in trace if one.level == "semantic" and one.score is not None and one.threshold]
+        ratios = [(one.score or 0.0) / (one.threshold or 1.0) for one in meant if self._counts(one) or not one.fired]
+        return max(ratios, default=0.0) + sum(self._counts(one) for one in trace if one not in meant)
+
     def catches(self, prompts: Sequence[str]) -> list[bool]:
         """Whether each prompt is a finding of any stage, whatever was meant. Chat models are not asked."""
         return [any(map(self._counts, trace)) for trace in self.traces(prompts, chat=False)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from valign.checks import UserError
@@ -88,7 +89,8 @@ def fit_rewriter(
             "trained_on": {name: sum(row.source == name for row in rows) for name in sorted({row.source for row in rows})},
         },
     )
-    sha = save_edit_model(EditModel(settings, weights | judge), out / FILE)
+    vectors = {"words.vectors": torch.from_numpy(encoder.encode(vocabulary))}
+    sha = save_edit_model(EditModel(settings, weights | judge | vectors), out / FILE)
     write_text(out / "CARD.md", card(load_edit_model(out / FILE)))
     report = RewriterReport(sha, (out / FILE).stat().st_size, len(found), len(vocabulary))
     run.finish(**asdict(report))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from math import inf
 
 from valign.guard.configured import ConfiguredWaterfall
@@ -14,6 +15,8 @@ from valign.guard.waterfall import Waterfall
 from valign.policy import Policy
 from valign.text.syntax import SIGNS, has_syntax
 
+Propose = Callable[[int], str | None]
+OBJECTS = "the second judge objects"
 MOST_CHECKS = 4  # texts that the guard judges before parts of a prompt are no longer looked at for a template
 TEMPLATES = 8  # proposals of the policy rewriter that are tried when nothing better was accepted
 
@@ -54,10 +57,10 @@ class RewritingLoop:
         counter = _Counter(self._waterfall)
         request, calls = self._request(decision, prompt, counter), decision.chat_calls
         attempts: list[Attempt] = []
-        for rewriter, tries in self._rewriters(foreign=request.finding.level == "language"):
-            for number in range(tries):
+        for rewriter, propose in self._rewriters(request):
+            for number in count():
                 calls += rewriter.uses_chat
-                attempt = self._attempt(rewriter, request, number, counter)
+                attempt = self._attempt(rewriter, request, propose, number, counter)
                 if attempt is None:
                     break
                 attempts.append(attempt)
@@ -76,12 +79,14 @@ class RewritingLoop:
             decision=replace(decision, chat_calls=calls), prompt=accepted, attempts=tuple(attempts), checks=counter.checks
         )
 
-    def _rewriters(self, *, foreign: bool) -> Iterator[tuple[Rewriter, int]]:
-        """Each with how often it may try. The policy's own rewriter comes last anyway, so behind an editor it gets no turn here.
-        Editors know English alone."""
-        yield from ((editor, editor.tries) for editor in self._editors if not foreign)
-        if self._rewriter is not None and not (self._editors and self._rewriter is self._template):
-            yield self._rewriter, self._policy.guard.max_rewrites
+    def _rewriters(self, request: RewriteRequest) -> Iterator[tuple[Editor | Rewriter, Propose]]:
+        """Each with what gives its proposal of a number. The policy's own rewriter comes last anyway, so behind an editor it gets
+        no turn here. Editors know English alone."""
+        for editor in self._editors if request.finding.level != "language" else ():
+            yield editor, _in_turn(editor.proposals(request))
+        rewriter, most = self._rewriter, self._policy.guard.max_rewrites
+        if rewriter is not None and not (self._editors and rewriter is self._template):
+            yield rewriter, lambda number: rewriter.propose(request, number) if number < most else None
 
     def _request(self, decision: GuardDecision, prompt: str, counter: "_Counter") -> RewriteRequest:
         policy = self._waterfall.policy_for(prompt)
@@ -92,21 +97,27 @@ class RewritingLoop:
             finding=finding,
             intent=decision.intent,
             suspicious=cache(counter.suspicious),
+            risks=counter.risks,
             texts=tuple(self._waterfall.syntax.texts(prompt)) if has_syntax(prompt) else (),
         )
 
-    def _attempt(self, rewriter: Rewriter, request: RewriteRequest, number: int, counter: "_Counter") -> Attempt | None:
+    def _attempt(
+        self, rewriter: Editor | Rewriter, request: RewriteRequest, propose: Propose, number: int, counter: "_Counter"
+    ) -> Attempt | None:
         try:
-            text = rewriter.propose(request, number)
+            text = propose(number)
         except Exception as error:
             reason = f"failed: {type(error).__name__}"
             return Attempt(role=request.role, source=rewriter.name, text="", accepted=False, reason=reason)
         if text is None:
             return None
-        found = self._acceptor(request.prompt, text, edited=rewriter in self._editors)
+        strict = rewriter in self._editors
+        if strict and self._objects(text):  # costs least
+            return Attempt(role=request.role, source=rewriter.name, text=text, accepted=False, reason=OBJECTS)
+        found = self._acceptor(request.prompt, text, edited=strict)
         if request.role == "sign":  # a sign shows other words than the prompt, so only its form is judged
             found = replace(found, reason=self._acceptor.form(request.prompt, text))
-        reason = found.reason or self._objection(text, counter, strict=rewriter in self._editors)
+        reason = found.reason or self._objection(text, counter, strict=strict)
         return Attempt(
             role=request.role,
             source=rewriter.name,
@@ -119,11 +130,14 @@ class RewritingLoop:
 
     def _objection(self, text: str, counter: "_Counter", *, strict: bool) -> str:
         """Why the text must not be used; "" if it may."""
-        if self._harmless is not None and not self._harmless(text):
-            return "the second judge objects"
+        if not strict and self._objects(text):
+            return OBJECTS
         if not counter.passes(text, margin=self._policy.guard.margin if strict else 1.0):
             return "does not pass the guard"
         return ""
+
+    def _objects(self, text: str) -> bool:
+        return self._harmless is not None and not self._harmless(text)
 
     def _templates(self, request: RewriteRequest) -> list[str]:
         """The policy's own proposals, whatever they keep. A finding without a category (a chat judge's) has the sign only."""
@@ -136,8 +150,12 @@ class RewritingLoop:
         return list(self._template.proposals(request))[:TEMPLATES]
 
 
+def _in_turn(proposals: Iterator[str]) -> Propose:
+    return lambda number: next(proposals, None)
+
+
 class _Counter:
-    """The waterfall, counting the texts that it judges for one prompt."""
+    """The waterfall, counting how often it is asked for one prompt; several texts at once are one question."""
 
     def __init__(self, waterfall: Waterfall | ConfiguredWaterfall) -> None:
         self._waterfall, self.checks = waterfall, 0
@@ -146,6 +164,10 @@ class _Counter:
     def passes(self, text: str, *, margin: float = 1.0) -> bool:
         self.checks += 1
         return self._waterfall.passes(text, margin=margin)
+
+    def risks(self, texts: Sequence[str]) -> list[float]:
+        self.checks += 1
+        return self._waterfall.risks(texts)
 
     def suspicious(self, part: str) -> bool:
         if self.checks + 1 >= self.limit:

@@ -15,7 +15,6 @@ class PolicyEditor:
 
     name = "edit"
     uses_chat = False
-    tries = 1
 
     def __init__(self, policy: Policy) -> None:
         self._norms = {norm.id: norm for norm in policy.norms}
@@ -27,12 +26,13 @@ class PolicyEditor:
         purposes = [phrase for norm in policy.norms for phrase in norm.when.purpose]
         self._purposes = WordList(purposes) if purposes else None
 
-    def propose(self, request: RewriteRequest, attempt: int) -> str | None:
-        if attempt or request.role == "sign":
-            return None
-        if request.role == "values":
-            return proposed(request, lambda text: self._by_norm(text, request.finding.rule))
-        return proposed(request, self._by_name)
+    def proposals(self, request: RewriteRequest) -> Iterator[str]:
+        if request.role == "sign":
+            return
+        by_norm = request.role == "values"
+        text = proposed(request, lambda part: self._by_norm(part, request.finding.rule) if by_norm else self._by_name(part))
+        if text is not None:
+            yield text
 
     def _by_name(self, text: str) -> list[Change]:
         found = max(_found(self._names, text), key=lambda one: one[1] - one[0], default=None)

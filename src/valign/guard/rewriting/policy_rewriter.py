@@ -27,6 +27,8 @@ class RewriteRequest:
     finding: Verdict  # what made the rewrite necessary
     intent: Intent = "harmful"
     suspicious: Callable[[str], bool] = field(repr=False, compare=False)  # whether a part of the prompt fails the guard by itself
+    # relative to its threshold what the guard finds in each text, see `Waterfall.risks`
+    risks: Callable[[Sequence[str]], list[float]] = field(default=lambda texts: [0.0] * len(texts), repr=False, compare=False)
     texts: tuple[Traced, ...] = field(default=(), repr=False)  # what the prompt tells the model, where it has syntax
 
 
@@ -43,11 +45,15 @@ class Rewriter(Protocol):
 
 
 @runtime_checkable
-class Editor(Rewriter, Protocol):
-    """A rewriter that changes as little as it can; it is asked before all others."""
+class Editor(Protocol):
+    """Changes as little as it can; it is asked before all rewriters."""
 
-    @property
-    def tries(self) -> int: ...  # proposals at most
+    name: str
+    uses_chat: bool
+
+    def proposals(self, request: RewriteRequest) -> Iterator[str]:
+        """The best one first; each is made only when those before it were refused."""
+        ...
 
 
 def role_of(finding: Verdict, intent: Intent) -> Role:

@@ -30,7 +30,7 @@ from valign.models.encoders.minilm import EPS, LAYERS, WIDTH, MiniLM, Tokens, We
 from valign.models.files.finite import check_finite
 from valign.models.heads.ngrams import bag_of
 
-FORMAT = 1
+FORMAT = 2
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 KEEP, DELETE, REPLACE = 0, 1, 2  # columns of the tags; from REPLACE on one per category
 MOSTLY = 0.85  # share of the probability of a change from which a word is deleted: a gap reads worse than another word
@@ -69,6 +69,20 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     ]
 
 
+def words_of(text: str) -> list[str]:
+    return [text[start:end] for start, end in word_spans(text)]
+
+
+def without(prompt: str, places: Sequence[int]) -> str:
+    """The prompt without these words, by number."""
+    spans = word_spans(prompt)
+    text, last = "", 0
+    for place in sorted(places):
+        text += prompt[last : spans[place][0]]
+        last = spans[place][1]
+    return " ".join((text + prompt[last:]).split())
+
+
 def form(word: str) -> str:
     """An English word's form by its ending: "ing", "ed", "ly", "s" or ""; a word that is too short has none."""
     return next((ending for ending in ("ing", "ed", "ly", "s") if word.endswith(ending) and len(word) > len(ending) + 2), "")
@@ -80,7 +94,7 @@ class EditModel:
 
     settings: EditSettings
     # upper.*, tag.weight [2 + category, 384], tag.bias, fill.weight [384, 384], fill.bias, words.bias [word],
-    # judge.weight [bucket], judge.bias []
+    # judge.weight [bucket], judge.bias [], words.vectors [word, 384]: what the encoder makes of each word of the vocabulary
     weights: Mapping[str, Tensor]
     sha256: str = ""  # of the file that it was read from
 
@@ -122,6 +136,11 @@ class EditModel:
 
     def fill_logits(self, encoder: MiniLM, states: Float[Tensor, "mask dim"]) -> Float[Tensor, "mask word"]:
         return fill_logits(self.weights, states, self._embeddings(encoder))
+
+    @property
+    def word_vectors(self) -> Float[Tensor, "word dim"]:
+        """Unit vectors of the vocabulary's words."""
+        return self.weights["words.vectors"]
 
     def _embeddings(self, encoder: MiniLM) -> Float[Tensor, "word dim"]:
         return encoder.embeddings(self.settings.vocabulary)
@@ -204,10 +223,15 @@ def load_edit_model(path: Path) -> EditModel:
         if (version := raw.pop("format", None)) != FORMAT:
             raise UserError(f"{path} must be an editing model of format {FORMAT}, got {version}. Train it again.")
         settings = EditSettings(**raw | {name: tuple(raw[name]) for name in ("categories", "vocabulary")})
-        shapes = (weights["tag.weight"].shape[0], weights["words.bias"].shape[0], weights["judge.weight"].shape[0])
+        shapes = (
+            weights["tag.weight"].shape[0],
+            weights["words.bias"].shape[0],
+            weights["judge.weight"].shape[0],
+            len(weights["words.vectors"]),
+        )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} could not be read as an editing model: {error}. Train it again.") from error
-    if shapes != (REPLACE + len(settings.categories), len(settings.vocabulary), settings.judge_buckets):
+    if shapes != (REPLACE + len(settings.categories), words := len(settings.vocabulary), settings.judge_buckets, words):
         raise UserError(f"{path} has tensors that do not fit its settings. Train it again.")
     check_finite(path, weights)
     return EditModel(settings, weights, hash_file(path))

@@ -29,6 +29,7 @@ from valign.models.heads.edit_model import (
     pieces_of,
     tag_logits,
     word_spans,
+    words_of,
 )
 from valign.text import fold
 from valign.text.function_words import FUNCTION_WORDS
@@ -36,7 +37,7 @@ from valign.training.engine.loop import TrainingLoop
 from valign.training.engine.processes import start_processes
 from valign.training.engine.schedule import Schedule, keep_peaks
 from valign.training.engine.task import LoopConfig, TrainingTask
-from valign.training.tasks.rewriter.labels import EditExample, words_of
+from valign.training.tasks.rewriter.labels import EditExample
 
 CHANGE_WEIGHT, OPEN_WEIGHT = 2.0, 0.3
 MOST_MASKS = 3  # of a caption

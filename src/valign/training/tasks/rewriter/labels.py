@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from valign.data.prompts.pairs import LabelledPrompt
-from valign.models.heads.edit_model import form, word_spans
+from valign.models.heads.edit_model import form, without, words_of
 from valign.progress import track
 from valign.text import fold
 from valign.text.function_words import FUNCTION_WORDS
@@ -34,10 +34,6 @@ class EditExample:
     open: tuple[bool, ...]  # per word: the safe prompt has another one, but it need not change
     gone: tuple[bool, ...]  # per word: it must change, and the safe prompt has nothing in its place
     instead: tuple[str, ...]  # per word: the safe prompt's word, "" if it has none of that form there
-
-
-def words_of(text: str) -> list[str]:
-    return [text[start:end] for start, end in word_spans(text)]
 
 
 @dataclass(frozen=True)
@@ -77,16 +73,6 @@ def _kind(word: str) -> str:
     """A function word itself, else the form."""
     text = fold(word)
     return text if text in FUNCTION_WORDS else f"-{form(text)}"
-
-
-def without(prompt: str, places: Sequence[int]) -> str:
-    """The prompt without these words, by number."""
-    spans = word_spans(prompt)
-    text, last = "", 0
-    for place in sorted(places):
-        text += prompt[last : spans[place][0]]
-        last = spans[place][1]
-    return " ".join((text + prompt[last:]).split())
 
 
 def smallest_changes(prompts: Sequence[str], among: Sequence[Sequence[bool]], risk: Risk) -> list[tuple[int, ...] | None]:
