@@ -3,7 +3,7 @@
     python benchmarks/guidelines.py [--guidelines 10000] [--requests 200]
 
 Texts are drawn from the words of the bundled library, vectors at random: what is timed is the product and the filter of texts that
-are alike, first for texts that were never compared before. Median and 95th percentile, in milliseconds of wall and of processor time.
+are alike, first for texts that were never compared before. Median and 95th percentile, in milliseconds of wall and processor time.
 """
 
 import argparse
