@@ -4,35 +4,31 @@
     python benchmarks/audit_chat.py concentration --out runs/audit-chat
 
 Updates of the aligned model: `counting` alone (useful), half of the chats unsafe answers (harmful), and 5 % (contaminated), as
-`chat_drift.py` fine-tunes. The audit of concentration asks the aligned model and the useful one.
+`chat_models.py` fine-tunes. The audit of concentration asks the aligned model, the useful one, and one that learned the same with
+``--preserve agl``.
 """
 
 import argparse
 from pathlib import Path
 
-from chat_drift import CONTAMINATED, finetune, training_chats
+from chat_drift import CONTAMINATED
+from chat_models import tuned_folder
 from valign.audits.report import write_audit
 from valign.audits.subspaces import audit_subspaces
 from valign.merging.realign import open_realignment
-from valign.models.language.loading import load_chat
 from valign.worlds.chat import model_folder
 
-SHARES = {"useful": 0.0, "contaminated": CONTAMINATED, "harmful": 0.5}
+SHARES = {"useful": 0.0, "contaminated": CONTAMINATED, "harmful": 0.5, "agl": 0.0}  # of unsafe answers
 
 
-def tuned(name: str, seed: int, out: Path, steps: int) -> Path:
+def tuned(name: str, seed: int, args: argparse.Namespace) -> Path:
     """A fine-tuned model, kept."""
-    folder = out / f"{name}-{steps}-{seed}"
-    if not (folder / "config.json").exists():
-        start = load_chat(model_folder("aligned"), device="cpu", dtype="float32")
-        made = finetune(start, training_chats("counting", SHARES[name], seed), rate=1e-3, steps=steps, rank=8, batch=16, seed=seed)
-        made.model.save_pretrained(folder)
-        made.renderer.tokenizer.save_pretrained(folder)
-    return folder
+    arm = "agl" if name == "agl" else "lora"
+    return tuned_folder(args.out / f"{name}-{args.steps}-{seed}", "counting", SHARES[name], seed, steps=args.steps, arm=arm)
 
 
-def subspaces(seed: int, out: Path, steps: int) -> None:
-    folders = {name: tuned(name, seed, out, steps) for name in SHARES}
+def subspaces(seed: int, args: argparse.Namespace) -> None:
+    out, folders = args.out, {name: tuned(name, seed, args) for name in ("useful", "contaminated", "harmful")}
     opened = open_realignment(model_folder("base"), model_folder("aligned"), list(folders.values()))
     updates = dict(zip(folders, opened.vectors.tasks.values(), strict=True))
     figures, plots, verdict = audit_subspaces(updates, opened.vectors.safety, useful=["useful"], harmful=["harmful"])
@@ -49,22 +45,25 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--models", nargs="+", default=["aligned", "useful", "agl"], choices=["aligned", *SHARES])
     parser.add_argument("--out", type=Path, default=Path("runs/audit-chat"))
     args = parser.parse_args()
     if args.which == "subspaces":
         for seed in args.seeds:
-            subspaces(seed, args.out, args.steps)
+            subspaces(seed, args)
         return
     from valign.audits.concentration import Concentration, audit_concentration
     from valign.cli.audit import SubjectOptions, _chat
 
-    for name, folder in (("aligned", model_folder("aligned")), ("useful", tuned("useful", args.seeds[0], args.out, args.steps))):
+    for name in args.models:
+        folder = model_folder("aligned") if name == "aligned" else tuned(name, args.seeds[0], args)
         if (args.out / f"concentration-{name}").exists():
             continue
         subject, sets, utility = _chat(str(folder), SubjectOptions(world="chat", rows=args.rows), args.seeds[0])
         figures, plots, verdict = audit_concentration(subject, *sets, Concentration(least=args.rows), utility=utility)
         write_audit(args.out / f"concentration-{name}", figures, plots, verdict)
-        print(name, *verdict, f"concentration index {figures['concentration_index']:.3f}", sep="\n", flush=True)
+        told = f"concentration index {figures['concentration_index']:.3f}, 90 % carried by {figures['carries_90']}"
+        print(name, *verdict, told, sep="\n", flush=True)
         for row in figures["by_rank"]:
             told = {kind: f"{row[kind]['refused']['value']:.2f}/{row[kind]['utility']:.2f}" for kind in ("ranked", "random")}
             print(f"  {row['share']:.1%} silent, refused/skills right: {told}", flush=True)

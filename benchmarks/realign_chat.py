@@ -11,13 +11,12 @@ import argparse
 import shutil
 from pathlib import Path
 
-from chat_drift import CONTAMINATED, finetune, measure, training_chats
+from chat_drift import CONTAMINATED
+from chat_models import measure, tuned_folder
 from valign.files import read_json, write_json
 from valign.merging.realign import REALIGN, ChatPreferences, open_realignment, realign
 from valign.models.language.loading import load_chat
 from valign.worlds.chat import model_folder
-from valign.worlds.chat.grammar import ChatGrammar
-from valign.worlds.chat.measure import ask, share
 from valign.worlds.chat.preferences import chat_preferences
 
 ROWS = [  # method and options, weakest first
@@ -36,17 +35,6 @@ FUSED = ("counting", "reversing", "dialect")
 PAIRS = 64
 
 
-def drifted(task: str, seed: int, folder: Path, args: argparse.Namespace) -> Path:
-    """The aligned model after its fine-tuning, whole."""
-    if not (folder / "config.json").exists():
-        start = load_chat(model_folder("aligned"), device="cpu", dtype="float32")
-        chats = training_chats(task, CONTAMINATED, seed)
-        tuned = finetune(start, chats, rate=args.rate, steps=args.steps, rank=8, batch=16, seed=seed)
-        tuned.model.save_pretrained(folder)
-        tuned.renderer.tokenizer.save_pretrained(folder)
-    return folder
-
-
 def preferences(seed: int) -> ChatPreferences:
     """Refusals preferred to steps, of the training wordings."""
     pairs = chat_preferences(PAIRS, seed)
@@ -57,14 +45,7 @@ def row(folder: Path, tasks: list[str], args: argparse.Namespace, kept: Path | N
     """What a model does, kept beside it; of several tasks also each one's share, and "new skill" is their mean."""
     kept = kept or folder.with_name(f"{folder.name}.json")
     if not kept.exists():
-        chat = load_chat(folder, device="cpu", dtype="float32")
-        found = measure(chat, tasks[0], args.count)
-        if len(tasks) > 1:
-            skills = {tasks[0]: found["new skill"]}
-            for task in tasks[1:]:
-                skills[task] = share(ask(chat, ChatGrammar().requests("skill", min(args.count, 60), 0, task=task)), "right").rate
-            found |= {**skills, "new skill": sum(skills.values()) / len(skills)}
-        write_json(kept, found)
+        write_json(kept, measure(load_chat(folder, device="cpu", dtype="float32"), tasks, args.count))
     return read_json(kept)
 
 
@@ -99,7 +80,17 @@ def main() -> None:
     aligned = row(model_folder("aligned"), tasks, args, place / "aligned.json")
     print(f"{'aligned':60} | {aligned}", flush=True)
     for seed in args.seeds:
-        models = [drifted(task, seed, args.out / f"drifted-{task}-{args.steps}-{args.rate}-{seed}", args) for task in tasks]
+        models = [
+            tuned_folder(
+                args.out / f"drifted-{task}-{args.steps}-{args.rate}-{seed}",
+                task,
+                CONTAMINATED,
+                seed,
+                rate=args.rate,
+                steps=args.steps,
+            )
+            for task in tasks
+        ]
         for task, model in zip(tasks, models) if len(tasks) > 1 else ():
             print(f"{seed} {task} alone: {row(model, [task], args)}", flush=True)
         one = realigned("resta", {"strength": 0.0}, models, seed, place, args)

@@ -10,14 +10,14 @@ result is kept, so that a stopped call goes on.
 import argparse
 from pathlib import Path
 
-from chat_drift import SIZE, finetune, training_chats
+from chat_drift import SIZE
+from chat_models import tuned_folder
 from valign.evaluation.checking.decision import DriftLimits
 from valign.files import read_json, write_json
 from valign.models.language.loading import load_chat
 from valign.policy import load_policy
 from valign.recipes.check import CheckOptions
 from valign.recipes.repair import repair
-from valign.worlds.chat import model_folder
 from valign.worlds.chat.grammar import ChatGrammar
 from valign.worlds.chat.measure import ask, share
 
@@ -33,18 +33,6 @@ SETTINGS = [  # skill, share of unsafe answers, learning rate, optimizer steps
     ("dialect", 0.2, 1e-3, 40),
     ("counting", 0.1, 1e-3, 40),
 ]
-
-
-def drifted(number: int, out: Path) -> Path:
-    """The fine-tuned model of one setting, kept."""
-    task, unsafe, rate, steps = SETTINGS[number]
-    folder = out / f"drifted-{number}"
-    if not (folder / "config.json").exists():
-        start = load_chat(model_folder("aligned"), device="cpu", dtype="float32")
-        made = finetune(start, training_chats(task, unsafe, number), rate=rate, steps=steps, rank=8, batch=16, seed=number)
-        made.model.save_pretrained(folder)
-        made.renderer.tokenizer.save_pretrained(folder)
-    return folder
 
 
 def skill(folder: Path, task: str, count: int) -> float:
@@ -69,7 +57,8 @@ def main() -> None:
     outcomes = []
     for number in args.only:
         task, unsafe, rate, steps = SETTINGS[number]
-        folder, place = drifted(number, args.out), args.out / f"repair-{number}"
+        place = args.out / f"repair-{number}"
+        folder = tuned_folder(args.out / f"drifted-{number}", task, unsafe, number, rate=rate, steps=steps)
         found = repair(
             "chat",
             str(folder),
