@@ -6,10 +6,21 @@ from safetensors.torch import load_file, save_file
 
 from valign.checks import UserError
 from valign.files import write_json
+from valign.models.files.finite import all_finite
 from valign.models.files.tensor_stream import TensorShape, write_known
 from valign.models.files.weight_files import open_weights, plan_shards, write_shards
 
 FLOAT = torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_entry_that_is_not_finite_is_found(dtype):
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        tensor = torch.zeros(3, 4, dtype=dtype)
+        assert all_finite(tensor)
+        tensor[1, 2] = bad
+        assert not all_finite(tensor)
+    assert all_finite(torch.empty(0, dtype=dtype))
 
 
 def shapes(**sizes):

@@ -10,6 +10,7 @@ from torch import Tensor
 from valign.checks import UserError
 from valign.files import hash_value
 from valign.merging.deltas import Delta, DeltaSource, DenseDelta, add, zero
+from valign.models.files.finite import all_finite
 from valign.models.files.weight_files import WeightFolder
 
 WEIGHT = ".weight"  # of a module's weight; adapters name modules, folders name weights
@@ -160,7 +161,7 @@ def finite(folder: WeightFolder, name: str) -> Tensor:
         return folder.latest[name]
     folder.latest.clear()  # before the next is read: one tensor of a folder is in memory
     tensor = folder.read(name)
-    if not tensor.isfinite().all():
+    if not all_finite(tensor):
         raise UserError(f"{folder.folder} must be finite, got NaN or infinity in {name}. Download the model, or train it, again.")
     folder.latest[name] = tensor
     return tensor

@@ -18,6 +18,7 @@ from valign.merging.realign.opening import Model, Realignment
 from valign.merging.realign.vectors import WEIGHT, WeightVectors, finite
 from valign.models.files.adapter_files import LoraFactors, save_adapter
 from valign.models.files.adapter_index import PEFT_WEIGHTS
+from valign.models.files.finite import all_finite
 from valign.models.files.weight_files import SHARD, WeightFolder, copy_rest, write_shards
 from valign.progress import track
 from valign.runs import Run
@@ -201,7 +202,7 @@ def _endless() -> Iterator[None]:
 def _rounded(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """Raises: UserError if the result, or its rounding, is not finite."""
     result = tensor.to(dtype)
-    if not result.isfinite().all():
+    if not all_finite(result):
         raise UserError(f"The realigned {name} must be finite in {dtype}, got NaN or infinity. Lower the strength.")
     return result
 

@@ -121,12 +121,12 @@ class TensorIndex:
         place = self.places[name]
         if place.size == 0:
             return torch.empty(place.shape, dtype=place.dtype)
-        data = bytearray(place.size)
+        data = torch.empty(place.size, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(place.start)
-            view, filled = memoryview(data), 0
+            view, filled = memoryview(data.numpy()), 0
             while filled < place.size and (count := file.readinto(view[filled:])):
                 filled += count
         if filled != place.size:
             raise UserError(f"{self.path} has changed while it was read. Run the command again.")
-        return torch.frombuffer(data, dtype=place.dtype).reshape(place.shape)
+        return data.view(place.dtype).reshape(place.shape)
