@@ -13,6 +13,8 @@ from valign.cli.common import AsJson, err, example, print_measured
 from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record
 
+SOMF = "Of the method somf"  # panel of the help
+
 
 @example(
     "valign repair --base chat:base --before chat --after runs/drifted --policy chat -o runs/repaired   "
@@ -36,9 +38,12 @@ def command(
     refine: Annotated[int, Option(min=0, help="halvings between the last strength that failed and the first that passed")] = 2,
     pairs: Annotated[
         Path | None,
-        Option(help="safety preferences that SOMF learns on, as `valign realign somf` takes them; a world's own if left out"),
+        Option(
+            help="safety preferences that SOMF learns on, as `valign realign somf` takes them; a world's own if left out",
+            rich_help_panel=SOMF,
+        ),
     ] = None,
-    mask_steps: Annotated[int, Option(min=1, help="optimizer steps of SOMF's mask")] = 60,
+    mask_steps: Annotated[int, Option(min=1, help="optimizer steps of SOMF's mask", rich_help_panel=SOMF)] = 60,
     suite: Annotated[str, Option("--suite", "-s", help="table of prompts with labels; the policy's own if left out")] = "",
     detector: Annotated[list[str], Option(help="who judges a diffusion model's images; repeatable")] = [],  # noqa: B006
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
