@@ -65,6 +65,8 @@ def show(
         out.print_json(data={**facts, "metadata": dict(adapter.metadata), "by_module": modules})
         return
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # a hash is shown whole
     for key, value in facts.items():
         table.add_row(Text(key, style="dim"), Text(", ".join(map(str, value)) if isinstance(value, list) else _brief(value)))
     for source in adapter.metadata.get("sources", []):
