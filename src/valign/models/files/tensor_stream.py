@@ -124,7 +124,7 @@ class TensorIndex:
         data = torch.empty(place.size, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(place.start)
-            view, filled = memoryview(data.numpy()), 0
+            view, filled = data.numpy().data, 0
             while filled < place.size and (count := file.readinto(view[filled:])):
                 filled += count
         if filled != place.size:

@@ -100,7 +100,7 @@ class BenignFuture:
         found: dict[str, nn.Module] = {
             name: module
             for name, module in modules
-            if any(f".{name}".endswith(f".{ending}") for ending in endings) and isinstance(module, nn.Linear | BaseTunerLayer)
+            if any(f".{name}".endswith(f".{ending}") for ending in endings) and _is_linear(module)
         }
         if not found:
             raise UserError(f"LookAhead.inner_targets must name linear layers of the denoiser, got {', '.join(endings)}.")
@@ -267,6 +267,10 @@ def _taken(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     for one in parameters:
         one.grad = None
     return found
+
+
+def _is_linear(module: object) -> bool:
+    return isinstance(module, nn.Linear | BaseTunerLayer)
 
 
 def _shape(layer: Any) -> tuple[int, int]:
