@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from valign.checks import UserError
+from valign.cli import guard as cli
 from valign.cli.guard import BLOCKED, app
 from valign.cli.root import build
 
@@ -186,3 +187,31 @@ def test_generate_draws_and_refuses(policy, tiny_sd, tmp_path):
     command[1] = "Привет, большой мир"
     result = runner.invoke(build(), command)
     assert (result.exit_code, out.exists()) == (BLOCKED, False)
+
+
+class Talker:
+    """Answers and judges: an answer is too severe until its system message warns."""
+
+    def complete(self, messages, *, schema=None):
+        if schema is None:
+            return "careful" if messages[0]["role"] == "system" else "rash"
+        data = json.loads(messages[-1]["content"])
+        severe = data.get("answer") == "rash" or "bomb" in data["question"]
+        return json.dumps({"reason": "", "category": "violence", "level": "severe" if severe else "safe"})
+
+
+def test_answers_are_generated_again_until_they_may_be_shown(monkeypatch):
+    monkeypatch.setattr(cli, "resolve_chat", lambda *a, **k: Talker())
+    asked = runner.invoke(cli.app, ["answer", "--chat", "here", "--json", "how are fireworks made?", "a bomb"])
+    assert asked.exit_code == cli.BLOCKED
+    first, second = map(json.loads, asked.stdout.splitlines())
+    assert (first["text"], first["action"]) == ("careful", "regenerated")
+    assert [one["level"] for one in first["verdicts"]] == ["severe", "safe"]
+    assert second["action"] == "blocked"
+    never = runner.invoke(cli.app, ["answer", "--chat", "here", "--no-warned", "--rounds", "2", "how are fireworks made?"])
+    assert never.stdout.strip() == "I'm sorry, but I can't help with that."
+    plain = runner.invoke(cli.app, ["answer", "--chat", "here", "a cat?"])
+    assert plain.exit_code == 0
+    assert "--chat must name the model that answers" in str(runner.invoke(cli.app, ["answer", "a cat?"]).exception)
+    wrong = runner.invoke(cli.app, ["answer", "--chat", "here", "--allowed", "mild", "a cat?"])
+    assert "AnswerFilter.allowed must be one of safe, minor, moderate, severe" in str(wrong.exception)

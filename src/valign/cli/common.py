@@ -209,16 +209,16 @@ class ChatOptions:
         return resolve_chat(self.chat, model=self.chat_model, key_env=self.key_env) if self.chat else None
 
 
-def resolve_chat(place: str, *, model: str, key_env: str | None = None) -> ChatModel:
-    """A chat model that judges: an endpoint's address, with a circuit breaker before it, or a folder with a local model."""
+def resolve_chat(place: str, *, model: str, key_env: str | None = None, temperature: float = 0.0) -> ChatModel:
+    """A chat model that judges or answers: an endpoint's address, behind a circuit breaker, or a folder with a local model."""
     if not place.startswith(("http://", "https://")):
         from valign.models.language.local import LocalChat
 
-        return LocalChat(place)
+        return LocalChat(place, temperature=temperature)
     from valign.models.language.breaker import CircuitBreaker
     from valign.models.language.chat import OpenAIChat
 
-    return CircuitBreaker(OpenAIChat(base_url=place, model=model, api_key_env=key_env, temperature=0.0, retries=1))
+    return CircuitBreaker(OpenAIChat(base_url=place, model=model, api_key_env=key_env, temperature=temperature, retries=1))
 
 
 def resolve_fidelity(name: str | None, *, model: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -16,15 +16,17 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError, option
-from valign.cli.common import ChatOptions, PromptTableOptions, err, numbers_by_name, out, resolve_model
+from valign.cli.common import ChatOptions, PromptTableOptions, err, numbers_by_name, out, resolve_chat, resolve_model
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
     from valign.data.prompts.pairs import LabelledPrompt
     from valign.data.prompts.tables import TableReading
     from valign.guard import Guard, GuardDecision, GuardResult
+    from valign.guard.answer_filter import Level
     from valign.models.encoders.hyperbolic_clip import HyperbolicClip
     from valign.models.heads.text_probe import TextProbe
+    from valign.models.language.chat import ChatModel, Message
     from valign.policy import Policy
 
 BLOCKED = 3  # exit code when a prompt is blocked; 1 is left to crashes, 2 to mistakes
@@ -123,6 +125,67 @@ def rewrite(
             if result.blocked:
                 err.print(Text(f"Prompt {number} is blocked: {_why(decision)}", style="red"), soft_wrap=True)
     raise typer.Exit(BLOCKED if blocked else 0)
+
+
+@app.command(
+    "answer",
+    cls=configured(chat=ChatOptions, table=PromptTableOptions),
+    epilog='example: valign guard answer --chat http://127.0.0.1:8000/v1 --chat-model qwen "how are fireworks made?"',
+)
+def answer(
+    ctx: typer.Context,
+    prompts: Prompts = None,
+    file: File = None,
+    judge: Annotated[str, Option(help="endpoint or folder of the chat model that says how severe an answer is; --chat's own")] = "",
+    judge_model: Annotated[str, Option(help="model that the judge's endpoint serves")] = "default",
+    policy: PolicyName = "default",
+    allowed: Annotated[str, Option(help="the most severe level that is shown: safe, minor, moderate or severe")] = "safe",
+    block: Annotated[str, Option(help="level of a question from which nothing is generated: minor, moderate or severe")] = "severe",
+    rounds: Annotated[int, Option(min=1, help="answers that are generated at most before a refusal is given")] = 5,
+    warned: Annotated[bool, Option(help="further answers are asked for with a warning that names the category")] = True,
+    temperature: Annotated[float, Option(min=0.0, max=2.0, help="of the answers, which must differ from round to round")] = 0.7,
+    as_json: Json = False,
+) -> None:
+    """Answer questions by a chat model; an answer that is judged too severe is generated again, then refused (Safe RLHF-V).
+
+    Exit code 3 if any question got no answer.
+    """
+    from dataclasses import asdict
+
+    from valign.guard.answer_filter import AnswerFilter
+    from valign.guard.severity import ChatSeverity
+
+    options = record(ctx, ChatOptions)
+    if options.chat is None:
+        raise UserError("--chat must name the model that answers, got none. Give an endpoint's address, or a folder.")
+    judging = resolve_chat(judge or options.chat, model=judge_model if judge else options.chat_model, key_env=options.key_env)
+    keeper = AnswerFilter(
+        judge=ChatSeverity(judging, _policy(policy)),
+        allowed=cast("Level", allowed),  # checked there
+        block=cast("Level", block),
+        rounds=rounds,
+        warned=warned,
+    )
+    chat = resolve_chat(options.chat, model=options.chat_model, key_env=options.key_env, temperature=temperature)
+    refused = False
+    for question in _prompts(ctx, prompts, file):
+        found = keeper(question, lambda number, warning: sampled(chat, question, number, warning))  # noqa: B023 - called at once
+        refused |= found.action in ("refused", "blocked")
+        if as_json:
+            _print_json(asdict(found))
+        else:
+            out.print(found.text, markup=False, soft_wrap=True)
+    raise typer.Exit(BLOCKED if refused else 0)
+
+
+def sampled(chat: ChatModel, question: str, number: int, warning: str) -> str:
+    """The answer of that round; a local model draws anew, which it would not do for an equal question."""
+    from valign.models.language.local import LocalChat
+
+    if isinstance(chat, LocalChat):
+        chat.seed = number
+    system: list[Message] = [{"role": "system", "content": warning}] if warning else []
+    return chat.complete([*system, {"role": "user", "content": question}])
 
 
 @app.command("explain", cls=GUARDED, epilog='example: valign guard explain "no weapons allowed, painted on a poster"')

@@ -51,7 +51,7 @@ def read_verdict(answer: str, words: tuple[str, str]) -> str:
 
     Raises: UnreadableAnswer unless it is one of the two.
     """
-    found = _json(answer)
+    found = object_of(answer)
     if found is not None:
         word = str(found.get("verdict")).upper()
     else:
@@ -63,7 +63,7 @@ def read_verdict(answer: str, words: tuple[str, str]) -> str:
     return word
 
 
-def _json(answer: str) -> dict[str, Any] | None:
+def object_of(answer: str) -> dict[str, Any] | None:
     """The object that an answer is, with or without a code fence around it; None for anything else."""
     try:
         found = json.loads(FENCE.sub("", answer.strip()))
@@ -168,7 +168,7 @@ class ChatTranslator:
     def __call__(self, prompt: str, language: str) -> str:
         """Raises: UnreadableAnswer if it is not JSON with a translation."""
         answer = ask(self.chat, self._system, {"caption": prompt, "language": language}, schema_of(english={"type": "string"}))
-        english = (_json(answer) or {}).get("english")
+        english = (object_of(answer) or {}).get("english")
         if not isinstance(english, str) or not english.strip():
             raise UnreadableAnswer('a chat translator must answer {"english": "..."}, got something else. Choose another model.')
         return english.strip()
@@ -176,7 +176,7 @@ class ChatTranslator:
 
 def read_prompt(answer: str) -> str:
     """The caption of ``{"prompt": "..."}``."""
-    caption = (_json(answer) or {}).get("prompt")
+    caption = (object_of(answer) or {}).get("prompt")
     if not isinstance(caption, str):
         raise UnreadableAnswer('a chat rewriter must answer {"prompt": "..."}, got something else. Choose another model.')
     return caption.strip()
