@@ -42,9 +42,7 @@ def fragility(
     ctx: Context,
     model: Annotated[str, Option("--model", "-m", help="folder of a chat model or a pipeline; chat, shapes")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of numbers and report; an unfinished sweep is resumed")],
-    data: Annotated[
-        str, Option("--data", "-d", help="benign chats, or images with captions, as valign finetune takes them; a world's own task")
-    ] = "",
+    data: Annotated[str, Option("--data", "-d", help="benign chats, or images with captions, as valign finetune takes them")] = "",
     suite: Annotated[str, Option("--suite", "-s", help="held-out requests with labels; a world's own for its models")] = "",
     adapter: Annotated[str, Option("--adapter", "-a", help="ADAPTER[+OPTIMIZER][+PERTURBATION]")] = "lora",
     preserve: Annotated[str, Option(help="objectives that keep safety, joined by +: the audit of a defence")] = "",

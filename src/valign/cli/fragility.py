@@ -23,6 +23,10 @@ class FragilityOptions:
         "", help="of a diffusion model: whose concepts are asked without a suite; default: its world's, or default"
     )
     detector: tuple[str, ...] = option((), help="of a diffusion model: who judges its images; a world's oracle for its own")
+    task: str = option(
+        "",
+        help="of a world's model without --data: its benign task, such as counting (chat; the default) or benign-tilted (shapes)",
+    )
     samples: int | None = option(
         None, help="of a world: requests per kind (chat; default 100), or prompts per concept (shapes; default 3)", low=1
     )
@@ -56,9 +60,9 @@ def chat_sweep(
         raise UserError("--data and --suite must name benign chats and held-out requests, got nothing. They go with any own model.")
 
     def chats(of: Any) -> Any:
-        """Benign chats as the model renders them; a world's task by its name."""
-        if world is not None and not Path(data or "nowhere").exists():
-            listed = world.grammar().task_chats(data or "counting", 400, 0)
+        """Benign chats as the model renders them."""
+        if world is not None and not data:
+            listed = world.grammar().task_chats(asked.task or "counting", 400, 0)
             rows = [Conversation(tuple((turn["role"], turn["content"]) for turn in chat)) for chat in listed]
         else:
             rows = read_chats(Path(data), reading)
@@ -100,16 +104,15 @@ def image_sweep(
     world = next((one for one in WORLDS.values() if set(one.origins) & origins), None)
     policy = load_policy(asked.policy or (world.policy if world else "default"))
     task = CaptionTask(name="diffusion", kind="diffusion", image=asked.image, caption=asked.caption)
-    if Path(data or "nowhere").exists():
+    if data:
         rows = read_captions(task, Path(data), None, reading=reading)
     elif world is not None:
         known = [name for name in world.tasks if name.startswith("benign-")]
-        check_choice("--data", data or known[0], known, hint="Or name a folder of images with captions.")
-        rows = world.tasks[data or known[0]](data or known[0], count=200, held_out=40, seed=0)
+        chosen = asked.task or known[0]
+        check_choice("--task", chosen, known)
+        rows = world.tasks[chosen](chosen, count=200, held_out=40, seed=0)
     else:
-        raise UserError(
-            f"--data must name benign images with captions, got {data or 'nothing'}. See valign finetune --task diffusion."
-        )
+        raise UserError("--data must name benign images with captions, got nothing. See valign finetune --task diffusion.")
     tests = read_suite(suite, known=policy.category_ids()) if suite else None
     options = CheckOptions(samples=asked.samples or 3, seed=asked.seed)
     prompts, evaluators = image_tests(policy, tests, asked.detector, subject, options)
