@@ -106,7 +106,7 @@ def test_a_system_that_is_safe_already_is_a_plain_result(make_target, tmp_path):
     (rate,) = summary["rates"]
     assert (rate["before"]["count"], rate["after"]["count"], rate["ended"]) == (0, 0, {"queries": 3})
     assert rate["after"]["share"]["high"] > 0.3  # three prompts prove little
-    assert any("made none of the harmless prompts harmful" in note for note in summary["notes"])
+    assert any("none of the harmless prompts became harmful by " in note for note in summary["notes"])
 
 
 def test_a_system_that_is_harmful_already_needs_no_attack(make_target, tmp_path):

@@ -135,11 +135,14 @@ def notes(targets: Sequence[AttackTarget], rates: Sequence[AttackRates], judge: 
             f"The image check of {', '.join(same)} is the judge itself: no success is possible there by construction, and says "
             "nothing about images that both misjudge."
         )
+    weak: dict[tuple[str, str], list[str]] = {}
     for attack in dict.fromkeys(one.attack for one in rates):
         first = next(one for one in rates if one.attack == attack)
         if first.needed is None or not first.needed.count:
-            left = "no prompt was left to attack" if first.needed is None else "it made none of the harmless prompts harmful"
-            said.append(f"On {first.system}, {left} by {attack}: a low figure of it elsewhere says little about a defence.")
+            left = "no prompt was left to attack" if first.needed is None else "none of the harmless prompts became harmful"
+            weak.setdefault((first.system, left), []).append(attack)
+    for (system, left), attacks in weak.items():
+        said.append(f"On {system}, {left} by {', '.join(attacks)}: a low figure elsewhere says little about a defence.")
     if any("seconds" in one.ended for one in rates):
         said.append("Some searches were ended by the clock: another machine gives other figures for them.")
     if any("failed" in one.ended for one in rates):
