@@ -269,8 +269,10 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[Any, Any], parts: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """A part's own mapping as PART.NAME, as `asdict` of a config that holds others has it, one in another as well."""
+    """A part's own mapping as PART.NAME, as `asdict` of a config with others has it; one in another, too; without Nones."""
     for key, value in values.items():
+        if key in parts and value is None:
+            continue
         if key not in parts or not isinstance(value, Mapping):
             yield str(key), value
             continue

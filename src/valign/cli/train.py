@@ -54,7 +54,7 @@ app = Typer(
         training="valign.training.tasks.preference.config:PreferenceConfig",
         objective="valign.objectives:DiffusionDPO",
         memory="valign.memory:MemoryConfig",
-        ahead="valign.objectives.robust.look_ahead:LookAhead",
+        look_ahead="valign.objectives.robust.look_ahead:LookAhead",
     ),
     epilog="example: valign train alignguard --model shapes --data runs/data --category violence --out runs/violence   "
     "safety that survives fine-tuning: valign train alignguard --model shapes --data runs/data --joint --resilient "

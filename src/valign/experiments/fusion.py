@@ -34,7 +34,7 @@ FEW: Candidate = {"per_category": 30, "captions": 60}  # layers that read images
 
 
 @dataclass(frozen=True)
-class Variant:
+class FusionVariant:
     """One way to fuse; what is not said is as in `VARIANTS["default"]`.
 
     Args:
@@ -51,30 +51,30 @@ class Variant:
     leave_out: bool = False
 
 
-VARIANTS: Mapping[str, Variant] = {
-    "default": Variant("experts without retained prompts at weight 1, lambda 1, 120 prompts a category, 300 captions"),
-    "weight-0.6": Variant("experts at weight 0.6", {WEIGHT: 0.6}),
-    "weight-1.75": Variant("experts at weight 1.75", {WEIGHT: 1.75}),
-    "lambda-0.1": Variant("lambda 0.1", {"lam": 0.1}),
-    "lambda-5": Variant("lambda 5", {"lam": 5.0}),
-    "prompts-8": Variant("8 prompts a category", {"per_category": 8}),
-    "prompts-64": Variant("64 prompts a category", {"per_category": 64}),
-    "captions-30": Variant("30 benign captions", {"captions": 30}),
-    "no-padding": Variant("padding states left out", {"padding": False}),
-    "edits": Variant("with the policy's edits", edits=True),
-    "retained": Variant("experts held to the base on benign prompts, weight 1.75", {WEIGHT: 1.75}, experts=RETAINED),
-    "joint": Variant("one LoRA on all pairs as the only expert, weight 1.75", {WEIGHT: 1.75}, experts=JOINT),
-    "all-layers": Variant("experts on all projections of attention, 30 prompts, 60 captions", FEW, experts=ALL_LAYERS),
-    "all-layers-merged": Variant(
+VARIANTS: Mapping[str, FusionVariant] = {
+    "default": FusionVariant("experts without retained prompts at weight 1, lambda 1, 120 prompts a category, 300 captions"),
+    "weight-0.6": FusionVariant("experts at weight 0.6", {WEIGHT: 0.6}),
+    "weight-1.75": FusionVariant("experts at weight 1.75", {WEIGHT: 1.75}),
+    "lambda-0.1": FusionVariant("lambda 0.1", {"lam": 0.1}),
+    "lambda-5": FusionVariant("lambda 5", {"lam": 5.0}),
+    "prompts-8": FusionVariant("8 prompts a category", {"per_category": 8}),
+    "prompts-64": FusionVariant("64 prompts a category", {"per_category": 64}),
+    "captions-30": FusionVariant("30 benign captions", {"captions": 30}),
+    "no-padding": FusionVariant("padding states left out", {"padding": False}),
+    "edits": FusionVariant("with the policy's edits", edits=True),
+    "retained": FusionVariant("experts held to the base on benign prompts, weight 1.75", {WEIGHT: 1.75}, experts=RETAINED),
+    "joint": FusionVariant("one LoRA on all pairs as the only expert, weight 1.75", {WEIGHT: 1.75}, experts=JOINT),
+    "all-layers": FusionVariant("experts on all projections of attention, 30 prompts, 60 captions", FEW, experts=ALL_LAYERS),
+    "all-layers-merged": FusionVariant(
         "the same, moments from the merged model (RegMean++)", {**FEW, "inputs": "merged"}, experts=ALL_LAYERS
     ),
-    "one-left-out": Variant("without the first category's expert", leave_out=True),
+    "one-left-out": FusionVariant("without the first category's expert", leave_out=True),
 }
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of self- and cross-attention
 
 
 @dataclass(frozen=True)
-class _Run:
+class _FusionRun:
     """What one run trained: its data, and the experts by the name of how they were trained."""
 
     model: DiffusionModel
@@ -83,7 +83,7 @@ class _Run:
     made: TrainedExperts  # those with retained prompts
     experts: Mapping[str, Mapping[str, Path]]
 
-    def system(self, name: str, variant: Variant, folder: Path) -> System:
+    def system(self, name: str, variant: FusionVariant, folder: Path) -> System:
         """The variant, fused into ``folder``."""
         settings = dict(variant.settings)
         weight = float(settings.pop(WEIGHT, 1.0))
@@ -126,7 +126,7 @@ def bench_fusion(world: World, model: DiffusionModel, out: Path, configs: Sequen
     )
 
 
-def _train(world: World, model: DiffusionModel, policy: Policy, tests: Suite, out: Path, config: MethodsConfig) -> _Run:
+def _train(world: World, model: DiffusionModel, policy: Policy, tests: Suite, out: Path, config: MethodsConfig) -> _FusionRun:
     source, oracle = GrammarSource(world.grammar()), world.oracle()
     made = train_on_policy(model, policy, source, out, config.align, pair_detector=oracle, suite=tests)
     recipe, categories = config.align.experts, tuple(made.results)
@@ -136,7 +136,7 @@ def _train(world: World, model: DiffusionModel, policy: Policy, tests: Suite, ou
         name: train_experts(model, made.cache, out / name, changed, categories=categories) for name, changed in other.items()
     } | {RETAINED: made.results, JOINT: {JOINT: train_expert(model, made.cache, None, out / JOINT, config.joint(policy))}}
     paths = {name: {category: one.adapter for category, one in found.items()} for name, found in experts.items()}
-    return _Run(model, policy, config, made, paths)
+    return _FusionRun(model, policy, config, made, paths)
 
 
 def _all_of(pairs: Sequence[PromptPair]) -> list[PromptPair]:

@@ -95,7 +95,7 @@ def bench_resilience(
     Args:
         tasks: Benign tasks of the world; all if none is given.
     """
-    bench = _Bench(world, out, budget, seed)
+    bench = _ResilienceBench(world, out, budget, seed)
     bench.aligned("base", world.model_folder())
     for name in dict.fromkeys(ARMS[arm][0] for arm in arms):
         bench.aligned(name, bench.model(name))
@@ -105,7 +105,7 @@ def bench_resilience(
     return bench.journal.entries
 
 
-class _Bench:
+class _ResilienceBench:
     def __init__(self, world: World, out: Path, budget: ResilienceBudget, seed: int) -> None:
         self.world, self.out, self.budget, self.seed = world, out, budget, seed
         self.policy, self.oracle = load_policy(world.policy), world.oracle()
