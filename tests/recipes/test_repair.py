@@ -127,7 +127,7 @@ def test_a_diffusion_model_is_repaired(tiny_sd, tmp_path, monkeypatch):
         refine=0,
         pairs=Quadruples(tuple(Quadruple(f"{n}", f"a man {n}", f"a red man {n}", "violence", *images) for n in range(4)), "test"),
         mask_steps=2,
-        limits=DriftLimits(max_drift=0.5),
+        limits=DriftLimits(max_drift=0.4),
         detector="vivid",
         suite=str(tmp_path / "suite.csv"),
         sampling=sampling,
