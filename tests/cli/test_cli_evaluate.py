@@ -76,7 +76,7 @@ def test_end_to_end_on_a_pipeline_that_knows_no_world(tiny_sd, adapter, suite_fi
     assert systems["moved"]["rmse"]["mean"]["value"] > 0
     assert systems["moved"]["frechet"]["to_reference"] is None
     assert [systems[name]["extra_evaluations"] for name in systems] == [0, 0, 1, 0]
-    assert "misses 10.00 % and falsely flags 20.00 %" in result.stderr
+    assert "misses 10.00 % and falsely flags 20.00 %" in " ".join(result.stderr.split())
     for name in systems:
         assert name in result.stderr
     again = runner.invoke(app, arguments, catch_exceptions=False)

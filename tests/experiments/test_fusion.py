@@ -12,6 +12,7 @@ from valign.data.build import DataConfig
 from valign.evaluation import Suite
 from valign.experiments.fusion import VARIANTS, bench_fusion
 from valign.experiments.methods.trained import methods_config
+from valign.merging import MERGES
 from valign.models.files.adapter_files import open_adapter
 from valign.recipes.alignguard import AlignGuardRecipe
 from valign.training.engine.loop import TrainingLoop
@@ -42,6 +43,7 @@ def fused(tmp_path_factory):
     return out, run, run()
 
 
+@pytest.mark.slow
 def test_every_variant_is_measured(fused):
     out, _, summary = fused
     assert [system["name"] for system in summary["systems"]] == ["base", *VARIANTS]
@@ -49,6 +51,7 @@ def test_every_variant_is_measured(fused):
     assert all(variant.text in page for variant in VARIANTS.values())
 
 
+@pytest.mark.slow
 def test_each_setting_reaches_the_fusion(fused):
     out = fused[0] / "fusion" / "run-0"
     default = change(out / "default" / "adapter")
@@ -61,7 +64,14 @@ def test_each_setting_reaches_the_fusion(fused):
     assert len(change(out / "all-layers" / "adapter")) > len(default)
 
 
+@pytest.mark.slow
 def test_a_second_call_trains_nothing(fused, monkeypatch):
     _, run, summary = fused
     monkeypatch.setattr(TrainingLoop, "run", None)
     assert run() == json.loads(json.dumps(summary))
+
+
+def test_every_variant_names_settings_of_the_merge():
+    for name, variant in VARIANTS.items():
+        settings = {key: value for key, value in variant.settings.items() if key != "weight"}
+        assert MERGES["regmean"](**settings) != MERGES["regmean"]() or not settings, name

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from valign.policy import Policy
 
 BASE, GUARD, CHECK = "base", "guard", "check"
+VALUES = "Of value encoders"  # panel of the help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +86,16 @@ def command(
         Option(metavar="PART[+PART...]", help="guard, a model part and check, such as guard+aligned+check; may be repeated"),
     ] = [],  # noqa: B006
     adapter: Annotated[list[str], Option(metavar="[NAME=]FOLDER", help="a model part; may be repeated")] = [],  # noqa: B006
-    values: Annotated[list[str], Option(metavar="[NAME=]FOLDER", help="a value encoder as a model part; may be repeated")] = [],  # noqa: B006
+    values: Annotated[
+        list[str],
+        Option(metavar="[NAME=]FOLDER", help="a value encoder as a model part; may be repeated", rich_help_panel=VALUES),
+    ] = [],  # noqa: B006
     value_retriever: Annotated[
-        Path | None, Option(help="probe of `valign train retriever` that finds the principles; the policy's keywords if left out")
+        Path | None,
+        Option(
+            help="probe of `valign train retriever` that finds the principles; the policy's keywords if left out",
+            rich_help_panel=VALUES,
+        ),
     ] = None,
     guard: Annotated[str, Option("--guard", "-g", help="policy of the part guard: default, shapes or a YAML file")] = "",
     check: Annotated[str, Option(help="detector of the part check, which looks at images before they are returned")] = "",
