@@ -1,6 +1,6 @@
 """How fast and in how much memory does a whole model stream through a realignment, beside mergekit and a merge in memory?
 
-    python benchmarks/realign_stream.py --work /tmp/stream --mergekit /tmp/mergekit/bin/python
+    python benchmarks/realign_stream.py --work runs/stream --mergekit MERGEKIT_VENV/bin/python
 
 Three models of Stable Diffusion 1.5's U-Net in float16, random values; RESTA writes a fourth, and so do mergekit (the same sum as
 its task arithmetic) and a script that loads all three. Beside them stands the speed at which the same files are read. Each runs in
