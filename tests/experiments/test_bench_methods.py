@@ -49,7 +49,7 @@ def tiny(seed):
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench")
-    world = replace(SHAPES, suite=lambda **options: Suite("few", SHAPES.suite(**options).prompts[::9]))
+    world = replace(SHAPES, suite=lambda **options: Suite("few", SHAPES.suite(**options).prompts[::18]))
     model = resolve_model("shapes", device="cpu")
 
     def run():

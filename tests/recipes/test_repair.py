@@ -94,6 +94,7 @@ def pipeline(folder, source, change):
     return folder
 
 
+@pytest.mark.slow
 def test_a_diffusion_model_is_repaired(tiny_sd, tmp_path, monkeypatch):
     """The safety training moved one bias, and the fine-tuning moved it back: RESTA at 1 moves it on again."""
     from valign.models.diffusion.loading import load_model

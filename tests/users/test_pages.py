@@ -15,7 +15,8 @@ MADE = {  # what a page leaves behind
     "researcher": ("detectors/probe/detector.json", "unseen.jsonl", "runs/paper/report.html", "runs/elsewhere/summary.json"),
     "fine-tuner": ("runs/style/adapter", "runs/kept/adapter", "star.png", "runs/check/report.html", "runs/check/junit.xml"),
 }
-SHORT = {"--steps": "2", "--limit": "8", "--count": "2"}  # values of options, so that the test is short
+# values of options, so that the test is short
+SHORT = {"--steps": "2", "--limit": "8", "--count": "2", "--samples": "2", "--max-drift": "0.5"}
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "users").glob("*.md"))
 
 
