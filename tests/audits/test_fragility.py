@@ -195,6 +195,7 @@ def test_a_diffusion_model_is_audited_by_real_fine_tunings(tiny_sd, tmp_path):
     import numpy as np
 
     from valign.audits.image_fragility import audit_images
+    from valign.audits.sweep import SweepPlan
     from valign.evaluation import Evaluators
     from valign.evaluation.suite import EvalPrompt, Suite
     from valign.interfaces import DetectorCard, SamplingConfig
@@ -215,8 +216,7 @@ def test_a_diffusion_model_is_audited_by_real_fine_tunings(tiny_sd, tmp_path):
         benign_data("benign-dusk", count=8, held_out=2, seed=0),
         suite,
         Evaluators(Redness()),
-        grid,
-        parse_tuning("lora"),
+        SweepPlan(grid=grid, tuning=parse_tuning("lora")),
         tmp_path,
         sampling=SamplingConfig(steps=2, batch_size=12),
         device="cpu",
@@ -233,6 +233,7 @@ def test_a_diffusion_model_is_audited_by_real_fine_tunings(tiny_sd, tmp_path):
 @pytest.mark.slow
 def test_the_chat_world_is_audited_by_real_fine_tunings(tmp_path):
     from valign.audits.chat_fragility import audit_chat
+    from valign.audits.sweep import SweepPlan
     from valign.data.chats import Conversation
     from valign.data.tasks.base import Task, assemble
     from valign.training.engine.tuning import parse_tuning
@@ -255,8 +256,7 @@ def test_the_chat_world_is_audited_by_real_fine_tunings(tmp_path):
         data,
         chat_cases(10),
         OracleJudge(),
-        grid,
-        parse_tuning("lora"),
+        SweepPlan(grid=grid, tuning=parse_tuning("lora")),
         tmp_path,
         answer_tokens=24,
         device="cpu",

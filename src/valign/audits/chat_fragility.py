@@ -1,12 +1,11 @@
 """The fragility audit of a chat model: benign LoRA fine-tunings by the house's own trainer, judged on held-out requests."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from valign.audits.fragility import FragilityGrid
-from valign.audits.sweep import sweep
+from valign.audits.sweep import AuditedModel, SweepPlan, sweep
 from valign.data.tasks.base import TaskData
 from valign.evaluation.chats.answers import ask_all
 from valign.evaluation.chats.cases import ChatCase
@@ -14,8 +13,6 @@ from valign.evaluation.chats.judges import AnswerVerdict, ChatJudge
 from valign.evaluation.chats.systems import chat_folder_fingerprint, local_system
 from valign.models.language.chat_task import ChatTaskModel
 from valign.models.language.loading import load_chat
-from valign.training.engine.tuning import Tuning
-from valign.training.tasks.preserving import PreserveData
 
 
 def audit_chat(
@@ -23,25 +20,17 @@ def audit_chat(
     data: Callable[[ChatTaskModel], TaskData],
     cases: Sequence[ChatCase],
     judge: ChatJudge,
-    grid: FragilityGrid,
-    tuning: Tuning,
+    plan: SweepPlan,
     out: Path,
     *,
-    preserve: Mapping[str, Any] | None = None,
-    beside: PreserveData | None = None,
     max_tokens: int = 512,
     answer_tokens: int = 128,
     answer_batch: int = 64,
     device: str = "auto",
-    name: str = "",
 ) -> dict[str, Any]:
-    """Sweep the settings of ``grid`` and write ``out/fragility.json`` and ``out/report.html``; no weights are left.
+    """Sweep the settings of the plan and write ``out/fragility.json`` and ``out/report.html``; no weights are left.
 
-    Args:
-        data: The benign training data, read by the model's own renderer.
-        tuning: Adapter and optimizer; the grid sets its rank, where it has one, and its learning rate.
-        preserve, beside: Objectives that keep safety, and their rows: the audit of a defence.
-        name: Of the model, in the report; its folder if empty.
+    Args: data: The benign training data, read by the model's own renderer.
     Raises: UserError for what `fragility_audit` refuses, and if the model's files changed meanwhile.
     """
 
@@ -57,20 +46,16 @@ def audit_chat(
 
     rows = data(subject())
     texts = [message["content"] for row in rows.train for message in row.messages if message["role"] == "user"]  # type: ignore[attr-defined]
-    return sweep(
-        subject,
-        rows,
-        cases,
-        measure,
-        grid,
-        tuning,
-        out,
+    audited = AuditedModel(
         kind="chat",
-        name=name or str(folder),
+        folder=folder,
+        load=subject,
+        rows=rows,
+        trained_on=texts,
+        cases=cases,
+        measure=measure,
         judge=asdict(judge.card),
         fingerprint=lambda: chat_folder_fingerprint(folder),
-        trained_on=texts,
         recipe={"answer_tokens": answer_tokens},
-        preserve=preserve,
-        beside=beside,
     )
+    return sweep(audited, plan, out)

@@ -1,13 +1,12 @@
 """The fragility audit of a diffusion model: benign LoRA fine-tunings of its denoiser, judged by images of held-out prompts."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from valign.audits.fragility import MOST_WRONG, FragilityGrid
-from valign.audits.sweep import sweep
+from valign.audits.fragility import MOST_WRONG
+from valign.audits.sweep import AuditedModel, SweepPlan, sweep
 from valign.data.tasks.base import TaskData
 from valign.evaluation import Evaluators, Suite
 from valign.evaluation.chats.cases import suite_cases
@@ -20,8 +19,6 @@ from valign.files import read_json, write_json
 from valign.interfaces import SamplingConfig
 from valign.models.diffusion.loading import load_model
 from valign.models.files.fingerprint import fingerprint_folder
-from valign.training.engine.tuning import Tuning
-from valign.training.tasks.preserving import PreserveData
 from valign.training.tasks.supervised import DiffusionTaskModel
 
 
@@ -30,27 +27,22 @@ def audit_images(
     rows: TaskData,
     suite: Suite,
     evaluators: Evaluators,
-    grid: FragilityGrid,
-    tuning: Tuning,
+    plan: SweepPlan,
     out: Path,
     *,
     sampling: SamplingConfig,
-    preserve: Mapping[str, Any] | None = None,
-    beside: PreserveData | None = None,
     buckets: bool = True,
     device: str = "auto",
-    name: str = "",
 ) -> dict[str, Any]:
-    """Sweep the settings of ``grid`` and write ``out/fragility.json`` and ``out/report.html``; no weights and no images are left.
+    """Sweep the settings of the plan and write ``out/fragility.json`` and ``out/report.html``; no weights and no images are left.
 
     Args:
         rows: The benign training data: images with captions.
         suite: Held-out prompts, unsafe and benign ones; those of a category that the detector does not measure are left out.
         evaluators: Detector, and who tells whether benign prompts are drawn right; without the latter that is not measured, and a
             model that draws noise counts as safe.
-        tuning: As for `valign.audits.chat_fragility.audit_chat`; its adapter must come out as a LoRA.
+        plan: Its adapter must come out as a LoRA.
         buckets: Training images keep about their shape.
-        name: Of the model, in the report; its folder if empty.
     Raises: UserError for what `fragility_audit` refuses, and if the model's files changed meanwhile.
     """
     card = evaluators.detector.card
@@ -74,24 +66,20 @@ def audit_images(
     def subject() -> DiffusionTaskModel:
         return DiffusionTaskModel(load_model(folder, device=device, dtype="float32"), buckets=buckets)
 
-    return sweep(
-        subject,
-        rows,
-        cases,
-        measure,
-        grid,
-        tuning,
-        out,
+    audited = AuditedModel(
         kind="diffusion",
-        name=name or str(folder),
+        folder=folder,
+        load=subject,
+        rows=rows,
+        trained_on=[row.caption for row in rows.train],  # type: ignore[attr-defined]
+        cases=cases,
+        measure=measure,
         judge=asdict(card),
         fingerprint=lambda: fingerprint_folder(folder),
-        trained_on=[row.caption for row in rows.train],  # type: ignore[attr-defined]
         recipe={"sampling": asdict(sampling), "fidelity": evaluators.fidelity is not None, "buckets": buckets},
-        preserve=preserve,
-        beside=beside,
         most_incoherent=MOST_WRONG,
     )
+    return sweep(audited, plan, out)
 
 
 def image_verdict(row: ImageResult) -> AnswerVerdict:

@@ -1,8 +1,8 @@
 """What the fragility audits of chat and diffusion models share: settings made into fine-tunings, the run's record, the report."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,64 +24,83 @@ from valign.training.tasks.supervised import SupervisedConfig, finetune
 ALL = "all"  # targets: every linear module
 
 
-def sweep(
-    load: Any,
-    rows: TaskData,
-    cases: Sequence[ChatCase],
-    measure: Measure,
-    grid: FragilityGrid,
-    tuning: Tuning,
-    out: Path,
-    *,
-    kind: str,
-    name: str,
-    judge: Mapping[str, Any],
-    fingerprint: Any,
-    trained_on: Sequence[str],
-    recipe: Mapping[str, Any],
-    preserve: Mapping[str, Any] | None = None,
-    beside: PreserveData | None = None,
-    most_incoherent: float = MOST_INCOHERENT,
-) -> dict[str, Any]:
-    """Run the audit and write ``out/fragility.json`` and ``out/report.html``; a finished one is returned as it is.
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """How a model is fine-tuned, whatever it is.
 
     Args:
+        tuning: Adapter and optimizer; the grid sets its rank, where it has one, and its learning rate.
+        preserve, beside: Objectives that keep safety, and their rows: the audit of a defence.
+        name: Of the model, in the report; its folder if empty.
+    """
+
+    grid: FragilityGrid
+    tuning: Tuning
+    preserve: Mapping[str, Any] = field(default_factory=dict)
+    beside: PreserveData | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditedModel:
+    """The model that is audited, and who judges it.
+
+    Args:
+        kind: ``chat`` or ``diffusion``.
+        folder: Its name in the report, unless the plan has one.
         load: Gives the model to be trained, fresh.
         rows: Its benign data.
+        trained_on: Texts of the data.
         measure: Verdicts on the cases, of the start for None, or of what is in an adapter's folder.
-        kind: ``chat`` or ``diffusion``.
-        name: Of the model, in the report.
         judge: The card of who judges.
         fingerprint: Of the model's files; called before and after.
-        trained_on: Texts of the data.
         recipe: What else shapes the result.
+    """
+
+    kind: str
+    folder: Path
+    load: Callable[[], TaskModel]
+    rows: TaskData
+    trained_on: Sequence[str]
+    cases: Sequence[ChatCase]
+    measure: Measure
+    judge: Mapping[str, Any]
+    fingerprint: Callable[[], str]
+    recipe: Mapping[str, Any]
+    most_incoherent: float = MOST_INCOHERENT
+
+
+def sweep(model: AuditedModel, plan: SweepPlan, out: Path) -> dict[str, Any]:
+    """Run the audit and write ``out/fragility.json`` and ``out/report.html``; a finished one is returned as it is.
+
     Raises: UserError for what `fragility_audit` refuses, and if the model's files changed meanwhile.
     """
+    grid, tuning, rows, cases = plan.grid, plan.tuning, model.rows, model.cases
     if len(grid.ranks) > 1 and not hasattr(tuning.adapter, "rank"):
         raise UserError(f"--ranks must be one value for {tuning.name}, which has no rank, got {len(grid.ranks)}. Give one.")
-    start = fingerprint()
+    start = model.fingerprint()
     run = Run.open(
         out,
         step="fragility",
         recipe={
             **{name: value for name, value in asdict(grid).items() if name != "max_minutes"},
             "method": tuning.recipe(),
-            "preserve": {name: asdict(one) for name, one in (preserve or {}).items()},
-            "judge": dict(judge),
-            **recipe,
+            "preserve": {name: asdict(one) for name, one in plan.preserve.items()},
+            "judge": dict(model.judge),
+            **model.recipe,
         },
         inputs={
             "model": start,
             "data": rows.fingerprint(),
             "cases": cases_fingerprint(cases),
-            "beside": hash_value(beside.record() if beside is not None else None),
+            "beside": hash_value(plan.beside.record() if plan.beside is not None else None),
         },
     )
     if run.done and (out / "fragility.json").exists():
         return dict(read_json(out / "fragility.json"))
 
     def train(cell: FragilityCell, place: Path) -> TrainedCell:
-        model = load()
+        subject = model.load()
         config = SupervisedConfig(
             steps=cell.steps,
             batch_size=grid.batch_size,
@@ -91,28 +110,31 @@ def sweep(
             checkpoint_every=0,
         )
         made = finetune(
-            model,
+            subject,
             rows,
             place / "run",
             tuned(tuning, cell),
             config,
-            targets=chosen_targets(model, cell.targets),
-            preserve=preserve,
-            beside=beside,
+            targets=chosen_targets(subject, cell.targets),
+            preserve=plan.preserve,
+            beside=plan.beside,
             label=cell.name,
         )
         return TrainedCell(adapter=Path(made.adapter), trained=made.trained, loss=float(made.scores["loss"]))
 
-    found = fragility_audit(grid, cases, train, measure, out, trained_on=trained_on, most_incoherent=most_incoherent)
-    if fingerprint() != start:
+    found = fragility_audit(
+        grid, cases, train, model.measure, out, trained_on=model.trained_on, most_incoherent=model.most_incoherent
+    )
+    name = plan.name or str(model.folder)
+    if model.fingerprint() != start:
         raise UserError(f"{name} must stay as it is during an audit, got other files. Run the audit again.")
     record: dict[str, Any] = json.loads(json.dumps(asdict(found)))
     record |= {
-        "kind": kind,
+        "kind": model.kind,
         "model": name,
         "method": tuning.name,
-        "preserve": sorted(preserve or {}),
-        "judge": dict(judge),
+        "preserve": sorted(plan.preserve),
+        "judge": dict(model.judge),
         "prompts": {"risky": sum(case.risky for case in cases), "harmless": sum(not case.risky for case in cases)},
         "rows": len(rows.train),
         "versions": versions(),

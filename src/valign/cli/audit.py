@@ -52,6 +52,7 @@ def fragility(
 ) -> None:
     """Fine-tune a model on harmless data at 12 settings or more, and report what its safety becomes. No weights are left."""
     from valign.audits.fragility import FragilityGrid
+    from valign.audits.sweep import SweepPlan
     from valign.cli.fragility import chat_sweep, image_sweep
     from valign.recipes.subjects import find_subjects
     from valign.training.engine.tuning import parse_tuning
@@ -63,16 +64,9 @@ def fragility(
     objectives, rest = parse_preserving(preserve, rest_of(ctx))
     if calibration is not None and not objectives:
         raise UserError("--calibration must go with --preserve, whose objectives read it. Name one, or leave it out.")
-    given: dict[str, Any] = {
-        "grid": record(ctx, FragilityGrid),
-        "tuning": parse_tuning(adapter, rest),
-        "out": folder,
-        "preserve": objectives,
-        "device": device,
-        "name": model,
-    }
+    plan = SweepPlan(grid=record(ctx, FragilityGrid), tuning=parse_tuning(adapter, rest), preserve=objectives, name=model)
     run = chat_sweep if subject.kind == "chat" else image_sweep
-    found = run(ctx, subject, data, suite, calibration, given)
+    found = run(ctx, subject, data, suite, calibration, plan, folder, device)
     worst = found["worst"]
     if worst is not None:
         value, low, high = (100 * worst["drop"][key] for key in ("value", "low", "high"))

@@ -1,6 +1,6 @@
 """What ``valign audit fragility`` reads for chat models and for diffusion models."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from valign.cli.judges import AnswerJudgeOptions
 from valign.cli.options import record
 
 if TYPE_CHECKING:
+    from valign.audits.sweep import SweepPlan
     from valign.recipes.subjects import Subject
 
 
@@ -41,7 +42,7 @@ class FragilityOptions:
 
 
 def chat_sweep(
-    ctx: Context, subject: "Subject", data: str, suite: str, calibration: Path | None, given: dict[str, Any]
+    ctx: Context, subject: "Subject", data: str, suite: str, calibration: Path | None, plan: "SweepPlan", out: Path, device: str
 ) -> dict[str, Any]:
     """`audit_chat` with what was given."""
     from valign.audits.chat_fragility import audit_chat
@@ -76,15 +77,16 @@ def chat_sweep(
         chats,
         suite_cases(read_suite(suite)) if suite else world.cases(asked.samples or 100, asked.seed) if world else [],
         named or (PhraseJudge() if suite or world is None else world.judge()),
-        beside=PreserveData(calibration=tuple(read_chats(calibration, reading.beside()))) if calibration else None,
+        replace(plan, beside=PreserveData(calibration=tuple(read_chats(calibration, reading.beside()))) if calibration else None),
+        out,
         max_tokens=asked.max_tokens,
         answer_tokens=asked.answer_tokens,
-        **given,
+        device=device,
     )
 
 
 def image_sweep(
-    ctx: Context, subject: "Subject", data: str, suite: str, calibration: Path | None, given: dict[str, Any]
+    ctx: Context, subject: "Subject", data: str, suite: str, calibration: Path | None, plan: "SweepPlan", out: Path, device: str
 ) -> dict[str, Any]:
     """`audit_images` with what was given."""
     from valign.audits.image_fragility import audit_images
@@ -122,9 +124,10 @@ def image_sweep(
         rows,
         prompts,
         evaluators,
+        replace(plan, beside=PreserveData(calibration=kept) if kept else None),
+        out,
         sampling=SamplingConfig(
             steps=asked.sample_steps, guidance_scale=asked.guidance_scale, batch_size=asked.image_batch, seed=asked.seed
         ),
-        beside=PreserveData(calibration=kept) if kept else None,
-        **given,
+        device=device,
     )

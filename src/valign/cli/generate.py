@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from valign.checks import SEEDS, UserError, check_range, option
 from valign.cli.common import Anyway, err, example, out, resolve_detector, resolve_model
-from valign.cli.guard import BLOCKED
+from valign.cli.guard_prompts import BLOCKED
 from valign.cli.image_output import format_of, write_all
 from valign.cli.options import configured, record
 

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
-from typer import Argument, Option
+from typer import Option
 
 from valign.checks import UserError, option
-from valign.cli.common import ChatOptions, PromptTableOptions, err, numbers_by_name, out, resolve_chat, resolve_model
+from valign.cli.common import ChatOptions, PromptTableOptions, err, numbers_by_name, out, resolve_model
+from valign.cli.guard_answer import ANSWER, answer_command
+from valign.cli.guard_prompts import BLOCKED, File, Json, PolicyName, Prompts, given_prompts, print_line, table_layout
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
     from valign.data.prompts.pairs import LabelledPrompt
-    from valign.data.prompts.tables import TableReading
     from valign.guard import Guard, GuardDecision, GuardResult
-    from valign.guard.answer_filter import Level
     from valign.models.encoders.hyperbolic_clip import HyperbolicClip
     from valign.models.heads.text_probe import TextProbe
-    from valign.models.language.chat import ChatModel, Message
     from valign.policy import Policy
 
-BLOCKED = 3  # exit code when a prompt is blocked; 1 is left to crashes, 2 to mistakes
 CHUNK = 64  # prompts guarded at a time
 
 app = typer.Typer(no_args_is_help=True, help="Check and rewrite prompts before an image model sees them.")
 
-Prompts = Annotated[list[str] | None, Argument(help="prompts; without any, one per line from stdin", show_default=False)]
-PolicyName = Annotated[str, Option("--policy", "-p", help="default, shapes, or a policy file")]
-File = Annotated[Path | None, Option("--file", "-f", help="prompts from a file: text (one a line), jsonl, csv or parquet")]
-Json = Annotated[bool, Option("--json", help="one JSON object per prompt, on stdout")]
 Rates = Annotated[
     list[str], Option(metavar="SOURCE=SHARE", help="the share for a source, such as deliberately alarming prompts; may be repeated")
 ]
@@ -96,10 +88,10 @@ def check(
     """Say allow, rewrite or block, and why; nothing is rewritten. Exit code 3 if a prompt is blocked."""
     guard = _guard(ctx)
     blocked = False
-    for _, decision in _decisions(guard, _prompts(ctx, prompts, file)):
+    for _, decision in _decisions(guard, given_prompts(ctx, prompts, file)):
         blocked |= decision.blocked
         if as_json:
-            _print_json(decision.to_json(with_prompt=True))
+            print_line(decision.to_json(with_prompt=True))
         else:
             out.print(_line(decision), soft_wrap=True)
     raise typer.Exit(BLOCKED if blocked else 0)
@@ -115,11 +107,11 @@ def rewrite(
     """Print each prompt as it may be generated, one a line; a blocked one gives an empty line. Exit code 3 if any is blocked."""
     guard = _guard(ctx)
     blocked = False
-    for number, (prompt, decision) in enumerate(_decisions(guard, _prompts(ctx, prompts, file)), start=1):
+    for number, (prompt, decision) in enumerate(_decisions(guard, given_prompts(ctx, prompts, file)), start=1):
         result = guard.finish(decision, prompt)
         blocked |= result.blocked
         if as_json:
-            _print_json(result.to_json(with_prompt=True))
+            print_line(result.to_json(with_prompt=True))
         else:
             out.print(result.prompt or "", markup=False, soft_wrap=True)
             if result.blocked:
@@ -127,65 +119,7 @@ def rewrite(
     raise typer.Exit(BLOCKED if blocked else 0)
 
 
-@app.command(
-    "answer",
-    cls=configured(chat=ChatOptions, table=PromptTableOptions),
-    epilog='example: valign guard answer --chat http://127.0.0.1:8000/v1 --chat-model qwen "how are fireworks made?"',
-)
-def answer(
-    ctx: typer.Context,
-    prompts: Prompts = None,
-    file: File = None,
-    judge: Annotated[str, Option(help="endpoint or folder of the chat model that says how severe an answer is; --chat's own")] = "",
-    judge_model: Annotated[str, Option(help="model that the judge's endpoint serves")] = "default",
-    policy: PolicyName = "default",
-    allowed: Annotated[str, Option(help="the most severe level that is shown: safe, minor, moderate or severe")] = "safe",
-    block: Annotated[str, Option(help="level of a question from which nothing is generated: minor, moderate or severe")] = "severe",
-    rounds: Annotated[int, Option(min=1, help="answers that are generated at most before a refusal is given")] = 5,
-    warned: Annotated[bool, Option(help="further answers are asked for with a warning that names the category")] = True,
-    temperature: Annotated[float, Option(min=0.0, max=2.0, help="of the answers, which must differ from round to round")] = 0.7,
-    as_json: Json = False,
-) -> None:
-    """Answer questions by a chat model; an answer that is judged too severe is generated again, then refused (Safe RLHF-V).
-
-    Exit code 3 if any question got no answer.
-    """
-    from dataclasses import asdict
-
-    from valign.guard.answer_filter import AnswerFilter
-    from valign.guard.severity import ChatSeverity
-
-    options = record(ctx, ChatOptions)
-    if options.chat is None:
-        raise UserError("--chat must name the model that answers, got none. Give an endpoint's address, or a folder.")
-    judging = resolve_chat(judge or options.chat, model=judge_model if judge else options.chat_model, key_env=options.key_env)
-    keeper = AnswerFilter(
-        judge=ChatSeverity(judging, _policy(policy)),
-        allowed=cast("Level", allowed),  # checked there
-        block=cast("Level", block),
-        rounds=rounds,
-        warned=warned,
-    )
-    chat = resolve_chat(options.chat, model=options.chat_model, key_env=options.key_env, temperature=temperature)
-    refused = False
-    for question in _prompts(ctx, prompts, file):
-        found = keeper(question, lambda number, warning: sampled(chat, question, number, warning))  # noqa: B023 - called at once
-        refused |= found.action in ("refused", "blocked")
-        if as_json:
-            _print_json(asdict(found))
-        else:
-            out.print(found.text, markup=False, soft_wrap=True)
-    raise typer.Exit(BLOCKED if refused else 0)
-
-
-def sampled(chat: ChatModel, question: str, number: int, warning: str) -> str:
-    """The answer of that round; a local model draws anew, which it would not do for an equal question."""
-    from valign.models.language.local import LocalChat
-
-    if isinstance(chat, LocalChat):
-        chat.seed = number
-    system: list[Message] = [{"role": "system", "content": warning}] if warning else []
-    return chat.complete([*system, {"role": "user", "content": question}])
+app.command("answer", **ANSWER)(answer_command)
 
 
 @app.command("explain", cls=GUARDED, epilog='example: valign guard explain "no weapons allowed, painted on a poster"')
@@ -198,11 +132,11 @@ def explain(
     """Run every stage, also after the first finding, and show each verdict: words, score against threshold, the rewrite."""
     guard = _guard(ctx)
     blocked = False
-    for prompt, decision in _decisions(guard, _prompts(ctx, prompts, file), explain=True):
+    for prompt, decision in _decisions(guard, given_prompts(ctx, prompts, file), explain=True):
         result = guard.finish(decision, prompt)
         blocked |= result.blocked
         if as_json:
-            _print_json(result.to_json(with_prompt=True))
+            print_line(result.to_json(with_prompt=True))
         else:
             _explain(prompt, result)
     raise typer.Exit(BLOCKED if blocked else 0)
@@ -234,7 +168,7 @@ def fit(
 
     rules = _policy(policy)
     first = None if start is None else load_head(SHIPPED if start == Path("shipped") else start)
-    rows = read_rows(data, rules, *_table(ctx))
+    rows = read_rows(data, rules, *table_layout(ctx))
     report = fit_and_write(
         rows,
         rules,
@@ -274,7 +208,7 @@ def fit_rewriter_(
     from valign.training.tasks.rewriter.fit import RewriterConfig
 
     rules, config = _policy(policy), record(ctx, RewriterConfig)
-    rows = capped(read_rows(data, rules, *_table(ctx)), limit, seed=config.seed)
+    rows = capped(read_rows(data, rules, *table_layout(ctx)), limit, seed=config.seed)
     report = fit_rewriter(
         rows, rules, folder, config=config, encoder=MiniLM(), head=load_head(head or SHIPPED), leave_out=leave_out
     )
@@ -310,7 +244,7 @@ def calibrate(
     rules = _policy(policy)
     mean = average([load_head(path) for path in head or [SHIPPED]])
     whole = mean.settings.notes.get("left_out", [])  # sources that the fit saw nothing of
-    every = without_repeats(read_rows(data, rules, *_table(ctx)))
+    every = without_repeats(read_rows(data, rules, *table_layout(ctx)))
     rows = [row for row in every if not held_out or row.fold == TEST_FOLD or row.source in whole]
     report = calibrate_and_write(mean, rows, rules, folder, encoder=MiniLM(), target_fpr=target_fpr, rates=_rates(rate, rows))
     _print_sources(report.sources)
@@ -343,7 +277,7 @@ def evaluate(
     from valign.recipes.guard_head import TEST_FOLD, measure_guard
 
     guard = _guard(ctx)
-    rows = [row for row in read_rows(data, guard.policy, *_table(ctx)) if not held_out or row.fold == TEST_FOLD]
+    rows = [row for row in read_rows(data, guard.policy, *table_layout(ctx)) if not held_out or row.fold == TEST_FOLD]
     if not rows:
         raise UserError("--data must leave prompts to measure, got none in the held-out fold. Add data, or take --held-out out.")
     rows = capped(rows, limit, seed=0)
@@ -360,12 +294,6 @@ def _policy(name: str) -> Policy:
     from valign.policy import load_policy
 
     return load_policy(name)
-
-
-def _table(ctx: typer.Context) -> tuple[str | None, TableReading]:
-    """Layout and reading of the command's tables."""
-    table = record(ctx, PromptTableOptions)
-    return table.format, table.reading()
 
 
 def _rates(texts: Sequence[str], rows: Sequence[LabelledPrompt]) -> dict[str, float]:
@@ -397,35 +325,6 @@ def _guard(ctx: typer.Context) -> Guard:
     return guard.with_config(config)
 
 
-def _prompts(ctx: typer.Context, prompts: list[str] | None, file: Path | None) -> Iterator[str]:
-    from valign.data.prompts.records import choose_layout, prompt_texts
-    from valign.data.prompts.tables import is_table, read_records, read_table
-
-    if prompts and file is not None:
-        raise UserError("Prompts must come from the command line or from --file, got both. Choose one.")
-    if prompts:
-        yield from prompts
-    elif file is None:
-        if sys.stdin.isatty():
-            raise UserError("A prompt must be given, got none. Write it behind the command, or use --file, or a pipe.")
-        yield from _lines(sys.stdin.buffer)
-    elif is_table(file):
-        layout, reading = _table(ctx)
-        if choose_layout(read_table(file, reading), layout, file) == "plain":  # a cell that is not text is blocked, and no other
-            yield from (row["prompt"] for _, row in read_records(file, ["prompt"], reading))
-        else:
-            yield from prompt_texts(file, layout, reading)
-    else:
-        with file.open("rb") as lines:
-            yield from _lines(lines)
-
-
-def _lines(file: Iterable[bytes]) -> Iterator[str]:
-    """Lines but the empty ones. What is not UTF-8 stays broken, so that the guard refuses that line and no other."""
-    texts = (line.decode("utf-8", "surrogateescape").rstrip("\r\n") for line in file)
-    return (text for text in texts if text.strip())
-
-
 def _decisions(guard: Guard, prompts: Iterator[str], *, explain: bool = False) -> Iterator[tuple[str, GuardDecision]]:
     """Decisions in the order of the prompts, in batches. What is not a prompt is blocked, and `error` says why."""
     from valign.guard import GuardDecision
@@ -446,10 +345,6 @@ def _mistake(guard: Guard, prompt: object) -> str:
     except (TypeError, UserError) as error:
         return str(error)
     return ""
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
 
 
 def _why(decision: GuardDecision) -> str:
