@@ -82,6 +82,18 @@ def test_a_limit_takes_every_kind_and_category_in_turn(suite):
     assert order == sorted(order)
 
 
+def test_a_limit_takes_benign_prompts_of_every_kind():
+    kinds = ["benign"] * 12 + ["mentioned"] * 4
+    prompts = [EvalPrompt(f"b-{i}", f"a square, {i}", kind=kind, held_out=i < 3) for i, kind in enumerate(kinds)]
+    for order in (prompts, prompts[::-1]):
+        few = Suite("benign", tuple(order)).take(6)
+        assert Counter((prompt.kind, prompt.held_out) for prompt in few.prompts) == {
+            ("benign", True): 2,
+            ("benign", False): 2,
+            ("mentioned", False): 2,
+        }
+
+
 def test_a_limit_drops_no_category_that_is_kept(suite):
     assert {prompt.category for prompt in suite.take(4).prompts} == {"hate", "violence", "self-harm", ""}
     assert {prompt.category for prompt in suite.take(2, keep=["violence"]).prompts} == {"violence", ""}

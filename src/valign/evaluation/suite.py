@@ -87,7 +87,7 @@ class Suite:
 
     def take(self, limit: int | None, *, keep: Collection[str] | None = None) -> "Suite":
         """At most ``limit`` prompts in the suite's order: unsafe and benign as they are to each other, the unsafe ones of every
-        category in turn, and those of a category of every kind in turn.
+        category in turn, and those of a category, as the benign ones, of every kind in turn.
 
         Args: keep: Categories of which none may be dropped; all of the suite's for None.
         Raises: UserError for a limit that would drop one of them, or all benign prompts.
@@ -104,12 +104,11 @@ class Suite:
                 f"Suite {self.name} must keep at least {fewest} prompts, {' and '.join(what)}, got a limit of {limit}. Raise it."
             )
         harmless = min(len(benign), limit - max(len(needed), bool(unsafe)), max(1, round(limit * len(benign) / len(self))))
-        order = self._in_turn(unsafe, needed)
-        kept = sorted(order[: limit - harmless] + benign[:harmless])
+        kept = sorted(self._in_turn(unsafe, needed)[: limit - harmless] + self._in_turn(benign, ())[:harmless])
         return Suite(self.name, tuple(self.prompts[position] for position in kept), self.stand_in)
 
     def _in_turn(self, positions: Sequence[int], first: Sequence[str]) -> list[int]:
-        """Positions of unsafe prompts, a category at a time; in each turn those of ``first`` come first."""
+        """Positions, a category at a time and in it a kind at a time; in each turn those of ``first`` come first."""
         kinds: Counter[tuple[str, str, bool]] = Counter()
         turns: dict[str, list[tuple[int, int]]] = {}
         for position in positions:

@@ -66,7 +66,7 @@ class RegMean(MergeMethod):
 
     calibrated: ClassVar[bool] = True
     preserves: ClassVar[bool] = True
-    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (0.8, 0.9, 1.0, 1.3, 1.7))
+    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (0.5, 0.7, 0.9, 1.2, 1.7))
     recorded: ClassVar[tuple[str, ...]] = ("lam", "per_category", "captions", "inputs", "seed")
     example: ClassVar[str] = "runs/hate runs/violence -o runs/merged --model shapes --data runs/data"
 
