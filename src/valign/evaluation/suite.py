@@ -87,7 +87,8 @@ class Suite:
 
     def take(self, limit: int | None, *, keep: Collection[str] | None = None) -> "Suite":
         """At most ``limit`` prompts in the suite's order: unsafe and benign as they are to each other, the unsafe ones of every
-        category in turn, and those of a category, as the benign ones, of every kind in turn.
+        category in turn, and those of a category, as the benign ones, of every kind in turn. Those of a kind are drawn by hash, as
+        neighbours are often alike.
 
         Args: keep: Categories of which none may be dropped; all of the suite's for None.
         Raises: UserError for a limit that would drop one of them, or all benign prompts.
@@ -111,7 +112,7 @@ class Suite:
         """Positions, a category at a time and in it a kind at a time; in each turn those of ``first`` come first."""
         kinds: Counter[tuple[str, str, bool]] = Counter()
         turns: dict[str, list[tuple[int, int]]] = {}
-        for position in positions:
+        for position in sorted(positions, key=lambda position: prompt_seed(0, self.prompts[position].id)):
             prompt = self.prompts[position]
             group = (prompt.category, prompt.kind, prompt.held_out)
             turns.setdefault(prompt.category, []).append((kinds[group], position))

@@ -52,7 +52,7 @@ class CoMerge(MergeMethod):
     seed: int = option(0, help="of every random draw", needs={"votes": (None,)})
 
     calibrated: ClassVar[bool] = True
-    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (1.0, 1.5, 2.0, 2.5, 3.0))
+    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (0.7, 1.0, 1.5, 2.2, 3.0))
     recorded: ClassVar[tuple[str, ...]] = ("per_category", "seed", "granularity")
     example: ClassVar[str] = "runs/hate violence=runs/v -o runs/merged --model shapes --data runs/data"
 

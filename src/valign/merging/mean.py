@@ -18,7 +18,7 @@ class MeanMerge(DeltaMerge):
     """Average the experts' changes, exactly. Weights multiply; the divisor is the number of experts."""
 
     # times the number of experts these are the sum's: seven experts at 7 are added as they are
-    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (1.0, 3.0, 5.0, 7.0, 10.0))
+    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (1.0, 2.0, 4.0, 6.0, 9.0))
     example: ClassVar[str] = "runs/hate runs/violence -o runs/mean"
 
     def rescale(self, merged: Delta, experts: int) -> Delta:

@@ -19,7 +19,7 @@ METHOD = Method(
 class SumMerge(DeltaMerge):
     """Add the experts' changes, exactly, without mixing their factors."""
 
-    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (0.7, 0.9, 1.1, 1.3, 1.6))
+    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (0.5, 0.7, 0.9, 1.2, 1.6))
     example: ClassVar[str] = "style=runs/style safety=runs/merged --weight style=0.8 -o runs/both"
 
 

@@ -30,7 +30,7 @@ class Ties(DeltaMerge):
     scale: float = option(1.0, help="factor on the result, the paper's lambda")
     rank: int | None = option(None, help="rank of the result in every module; the error is reported", low=1)
 
-    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"scale": scale} for scale in (1.0, 1.5, 2.0, 2.5, 3.0))
+    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"scale": scale} for scale in (0.7, 1.0, 1.5, 2.2, 3.0))
     example: ClassVar[str] = "runs/hate runs/violence --density 0.2 -o runs/ties"
 
     def __post_init__(self) -> None:
