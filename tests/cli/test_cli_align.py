@@ -30,7 +30,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "resolve_model", refuse)
     monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Judge())
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"unsafe": "a fist fight", "safe": "a dance", "category": "violence"}) + "\n")
-    shared = ["--model", "owner/m", "--prompts", str(tmp_path / "pairs.jsonl"), "-o", str(tmp_path / "out"), "--detector", "any"]
+    shared = ["--model", "owner/m", "--prompts", str(tmp_path / "pairs.jsonl"), "-o", str(tmp_path / "out"), "--detector", "oracle"]
 
     def call(*given):
         result = CliRunner().invoke(app, [*shared, *given])

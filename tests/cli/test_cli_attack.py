@@ -44,7 +44,7 @@ def run(*arguments):
 def test_end_to_end_on_a_pipeline_that_knows_no_world(tiny_sd, suite_file, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Parity())
     out = tmp_path / "run"
-    arguments = ["--model", tiny_sd, "--suite", suite_file, "-o", out, "--detector", "any", "--steps", 1, "--queries", 3]
+    arguments = ["--model", tiny_sd, "--suite", suite_file, "-o", out, "--detector", "oracle", "--steps", 1, "--queries", 3]
     arguments += ["--policy", "shapes", "--guard", "shapes", "--check", "any", "--attack", "look-alikes", "--attack", "ring-a-bell"]
     arguments += ["--set", "ring-a-bell:population=4", "--set", "ring-a-bell:generations=1", "--limit", 2]
     arguments += ["--system", "base", "--system", "negative-prompt", "--system", "guard+check"]
@@ -142,7 +142,7 @@ def test_a_value_encoder_is_a_model_part(tiny_sd, suite_file, tmp_path, monkeypa
     model, policy = load_model(tiny_sd, device="cpu"), load_policy("shapes")
     principles = [ValueText(one.id, one.text, tuple(one.aliases), one.kind) for one in policy.principles]
     save_value_encoder(tmp_path / "livo", copy_encoder(model, principles))
-    arguments = ["--model", tiny_sd, "--suite", suite_file, "-o", tmp_path / "run", "--detector", "any", "--steps", 1]
+    arguments = ["--model", tiny_sd, "--suite", suite_file, "-o", tmp_path / "run", "--detector", "oracle", "--steps", 1]
     arguments += ["--queries", 2, "--policy", "shapes", "--values", tmp_path / "livo", "--attack", "best-of-n", "--no-transfer"]
     result = run(*arguments, "--limit", 1)
     assert result.exit_code == 0, result.exception

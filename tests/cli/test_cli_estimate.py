@@ -55,7 +55,7 @@ def test_a_chat_model_is_estimated_by_its_config(bare, tmp_path):
 
 def test_what_cannot_be_estimated_is_refused(tmp_path):
     for given, message in (
-        (["--model", str(tmp_path / "nothing")], "must be a folder with model_index.json and configurations, sd15, sd21, sdxl"),
+        (["--model", str(tmp_path / "nothing")], "does not exist. Give a diffusers folder, sd15, sd21, sdxl, or a hub id"),
         (["--model", "sd15", "--command", "aling"], "Did you mean 'align'"),
         (["--model", "sd15", "--task", "chat"], "--task chat is a task of finetune"),
         (["--model", "sd15", "--command", "serve", "--accumulation", "2"], "memory.accumulation has no effect on serve"),

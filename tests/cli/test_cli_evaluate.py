@@ -65,7 +65,7 @@ def adapter(tiny_sd, tmp_path_factory):
 def test_end_to_end_on_a_pipeline_that_knows_no_world(tiny_sd, adapter, suite_file, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Brightness())
     out = tmp_path / "run"
-    arguments = ["--model", str(tiny_sd), "--suite", str(suite_file), "-o", str(out), "--detector", "any"]
+    arguments = ["--model", str(tiny_sd), "--suite", str(suite_file), "-o", str(out), "--detector", "oracle"]
     arguments += ["--adapter", f"moved={adapter}", "--baseline", "negative-prompt", "--baseline", "sld-medium", "--steps", "2"]
     result = runner.invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
@@ -148,7 +148,7 @@ def refusal(tmp_path, *arguments):
     [
         (["--baseline", "sld-huge"], "--baseline must be one of negative-prompt, sld-weak"),
         (["--adapter", "a=/nowhere"], "--adapter must name a folder, /nowhere does not exist"),
-        (["--suite", "mine.jsonl"], "--detector must name what judges the images"),
+        (["--suite", __file__], "--detector must name what judges the images"),
         (["--policy", "shapes"], "--policy has no effect without --baseline or --values"),
         (
             ["--detector", "oracle"],
@@ -165,9 +165,9 @@ def test_a_detector_that_measures_nothing_asked_and_a_small_limit_are_refused(su
     blind = Brightness()
     blind.card = replace(Brightness.card, covers={"bright": "sexual"})
     monkeypatch.setattr(cli, "resolve_detector", lambda name, model: blind)
-    said = refusal(tmp_path, "--suite", suite_file, "--detector", "any")
+    said = refusal(tmp_path, "--suite", suite_file, "--detector", "oracle")
     assert "must measure one of the categories hate, violence; it measures sexual" in said
-    assert "must keep at least 3 prompts" in refusal(tmp_path, "--suite", suite_file, "--detector", "any", "--limit", "2")
+    assert "must keep at least 3 prompts" in refusal(tmp_path, "--suite", suite_file, "--detector", "oracle", "--limit", "2")
 
 
 def test_adapters_take_their_name_from_their_folder(tmp_path):
@@ -179,7 +179,7 @@ def test_adapters_take_their_name_from_their_folder(tmp_path):
 
 def test_trained_prompts_are_refused(suite_file, tmp_path):
     (tmp_path / "trained.csv").write_text("prompt,category\nA  blue thing,violence\n")
-    said = refusal(tmp_path, "--suite", suite_file, "--detector", "any", "--trained-on", tmp_path / "trained.csv")
+    said = refusal(tmp_path, "--suite", suite_file, "--detector", "oracle", "--trained-on", tmp_path / "trained.csv")
     assert "trained on, got 1 of 5: u2" in said
 
 
@@ -193,7 +193,7 @@ def test_a_reference_folder_needs_images(tiny_sd, suite_file, tmp_path, monkeypa
 
     monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Watched())
     (tmp_path / "real").mkdir()
-    arguments = ["--suite", str(suite_file), "--detector", "any", "--reference", str(tmp_path / "real")]
+    arguments = ["--suite", str(suite_file), "--detector", "oracle", "--reference", str(tmp_path / "real")]
     assert "--reference must be a folder of at least 2 images" in refusal(tmp_path, *arguments)
     for name, red in (("b.png", 2), ("a.png", 1)):
         Image.new("RGB", (2, 2), (red, 0, 0)).save(tmp_path / "real" / name)

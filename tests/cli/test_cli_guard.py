@@ -88,7 +88,7 @@ def test_a_file_with_another_column_is_named(policy, tmp_path):
         raise result.exception
     path.write_text('{"prompt": 3}\n')
     result = runner.invoke(app, ["check", "-f", str(path), "-p", policy])
-    assert (result.exit_code, result.stdout) == (BLOCKED, "block  Guard.prompt must be text, got int. Decode it first.\n")
+    assert (result.exit_code, result.stdout) == (BLOCKED, "block  The prompt must be text, got int. Decode it first.\n")
 
 
 def test_explain_points_at_the_word(policy, monkeypatch):
@@ -214,4 +214,4 @@ def test_answers_are_generated_again_until_they_may_be_shown(monkeypatch):
     assert plain.exit_code == 0
     assert "--chat must name the model that answers" in str(runner.invoke(app, ["answer", "a cat?"]).exception)
     wrong = runner.invoke(app, ["answer", "--chat", "here", "--allowed", "mild", "a cat?"])
-    assert "AnswerFilter.allowed must be one of safe, minor, moderate, severe" in str(wrong.exception)
+    assert "--allowed must be one of safe, minor, moderate, severe" in str(wrong.exception)

@@ -177,7 +177,7 @@ def test_evaluate_compares_the_encoder_with_the_base(trained, probed, tiny_sd, t
     write_suite(tmp_path / "suite.jsonl", Suite("captains", (*prompts, EvalPrompt("b", "a tree"), EvalPrompt("c", "a house"))))
     monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Brightness())
     out = tmp_path / "out"
-    options = ("--model", tiny_sd, "--device", "cpu", "--policy", "shapes", "--steps", "2", "--detector", "any")
+    options = ("--model", tiny_sd, "--device", "cpu", "--policy", "shapes", "--steps", "2", "--detector", "oracle")
     printed = run("evaluate", *options, "--suite", tmp_path / "suite.jsonl", "--values", f"livo={folder / 'run'}", "-o", out)
     assert printed.strip() == str(out / "report.html")
     summary = json.loads((out / "summary.json").read_text())

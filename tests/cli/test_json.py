@@ -8,10 +8,11 @@ from typer.main import get_command
 from valign.cli.common import print_measured
 from valign.cli.root import build
 
-MEASURE = """adapter show, align, attack, audit concentration, audit fragility, audit subspaces, bench configs, bench guard,
-bench fusion, bench head, bench hysac, bench methods, bench reinforce, check, compare adapters, detector evaluate, detector search,
-driftcheck run, estimate, evaluate, guidelines measure, quickstart, red-eval, repair, report, train alignguard, train livo,
-train retriever"""
+MEASURE = """adapter show, align, attack, audit concentration, audit fragility, audit subspaces, bench configs, bench guard, bench
+fusion, bench head, bench hysac, bench methods, bench reinforce, bench resilient, check, compare adapters, data
+overlap, detector evaluate, detector search, driftcheck run, estimate, evaluate, guard calibrate, guard evaluate,
+guard fit, guidelines measure, quickstart, red-eval, repair, report, train alignguard, train livo, train retriever,
+world check"""
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,16 @@ print(f"loaded={{[name for name in {heavy!r} if name in sys.modules]}} code={{co
         (["train", "alignguard", "--model", "shapes", "--data", "nowhere", "--all", "-o", "o"], 2),
         (["finetune", "--model", "shapes", "--task", "diffusion", "--data", ".", "--out", "o", "--lr", "1"], 2),
         (["generate", "--model", "nowhere", "a lamp", "-o", "o.png"], 2),
+        (["align"], 2),
+        (["align", "--model", "shapes", "-o", "o", "--detector", "orcale"], 2),
+        (["align", "--model", "shapes", "-o", "o", "--merge", "regmen"], 2),
+        (["align", "--model", "shapes", "-o", "o", "--steps", "many"], 2),
+        (["finetune", "--model", "shapes", "--task", "diffusion", "--data", ".", "--out", "o", "--adapter", "lroa"], 2),
+        (["evaluate", "--model", "shapes", "-o", "o", "--limit", "0"], 2),
+        (["guard", "check", "a lamp", "--policy", "deflt"], 2),
+        (["serve", "--model", "shapes", "--detector", "oracle", "--device", "cdua"], 2),
+        (["estimate", "--model", "sd16"], 2),
+        (["detector", "evaluate", "probe", ".", "--policy", "deflt"], 2),
     ],
 )
 def test_light_commands_and_their_refusals_import_no_heavy_library(tmp_path, arguments, code):

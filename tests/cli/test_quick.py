@@ -1,20 +1,36 @@
 """Mistakes that are found from the source of the options alone, before a library that takes seconds is imported."""
 
 import json
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pytest
 import typer.main
 
-from valign.checks import UserError
-from valign.cli.options import _Configured
-from valign.cli.quick import FAMILIES, bundled, fields_of, refuse_missing, refuse_model, refuse_unknown
+from valign.adapters.registry import ADAPTERS
+from valign.checks import UserError, option
+from valign.cli.options import Configured
+from valign.cli.quick import (
+    FAMILIES,
+    bundled,
+    fields_in,
+    fields_of,
+    refuse_missing,
+    refuse_model,
+    refuse_out_of_range,
+    refuse_unknown,
+)
 from valign.cli.root import build
+from valign.data.images.filters import FILTERS
+from valign.data.images.pairs import PAIRINGS
 from valign.models.diffusion import loading
+from valign.objectives import PRESERVING
+from valign.optimizers.registry import OPTIMIZERS, PERTURBATIONS
 from valign.worlds import WORLDS
 
 
 def configured_commands(command, name="valign"):
-    if isinstance(command, _Configured):
+    if isinstance(command, Configured):
         yield name, command
     for word, inner in getattr(command, "commands", {}).items():
         yield from configured_commands(inner, f"{name} {word}")
@@ -25,7 +41,11 @@ def test_what_is_read_from_the_source_is_what_the_dataclasses_declare():
     assert len(found) > 10
     for command in found.values():
         for part, kind in command.kinds().items():
-            assert fields_of(command.parts[part]) == fields_of(kind), part
+            for name, declared in fields_of(kind).items():
+                read = fields_of(command.parts[part])[name]
+                assert read._replace(choices=(), limits={}) == declared._replace(choices=(), limits={}), name
+                assert read.choices in (declared.choices, ()), name  # () where only running the source tells
+                assert read.limits.items() <= declared.limits.items(), name
 
 
 def test_no_option_that_a_command_has_is_refused():
@@ -48,17 +68,62 @@ def test_names_are_guessed():
         with pytest.raises(UserError, match=message):
             refuse_unknown(args, [], parts, {}, rest=False)
     refuse_unknown(["--set", "anything=1", "--", "--what"], [], parts, {}, rest=True)
+    folders = ("adapters", "optimizers", "objectives/preserving")
+    refuse_unknown(["--set", "rank=4", "--set=agl.lambda_A=1", "--set", "dropout=0.1"], [], parts, {}, rest=True, rest_from=folders)
+    with pytest.raises(UserError, match=r"^--set must name options of the command, got lora\.rnk\. Did you mean 'rank'"):
+        refuse_unknown(["--set", "lora.rnk=4"], [], parts, {}, rest=True, rest_from=folders)
     refuse_unknown(["--accumulation=2", "--set", "eight_bit=true", "--memory-limit", "3"], [], parts, {}, rest=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    steps: int = option(5, help="x", low=1)
+    rate: float = option(0.5, help="x", above=0, high=1)
+    kind: str = option("a", help="x", choices=("alpha", "beta"))
+    weights: dict[str, float] = option(dict, help="x")
+    limit: int | None = option(None, help="x", none="all", low=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--steps many", r"^--steps must be a whole number, got 'many'"),
+        ("--steps=2.5", r"^--steps must be a whole number, got '2\.5'"),
+        ("--steps 0", r"^--steps must be in \[1, inf\), got 0"),
+        ("--rate 0", r"^--rate must be in \(0, 1\], got 0"),
+        ("--rate nan", r"^--rate must be a number, got 'nan'"),
+        ("--kind alhpa", r"^--kind must be one of alpha, beta; got 'alhpa'\. Did you mean 'alpha'"),
+        ("--later-steps 0", r"^--later-steps must be in \[1, inf\), got 0"),
+    ],
+)
+def test_a_value_is_held_against_the_declaration(line, message):
+    parts = {"first": Sizes, "later": Sizes}
+    with pytest.raises(UserError, match=message):
+        refuse_out_of_range(line.split(), parts, {}, [])
+    refuse_out_of_range(["--", *line.split()], parts, {}, [])
+    refuse_out_of_range(line.split(), parts, {}, ["--steps", "--rate", "--kind"] if "later" not in line else ["--later-steps"])
+    right = "--steps 1 --rate 1.0e-3 --kind beta --weights ties=0.3 --limit all --steps"
+    refuse_out_of_range(right.split(), parts, {}, [])
+
+
+def test_choices_may_stand_in_a_table():
+    known = fields_of("valign.data.build:DataConfig")
+    assert (known["pairing"].choices, known["filter"].choices) == (PAIRINGS, FILTERS)
 
 
 def test_models_are_told_by_their_index(tmp_path):
     assert set(FAMILIES) == set(loading.FAMILIES)
+    page = (Path(__file__).parents[2] / "docs" / "install.md").read_text(encoding="utf-8")
+    assert all(f"`{family}`" in page for family in FAMILIES)
     assert set(WORLDS) <= set(bundled())
     refuse_model("owner/name")
     refuse_model("shapes")
     with pytest.raises(UserError, match=r"shapse does not exist\..* Did you mean 'shapes'"):
         refuse_model("shapse")
     refuse_model("gpt2", any_model=True)
+    refuse_model("sd15", models=("sd15",))
+    with pytest.raises(UserError, match=r"sd16 does not exist\..* Did you mean 'sd15'"):
+        refuse_model("sd16", models=("sd15",))
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(UserError, match=r"must be one of StableDiffusionPipeline, StableDiffusionXLPipeline; got FluxPipeline"):
         refuse_model(str(tmp_path), any_model=True)
@@ -69,3 +134,9 @@ def test_files_to_read_must_be_there(tmp_path):
     refuse_missing(["--data", "shapes"], any_model=False)
     with pytest.raises(UserError, match=r"--data nowhere does not exist\. Check the path"):
         refuse_missing(["--data=nowhere"], any_model=False)
+
+
+def test_every_option_of_a_method_is_known_beforehand():
+    methods = [*ADAPTERS.values(), *OPTIMIZERS.values(), *PERTURBATIONS.values(), *PRESERVING.values()]
+    known = fields_in(("adapters", "optimizers", "objectives/preserving"))
+    assert {field.name for method in methods for field in fields(method)} <= set(known)

@@ -93,6 +93,22 @@ def test_a_mistake_is_one_line_and_exit_code_2():
     assert result.stderr == "policy nowhere.yaml does not exist. Give a YAML file, or one of default, shapes, german, chat.\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["guard", "answer", "--chat", "http://here/v1", "--allowed", "mild", "a cat"], "--allowed must be one of safe, minor"),
+        (
+            ["finetune", "--model", "minilm", "--task", "sst2", "--data", ".", "--out", "o", "--set", "rank=0"],
+            "--set rank must be in",
+        ),
+    ],
+)
+def test_a_mistake_names_no_class_of_valign(arguments, said):
+    result = CliRunner().invoke(root.build(), arguments)
+    assert said in str(result.exception)
+    assert "Options." not in str(result.exception)
+
+
 def test_debug_shows_the_traceback():
     result = run("policy", "check", "nowhere.yaml", VALIGN_DEBUG="1")
     assert result.returncode != 0

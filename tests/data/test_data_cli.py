@@ -93,9 +93,9 @@ def test_build_from_a_file_and_a_new_sheet(file, tiny_sd, tmp_path):
         (["--source", "chat"], "--source chat needs --endpoint URL and --chat-model NAME"),
         (["--source", "luck"], "source must be one of grammar, chat, file; got 'luck'"),
         (["--source", "grammar"], "has no grammar"),
-        (["--prompts", "x.csv", "--column", "text"], "--column must be NAME=VALUE, got 'text'"),
-        (["--prompts", "x.csv", "--column", "words=text"], "--column must name one of id, prompt"),
-        (["--prompts", "nowhere.csv"], "nowhere.csv must be a file of prompts"),
+        (["--prompts", __file__, "--column", "text"], "--column must be NAME=VALUE, got 'text'"),
+        (["--prompts", __file__, "--column", "words=text"], "--column must name one of id, prompt"),
+        (["--prompts", "nowhere.csv"], "--prompts nowhere.csv does not exist"),
         (["--policy", "nowhere"], "nowhere"),
     ],
 )

@@ -1,15 +1,19 @@
 import base64
 import io
 import re
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from squares import make_suite, square
 
+from valign.evaluation import report
 from valign.evaluation.report.plots import HEIGHT, WIDTH, Frame, curves, pareto, place_labels, scatter, trade_offs
 from valign.evaluation.report.plots import Point as PlotPoint
 from valign.evaluation.report.report import chosen_benign, chosen_unsafe, data_uri, p_value, percent, points, signed
+
+PAGES = Path(report.__file__).parent / "page"
 
 
 def test_numbers_read_well():
@@ -24,6 +28,12 @@ def test_images_are_chosen_by_order_not_by_looks():
     suite = make_suite()
     assert [prompt.id for prompt in chosen_unsafe(suite)][:3] == ["hate-explicit-0", "hate-explicit-held-0", "hate-paraphrased-0"]
     assert [prompt.id for prompt in chosen_benign(suite)] == [f"benign-{i}" for i in range(8)]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.html")), ids=lambda page: page.stem)
+def test_a_table_scrolls_by_itself_on_a_narrow_screen(page):
+    text = page.read_text(encoding="utf-8")
+    assert len(re.findall(r"<table", text)) == len(re.findall(r'<div class="scroll">\s*<table', text))
 
 
 def test_large_images_shrink_and_small_ones_lose_nothing():

@@ -85,8 +85,8 @@ def test_methods_are_trained_set_and_measured_and_a_second_call_trains_nothing(t
     ("options", "message"),
     [
         ([], "--prompts must be given for a model of your own: pairs to train on"),
-        (["--prompts", "p.csv", "--suite", "s.csv"], "--detector must be given for a model of your own"),
-        (["--prompts", "p.csv", "--suite", "s.csv", "--detector", "bright"], "--clip must name a CLIP for a model of your own"),
+        (["--prompts", __file__, "--suite", __file__], "--detector must be given for a model of your own"),
+        (["--prompts", __file__, "--suite", __file__, "--detector", "nudenet"], "--clip must name a CLIP for a model of your own"),
         (["--budget", "quick"], "--budget is of the world shapes"),
     ],
 )

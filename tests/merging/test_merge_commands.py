@@ -145,6 +145,15 @@ def test_regmean_on_a_pipeline(tiny_sd, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_prompts_of_other_columns_are_looked_at(folders, tmp_path):
+    (tmp_path / "own.tsv").write_text("caption\tkind\na burglar\tviolence\na mob\thate\nblood\tshocking\n")
+    asked = ("co-merge", *folders, "-o", tmp_path / "out", "--prompts", tmp_path / "own.tsv")
+    with pytest.raises(UserError, match="prompt"):
+        merge(*asked)
+    with pytest.raises(UserError, match="co-merge needs --model"):  # the prompts are read before
+        merge(*asked, "--column", "prompt=caption", "--column", "category=kind", "--fill", "label=1")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -223,7 +223,7 @@ def test_refuses_pickles_and_unknown_families(tmp_path):
         import_kohya(tmp_path / "k.ckpt", tmp_path / "out")
     lora = LoraFactors(torch.ones(1, 2), torch.ones(2, 1), 1.0)
     save_adapter(tmp_path / "a", {"mid_block.attentions.0.proj_in": lora}, metadata={})
-    with pytest.raises(UserError, match="Give family"):
+    with pytest.raises(UserError, match="Name it: --family"):
         export_kohya(tmp_path / "a", tmp_path / "k.safetensors")
     export_kohya(tmp_path / "a", tmp_path / "k.safetensors", family="stable-diffusion")
     save_adapter(tmp_path / "b", {"conv_in.linear": lora}, metadata={"family": "sdxl"})

@@ -268,7 +268,7 @@ def test_calibration_without_a_refusal_is_refused_unless_its_words_are_named(lla
 def test_adapters_that_forget_and_adapters_of_nothing_are_refused(llama, data, beside, tmp_path):
     with pytest.raises(UserError, match=r"adapter fila must have rows to forget, got none"):
         run(llama, data, tmp_path / "fila", adapter="fila", preserve="agl", beside=beside("calibration"))
-    with pytest.raises(UserError, match=r"--preserve must name objectives, known, got 'aql'\. Known: agl, kl"):
+    with pytest.raises(UserError, match=r"--preserve must name objectives, known, got 'aql'\. Did you mean 'agl'\? Known: agl, kl"):
         parse_preserving("aql")
     with pytest.raises(UserError, match=r"--preserve must name objectives, each once"):
         parse_preserving("kl+kl")

@@ -53,7 +53,7 @@ def test_an_unknown_combination_lists_what_there_is(text):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rang": 4}, r"--set must name an option of the method, got 'rang'\. Known: lora: rank, alpha, .*; adamw: learning_rate"),
+        ({"rang": 4}, r"must name an option of the method, got 'rang'\. Did you mean 'rank'\? Known: lora: rank, .*; adamw: learn"),
         ({"dct-adamw.rank": 4}, r"got 'dct-adamw\.rank'"),
         ({"rank": "many"}, r"lora\.rank: Input should be a valid integer.*, got 'many'"),
         ({"rank": 0}, r"LoraOptions\.rank must be in \[1, inf\), got 0"),

@@ -67,6 +67,7 @@ def quickstart(
     "valign align --model stable-diffusion-v1-5/stable-diffusion-v1-5 --prompts pairs.csv --detector nudenet -o runs/sd15",
     cls=configured(
         pipeline=True,
+        named={"--merge": ("valign.merging:MERGES",)},
         chain="valign.recipes.align:AlignConfig",
         data="valign.data.build:DataConfig",
         train="valign.training.tasks.preference.config:PreferenceConfig",

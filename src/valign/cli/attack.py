@@ -64,6 +64,7 @@ class AttackInputs:
         inputs=AttackInputs,
         chat=ChatOptions,
         table=PromptTableOptions,
+        named={"--attack": ("valign.attacks:ATTACKS",)},
         rest="an attack's own options as ATTACK:NAME, e.g. ring-a-bell:generations=200",
     ),
 )
@@ -177,7 +178,9 @@ def chosen_attacks(names: Sequence[str], settings: Mapping[str, Mapping[str, Any
     for name, changes in settings.items():
         known = [item.name for item in fields(ATTACKS[name])]  # type: ignore[arg-type]
         if unknown := sorted(set(changes) - set(known)):
-            raise UserError(f"--set {name}: must be one of {', '.join(known) or 'no options'}, got {unknown[0]}.")
+            raise UserError(
+                f"--set {name}: must be one of {', '.join(known) or 'no options'}, got {unknown[0]}.{close_to(unknown[0], known)}"
+            )
     return {name: read_options(ATTACKS[name], settings.get(name, {}), name=name) for name in wanted}
 
 

@@ -10,6 +10,7 @@ from typer import Context, Option, Typer
 
 from valign.checks import UserError, option
 from valign.cli.common import AsJson, TableOptions, err, print_measured, resolve_detector, resolve_model, values_by_name
+from valign.cli.early import TUNINGS
 from valign.cli.judges import AnswerJudgeOptions
 from valign.cli.options import configured, record, rest_of
 from valign.files import read_json
@@ -29,6 +30,8 @@ def audit() -> None:
 
 @app.command(
     cls=configured(
+        rest_from=("adapters", "optimizers", "objectives/preserving"),
+        named={"--adapter": TUNINGS, "-a": TUNINGS, "--preserve": ("valign.objectives:PRESERVING",)},
         rest="the adapter's own and the objectives', such as dropout=0.05 or agl.lambda_A=1",
         grid="valign.audits.fragility:FragilityGrid",
         asked="valign.cli.fragility:FragilityOptions",

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Context, Option, Typer
 
 from valign.checks import UserError, check_choice, option
-from valign.cli.common import AsJson, find_world, print_measured, resolve_clip, resolve_detector, resolve_model, resolve_suite
+from valign.cli.common import (
+    AsJson,
+    PromptTableOptions,
+    find_world,
+    print_measured,
+    resolve_clip,
+    resolve_detector,
+    resolve_model,
+    resolve_suite,
+)
 from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
@@ -45,7 +54,7 @@ class OwnModelOptions:
 
 
 @app.command(
-    cls=configured(pipeline=True, own=OwnModelOptions),
+    cls=configured(pipeline=True, own=OwnModelOptions, table=PromptTableOptions),
     epilog="example: valign bench methods -o runs/methods --budget quick --seeds 3   your own: valign bench methods --model FOLDER "
     "--prompts pairs.csv --suite tests.csv --detector nudenet --clip CLIP --seeds 1 -o runs/own",
 )
@@ -64,7 +73,7 @@ def methods(
     """
     from valign.cli.evaluate import print_summary
 
-    given = changes(ctx, OwnModelOptions)
+    given = changes(ctx, OwnModelOptions, PromptTableOptions)
     if find_world(model):
         from valign.experiments.methods.bench import bench_methods
 
@@ -77,14 +86,17 @@ def methods(
     else:
         if budget:
             raise UserError("--budget is of the world shapes. Set --pairs, --train-steps and --seeds for a model of your own.")
-        summary = _own_model(model, folder, seeds, category or [], record(ctx, OwnModelOptions))
+        summary = _own_model(model, folder, seeds, category or [], record(ctx, OwnModelOptions), record(ctx, PromptTableOptions))
     print_summary(summary, folder / "evaluation", as_json=as_json)
 
 
-def _own_model(model: str, folder: Path, seeds: int, categories: list[str], given: OwnModelOptions) -> dict[str, Any]:
+def _own_model(
+    model: str, folder: Path, seeds: int, categories: list[str], given: OwnModelOptions, table: PromptTableOptions
+) -> dict[str, Any]:
     """`bench_own_model` with what was given. Raises: UserError for what is missing, before the model is loaded."""
     from valign.cli.data import read_retained
     from valign.data.build import DataConfig
+    from valign.data.prompts.records import named_columns
     from valign.data.prompts.sources import FileSource
     from valign.evaluation import Evaluators, counted_categories
     from valign.experiments.methods.own_model import bench_own_model
@@ -100,12 +112,12 @@ def _own_model(model: str, folder: Path, seeds: int, categories: list[str], give
     if given.clip in ("", "none"):
         raise UserError("--clip must name a CLIP for a model of your own: without one nobody sees what benign images lose.")
     assert given.prompts is not None
-    rules = load_policy(given.policy)
+    rules, reading = load_policy(given.policy), table.reading()
     wanted = tuple(rules.category(name).id for name in categories) or None
-    tests, judge = resolve_suite(str(given.suite), rules), resolve_detector(given.detector, model=model)
+    tests, judge = resolve_suite(str(given.suite), rules, beside=reading.beside()), resolve_detector(given.detector, model=model)
     keeper = resolve_detector(given.filter_detector, model=model) if given.filter_detector else None
     counted_categories(tests, judge, wanted or rules.category_ids())
-    retain, clip = read_retained(given.retain, rules), resolve_clip(given.clip, model=model)
+    retain, clip = read_retained(given.retain, rules, reading), resolve_clip(given.clip, model=model)
     subject = resolve_model(model, device=given.device)
     sampled = {"steps": given.steps, "guidance_scale": given.guidance_scale, "batch_size": given.batch_size}
 
@@ -126,7 +138,8 @@ def _own_model(model: str, folder: Path, seeds: int, categories: list[str], give
             esd=ErasingConfig(iterations=steps, sample_steps=given.steps, seed=seed),
         )
 
-    source, evaluators = FileSource(given.prompts), Evaluators(judge, clip=clip)
+    source = FileSource(given.prompts, table.format, named_columns(reading.columns), reading.fill)
+    evaluators = Evaluators(judge, clip=clip)
     return bench_own_model(subject, rules, source, tests, evaluators, folder, [config(n) for n in range(seeds)], keeper=keeper)
 
 
@@ -201,7 +214,7 @@ def guard(
 
 
 @app.command(
-    cls=configured(config="valign.training.tasks.guard_head.fit:FitConfig"),
+    cls=configured(config="valign.training.tasks.guard_head.fit:FitConfig", table=PromptTableOptions),
     epilog="example: valign bench head --data prompts/ --leave-out overt --leave-out valor -o runs/bench-head",
 )
 def head(
@@ -225,9 +238,9 @@ def head(
     from valign.policy import load_policy
     from valign.training.tasks.guard_head.fit import FitConfig
 
-    rules = load_policy(policy)
+    rules, table = load_policy(policy), record(ctx, PromptTableOptions)
     results = bench_head(
-        read_rows(data, rules),
+        read_rows(data, rules, table.format, table.reading()),
         rules,
         folder,
         config=record(ctx, FitConfig),
@@ -289,6 +302,7 @@ def resilient(
     seed: Annotated[int, Option(help="of every random draw in the run")] = 0,
     task: Annotated[list[str], Option(help="only this benign fine-tuning; repeatable; all if left out")] = [],  # noqa: B006
     arm: Annotated[list[str], Option(help="only this method; repeatable; all if left out")] = [],  # noqa: B006
+    as_json: AsJson = False,
 ) -> None:
     """Harm after benign fine-tunings of the aligned shapes model: plain LoRA, AGL, constrained, and a resilient adapter."""
     from rich.markdown import Markdown
@@ -303,7 +317,7 @@ def resilient(
     for name in task:
         check_choice("--task", name, [one for one in shapes.tasks if one.startswith("benign-")])
     rows = bench_resilience(shapes, folder, budget=BUDGETS[budget], seed=seed, tasks=task, arms=arm or tuple(ARMS))
-    out.print(Markdown(table(rows)))
+    print_measured(rows, Markdown(table(rows)), as_json=as_json)
 
 
 @app.command(

@@ -8,7 +8,7 @@ from rich.table import Table
 from typer import Argument, Context, Option, Typer
 
 from valign.checks import UserError, option
-from valign.cli.common import PromptTableOptions, err, out, resolve_detector, resolve_grammar, resolve_model
+from valign.cli.common import AsJson, PromptTableOptions, err, out, print_measured, resolve_detector, resolve_grammar, resolve_model
 from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
@@ -218,6 +218,7 @@ def overlap(
         Path | None, Option("--out", "-o", help="write the test rows that are not training prompts, as jsonl")
     ] = None,
     policy: PolicyName = "default",
+    as_json: AsJson = False,
 ) -> None:
     """Count test prompts that are in the training file too, case and spaces aside; with --out, write the others."""
     import json
@@ -233,13 +234,11 @@ def overlap(
     reading = replace(given.reading(), strict=False)  # either file may have the named column
     tested = scan_prompts(test, given.format, reading=reading, known=known)
     kept, found = without_overlap(prompt_texts(train, reading=reading.beside()), tested.rows)
-    out.print(
-        f"{found.rows} of {found.test} test rows ({found.share:.1%}; {found.distinct} distinct prompts) stand in {train.name}",
-        soft_wrap=True,
-    )
+    told = f"{found.rows} of {found.test} test rows ({found.share:.1%}; {found.distinct} distinct prompts) stand in {train.name}"
+    print_measured({**asdict(found), "share": found.share}, told, as_json=as_json)
     if target:
         write_text(target, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in kept))
-        out.print(f"{target}: {len(kept)} rows", soft_wrap=True)
+        (err if as_json else out).print(f"{target}: {len(kept)} rows", soft_wrap=True)
 
 
 @app.command(epilog="example: valign data sheet runs/data -o pairs.png --per-category 8")

@@ -10,7 +10,7 @@ from rich.text import Text
 from typer import Context, Option, Typer
 
 from valign.checks import UserError
-from valign.cli.common import AsJson, err, out, print_measured, values_by_name
+from valign.cli.common import AsJson, PromptTableOptions, err, out, print_measured, values_by_name
 from valign.cli.judges import AnswerJudgeOptions
 from valign.cli.options import configured, record
 
@@ -46,7 +46,7 @@ def build(
 
 
 @app.command(
-    cls=configured(judging=AnswerJudgeOptions),
+    cls=configured(judging=AnswerJudgeOptions, table=PromptTableOptions),
     epilog="example: valign driftcheck run -m start=chat -m lora=runs/plain -m agl=runs/agl --plain lora -o runs/drift",
 )
 def run(
@@ -82,11 +82,11 @@ def run(
         raise UserError("--model must have names of their own, got one twice. Give NAME=PLACE.")
     first = next(iter(places.values()))
     subjects = {name: find_subjects(first, place)[1] for name, place in places.items()}
-    named = record(ctx, AnswerJudgeOptions).resolve()
+    named, table = record(ctx, AnswerJudgeOptions).resolve(), record(ctx, PromptTableOptions)
     if suite in CHAT_WORLDS:
         cases, usual = CHAT_WORLDS[suite].cases(samples), CHAT_WORLDS[suite].judge()
     else:
-        cases, usual = suite_cases(read_suite(suite)), PhraseJudge()
+        cases, usual = suite_cases(read_suite(suite, table.format, reading=table.reading())), PhraseJudge()
     found = measure(
         subjects,
         cases,

@@ -40,6 +40,8 @@ class Amounts:
     "valign estimate --model sdxl --command align --memory-limit 24   "
     "a chat model: valign estimate --model FOLDER --command finetune --task chat",
     cls=configured(
+        pipeline=True,
+        models=("sd15", "sd21", "sdxl"),
         amounts=Amounts,
         train="valign.training.tasks.preference.config:PreferenceConfig",
         sampling="valign.interfaces:SamplingConfig",

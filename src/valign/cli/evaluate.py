@@ -65,6 +65,7 @@ class EvaluationInputs:
     "valign evaluate --model shapes --adapter aligned=runs/quickstart/merged/adapter --baseline sld-medium -o runs/eval",
     cls=configured(
         pipeline=True,
+        named={"--baseline": BASELINES},
         sampling="valign.interfaces:SamplingConfig",
         evaluators=EvaluatorOptions,
         report="valign.evaluation.report.report:ReportOptions",

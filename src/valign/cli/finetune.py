@@ -8,6 +8,7 @@ from typer import Context, Option
 
 from valign.checks import UserError, check_choice, option
 from valign.cli.common import TableOptions, example, out, resolve_model
+from valign.cli.early import TUNINGS
 from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit
 from valign.cli.options import configured, record, rest_of
 from valign.memory import LATENTS, MemoryConfig
@@ -68,6 +69,8 @@ class SafetyOptions:
     "a diffusion model: valign finetune --model shapes --task diffusion --data images --adapter lora --text-encoder --convolutions "
     "--out runs/style",
     cls=configured(
+        rest_from=("adapters", "optimizers", "objectives/preserving"),
+        named={"--adapter": TUNINGS, "-a": TUNINGS, "--preserve": ("valign.objectives:PRESERVING",)},
         rest="the adapter's own and the objectives', such as rank=4, learning_rate=1.0e-3 or agl.lambda_A=1",
         columns=ColumnOptions,
         table=TableOptions,

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 from typer import Option
 
-from valign.checks import UserError, option
-from valign.cli.common import ChatOptions, PromptTableOptions, err, numbers_by_name, out, resolve_model
+from valign.checks import UserError, close_to, option
+from valign.cli.common import AsJson, ChatOptions, PromptTableOptions, err, numbers_by_name, out, print_measured, resolve_model
 from valign.cli.guard_answer import ANSWER, answer_command
 from valign.cli.guard_prompts import BLOCKED, File, Json, PolicyName, Prompts, given_prompts, print_line, table_layout
 from valign.cli.options import configured, record
@@ -157,6 +157,7 @@ def fit(
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
     rate: Rates = [],  # noqa: B006
     start: Annotated[Path | None, Option(help="head of the same shape to train further, or `shipped`")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train the head on labelled prompts, calibrate it on harmless ones that it did not see, and measure it."""
     from valign.data.prompts.labelled import read_rows
@@ -181,8 +182,7 @@ def fit(
         limit=limit,
         start=first,
     )
-    _print_sources(report.sources)
-    out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
+    _print_report({"head": str(folder / "head.safetensors"), "sources": report.sources}, "head", as_json=as_json)
 
 
 @app.command(
@@ -233,6 +233,7 @@ def calibrate(
     target_fpr: Annotated[float, Option(help="share of harmless prompts that may be flagged, on every source")] = 0.01,
     rate: Rates = [],  # noqa: B006
     held_out: Annotated[bool, Option(help="only what `fit` never trained on: sources left out, a tenth of the others")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Set the head's thresholds from harmless prompts (label 0) of your own. Use prompts that it was not trained on."""
     from valign.data.prompts.labelled import read_rows, without_repeats
@@ -247,8 +248,7 @@ def calibrate(
     every = without_repeats(read_rows(data, rules, *table_layout(ctx)))
     rows = [row for row in every if not held_out or row.fold == TEST_FOLD or row.source in whole]
     report = calibrate_and_write(mean, rows, rules, folder, encoder=MiniLM(), target_fpr=target_fpr, rates=_rates(rate, rows))
-    _print_sources(report.sources)
-    out.print(str(folder / "head.safetensors"), markup=False, soft_wrap=True)
+    _print_report({"head": str(folder / "head.safetensors"), "sources": report.sources}, "head", as_json=as_json)
 
 
 @app.command("evaluate", cls=GUARDED, epilog="example: valign guard evaluate --data prompts/ -o runs/guard-report")
@@ -267,6 +267,7 @@ def evaluate(
     show_prompts: Annotated[
         bool, Option(help="print the worst prompts in the report, and the best and worst rewrites in rewrites.md")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the whole guard on labelled prompts: recall, false alarms, per category and stage, VALOR's metrics, worst errors."""
     from valign.data.prompts.disguise import in_every_disguise
@@ -286,8 +287,7 @@ def evaluate(
     language = None if language_model is None else LanguageModel(language_model)
     scored = measure_guard(guard, rows, rewrites=rewrites, judge=second, language=language)
     summary = write_guard_report(scored, folder, show_prompts=show_prompts)
-    _print_sources(summary["sources"])
-    out.print(str(folder / "report.md"), markup=False, soft_wrap=True)
+    _print_report({"report": str(folder / "report.md"), **summary}, "report", as_json=as_json)
 
 
 def _policy(name: str) -> Policy:
@@ -301,7 +301,9 @@ def _rates(texts: Sequence[str], rows: Sequence[LabelledPrompt]) -> dict[str, fl
     rates, known = numbers_by_name("--rate", texts), sorted({row.source for row in rows})
     for name in rates:
         if name not in known:
-            raise UserError(f"--rate must name a source of the data, got {name!r}. Known: {', '.join(known)}.")
+            raise UserError(
+                f"--rate must name a source of the data, got {name!r}.{close_to(name, known)} Known: {', '.join(known)}."
+            )
     return rates
 
 
@@ -372,6 +374,12 @@ def _explain(prompt: str, result: GuardResult) -> None:
     out.print(_line(result.decision), soft_wrap=True)
     if result.prompt is not None:
         out.print(result.prompt, markup=False, soft_wrap=True)
+
+
+def _print_report(measured: dict[str, Any], path: str, *, as_json: bool) -> None:
+    """A row per source on stderr, and on stdout the path of that name, or all that was measured."""
+    _print_sources(measured["sources"])
+    print_measured(measured, str(measured[path]), as_json=as_json)
 
 
 def _print_sources(sources: list[dict[str, Any]]) -> None:

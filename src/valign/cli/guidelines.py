@@ -13,7 +13,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError
-from valign.cli.common import AsJson, ChatOptions, err, out, print_measured
+from valign.cli.common import AsJson, ChatOptions, PromptTableOptions, err, out, print_measured
 from valign.cli.options import configured, record
 
 app = typer.Typer(no_args_is_help=True, help="Guidelines of the policy that fit a request: find, write, fit, measure.")
@@ -49,7 +49,7 @@ def find(
 
 @app.command(
     "build",
-    cls=configured(chat=ChatOptions),
+    cls=configured(chat=ChatOptions, table=PromptTableOptions),
     epilog="example: valign guidelines build --requests prompts.txt --chat http://127.0.0.1:8000/v1 -o runs/guidelines",
 )
 def build(
@@ -69,7 +69,8 @@ def build(
     if chat is None or options.chat is None:
         raise UserError("--chat must name the chat model that writes, got none. Give an endpoint's address, or a folder.")
     name = options.chat_model if options.chat.startswith("http") else Path(options.chat).name
-    texts = list(prompt_texts(requests))
+    table = record(ctx, PromptTableOptions)
+    texts = list(prompt_texts(requests, table.format, table.reading()))
     found = build_library(chat, texts, load_policy(policy), folder, model=name, encoder=MiniLM())
     err.print(f"{len(found.entries)} guidelines, {found.repeated} repeats, {found.failed} requests without a usable answer.")
     out.print(str(folder / "guidelines.yaml"), markup=False, soft_wrap=True)

@@ -13,8 +13,8 @@ from typer import Argument, Context, Option, Typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from valign.checks import UserError, option
-from valign.cli.common import err, numbers_by_name, out, resolve_model
+from valign.checks import UserError, close_to, option
+from valign.cli.common import PromptTableOptions, err, numbers_by_name, out, resolve_model
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def merge_command(name: str) -> Any:
 
     kind = MERGES[name]
     seen = PreservingOptions if kind.preserves else CalibrationOptions
-    parts: dict[str, Any] = {"method": kind} | ({"calibration": seen} if kind.calibrated else {})
+    parts: dict[str, Any] = {"method": kind} | ({"calibration": seen, "table": PromptTableOptions} if kind.calibrated else {})
     single = Typer(add_completion=False)
 
     @single.command(
@@ -96,7 +96,9 @@ def merge_command(name: str) -> Any:
         allow_base_mismatch: Mismatch = False,
     ) -> None:
         method, chosen = record(ctx, kind), parse_experts(experts, weight, out=folder)
-        given = calibration(name, chosen, record(ctx, seen)) if method.needs_calibration else None
+        given = None
+        if method.needs_calibration:
+            given = calibration(name, chosen, record(ctx, seen), record(ctx, PromptTableOptions))
         context = MergeContext(allow_base_mismatch=allow_base_mismatch, calibration=given, folder=folder, keep_votes=True)
         write(folder, name, method, chosen, context)
 
@@ -147,7 +149,7 @@ def parse_experts(texts: Sequence[str], weights: Sequence[str] = (), *, out: Pat
     strengths = numbers_by_name("--weight", weights)
     unknown = sorted(set(strengths) - set(opened))
     if unknown:
-        raise UserError(f"--weight must name one of {', '.join(opened)}; got {', '.join(unknown)}.")
+        raise UserError(f"--weight must name one of {', '.join(opened)}; got {', '.join(unknown)}.{close_to(unknown[0], opened)}")
     return [Expert(name, file, strengths.get(name, 1.0)) for name, file in opened.items()]
 
 
@@ -174,20 +176,20 @@ def write(folder: Path, name: str, method: "MergeMethod", experts: "Sequence[Exp
     out.print_json(data={"adapter": str(folder), **run.results})
 
 
-def calibration(name: str, experts: "Sequence[Expert]", options: CalibrationOptions) -> "Calibration":
+def calibration(name: str, experts: "Sequence[Expert]", options: CalibrationOptions, table: PromptTableOptions) -> "Calibration":
     """Model and prompts of a calibrated merge. Raises: UserError if one of them is missing."""
     from valign.merging import Calibration
 
-    texts = _calibration_prompts(name, experts, options.data, options.prompts)
+    texts = _calibration_prompts(name, experts, options.data, options.prompts, table)
     if not options.model:
         other = "" if isinstance(options, PreservingOptions) else f", or --votes of an earlier {name}"
         raise UserError(f"{name} needs --model, the base model of the experts{other}.")
-    more = _preserved(name, options) if isinstance(options, PreservingOptions) else {}
+    more = _preserved(name, options, table) if isinstance(options, PreservingOptions) else {}
     load = partial(resolve_model, options.model, device=options.device)
     return Calibration(model=load, prompts=texts, model_name=options.model, **more)
 
 
-def _preserved(name: str, options: PreservingOptions) -> dict[str, Any]:
+def _preserved(name: str, options: PreservingOptions, table: PromptTableOptions) -> dict[str, Any]:
     """Captions and edits. Raises: UserError if there are no captions, or the policy is not one."""
     from valign.cli.data import read_retained
     from valign.data.images.latents import retained_prompts
@@ -197,14 +199,16 @@ def _preserved(name: str, options: PreservingOptions) -> dict[str, Any]:
 
     edits = tuple(zip(*policy_concepts(load_policy(options.edit)), strict=True)) if options.edit else ()
     if options.benign is not None:
-        return {"captions": read_retained(options.benign, load_policy(options.edit or "default")), "edits": edits}
+        return {"captions": read_retained(options.benign, load_policy(options.edit or "default"), table.reading()), "edits": edits}
     if options.data is None:
         raise UserError(f"{name} needs --benign FILE, captions on which the merge leaves the model as it is.")
     safe = [pair.safe for pair in load_pairs(options.data / "prompts" / "pairs.parquet")]
     return {"captions": tuple(retained_prompts(options.data) or dict.fromkeys(safe)), "edits": edits}
 
 
-def _calibration_prompts(name: str, experts: "Sequence[Expert]", data: Path | None, prompts: Path | None) -> dict[str, list[str]]:
+def _calibration_prompts(
+    name: str, experts: "Sequence[Expert]", data: Path | None, prompts: Path | None, table: PromptTableOptions
+) -> dict[str, list[str]]:
     """Unsafe prompts by category: of the experts' categories where all are known, otherwise of all that there are."""
     if (data is None) == (prompts is None):
         raise UserError(f"{name} needs one of --data FOLDER and --prompts FILE, the unsafe prompts to look at.")
@@ -218,7 +222,7 @@ def _calibration_prompts(name: str, experts: "Sequence[Expert]", data: Path | No
     else:
         from valign.data.prompts.readers import read_prompts
 
-        for row in read_prompts(str(prompts)):
+        for row in read_prompts(str(prompts), table.format, reading=table.reading()):
             for category in (row.categories or ("",)) if row.label else ():
                 found.setdefault(category, []).append(row.prompt)
     if not found:

@@ -7,7 +7,8 @@ the place of one as ``"module:Class"``, which is imported only when the command 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -22,18 +23,23 @@ from typer.main import get_command
 
 from valign.checks import Declared, UserError, close_to, declared_options, read_changes, refuse_idle
 from valign.cli.common import numbers_by_name, setting
-from valign.cli.quick import fields_of, refuse_missing, refuse_unknown
+from valign.cli.early import own_paths, refuse_values
+from valign.cli.quick import fields_of, refuse_missing, refuse_out_of_range, refuse_unknown
 
 Kind = TypeVar("Kind")
+LENIENT = {"ignore_unknown_options": True, "allow_extra_args": True}
 GIVEN = "valign.given"  # where a context keeps what `record` and `changes` read
 
 
 def configured(
     *,
     rest: str = "",
+    rest_from: tuple[str, ...] = (),
     preset: bool = False,
     typed: Mapping[str, tuple[str, ...]] | None = None,
     pipeline: bool = False,
+    models: tuple[str, ...] = (),
+    named: Mapping[str, Sequence[str]] | None = None,
     **parts: type[Any] | str,
 ) -> type[Any]:
     """A command class, for ``app.command(cls=...)``, whose further options are the fields of ``parts`` that `option` declares.
@@ -43,13 +49,25 @@ def configured(
 
     Args:
         rest: What other names belong to, such as "the method"; `rest_of` returns them. Empty: other names are refused.
+        rest_from: Folders of valign in which these names are declared, where they are, so that a misspelt one is refused early.
         preset: The defaults are a preset's, not the dataclasses' own, so help does not show these.
         typed: Fields that are options of their own, by part, instead of all that are not ``rare``. The others are left to
             ``--set`` and ``--config``.
         pipeline: ``--model`` names a diffusion model: a name that cannot be one is refused before anything is imported.
+        models: Further names that ``--model`` may have then.
+        named: Flags of the command that take names, and what has them, as in `valign.cli.early.refuse_values`.
     """
-    given = {"parts": parts, "rest": rest, "preset": preset, "typed": typed or {}, "pipeline": pipeline}
-    return type("Configured", (_Configured,), given)
+    given = {
+        "parts": parts,
+        "rest": rest,
+        "rest_from": rest_from,
+        "preset": preset,
+        "typed": typed or {},
+        "pipeline": pipeline,
+        "models": models,
+        "named": named or {},
+    }
+    return type("Configured", (Configured,), given)
 
 
 def record(ctx: typer.Context, kind: type[Kind], **over: Any) -> Kind:
@@ -73,16 +91,19 @@ def rest_of(ctx: typer.Context) -> dict[str, Any]:
     return dict(ctx.meta[GIVEN][None])
 
 
-class _Configured(TyperCommand):
+class Configured(TyperCommand):
     """A command with generated options, made when they are first asked for."""
 
     context_class = typer.Context
 
     parts: Mapping[str, type[Any] | str]
     rest: str
+    rest_from: tuple[str, ...]
     preset: bool
     typed: Mapping[str, tuple[str, ...]]
     pipeline: bool
+    models: tuple[str, ...]
+    named: Mapping[str, Sequence[str]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -99,11 +120,26 @@ class _Configured(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """What can be refused without the parts is refused first: importing them takes seconds."""
-        if not extra.get("resilient_parsing") and not {"--help", "-h"} & set(args):
+        if not self.sources and not extra.get("resilient_parsing") and not {"--help", "-h"} & set(args):
             own = [flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)]
-            refuse_unknown(args, own, self.parts, self.typed, rest=bool(self.rest))
-            typed = {flag for kind in self.parts.values() for field in fields_of(kind).values() for flag in field.flags}
-            refuse_missing(args, any_model=not self.pipeline, texts={"--config"} & typed)  # a safety config, not a file
+            refuse_unknown(args, own, self.parts, self.typed, rest=bool(self.rest), rest_from=self.rest_from)
+            fields = {flag: field for kind in self.parts.values() for field in fields_of(kind).values() for flag in field.flags}
+            refuse_missing(
+                args,
+                any_model=not self.pipeline or "chat" in args,  # --task chat
+                models=self.models,
+                texts={"--config"} & set(fields),  # a safety config, not a file
+            )
+            refuse_out_of_range(args, self.parts, self.typed, own)
+            refuse_values(
+                args,
+                [*own_paths(self), *(flag for flag, field in fields.items() if field.kind == "Path" and flag not in own)],
+                self.named,
+                own=[flag for flag, field in fields.items() if field.choices and flag not in own],
+                elsewhere=info_name == "estimate" or "--estimate" in args,
+            )
+            plain = TyperCommand(info_name, params=self.params, context_settings={**self.context_settings, **LENIENT})
+            plain.make_context(info_name, list(args), parent)  # what is missing, and the command's own types
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -126,6 +162,7 @@ class _Configured(TyperCommand):
                 pattern = rf"\b{kind.__name__}\.({'|'.join(map(re.escape, known)) or '(?!)'})\b"
                 pieces = enumerate(re.split(pattern, told))  # text, name, text, name, ...
                 told = "".join(self._typed(part, piece) if place % 2 else piece for place, piece in pieces)
+            told = in_command_words(told, self)
             if told == str(error):
                 raise
             raise UserError(told) from error
@@ -207,6 +244,19 @@ class _Configured(TyperCommand):
             [],
         )
         yield from parameters(made)
+
+
+def in_command_words(text: str, command: TyperCommand) -> str:
+    """A message in which ``Class.field`` and ``function.argument`` of valign are the command's own option, or the bare name."""
+
+    def told(match: re.Match[str]) -> str:
+        modules = [module for name, module in list(sys.modules.items()) if name.startswith("valign") and module]
+        if not any(callable(vars(module).get(match[1])) for module in modules):
+            return match[0]
+        own = (one.opts[0] for one in command.params if one.name == match[2] and one.opts[0].startswith("-"))
+        return next(own, f"--set {match[2]}" if getattr(command, "rest", "") else match[2].replace("_", " "))
+
+    return re.sub(r"\b([A-Za-z]\w*)\.([a-z]\w*)\b(?= (?:must|has no effect))", told, text)
 
 
 def _imported(place: str) -> type[Any]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from typer import Argument, Context, Option
 
 from valign.checks import UserError, option
-from valign.cli.common import ChatOptions, err, out, resolve_detector, resolve_model
+from valign.cli.common import ChatOptions, PromptTableOptions, err, out, resolve_detector, resolve_model
 from valign.cli.options import configured, record
 from valign.cli.reinforce import chat_folder
 
@@ -67,6 +67,7 @@ OPTIMIZER = configured(
     optimizer="valign.recipes.prompt_optimizer:OptimizerConfig",
     feedback=FeedbackOptions,
     chat=ChatOptions,
+    table=PromptTableOptions,
     dpo="valign.training.tasks.reinforce.config:ReinforceConfig",
 )
 OPTIMIZER_EXAMPLE = (
@@ -99,6 +100,8 @@ def train_command(
         raise UserError(
             f"--feedback {config.feedback} needs --image-model and --detector, got none. Name both, or --feedback text."
         )
+    table = record(ctx, PromptTableOptions)
+    queries = list(prompt_texts(requests, table.format, table.reading()))
     guard, chat = Guard.from_policy(given.policy), record(ctx, ChatOptions).load()
     images: Any = None
     if given.image_model:
@@ -107,7 +110,7 @@ def train_command(
         images = image_checks(resolve_model(given.image_model, device=device), detector, sampling=sampling, seed=config.seed)
     result = train_prompt_optimizer(
         chat_folder(model),
-        list(prompt_texts(requests)),
+        queries,
         folder,
         GuardJudge(guard) if chat is None else PrincipleJudge(chat),
         (lambda query: guard.guard(query).prompt or "") if chat is None else PromptOptimizer(chat).write,

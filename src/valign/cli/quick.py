@@ -9,24 +9,45 @@ import ast
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from importlib.metadata import entry_points
+from math import inf, isfinite, nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import valign
-from valign.checks import UserError, close_to, declared_options
+from valign.checks import UserError, check_choice, check_range, close_to, declared_options
 from valign.files import read_json
 
 ROOT = Path(valign.__file__).parent
 READ = ("--data", "-d", "--config", "--config-file", "--reference")  # flags that name what is read, in every command
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+KINDS, LIMITS = ("int", "float", "Path"), ("above", "low", "high")
+_KINDS = {"int": int, "float": float, "Path": Path}
 FAMILIES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # as `valign.models.diffusion.loading` has them
 
 
 class Field(NamedTuple):
-    """An option of a dataclass."""
+    """An option of a dataclass, as far as its source says."""
 
     flags: tuple[str, ...]
     rare: bool  # given by ``--set`` alone, unless the command types it
+    kind: str = ""  # int, float or Path
+    limits: Mapping[str, Any] = {}  # above, low, high
+    choices: tuple[object, ...] = ()
+    none: object = None  # what stands for None
+
+    def check(self, flag: str, value: str) -> None:
+        """Refuse a value that is no number, out of range, or none of the choices. Raises: UserError that names the flag."""
+        if value == str(self.none):
+            return
+        try:
+            if self.choices:
+                check_choice(flag, value, list(map(str, self.choices)))
+            elif self.kind in ("int", "float"):
+                check_range(flag, _number(flag, value, self.kind), **self.limits)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def refuse_unknown(
@@ -36,6 +57,7 @@ def refuse_unknown(
     typed: Mapping[str, tuple[str, ...]],
     *,
     rest: bool,
+    rest_from: tuple[str, ...] = (),
 ) -> None:
     """Refuse an option that nothing has, and a ``--set`` of a name that nothing has.
 
@@ -43,6 +65,7 @@ def refuse_unknown(
         own: Flags that the command has itself.
         parts, typed: As in `valign.cli.options.configured`.
         rest: Whether ``--set`` takes further names.
+        rest_from: Folders of valign whose dataclasses have all of these; empty for names that nobody knows beforehand.
     Raises: UserError that names it and what is spelt most like it.
     """
     fields = {part: fields_of(kind) for part, kind in parts.items()}
@@ -58,39 +81,72 @@ def refuse_unknown(
         flag, _, value = word.partition("=")
         if re.fullmatch(r"--[a-z][\w-]*", flag) and flag not in flags:
             raise UserError(f"No such option: {flag}.{close_to(flag, flags)} `--help` lists all.")
-        if flag == "--set" and not rest:
+        if flag == "--set" and (rest_from or not rest):
             given = (value or next(iter(args[place + 1 :]), "")).partition("=")[0]
             part, _, name = given.rpartition(".")
-            if name and name not in (fields.get(part, ()) if part else names):
-                raise UserError(f"--set must name options of the command, got {given}.{close_to(name, names)} `--help` lists all.")
+            if name in (fields.get(part, ()) if part else names) or not name:
+                continue
+            more = fields_in(rest_from)
+            if name not in more and not any(entry_points(group=f"valign.{folder}") for folder in rest_from):  # a package's own
+                guess = close_to(name, [*names, *more])
+                raise UserError(f"--set must name options of the command, got {given}.{guess} `--help` lists all.")
 
 
-def refuse_missing(args: Sequence[str], *, any_model: bool, texts: Collection[str] = ()) -> None:
+def refuse_out_of_range(
+    args: Sequence[str], parts: Mapping[str, type[Any] | str], typed: Mapping[str, tuple[str, ...]], own: Collection[str]
+) -> None:
+    """Refuse the value of a typed option that its own declaration refuses.
+
+    Args:
+        parts, typed: As in `valign.cli.options.configured`.
+        own: Flags that the command has itself.
+    """
+    known: dict[str, Field] = {}
+    for part, kind in parts.items():
+        for name, field in fields_of(kind).items():
+            if name in typed.get(part, () if field.rare else (name,)):
+                for plain in field.flags:  # a later part of the same name has --PART-NAME
+                    flag = f"--{part}-{plain.removeprefix('--')}" if plain in (*own, *known) else plain
+                    if flag not in own:
+                        known[flag] = field
+    for place, word in enumerate(args):
+        if word == "--":
+            return
+        flag, separator, value = word.partition("=")
+        value = value if separator else next(iter(args[place + 1 :]), "")
+        if value and flag in known:
+            known[flag].check(flag, value)
+
+
+def refuse_missing(args: Sequence[str], *, any_model: bool, models: Collection[str] = (), texts: Collection[str] = ()) -> None:
     """Refuse the name of a model that cannot be one, and files to read that do not exist; a world's name may stand for its own.
 
     Args:
         any_model: Whether models of other kinds are taken, too.
+        models: Names that stand for a model in this command.
         texts: Flags that take a text in this command, whatever they are elsewhere.
     """
     for place, word in enumerate(args):
         flag, separator, value = word.partition("=")
         value = value if separator else next(iter(args[place + 1 :]), "")
         if flag in ("--model", "-m") and value:
-            refuse_model(value, any_model=any_model)
+            refuse_model(value, any_model=any_model, models=models)
         elif flag in READ and flag not in texts and value and value not in bundled() and not Path(value).expanduser().exists():
             raise UserError(f"{flag} {value} does not exist. Check the path.")
 
 
-def refuse_model(name: str, *, any_model: bool = False) -> None:
+def refuse_model(name: str, *, any_model: bool = False, models: Collection[str] = ()) -> None:
     """Refuse a name that is neither a folder of a supported family, nor a bundled model, nor a hub id.
 
     Raises: UserError as loading it would.
     """
     folder = Path(name).expanduser()
     if not folder.exists():
-        if not any_model and name not in bundled() and not HUB_ID.fullmatch(name):
+        known = [*bundled(), *models]
+        if not any_model and name not in known and not HUB_ID.fullmatch(name):
             raise UserError(
-                f"{name} does not exist. Give a diffusers folder, or a hub id such as owner/name.{close_to(name, bundled())}"
+                f"{name} does not exist. Give a diffusers folder, {''.join(f'{one}, ' for one in models)}or a hub id such as "
+                f"owner/name.{close_to(name, known)}"
             )
         return
     index = folder / "model_index.json"
@@ -112,34 +168,128 @@ def fields_of(part: type[Any] | str) -> dict[str, Field]:
     """The options of a dataclass, or of ``"module:Class"``, which is not imported."""
     if isinstance(part, str):
         return _read_fields(part)
-    return {name: Field(one.flags or _flags(name), one.rare) for name, one in declared_options(part).items()}
+    return {
+        name: Field(
+            one.flags or _flags(name),
+            one.rare,
+            next((word for word in KINDS if _KINDS[word] in _kinds(one.type)), ""),
+            {word: getattr(one, word) for word in LIMITS if getattr(one, word) not in (None, inf, -inf)},
+            tuple(one.choices) if get_origin(one.type) is not tuple else (),
+            one.none,
+        )
+        for name, one in declared_options(part).items()
+    }
 
 
 @cache
 def _read_fields(place: str) -> dict[str, Field]:
     module, _, name = place.partition(":")
-    tree = ast.parse(_source(module).read_text(encoding="utf-8"))
+    tree = ast.parse(source(module).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return dict(_fields(node))
+            return dict(_fields(node, module))
         if isinstance(node, ast.ImportFrom) and node.module and any(name == (one.asname or one.name) for one in node.names):
             return _read_fields(f"{node.module}:{name}")
     raise LookupError(f"{place} is not in its source")
 
 
-def _source(module: str) -> Path:
+@cache
+def table_names(place: str) -> list[str]:
+    """The names in a literal table ``"module:TABLE"``, which is not imported, and those that packages add."""
+    module, _, name = place.partition(":")
+    for node in ast.parse(source(module).read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        if any(isinstance(one, ast.Name) and one.id == name for one in targets):
+            return list(_names(node.value))  # type: ignore[attr-defined]
+        if isinstance(node, ast.ImportFrom) and node.module and any(name == (one.asname or one.name) for one in node.names):
+            return table_names(f"{node.module}:{name}")
+    raise LookupError(f"{place} is not in its source")
+
+
+def _names(value: ast.expr) -> Iterator[str]:
+    if isinstance(value, ast.Call) and len(value.args) == 2:  # with_plugins(group, table)
+        group, value = ast.literal_eval(value.args[0]), value.args[1]
+        yield from _names(value)
+        yield from sorted(point.name for point in entry_points(group=group))
+    elif isinstance(value, ast.Dict):
+        yield from (ast.literal_eval(key) for key in value.keys if key is not None)
+    else:
+        yield from ast.literal_eval(value)
+
+
+@cache
+def fields_in(folders: tuple[str, ...]) -> list[str]:
+    """Names of the fields of all classes in these folders of valign."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for folder in folders for path in sorted((ROOT / folder).glob("*.py")))
+    classes = (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    fields = (ast.unparse(line.target) for node in classes for line in node.body if isinstance(line, ast.AnnAssign))
+    return list(dict.fromkeys(fields))
+
+
+def source(module: str) -> Path:
+    """The file of a module of valign."""
     path = ROOT.parent.joinpath(*module.split("."))
     return path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
 
 
-def _fields(node: ast.ClassDef) -> Iterator[tuple[str, Field]]:
+def _fields(node: ast.ClassDef, module: str) -> Iterator[tuple[str, Field]]:
     """What is declared by `option`."""
     for line in node.body:
         call = line.value if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) else None
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "option":
             name, told = ast.unparse(line.target), {word.arg: word.value for word in call.keywords}  # type: ignore[attr-defined]
             flags = ast.literal_eval(told["flags"]) if "flags" in told else _flags(name)
-            yield name, Field(flags, "rare" in told)
+            told_type = ast.unparse(line.annotation)  # type: ignore[attr-defined]
+            words = re.findall(r"\w+", told_type)
+            kind = next((word for word in KINDS if word in words and not {"dict", "Mapping"} & set(words)), "")
+            limits = {word: _literal(told[word], None) for word in LIMITS if word in told}
+            literal = re.search(r"Literal(\[.*?\])", told_type)
+            choices = ast.literal_eval(literal[1]) if literal else _choices(told.get("choices"), module)
+            yield (
+                name,
+                Field(
+                    flags,
+                    "rare" in told,
+                    kind,
+                    {word: value for word, value in limits.items() if value is not None},
+                    tuple(choices) if "tuple" not in words else (),
+                    _literal(told.get("none"), None),
+                ),
+            )
+
+
+def _choices(node: ast.expr | None, module: str) -> Iterable[object]:
+    """Choices that are written out, or that a table of the module has: ``TABLE``, or ``tuple(TABLE)``."""
+    inner = node.args[0] if isinstance(node, ast.Call) and len(node.args) == 1 else node
+    if isinstance(inner, ast.Name):
+        try:
+            return table_names(f"{module}:{inner.id}")
+        except (LookupError, ValueError):
+            return ()
+    return _literal(node, ())  # type: ignore[no-any-return]
+
+
+def _kinds(declared: Any) -> tuple[Any, ...]:
+    """What a value of the type may be; of a tuple one item's, of a mapping nothing."""
+    return get_args(declared) if get_origin(declared) in (tuple, Union, UnionType) else (declared,)
+
+
+def _literal(node: ast.expr | None, otherwise: Any) -> Any:
+    """The value of an expression that is written out; otherwise what is known only by running it."""
+    try:
+        return otherwise if node is None else ast.literal_eval(node)
+    except ValueError:
+        return otherwise
+
+
+def _number(flag: str, value: str, kind: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = nan
+    if not isfinite(number) or (kind == "int" and number != int(number)):
+        raise UserError(f"{flag} must be a {'whole ' if kind == 'int' else ''}number, got {value!r}.")
+    return int(number) if kind == "int" else number
 
 
 def _flags(name: str) -> tuple[str, ...]:

@@ -9,10 +9,11 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from valign.checks import UserError, option
-from valign.cli.common import out
+from valign.cli.common import TableOptions, out
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
+    from valign.data.prompts.tables import TableReading
     from valign.merging.realign import Realignment
 
 PAIRS = "of a chat model a table of prompt, chosen and rejected; of a diffusion model a folder as `valign train hysac` reads it"
@@ -70,7 +71,8 @@ def realign_command(name: str) -> Any:
     from valign.merging.realign import REALIGN
 
     kind = REALIGN[name]
-    parts: dict[str, Any] = {"method": kind, "result": ResultOptions} | ({"learning": PreferenceOptions} if kind.learns else {})
+    learning = {"learning": PreferenceOptions, "table": TableOptions} if kind.learns else {}
+    parts: dict[str, Any] = {"method": kind, "result": ResultOptions, **learning}
     single = Typer(add_completion=False)
 
     @single.command(
@@ -101,7 +103,7 @@ def realign_command(name: str) -> Any:
         )
         objective = None
         if kind.learns and getattr(method, "masks", None) is None:
-            objective = _preferences(opened, record(ctx, PreferenceOptions))
+            objective = _preferences(opened, record(ctx, PreferenceOptions), record(ctx, TableOptions).reading())
         made = run(
             method,
             opened,
@@ -122,12 +124,12 @@ def _summary(made: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in made.items() if not isinstance(value, dict)}
 
 
-def _preferences(opened: "Realignment", options: PreferenceOptions) -> Any:
+def _preferences(opened: "Realignment", options: PreferenceOptions, reading: "TableReading") -> Any:
     """The rows, and the model at the fine-tunings' start. Raises: UserError without rows, or without the model."""
     from valign.merging.realign import load_preferences, read_preferences
     from valign.policy import load_policy
 
     if options.pairs is None:
         raise UserError(f"somf needs --pairs: {PAIRS}, or --masks of an earlier run.")
-    rows = read_preferences(opened, options.pairs, known=load_policy(options.policy).category_ids())
+    rows = read_preferences(opened, options.pairs, known=load_policy(options.policy).category_ids(), reading=reading)
     return load_preferences(opened, rows, max_tokens=options.max_tokens, device=options.device)

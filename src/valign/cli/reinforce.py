@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Context, Option
 
-from valign.checks import UserError, option
+from valign.checks import UserError, close_to, option
 from valign.cli.common import TableOptions, out
+from valign.cli.early import TUNINGS
 from valign.cli.options import configured, record, rest_of
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class RewardOptions:
 
 
 RL = configured(
+    rest_from=("adapters", "optimizers"),
+    named={"--adapter": TUNINGS, "-a": TUNINGS, "--method": ("valign.training.tasks.reinforce.run:METHODS",)},
     rest="the adapter's own, such as rank=8",
     training="valign.training.tasks.reinforce.config:ReinforceConfig",
     rewards=RewardOptions,
@@ -120,6 +123,8 @@ def reinforce_command(
 
 
 DPO = configured(
+    rest_from=("adapters", "optimizers"),
+    named={"--adapter": TUNINGS, "-a": TUNINGS},
     rest="the adapter's own, such as rank=8",
     training="valign.training.tasks.reinforce.config:ReinforceConfig",
     table=TableOptions,
@@ -264,7 +269,7 @@ def _sources(ctx: Context, given: RewardOptions, world: Any, loaded: "LoadedChat
             found[f"{what}_model"], found["names"][what] = model, fingerprint_tensors(model.model.state_dict())
         else:
             known = [*named[what], *(REWARDS if what == "reward" else ()), "or a folder of a model with a scalar head"]
-            raise UserError(f"--{what} must be one of {', '.join(known)}; got {place!r}. Check the spelling.")
+            raise UserError(f"--{what} must be one of {', '.join(known)}; got {place!r}.{close_to(place, known)}")
     reading = record(ctx, TableOptions).reading().beside()
     if given.preferences:
         drawn = given.preferences == WORLD

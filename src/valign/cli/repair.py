@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Context, Option
 
-from valign.cli.common import AsJson, err, example, print_measured
+from valign.cli.common import AsJson, PromptTableOptions, err, example, print_measured
 from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record
 
@@ -24,6 +24,8 @@ SOMF = "Of the method somf"  # panel of the help
         limits="valign.evaluation.checking.decision:DriftLimits",
         sampling="valign.interfaces:SamplingConfig",
         judging=MeasuredJudgeOptions,
+        named={"--method": ("valign.recipes.repair:LADDERS",)},
+        table=PromptTableOptions,
     ),
 )
 def command(
@@ -56,7 +58,7 @@ def command(
     from valign.recipes.check import CheckOptions
     from valign.recipes.repair import repair
 
-    judging = record(ctx, MeasuredJudgeOptions)
+    judging, table = record(ctx, MeasuredJudgeOptions), record(ctx, PromptTableOptions)
     found = repair(
         before,
         after,
@@ -72,18 +74,20 @@ def command(
         limits=record(ctx, DriftLimits),
         options=record(ctx, CheckOptions),
         suite=suite,
+        reading=table.reading(),
+        layout=table.format,
         judge=judging.resolve(),
         judge_labels=judging.judge_labels,
         detector=detector,
         device=device,
     )
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    attempts = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("method", "strength", "moved", "kept", "verdict"):
-        table.add_column(name, justify="right" if name in ("strength", "moved", "kept") else "left")
+        attempts.add_column(name, justify="right" if name in ("strength", "moved", "kept") else "left")
     for one in found["attempts"]:
         kept = "" if one["kept"] is None else f"{one['kept']:.3f}"
-        table.add_row(one["method"], f"{one['strength']:g}", f"{one['moved']:.3f}", kept, one["verdict"])
-    err.print(table)
+        attempts.add_row(one["method"], f"{one['strength']:g}", f"{one['moved']:.3f}", kept, one["verdict"])
+    err.print(attempts)
     err.print(Text(f"Before the repair: {found['start']['verdict']}. {found['start']['reason']}"))
     if found["best"] and (found["best"]["kept"] or 0) < 0.5:
         err.print(Text("Less than half of the fine-tuning is left in the result: measure what it still can.", style="yellow"))

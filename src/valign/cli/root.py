@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from valign.cli.loudness import with_loudness
+from valign.cli.every_command import complete
 from valign.progress import plain_console
 
 # panel of the help -> command -> (module, attribute). A `Typer` is a group of commands, a function is one command.
@@ -106,7 +106,7 @@ def build() -> typer.Typer:
                 root.add_typer(target, name=name, rich_help_panel=panel)
             else:
                 root.command(name, rich_help_panel=panel, **target.options)(target)
-    with_loudness(root)
+    complete(root)
     return root
 
 

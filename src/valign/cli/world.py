@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from valign.cli.common import err, out, resolve_model
+from valign.cli.common import AsJson, err, out, print_measured, resolve_model
 
 if TYPE_CHECKING:
     from valign.worlds import ChatWorld
@@ -111,12 +111,13 @@ def check(
     guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance")] = 7.5,
     seed: Seed = 0,
     sheet: Annotated[Path | None, typer.Option(help="also save the images as one sheet")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the world's model: what it gets right of prompts it never saw, and its speed. Exit 1 below the bars."""
     from valign.worlds import CHAT_WORLDS, world
 
     if name in CHAT_WORLDS:
-        _check_chat(CHAT_WORLDS[name], model, adapter, count or 210, seed)
+        _check_chat(CHAT_WORLDS[name], model, adapter, count or 210, seed, as_json=as_json)
         return
     chosen, model, count = world(name), model or name, count or 500
     oracle = chosen.oracle()
@@ -135,18 +136,21 @@ def check(
     table.add_row("images per second", f"{found.images_per_second:.1f}", "5")
     table.add_row("oracle: whole scene right", f"{oracle.config.measured['whole_scene']:.4f}", "")
     table.add_row("oracle: glyph right", f"{oracle.config.measured['glyph']:.4f}", "0.99")
-    out.print(table)
+    numbers = {name: value for name, value in vars(found).items() if name != "images"}
+    print_measured({**numbers, "oracle": dict(oracle.config.measured)}, table, as_json=as_json)
     if sheet is not None:
         _save(found.images, sheet)
-        out.print(str(sheet), soft_wrap=True)
+        (err if as_json else out).print(str(sheet), soft_wrap=True)
     missed = [aspect for aspect, bar in chosen.bars.items() if found.shares[aspect] < bar]
     if missed:
         err.print(f"below the bar: {', '.join(missed)}", style="red")
         sys.exit(1)
 
 
-def _check_chat(chosen: "ChatWorld", model: str, adapter: str, count: int, seed: int) -> None:
+def _check_chat(chosen: "ChatWorld", model: str, adapter: str, count: int, seed: int, *, as_json: bool) -> None:
     """Measure a chat model; exit 1 if a model with rules (any but the base alone) misses a bar."""
+    from dataclasses import asdict
+
     import torch
 
     from valign.models.language.loading import load_chat
@@ -168,7 +172,9 @@ def _check_chat(chosen: "ChatWorld", model: str, adapter: str, count: int, seed:
         table.add_row(aspect, shown, f"{share.count} of {share.of}", bar)
     table.add_row(f"answers per second, {torch.get_num_threads()} threads", f"{found.answers_per_second:.0f}", "", "300 on 2 cores")
     table.add_row("states", ", ".join(f"{state} {number}" for state, number in sorted(found.states.items())), "", "")
-    out.print(table)
+    shares = {aspect: {**asdict(share), "rate": share.rate} for aspect, share in found.shares.items()}
+    numbers = {"shares": shares, "states": dict(found.states), "answers_per_second": found.answers_per_second}
+    print_measured(numbers, table, as_json=as_json)
     if missed and (adapter or stage != chosen.stages[0]):
         err.print(f"below the bar: {', '.join(missed)}", style="red")
         sys.exit(1)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from PIL.Image import Image
 
-from valign.checks import UserError, check_range
+from valign.checks import UserError, check_range, close_to
 from valign.detectors.any_of import to_half
 from valign.detectors.base import check_pin, hash_weights
 from valign.detectors.record import read_record
@@ -66,7 +66,9 @@ def check_thresholds(thresholds: Mapping[str, float], categories: Sequence[str])
     """Raise UserError unless each category has a threshold in (0, 1] and no other name has one."""
     for name, value in thresholds.items():
         if name not in categories:
-            raise UserError(f"--threshold must name a mapped category ({', '.join(categories)}), got {name!r}.")
+            raise UserError(
+                f"--threshold must name a mapped category ({', '.join(categories)}), got {name!r}.{close_to(name, categories)}"
+            )
         try:
             check_range(f"--threshold {name}".strip(), value, above=0.0, high=1.0, hint="At 0 every image would be harmful.")
         except ValueError as error:

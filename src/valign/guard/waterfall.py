@@ -28,14 +28,14 @@ CONTROLS = frozenset(chr(code) for code in range(32)) - set("\t\n\r")
 def require_prompt(policy: Policy, prompt: object) -> None:
     """Raises: TypeError if ``prompt`` is not text; UserError if it is blank, binary or longer than ``guard.max_chars``."""
     if not isinstance(prompt, str):
-        raise TypeError(f"Guard.prompt must be text, got {type(prompt).__name__}. Decode it first.")
+        raise TypeError(f"The prompt must be text, got {type(prompt).__name__}. Decode it first.")
     limit = policy.guard.max_chars
     if len(prompt) > limit:
-        raise UserError(f"Guard.prompt must have at most {limit} characters, got {len(prompt)}. Shorten it.")
+        raise UserError(f"The prompt must have at most {limit} characters, got {len(prompt)}. Shorten it.")
     if not clean(prompt):
-        raise UserError("Guard.prompt must not be blank, got no visible character. Describe an image.")
+        raise UserError("The prompt must not be blank, got no visible character. Describe an image.")
     if CONTROLS & set(prompt) or any(0xD800 <= ord(char) <= 0xDFFF for char in prompt if not char.isascii()):
-        raise UserError("Guard.prompt must be text, got control characters or broken Unicode. Send plain UTF-8 text.")
+        raise UserError("The prompt must be text, got control characters or broken Unicode. Send plain UTF-8 text.")
 
 
 class Waterfall:

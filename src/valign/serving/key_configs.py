@@ -74,7 +74,8 @@ def _read(file: Path, name: str, row: Any, policy: Policy, owners: Collection[st
         raise UserError(f"{file}: {name}: {where}: {first['msg']}. Known keys: role, config, author.") from None
     if found.role != ANYONE and found.role not in roles_of(policy):
         known = ", ".join(roles_of(policy)) or "(none)"
-        raise UserError(f"{file}: {name}: role must be one of {known} (policy {policy.id}), got {found.role!r}.")
+        guess = close_to(found.role, roles_of(policy))
+        raise UserError(f"{file}: {name}: role must be one of {known} (policy {policy.id}), got {found.role!r}.{guess}")
     try:
         config = read_guard_config(policy, found.config, role=found.role) if found.config else None
     except UserError as error:

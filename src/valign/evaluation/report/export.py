@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from valign.checks import UserError
+from valign.checks import UserError, close_to
 from valign.files import atomic_path, read_json
 
 COLUMNS = ("system", "measure", "value", "low", "high")
@@ -85,7 +85,9 @@ def write_latex(rows: Sequence[Mapping[str, Any]], path: Path, *, measures: Sequ
     wanted = list(measures) or [name for name in known if name.startswith("ip.every category/") and name.endswith(".rate.share")]
     for name in wanted:
         if name not in known:
-            raise UserError(f"--measure must be one of the summary's, got {name}. Known: {', '.join(known[:30])}.")
+            raise UserError(
+                f"--measure must be one of the summary's, got {name}.{close_to(name, known)} Known: {', '.join(known[:30])}."
+            )
     cells = {(row["system"], row["measure"]): row for row in rows}
     heads = [_escaped(name.removeprefix("ip.every category/").removesuffix(".rate.share")) for name in wanted]
     lines = [rf"\begin{{tabular}}{{l{'r' * len(wanted)}}}", r"\toprule", " & ".join(["system", *heads]) + r" \\", r"\midrule"]

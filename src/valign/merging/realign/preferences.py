@@ -8,6 +8,7 @@ import torch
 from valign.checks import UserError
 from valign.data.chats import ChatPair, read_chat_pairs
 from valign.data.images.quadruples import Quadruples, read_quadruples
+from valign.data.prompts.tables import AS_IT_IS, TableReading
 from valign.files import hash_value
 from valign.merging.realign.chat_preferences import ChatPreferences
 from valign.merging.realign.image_preferences import ImagePreferences
@@ -20,13 +21,19 @@ from valign.models.language.loading import load_chat
 PreferenceRows = Sequence[ChatPair] | Quadruples  # of a chat model; of a diffusion model
 
 
-def read_preferences(opened: Realignment, place: Path, *, known: Collection[str]) -> PreferenceRows:
+def read_preferences(
+    opened: Realignment, place: Path, *, known: Collection[str], reading: TableReading = AS_IT_IS
+) -> PreferenceRows:
     """A chat model's table of ``prompt``, ``chosen`` and ``rejected``, or the quadruples of a diffusion model's folder.
 
-    Args: known: Ids of the policy's categories, for quadruples.
+    Args:
+        known: Ids of the policy's categories, for quadruples.
+        reading: Other names of the table's columns.
     Raises: UserError for what cannot be read, and without the base model's folder.
     """
-    return read_quadruples(place, known=known) if _is_diffusion(_root(opened)) else read_chat_pairs(place)
+    if _is_diffusion(_root(opened)):
+        return read_quadruples(place, known=known, reading=reading)
+    return read_chat_pairs(place, reading)
 
 
 def load_preferences(

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from valign.checks import UserError, check_choice, check_range
+from valign.checks import UserError, check_choice, check_range, close_to
 from valign.files import atomic_path, hash_value, read_json, write_json
 from valign.methods import Method
 from valign.models.diffusion.base import Conditioning, DiffusionModel
@@ -123,7 +123,8 @@ class ValueEncoder(nn.Module):
         for principle in self.principles:
             if wanted in (text.casefold() for text in (principle.id, principle.text, *principle.aliases)):
                 return principle
-        raise UserError(f"principle must be one of {', '.join(p.id for p in self.principles)}; got {name!r}.")
+        known = [principle.id for principle in self.principles]
+        raise UserError(f"principle must be one of {', '.join(known)}; got {name!r}.{close_to(name, known)}")
 
     def tokenize(self, principle: ValueText, prompts: Sequence[str]) -> Int[Tensor, "batch encoder tokens"]:
         """``"<principle>, <prompt>"`` for each encoder, principle first, cut off at the tokenizer's length (77)."""

@@ -212,7 +212,8 @@ def _family_of(adapter: AdapterFile) -> Family:
     family = _guess_family({module: entry.shape[1] for module, entry in adapter.entries.items() if not split_name(module)[0]})
     if family is None:
         raise UserError(
-            f"{adapter.folder}: the family of the base model must be known, and neither record nor modules tell. Give family."
+            f"{adapter.folder}: the family of the base model must be known, and neither record nor modules tell. "
+            "Name it: --family, or family= in Python."
         )
     return family
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from valign.adapters import ADAPTERS, AdapterOptions
-from valign.checks import UserError, read_options
+from valign.checks import UserError, close_to, read_options
 from valign.optimizers.adamw import AdamWOptions
 from valign.optimizers.adamw_eight_bit import AdamWEightBitOptions
 from valign.optimizers.base import OptimizerOptions
@@ -68,7 +68,8 @@ def parse_tuning(text: str, settings: Mapping[str, Any] | None = None) -> Tuning
         kind = next((number for number, table in enumerate(kinds) if name in table), None)
         if kind is None or kind in found or (place == 0) != (kind == 0):
             raise UserError(
-                f"method must be ADAPTER[+OPTIMIZER][+PERTURBATION], got {text!r}. Adapters: {', '.join(ADAPTERS)}; "
+                f"method must be ADAPTER[+OPTIMIZER][+PERTURBATION], got {text!r}.{close_to(name, kinds[0])} "
+                f"Adapters: {', '.join(ADAPTERS)}; "
                 f"optimizers: {', '.join(OPTIMIZERS)}; perturbations: {', '.join(PERTURBATIONS)}."
             )
         found[kind] = name
@@ -94,6 +95,7 @@ def _sorted_out(parts: Mapping[str, type[Any]], settings: Mapping[str, Any]) -> 
         owners = [name for name in parts if option in known[name] and part in ("", name)]
         if not owners:
             listed = "; ".join(f"{name}: {', '.join(options)}" for name, options in known.items())
-            raise UserError(f"--set must name an option of the method, got {key!r}. Known: {listed}.")
+            guess = close_to(option, [field for options in known.values() for field in options])
+            raise UserError(f"--set must name an option of the method, got {key!r}.{guess} Known: {listed}.")
         found[owners[0]][option] = value
     return found

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from valign.checks import UserError, read_options
+from valign.checks import UserError, close_to, read_options
 from valign.objectives import PRESERVING
 
 
@@ -18,7 +18,8 @@ def parse_preserving(text: str, settings: Mapping[str, Any] | None = None) -> tu
     for name in names:
         if name not in PRESERVING or names.count(name) > 1:
             what = "each once" if name in PRESERVING else "known"
-            raise UserError(f"--preserve must name objectives, {what}, got {text!r}. Known: {', '.join(PRESERVING)}.")
+            guess = "" if name in PRESERVING else close_to(name, PRESERVING)
+            raise UserError(f"--preserve must name objectives, {what}, got {text!r}.{guess} Known: {', '.join(PRESERVING)}.")
     kinds = {name: PRESERVING[name] for name in names}
     mine: dict[str, dict[str, Any]] = {name: {} for name in names}
     left: dict[str, Any] = {}
