@@ -28,6 +28,7 @@ SETS = {  # name -> family, and the layers that the experts adapt
     "sd": ("sd", ("to_q", "to_k", "to_v", "to_out.0")),
     "sd-text": ("sd", ("attn2.to_k", "attn2.to_v")),
     "sdxl-text": ("sdxl", ("attn2.to_k", "attn2.to_v")),
+    "sdxl": ("sdxl", ("to_q", "to_k", "to_v", "to_out.0")),  # no row: its second moments do not fit into a small machine
 }
 ROWS = (  # experts, merge, who does it; the first of each merge of a set is the one that the others are divided by
     ("sd", "mean", "valign"),
@@ -239,6 +240,8 @@ def rows(work: Path, wanted: list[str]) -> Iterator[tuple[str, str, str, dict[st
 
 
 def main() -> None:
+    from valign.merging.moments import moment_bytes
+
     if "--one" in sys.argv:
         experts, merge, who, folder, out = sys.argv[2:]
         print(json.dumps(measure(experts, merge, who, Path(folder), Path(out))))
@@ -246,6 +249,8 @@ def main() -> None:
     layers = ", ".join(f"{name} {len(shapes(name))} layers" for name in SETS)
     print(f"{EXPERTS} experts of rank {RANK}: {layers}; 1 thread, {platform.machine()}, {platform.python_version()}")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "peft", "diffusers", "safetensors")))
+    held = {name: moment_bytes({one: fan_in for one, (_, fan_in) in shapes(name).items()}, groups=EXPERTS + 1) for name in SETS}
+    print("second moments of regmean:", ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in held.items()))
     print(f"\n{'experts':10} {'merge':12} {'by':20} {'seconds':>8} {'ratio':>7} {'peak MB':>8} {'ratio':>7}  difference")
     with tempfile.TemporaryDirectory() as folder:
         ours: dict[tuple[str, str], dict[str, float]] = {}

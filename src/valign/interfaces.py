@@ -3,7 +3,7 @@
 A room asks for these and imports no other room for them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -157,6 +157,8 @@ class DetectorCard:
     ``domain`` says whose images it can judge: origins of models as `valign.models.files.origin.model_origins` gives them, such as
     ``world:shapes``; one of a model's own has to be among them. Empty: any image.
 
+    ``by_category``: category -> (flagged, positives), of how many of its harmful images any class fired; empty if nobody counted.
+
     ``abstains``: its scores may be NaN, where it came to no answer about an image. Such an image counts as harmful wherever
     images are let through, and as not measured wherever rates are computed.
 
@@ -174,6 +176,7 @@ class DetectorCard:
     covers: Mapping[str, str | Sequence[str]] | str | None = None
     domain: tuple[str, ...] = ()
     abstains: bool = False
+    by_category: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):
@@ -184,6 +187,11 @@ class DetectorCard:
             if value is not None:
                 check_range(f"DetectorCard.{name}", value, low=0.0, high=1.0)
         object.__setattr__(self, "covers", self._coverage())
+        counts = {category: tuple(pair) for category, pair in self.by_category.items()}
+        for category, pair in counts.items():
+            if len(pair) != 2 or not 0 <= pair[0] <= pair[1] or not pair[1]:
+                raise ValueError(f"DetectorCard.by_category must hold (flagged, positives), got {pair} for {category}.")
+        object.__setattr__(self, "by_category", counts)
         for origin in self.domain:
             if not all(origin.partition(":")):
                 raise ValueError(f"DetectorCard.domain must hold origins such as world:shapes, got {origin!r}.")
@@ -222,6 +230,19 @@ class DetectorCard:
     def measures(self, category: str) -> bool:
         """Whether harm of this category is measured."""
         return bool(self.classes_for(category))
+
+    def within(self, category: str) -> "DetectorCard":
+        """The card with the sensitivity to images of one category; that over all harm where nobody counted by category."""
+        if not self.by_category:
+            return self
+        flagged, positives = self.by_category.get(category, (0, 0))
+        return replace(self, sensitivity=flagged / positives if positives else None, positives=positives or None)
+
+    def better_than_chance(self) -> bool | None:
+        """Whether it flags harmful images more often than harmless ones; None where nobody measured it."""
+        if self.sensitivity is None or self.specificity is None:
+            return None
+        return self.sensitivity + self.specificity > 1
 
 
 @runtime_checkable

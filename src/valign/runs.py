@@ -66,6 +66,12 @@ class Run:
         write_json(path, record)
         return cls(folder, record)
 
+    def give_up(self) -> None:
+        """Take back a record beside which nothing was written: it would refuse the next try, with the mistake mended."""
+        if not self.done and [path.name for path in self.folder.iterdir()] == ["run.json"]:
+            (self.folder / "run.json").unlink()
+            self.folder.rmdir()
+
     def finish(self, **results: Any) -> None:
         """Record JSON-able ``results`` and mark the step as done."""
         self.results, self.done = results, True

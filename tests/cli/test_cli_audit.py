@@ -29,6 +29,21 @@ def audit(*arguments):
     return result
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-m", "shapes", "--answer-tokens", "9"), "--answer-tokens has no effect on a diffusion model"),
+        (("-m", "chat", "--detector", "oracle"), "--detector has no effect on a chat model"),
+        (("-m", "shapes", "-d", "x.csv", "--task", "benign-dusk"), "--task has no effect with --data"),
+        (("-m", "chat", "-s", "x.csv", "--samples", "9"), "--samples has no effect with --suite"),
+    ],
+)
+def test_options_without_effect_on_a_kind_of_model_are_refused(words, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        audit("fragility", *words, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_subspaces_of_a_chat_model(tmp_path):
     arguments = (
         "--base",

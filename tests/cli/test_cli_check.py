@@ -63,6 +63,7 @@ def test_options_reach_the_check(tmp_path, monkeypatch):
     )
     assert (seen["limits"].max_drift, seen["options"].samples, seen["sampling"].steps) == (0.1, 7, 9)
     assert seen["judge"].more == ("nein",)
+    assert sorted(seen["given"]) == ["samples", "steps"]
 
 
 def test_the_command_line_itself_ends_with_3(tmp_path):

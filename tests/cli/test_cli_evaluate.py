@@ -1,6 +1,7 @@
 """``valign evaluate``, on a miniature pipeline with random weights and on nothing at all."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -93,6 +94,22 @@ def test_one_table_row_per_system():
     assert str(cells[0]) == "a"
     assert [str(cell) for cell in cells[1:]] == ["25.0\n20–30", "–", "–", "3.00", "–", "0.50"]
     assert "never measured" in table.caption
+    suite = {"name": "s", "unsafe": 9, "counted": 4, "benign": 2}
+    apart = cli.summary_table({"systems": [system], "suite": suite, "detector": card})
+    assert apart.title == "s: 4 unsafe (5 of other categories apart) and 2 benign prompts"
+
+
+@pytest.mark.parametrize(
+    ("sensitivity", "specificity", "said"),
+    [
+        (0.9, 0.8, "misses 10.00 % and falsely flags 20.00 %; → corrected"),
+        (0.5, 0.4, "no better than chance .* nothing is corrected"),
+    ],
+)
+def test_the_caption_says_whether_rates_are_corrected(sensitivity, specificity, said):
+    card = {"name": "d", "sensitivity": sensitivity, "specificity": specificity}
+    suite = {"name": "s", "unsafe": 4, "benign": 2}
+    assert re.search(said, cli.summary_table({"systems": [], "suite": suite, "detector": card}).caption)
 
 
 def test_held_out_benign_prompts_stand_beside_held_out_harm_and_lists_are_marked():

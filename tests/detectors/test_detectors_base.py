@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 
 from valign.checks import UserError
-from valign.detectors.base import check_coverage, check_domain, check_pin, flagged, hash_weights, measure_error, verdicts
+from valign.detectors.base import (
+    chance_notes,
+    check_coverage,
+    check_domain,
+    check_pin,
+    flagged,
+    hash_weights,
+    measure_error,
+    verdicts,
+)
 from valign.interfaces import DetectorCard, scores_of
 
 
@@ -101,6 +110,7 @@ def test_a_card_says_which_categories_each_class_measures():
 
 def test_a_card_survives_json():
     card = DetectorCard("d", ("a", "b"), 0.5, "", 0.9, 0.8, 5, 6, covers={"b": "all"}, domain=("world:shapes",), abstains=True)
+    card = replace(card, by_category={"hate": [2, 3]})
     assert DetectorCard.from_json(json.loads(json.dumps(asdict(card)))) == card
 
 
@@ -110,12 +120,26 @@ def test_a_card_survives_json():
         ({"covers": {"c": "hate"}}, r"DetectorCard\.covers must name classes of the detector, got 'c'\. It has a, b"),
         ({"covers": "hate"}, r'DetectorCard\.covers must be class -> categories, or "all", got \'hate\''),
         ({"covers": {"a": ("",)}}, r"DetectorCard\.covers must hold ids of categories, got an empty one"),
+        ({"by_category": {"hate": (3, 2)}}, r"DetectorCard\.by_category must hold \(flagged, positives\), got \(3, 2\) for hate"),
         ({"domain": ("shapes",)}, r"DetectorCard\.domain must hold origins such as world:shapes, got 'shapes'"),
     ],
 )
 def test_coverage_and_domain_are_checked(given, message):
     with pytest.raises(ValueError, match=message):
         DetectorCard("d", ("a", "b"), 0.5, "", **given)
+
+
+def test_the_error_within_a_category_is_its_own():
+    card = DetectorCard("d", ("a",), 0.5, "", 0.6, 0.7, 20, 30, covers="all")
+    assert card.within("hate") == card  # nobody counted by category
+    counted = replace(card, by_category={"hate": (2, 10), "violence": (10, 10)})
+    own = counted.within("violence")
+    assert (own.sensitivity, own.positives, own.specificity, own.negatives) == (1.0, 10, 0.7, 30)
+    assert (counted.within("sexual").sensitivity, counted.within("sexual").positives) == (None, None)
+    assert [counted.within(name).better_than_chance() for name in ("hate", "violence", "sexual")] == [False, True, None]
+    (said,) = chance_notes(counted, ["hate", "violence"])
+    assert said.startswith("Detector d is no better than chance for hate: on its own test images it flags 2 of 10 of this category")
+    assert chance_notes(counted, ["violence"]) == chance_notes(card, ["hate"]) == []
 
 
 def test_harm_that_no_class_covers_is_not_measured():

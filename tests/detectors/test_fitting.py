@@ -50,6 +50,7 @@ def test_it_is_fitted_calibrated_and_tested_on_different_images(tmp_path):
     assert [record.made[name] for name in ("fitted", "calibrated", "tested")] == [48, 24, 24]
     whole, hate, violence = error.rows
     assert (whole.positives, whole.negatives) == (12, 12)
+    assert record.card.by_category == {"hate": (6, 6), "violence": (6, 6)}
     assert (hate.category, hate.positives, violence.positives) == ("hate", 6, 6)
     assert whole.sensitivity == whole.specificity == 1.0
     card = record.card

@@ -256,3 +256,24 @@ def test_a_suite_of_one_category_and_a_note_of_the_caller(tmp_path):
     assert summary["suite"]["categories"] == ["hate"]
     assert summary["notes"][0] == "The judge is the filter."
     assert "The judge is the filter." in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_category_is_corrected_by_the_detectors_error_in_that_category(tmp_path):
+    """One pooled error would correct all categories alike, also one that the detector does not see."""
+
+    class Uneven(RedDetector):
+        card = replace(RedDetector.card, sensitivity=0.7, specificity=0.9, by_category={"hate": (95, 100), "violence": (5, 100)})
+
+    found = run(tmp_path, [System("base", draw(0.6))], detector=Uneven())
+    rates = {name: cell(found["systems"][0], name, "all") for name in ("", "hate", "violence", "self-harm")}
+    wanted = {"": (0.7, 0.9), "hate": (0.95, 0.9)}
+    for name, (sensitivity, specificity) in wanted.items():
+        value = (rates[name]["share"]["value"] + specificity - 1) / (sensitivity + specificity - 1)
+        assert rates[name]["corrected"]["value"] == pytest.approx(min(1.0, value)), name
+        assert rates[name]["corrected"]["low"] < rates[name]["corrected"]["value"]
+    assert rates["violence"]["corrected"] is rates["self-harm"]["corrected"] is None
+    notes = " ".join(found["notes"])
+    assert "red-finder is no better than chance for violence: on its own test images it flags 5 of 100" in notes
+    assert "was not measured for self-harm; their rates are not corrected" in notes
+    pooled = run(tmp_path / "pooled", [System("base", draw(0.6))])
+    assert any("by category is unknown: rates of single categories" in note for note in pooled["notes"])

@@ -50,8 +50,12 @@ def test_it_generates_what_the_adapter_beside_the_model_does(tiny_sd, adapter, t
 
 
 def test_what_does_not_fit_is_refused(tiny_sd, tiny_sd_v, adapter, tmp_path):
-    with pytest.raises(UserError, match="was made for another model"):
+    with pytest.raises(UserError, match=r"was made for another model than .*: base model"):
         fuse_adapter(tiny_sd_v, adapter[0], tmp_path / "fused")
+    said = {"prediction": "epsilon"}  # all that this record says
+    save_adapter(tmp_path / "half", {MODULE: adapter[1]}, metadata=said, prefix="unet.")
+    with pytest.raises(UserError, match="prediction type epsilon, not velocity"):
+        fuse_adapter(tiny_sd_v, tmp_path / "half", tmp_path / "fused")
     save_adapter(tmp_path / "odd", {"nothing.here": adapter[1]}, metadata={}, prefix="unet.")
     with pytest.raises(UserError, match=r"a change of nothing\.here, which the model has not"):
         fuse_adapter(tiny_sd, tmp_path / "odd", tmp_path / "fused")

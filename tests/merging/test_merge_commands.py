@@ -142,6 +142,12 @@ def test_regmean_on_a_pipeline(tiny_sd, tmp_path):
         merge("regmean", *experts, "-o", tmp_path / "x", "--model", tiny_sd, "--prompts", tmp_path / "unsafe.csv")
     with pytest.raises(UserError, match="regmean needs --model, the base model of the experts"):
         merge("regmean", *experts, "-o", tmp_path / "x", "--data", tmp_path / "data")
+    (tmp_path / "half.csv").write_text("prompt,label,categories\nred,1,hate\n")
+    beside = ("--model", tiny_sd, "--benign", tmp_path / "benign.csv", "--device", "cpu", "-o", tmp_path / "x")
+    with pytest.raises(UserError, match="violence must have unsafe prompts of its category, got only those of hate"):
+        merge("regmean", *experts, *beside, "--prompts", tmp_path / "half.csv")
+    with pytest.raises(UserError, match="must be well conditioned, got the condition number"):  # while it streams
+        merge("regmean", *experts, *beside, "--prompts", tmp_path / "unsafe.csv", "--lam", "0", "--ridge", "0")
     assert not (tmp_path / "x").exists()
 
 

@@ -60,6 +60,8 @@ def test_differing_bases_are_not_claimed(three, make_expert):
 
     stranger = make_expert("stranger", random_factors(), base_fingerprint="c" * 64)
     assert "base_fingerprint" not in merge_metadata("sum", [three[0], stranger], {})
+    silent = make_expert("silent", random_factors(), base_fingerprint=None)
+    assert "base_fingerprint" not in merge_metadata("sum", [three[0], silent], {})  # what one does not say is unknown of all
 
 
 def test_a_merge_without_a_record_still_has_a_card(three, tmp_path):

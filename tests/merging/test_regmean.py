@@ -278,6 +278,16 @@ def test_text_layers_are_fused_from_the_text_encoder_alone(model, monkeypatch, c
         assert ("inputs merged changes nothing here" in caplog.text) == (inputs == "merged")
 
 
+def test_options_that_change_nothing_are_named(model, caplog):
+    RegMean(batch_size=2, edit_weight=3.0)(experts_on(model, (TEXT,)), context_of(model))
+    assert "batch_size 2 changes nothing here: all adapted layers read the text alone" in caplog.text
+    assert "edit_weight 3.0 changes nothing here: there are no edits" in caplog.text
+    caplog.clear()
+    RegMean(padding=False, states=1, steps=1)(experts_on(model, ("attn1.to_v",)), context_of(model))
+    assert "padding False changes nothing here: no adapted layer reads the text" in caplog.text
+    assert "steps" not in caplog.text
+
+
 def test_regmean_plus_plus_reads_the_merged_model(model):
     experts = experts_on(model, ("attn1.to_v", TEXT))
     options = {"states": 1, "steps": 1, "lam": 0.5}
@@ -323,7 +333,7 @@ def test_texts_that_cannot_be_right_are_refused(changes, message, model):
 def test_few_prompts_are_warned_of(model, caplog):
     with caplog.at_level(logging.WARNING):
         RegMean()(experts_on(model, (TEXT,)), context_of(model))
-    assert "hate has only 3 prompts" in caplog.text
+    assert "hate must have 8 prompts or more to be told well, got 3" in caplog.text
 
 
 def test_edits_need_layers_that_read_the_text(model):

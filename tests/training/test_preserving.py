@@ -106,6 +106,13 @@ def same(one, other):
     return sorted(left) == sorted(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def test_a_setting_without_effect_is_refused():
+    with pytest.raises(UserError, match=r"SafeAlign\.lambda2 has no effect unless strategy is 'B', got strategy 'A'"):
+        parse_preserving("safe-align", {"lambda2": 0.3})
+    made, _ = parse_preserving("safe-align", {"lambda2": 0.3, "strategy": "B"})
+    assert made["safe-align"].lambda2 == 0.3
+
+
 def test_every_row_of_the_table_is_run_here():
     assert sorted(BESIDE) == sorted(PRESERVING)
 

@@ -1,6 +1,6 @@
 """``valign audit``: how brittle is a model's safety, before it is released? One command per audit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -128,20 +128,36 @@ def subspaces(
     _print_audit(folder, verdict, as_json)
 
 
+DRAWING: Mapping[str, tuple[object, ...]] = {"part": ("unet", "text-encoder")}  # parts that are asked for images
+NETWORKS: Mapping[str, tuple[object, ...]] = {"part": ("chat", "unet", "text-encoder")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SubjectOptions:
     """What is audited, and what it is asked."""
 
     part: str = option("chat", help="what the model is", choices=("chat", "checker", "unet", "text-encoder"))
-    adapter: Path | None = option(None, help="adapter on top of it; of a chat model, or of a diffusion model")
-    prompts: Path | None = option(None, help="prompts with labels (1: should be refused), halved for probe and measurement")
-    world: str = option("", help="take requests and exact judge of a world: chat, for its chat models", choices=("", "chat"))
-    rows: int = option(200, help="requests of each of the four sets, of a world", low=4)
-    flagged_images: Path | None = option(None, help="folder of images that a checker should flag")
-    benign_images: Path | None = option(None, help="folder of images that it should pass")
-    detector: tuple[str, ...] = option(("oracle",), help="what judges a diffusion model's images")
-    steps: int = option(12, help="denoising steps of a diffusion model's image", low=1)
-    device: str = option("auto", help="auto, cpu, cuda, ...")
+    adapter: Path | None = option(None, help="adapter on top of it; of a chat model, or of a diffusion model", needs=NETWORKS)
+    anyway: bool = option(
+        False, help="also load an adapter whose record names another base model", needs={"adapter": (), **DRAWING}
+    )
+    prompts: Path | None = option(
+        None,
+        help="prompts with labels (1: should be refused), halved for probe and measurement",
+        needs={**NETWORKS, "world": ("",)},
+    )
+    world: str = option(
+        "",
+        help="take requests and exact judge of a world: chat, for its chat models",
+        choices=("", "chat"),
+        needs={"part": ("chat",)},
+    )
+    rows: int = option(200, help="requests of each of the four sets, of a world", low=4, needs={"world": ()})
+    flagged_images: Path | None = option(None, help="folder of images that a checker should flag", needs={"part": ("checker",)})
+    benign_images: Path | None = option(None, help="folder of images that it should pass", needs={"part": ("checker",)})
+    detector: tuple[str, ...] = option(("oracle",), help="what judges a diffusion model's images", needs=DRAWING)
+    steps: int = option(12, help="denoising steps of a diffusion model's image", low=1, needs=DRAWING)
+    device: str = option("auto", help="auto, cpu, cuda, ...", needs=NETWORKS)
 
 
 @app.command(
@@ -209,7 +225,7 @@ def _subject(model: str, asked: SubjectOptions, seed: int) -> "tuple[AuditSubjec
 
     loaded = resolve_model(model, device=asked.device, dtype="float32")
     if asked.adapter is not None:
-        load_adapter(loaded, asked.adapter, name="audited")
+        load_adapter(loaded, asked.adapter, name="audited", anyway=asked.anyway)
     detector_ = resolve_detector(list(asked.detector), model=model)
     sampling = SamplingConfig(steps=asked.steps)
     subject = DiffusionSubject(loaded, detector_, part=asked.part, sampling=sampling)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from typer import Context, Exit, Option
 
 from valign.cli.common import Anyway, PromptTableOptions, err, example, out
 from valign.cli.judges import MeasuredJudgeOptions
-from valign.cli.options import configured, record
+from valign.cli.options import changes, configured, record
 
 ERROR = 3  # exit code: nothing can be said
 
@@ -143,12 +143,23 @@ def command(
         trained_on=_texts(trained_on, table),
         device=device,
         anyway=anyway,
+        given=_typed(ctx),
     )
     if json:
         print(dumps(result, indent=2))
     else:
         print_check(result, folder)
     sys.exit(result["exit_code"])
+
+
+def _typed(ctx: Context) -> list[str]:
+    """Options that were given and concern one kind of model, or a world's own prompts."""
+    from valign.interfaces import SamplingConfig
+    from valign.recipes.check import CheckOptions
+
+    sources = {name: ctx.get_parameter_source(name) for name in ("detector", "anyway")}
+    own = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    return [*own, *changes(ctx, CheckOptions, SamplingConfig)]
 
 
 def _texts(sources: list[Path], table: PromptTableOptions) -> list[str]:

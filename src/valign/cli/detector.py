@@ -70,6 +70,7 @@ def show(name: Annotated[str, Argument(metavar="NAME", help="a detector, by name
         out.print_json(data=_facts(card, kept))
         return
     table = Table(show_header=False, box=None)
+    table.add_row(Text("measures", style="dim"), Text(_measures(card)))
     for key, value in _facts(card, kept).items():
         if not isinstance(value, dict):
             table.add_row(Text(key, style="dim"), Text(_plain(value)))
@@ -196,7 +197,7 @@ def evaluate(
 ) -> None:
     """Measure a detector's sensitivity and specificity on labelled images, with 95 % intervals."""
     from valign.detectors import find_folder
-    from valign.detectors.base import check_domain
+    from valign.detectors.base import chance_notes, check_domain
     from valign.detectors.errors import measure_detector
     from valign.detectors.record import read_record, with_errors, write_record
     from valign.interfaces import KeepsAnswers
@@ -214,7 +215,7 @@ def evaluate(
     measured = error.record(images=images, sha256=labelled.fingerprint())
     if save and place:
         write_record(place, with_errors(read_record(place), measured, card))
-    remarks = detector.remarks() if isinstance(detector, KeepsAnswers) else []
+    remarks = [*chance_notes(card, list(card.by_category)), *(detector.remarks() if isinstance(detector, KeepsAnswers) else [])]
     if json:
         out.print_json(data={"detector": name, "images": images, "errors": _with_intervals(error.rows), "remarks": remarks})
         return
@@ -368,7 +369,11 @@ def _report(card: DetectorCard, kept: DetectorRecord, json: bool) -> None:
     if json:
         out.print_json(data=_facts(card, kept))
     elif kept.measured:
+        from valign.detectors.base import chance_notes
+
         err.print(_error_table(_rows(kept.measured), f"{card.name} on {kept.measured['images']}"))
+        for note in chance_notes(card, list(card.by_category)):
+            err.print(Text(note, style="dim"))
     else:
         err.print(Text(f"{card.name} measures {_measures(card)}. Its error is unknown: valign detector evaluate.", style="dim"))
 

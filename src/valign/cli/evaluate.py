@@ -253,7 +253,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     systems, suite = summary["systems"], summary["suite"]
     columns = [name for name in ("all", *APART) if any(_rate(system, name) for system in systems)]
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
-    table.title = f"{suite['name']}: {suite['unsafe']} unsafe and {suite['benign']} benign prompts"
+    apart = suite["unsafe"] - suite.get("counted", suite["unsafe"])  # summaries of earlier versions do not say
+    unsafe = f"{suite['unsafe'] - apart} unsafe" + (f" ({apart} of other categories apart)" if apart else "")
+    table.title = f"{suite['name']}: {unsafe} and {suite['benign']} benign prompts"
     table.caption = _detector_line(summary["detector"])
     table.add_column("system", style="bold", overflow="fold")  # the only column that gives way
     for name in columns:
@@ -317,8 +319,11 @@ def _number(value: float | None, digits: int) -> str:
 def _detector_line(card: Mapping[str, Any]) -> str:
     if card["sensitivity"] is None or card["specificity"] is None:
         return f"95 % intervals. Detector {card['name']}: its own error was never measured."
+    error = f"95 % intervals. Detector {card['name']} "
+    if card["sensitivity"] + card["specificity"] <= 1:
+        return f"{error}is no better than chance on its own test images; nothing is corrected."
     missed, false = 100 * (1 - card["sensitivity"]), 100 * (1 - card["specificity"])
-    return f"95 % intervals. Detector {card['name']} misses {missed:.2f} % and falsely flags {false:.2f} %; → corrected for both."
+    return f"{error}misses {missed:.2f} % and falsely flags {false:.2f} %; → corrected for both."
 
 
 def named_adapters(given: Iterable[str], option: str = "--adapter") -> dict[str, Path]:

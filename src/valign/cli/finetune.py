@@ -49,7 +49,9 @@ class SafetyOptions:
     )
     forget: Path | None = option(None, help="like --data: what is to be unlearned, for ihl, npo and ascent")
     guard: str = option("", help="what scores answers for star-dss: chat, the chat world's exact guard", choices=("", "chat"))
-    guard_noise: float = option(0.0, help="standard deviation of an error on the guard's scores", low=0, rare=True)
+    guard_noise: float = option(
+        0.0, help="standard deviation of an error on the guard's scores", low=0, rare=True, needs={"guard": ()}
+    )
     rows_per_step: int | None = option(
         None, help="calibration or forget rows per step; default: as many as training rows", low=1, rare=True
     )

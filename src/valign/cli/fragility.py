@@ -1,5 +1,6 @@
 """What ``valign audit fragility`` reads for chat models and for diffusion models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typer import Context
 from valign.checks import UserError, check_choice, option
 from valign.cli.common import TableOptions
 from valign.cli.judges import AnswerJudgeOptions
-from valign.cli.options import record
+from valign.cli.options import changes, record
 
 if TYPE_CHECKING:
     from valign.audits.sweep import SweepPlan
@@ -41,6 +42,18 @@ class FragilityOptions:
     seed: int = option(0, help="random seed of the prompts of a world, and of the images", low=0, rare=True)
 
 
+ON_IMAGES = ("policy", "detector", "image", "caption", "sample_steps", "guidance_scale", "image_batch")
+ON_ANSWERS = ("answer_tokens", "max_tokens")
+
+
+def _refuse_other(ctx: Context, names: Sequence[str], what: str, *, data: str, suite: str) -> None:
+    """Refuse options of the other kind of model, and those of a world's own data and prompts where others were named."""
+    given = changes(ctx, FragilityOptions)
+    for idle, why in ((names, f"on {what}"), (("task",) * bool(data), "with --data"), (("samples",) * bool(suite), "with --suite")):
+        if found := [name for name in idle if name in given]:
+            raise UserError(f"--{found[0].replace('_', '-')} has no effect {why}. Leave it out.")
+
+
 def chat_sweep(
     ctx: Context, subject: "Subject", data: str, suite: str, calibration: Path | None, plan: "SweepPlan", out: Path, device: str
 ) -> dict[str, Any]:
@@ -56,6 +69,7 @@ def chat_sweep(
     from valign.worlds import CHAT_WORLDS
 
     reading, asked = record(ctx, TableOptions).reading(), record(ctx, FragilityOptions)
+    _refuse_other(ctx, ON_IMAGES, "a chat model", data=data, suite=suite)
     world = CHAT_WORLDS.get(subject.name.partition(":")[0])
     if world is None and not (data and suite):
         raise UserError("--data and --suite must name benign chats and held-out requests, got nothing. They go with any own model.")
@@ -100,6 +114,7 @@ def image_sweep(
     from valign.worlds import WORLDS
 
     reading, asked = record(ctx, TableOptions).reading(), record(ctx, FragilityOptions)
+    _refuse_other(ctx, ON_ANSWERS, "a diffusion model", data=data, suite=suite)
     if record(ctx, AnswerJudgeOptions).resolve() is not None:
         raise UserError("A judge of answers has no effect on images, got one. Name a --detector.")
     origins = set(model_origins(subject.folder))

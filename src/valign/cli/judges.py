@@ -15,8 +15,8 @@ class AnswerJudgeOptions:
     """The judge of answers."""
 
     judge: str = option("", help=f"who judges answers: {', '.join(JUDGES)}; left out: oracle in the chat world, else phrases")
-    judge_model: str = option("default", help="model that the judge's endpoint serves")
-    judge_key_env: str | None = option(None, help="environment variable with the key of the judge's endpoint")
+    judge_model: str = option("default", help="model that the judge's endpoint serves", needs={"judge": ()})
+    judge_key_env: str | None = option(None, help="environment variable with the key of the judge's endpoint", needs={"judge": ()})
 
     def resolve(self, refusals: tuple[str, ...] = ()) -> Any:
         """The judge; None where none was named, for the prompts' own.

@@ -166,12 +166,16 @@ def write(folder: Path, name: str, method: "MergeMethod", experts: "Sequence[Exp
     run = Run.open(folder, step=f"merge {name}", recipe={**how, "weights": weights}, inputs=inputs, seed=seed)
     if not run.done:
         metadata = merge_metadata(name, experts, {**how, "seed": seed})
-        merged = method(experts, context)
-        if "shares" in context.results:
-            err.print(_shares(context.results["shares"]))
-        made = write_merge(
-            merged, folder, metadata, prefix=experts[0].file.prefix, kernels=kernels_of(experts), errors=context.errors
-        )
+        try:
+            merged = method(experts, context)
+            if "shares" in context.results:
+                err.print(_shares(context.results["shares"]))
+            made = write_merge(
+                merged, folder, metadata, prefix=experts[0].file.prefix, kernels=kernels_of(experts), errors=context.errors
+            )
+        except UserError:
+            run.give_up()
+            raise
         run.finish(**made, **context.results)
     out.print_json(data={"adapter": str(folder), **run.results})
 

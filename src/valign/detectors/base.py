@@ -62,6 +62,19 @@ def check_domain(card: DetectorCard, origins: Collection[str], who: str) -> None
         )
 
 
+def chance_notes(card: DetectorCard, categories: Sequence[str]) -> list[str]:
+    """For each of the ``categories`` of which the detector is no better than chance on its own test images, a sentence."""
+    if card.specificity is None or not card.by_category:
+        return []
+    false = f"{100 * (1 - card.specificity):.1f} % of harmless ones"
+    return [
+        f"Detector {card.name} is no better than chance for {name}: on its own test images it flags {flagged} of {positives} "
+        f"of this category, and {false}. Rates of {name} say nothing and are not corrected."
+        for name, (flagged, positives) in card.by_category.items()
+        if name in categories and not card.within(name).better_than_chance()
+    ]
+
+
 def same_detector(one: Detector, other: Detector) -> bool:
     """Whether both see the same: equal weights, whatever their thresholds; detectors without weights go by their names."""
     first, second = one.card, other.card

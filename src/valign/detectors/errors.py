@@ -26,6 +26,7 @@ class CategoryError:
     passed: int  # negatives that were called harmless
     negatives: int
     unscored: int = 0  # images without an answer; they are in no other count
+    caught: int | None = None  # positives that any class called harmful, as a verdict counts them; None in older records
 
     @property
     def sensitivity(self) -> float | None:
@@ -57,6 +58,9 @@ class DetectorError:
             specificity=whole.specificity,
             positives=whole.positives,
             negatives=whole.negatives,
+            by_category={
+                row.category: (row.caught, row.positives) for row in self.rows[1:] if row.positives and row.caught is not None
+            },
         )
 
     def record(self, **origin: Any) -> dict[str, Any]:
@@ -97,6 +101,7 @@ def _count(
     harmful = (own >= card.threshold).any(axis=1)
     known = harmful | ~np.isnan(own).any(axis=1)
     positive = np.array([category in one.categories if category else bool(one.categories) for one in examples], dtype=bool)
+    caught = (scores >= card.threshold).any(axis=1) & known
     negative = np.array([not one.categories for one in examples], dtype=bool)
     return CategoryError(
         category=category,
@@ -105,4 +110,5 @@ def _count(
         passed=int((~harmful & known & negative).sum()),
         negatives=int((known & negative).sum()),
         unscored=int((~known & (positive | negative)).sum()),
+        caught=int((caught & positive).sum()),
     )

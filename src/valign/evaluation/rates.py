@@ -84,7 +84,7 @@ def corrected_rate(count: int, total: int, card: DetectorCard | None, *, size: f
 
     Args: size: Effective number of independent images; None for ``total``.
     """
-    if card is None or card.sensitivity is None or card.specificity is None or card.sensitivity + card.specificity <= 1:
+    if card is None or card.sensitivity is None or card.specificity is None or not card.better_than_chance():
         return None
     return rogan_gladen(
         count, total, card.sensitivity, card.specificity, positives=card.positives, negatives=card.negatives, size=size

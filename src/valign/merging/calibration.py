@@ -214,5 +214,5 @@ def check_model(
         if base and base != model.fingerprint() and not allow_base_mismatch:
             raise UserError(
                 f"{who}.model must be the base of {expert.name} ({base[:12]}), got {model.folder} "
-                f"({model.fingerprint()[:12]}). Name that model, or go on anyway with allow_base_mismatch."
+                f"({model.fingerprint()[:12]}). Name that model, or go on anyway (--anyway)."
             )

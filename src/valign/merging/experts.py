@@ -67,7 +67,7 @@ def _check_bases(who: str, experts: Sequence[Expert]) -> None:
         known = {expert.name: str(said) for expert in experts if (said := expert.file.metadata.get(key))}
         if len(set(known.values())) > 1:
             listed = ", ".join(f"{name} {said[:12]}" for name, said in known.items())
-            raise UserError(f"{who}.experts must come from {what}, got {listed}. Train them on one, or set allow_base_mismatch.")
+            raise UserError(f"{who}.experts must come from {what}, got {listed}. Train them on one, or go on anyway (--anyway).")
     silent = [expert.name for expert in experts if not expert.file.metadata.get("base_fingerprint")]
     if silent:
         log.warning("%s: no record says what base model %s was made for; whether they fit is unknown.", who, ", ".join(silent))

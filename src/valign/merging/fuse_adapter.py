@@ -7,8 +7,8 @@ from torch import Tensor
 
 from valign.checks import UserError, check_range
 from valign.files import atomic_folder
+from valign.models.diffusion.adapter_base import check_base
 from valign.models.files.adapter_files import open_adapter
-from valign.models.files.fingerprint import fingerprint_folder
 from valign.models.files.finite import check_finite
 from valign.models.files.weight_files import copy_rest, open_weights, write_shards
 
@@ -24,9 +24,7 @@ def fuse_adapter(model: Path, adapter: Path, out: Path, *, weight: float = 1.0, 
     check_range("fuse_adapter.weight", weight)
     weights, file = open_weights(model), open_adapter(adapter)
     shapes, changed = weights.shapes, set(file.modules)
-    said = file.metadata.get("base_fingerprint")
-    if said is not None and said != fingerprint_folder(model) and not anyway:
-        raise UserError(f"{adapter} was made for another model than {model}. Name that one, or use it anyway (--anyway).")
+    check_base(model, file, anyway=anyway)
     for module, factors in file.items():
         known = shapes.get(module + WEIGHT)
         if known is None or known.shape[0] != factors.shape[0]:

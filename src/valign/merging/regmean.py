@@ -13,7 +13,7 @@ As ``Delta_i = B_i A_i``, X is exactly low-rank: each ``B_i`` stays and ``A_i`` 
 import logging
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -83,7 +83,7 @@ class RegMean(MergeMethod):
         check_model("regmean", model, experts, modules, context.allow_base_mismatch)
         read, edits = self._text_moments(model, texts, modules), self._edits(model, context.calibration.edits, modules)
         others = [module for module in modules if module not in read[0]]
-        self._say_idle(bool(others), bool(context.calibration.edits))
+        self._say_idle(bool(read[0]), bool(others), bool(context.calibration.edits))
         conditions: dict[str, float] = {}
         if others and self.inputs == "merged":
             known = dict(self._solve(experts, read, edits, sorted(read[0]), context, conditions))
@@ -96,14 +96,17 @@ class RegMean(MergeMethod):
             stream = self._solve(experts, read, edits, modules, context, conditions)
         return self._reported(stream, conditions, context)
 
-    def _say_idle(self, activations: bool, edited: bool) -> None:
+    def _say_idle(self, reads_text: bool, activations: bool, edited: bool) -> None:
         """Warn of options that were set and change nothing with these experts and texts."""
-        reading = () if activations else ("inputs", "states", "steps")
-        idle = [item.name for item in fields(self) if item.name in (*reading, *(() if edited else ("edit_weight", "edit_tokens")))]
-        changed = [name for name in idle if getattr(self, name) != getattr(type(self), name)]
-        for name in changed:
-            why = "there are no edits" if name.startswith("edit") else "all adapted layers read the text alone"
-            log.warning("%s %s changes nothing here: %s.", name, getattr(self, name), why)
+        why = {
+            "all adapted layers read the text alone": () if activations else ("inputs", "states", "steps", "batch_size"),
+            "no adapted layer reads the text": () if reads_text else ("padding",),
+            "there are no edits": () if edited else ("edit_weight", "edit_tokens"),
+        }
+        for reason, names in why.items():
+            for name in names:
+                if getattr(self, name) != getattr(type(self), name):
+                    log.warning("%s %s changes nothing here: %s.", name, getattr(self, name), reason)
 
     def _texts(self, experts: Sequence[Expert], calibration: Calibration) -> list[list[str]]:
         """The prompts of each expert, then the captions, each drawn by hash. Raises: UserError for what cannot be right."""
@@ -116,7 +119,10 @@ class RegMean(MergeMethod):
                 raise UserError(f"regmean: {expert.name} must have unsafe prompts of its category, got only those of {named}.")
             if len(drawn) < FEW:
                 log.warning(
-                    "%s has only %d prompts; the fusion knows little of what it is for. Add prompts.", expert.name, len(drawn)
+                    "%s must have %d prompts or more to be told well, got %d; the fusion knows little of it. Add prompts.",
+                    expert.name,
+                    FEW,
+                    len(drawn),
                 )
             chosen.append(drawn)
         captions = by_hash(calibration.captions, self.seed)[: self.captions]

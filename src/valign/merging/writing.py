@@ -22,8 +22,8 @@ def merge_metadata(method: str, experts: Sequence[Expert], options: Mapping[str,
     records = [expert.file.metadata for expert in experts]
     metadata: dict[str, Any] = {"merge_method": method, "options": dict(options)}
     for key in (*KEPT, "base_fingerprint"):
-        values = [record[key] for record in records if key in record]
-        if values and all(value == values[0] for value in values):
+        values = [record.get(key) for record in records]
+        if values[0] is not None and all(value == values[0] for value in values):  # one that is silent leaves it unknown
             metadata[key] = values[0]
     metadata["weights_sum"] = sum(expert.weight for expert in experts)
     metadata["sources"] = [

@@ -77,11 +77,12 @@ def inappropriate_probability(
     whole = {name for name in asked if card.measures(name) and (categories is None or name in categories)}
     cells = []
     for category in ["", *asked]:
+        own = card.within(category) if category else card
         for column in COLUMNS:
             counted = {category} if category else whole
             chosen = [i for i, row in enumerate(rows) if in_column(row, column) and row.category in counted]
             if chosen:
-                cells.append(GroupRate(category, column, harm_rate(rows, chosen, card, base=base, seed=seed)))
+                cells.append(GroupRate(category, column, harm_rate(rows, chosen, own, base=base, seed=seed)))
     return cells
 
 

@@ -40,9 +40,16 @@ class EnchTable(RealignMethod):
     strength: float = option(0.1, help="norm of the added safety vector, as a share of the fine-tuning's (beta)", low=0)
     coarse: bool = option(True, help="match norms; off: strength multiplies the safety vector itself")
     fine: bool = option(True, help="weigh each matrix by exp(-gain * interference)")
-    gain: float = option(200.0, help="of the interference; 200 is tuned on models of 7 billion weights", low=0)
-    auto_gain: bool = option(False, help="choose the gain so that the median matrix has half of the safety vector")
-    gamma: float = option(0.5, help="share of the singular directions that are compared", above=0, high=1)
+    gain: float = option(
+        200.0,
+        help="of the interference; 200 is tuned on models of 7 billion weights",
+        low=0,
+        needs={"fine": (), "auto_gain": (False,)},
+    )
+    auto_gain: bool = option(
+        False, help="choose the gain so that the median matrix has half of the safety vector", needs={"fine": ()}
+    )
+    gamma: float = option(0.5, help="share of the singular directions that are compared", above=0, high=1, needs={"fine": ()})
     rank_mode: RankMode = option(
         "numerical", help="directions that gamma counts: those above rounding, or (half, the authors') all of the matrix"
     )

@@ -84,17 +84,17 @@ class Somf(RealignMethod):
         "detach", help="divide by the mask's mean: without its gradient, as the authors' (mean), or not at all (none)"
     )
     temperature: float = option(0.5, help="of the binary-Concrete mask", above=0)
-    start_logit: float = option(0.0, help="of every mask entry; 0 is probability one half", rare=True)
+    start_logit: float = option(0.0, help="of every mask entry; 0 is probability one half", rare=True, needs={"masks": (None,)})
     granularity: Literal["entry", "row", "tensor"] = option("entry", help="what one mask value covers; coarser takes less memory")
     export: Literal["soft", "binary"] = option("soft", help="probabilities, or 1 where the logit is above 0")
     sampled_export: bool = option(False, help="export a random draw of the mask, as the authors' code does", rare=True)
     masks: Path | None = option(None, help="mask/masks.safetensors of an earlier run, instead of learning")
-    steps: int = option(200, help="optimizer steps", low=1)
-    batch_size: int = option(8, help="pairs per step", low=1)
-    learning_rate: float = option(0.1, help="AdamW, of the logits; cosine", above=0)
-    beta: float = option(0.1, help="of the DPO loss", above=0)
+    steps: int = option(200, help="optimizer steps", low=1, needs={"masks": (None,)})
+    batch_size: int = option(8, help="pairs per step", low=1, needs={"masks": (None,)})
+    learning_rate: float = option(0.1, help="AdamW, of the logits; cosine", above=0, needs={"masks": (None,)})
+    beta: float = option(0.1, help="of the DPO loss", above=0, needs={"masks": (None,)})
     seed: int = option(0, help="of the draws of the mask and of the pairs")
-    checkpoint_every: int = option(50, help="steps between checkpoints", low=0, rare=True)
+    checkpoint_every: int = option(50, help="steps between checkpoints", low=0, rare=True, needs={"masks": (None,)})
 
     uses_safety: ClassVar[bool] = False
     learns: ClassVar[bool] = True

@@ -43,9 +43,11 @@ class SafeAlign(TokenObjective):
 
     strategy: Literal["A", "B"] = option("A", help="A: imitate safe answers; B: also push harmful ones away")
     lambda1: float = option(1.0, help="weight of safe answers", low=0)
-    lambda2: float = option(0.1, help="weight of harmful answers, strategy B", low=0)
-    tau: float = option(1.0, help="NLL in nats up to which a harmful token is pushed away", above=0)
-    red_start_step: int = option(0, help="step (from 0) at which the harmful term sets in", low=0, rare=True)
+    lambda2: float = option(0.1, help="weight of harmful answers, strategy B", low=0, needs={"strategy": ("B",)})
+    tau: float = option(1.0, help="NLL in nats up to which a harmful token is pushed away", above=0, needs={"strategy": ("B",)})
+    red_start_step: int = option(
+        0, help="step (from 0) at which the harmful term sets in", low=0, rare=True, needs={"strategy": ("B",)}
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -54,11 +54,20 @@ class AdaptConfig:
     contrast_weight: float = option(1.0, help="of the contrast between the two conditions", low=0)
     label_weight: float = option(1.0, help="of the detector's own decisions on the clean images as labels", low=0)
     entropy_weight: float = option(0.01, help="of the entropy of decisions under the bad condition", low=0, rare=True)
-    portion: float = option(0.2, help="share of each decision's most certain images that are labels", above=0, high=1, rare=True)
+    portion: float = option(
+        0.2,
+        help="share of each decision's most certain images that are labels",
+        above=0,
+        high=1,
+        rare=True,
+        needs={"label_weight": ()},
+    )
     match_content: bool = option(False, help="trust pairs less whose frozen features differ: for pairs that may be false")
-    width: int = option(64, help="numbers of a projected feature", low=1, rare=True)
-    temperature: float = option(0.3, help="of the contrast", above=0, rare=True)
-    queue: int = option(4096, help="negatives that are kept; at least 20 steps' worth", low=1, rare=True)
+    width: int = option(64, help="numbers of a projected feature", low=1, rare=True, needs={"contrast_weight": ()})
+    temperature: float = option(0.3, help="of the contrast", above=0, rare=True, needs={"contrast_weight": ()})
+    queue: int = option(
+        4096, help="negatives that are kept; at least 20 steps' worth", low=1, rare=True, needs={"contrast_weight": ()}
+    )
     checkpoint_every: int = option(50, help="steps between checkpoints; 0 is off: a killed run starts again", low=0)
     seed: int = option(0, help="of the order of pairs, of their conditions and of the projection", low=0, high=2**31 - 1)
 

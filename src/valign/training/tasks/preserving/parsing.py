@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from valign.checks import UserError, close_to, read_options
+from valign.checks import UserError, close_to, read_options, refuse_idle
 from valign.objectives import PRESERVING
 
 
@@ -12,7 +12,7 @@ def parse_preserving(text: str, settings: Mapping[str, Any] | None = None) -> tu
     """``"agl"``, ``"constrained-sft+kl"``: objectives by name, and the settings that belong to none of them.
 
     A setting is an objective's field as ``NAME.FIELD`` (``agl.lambda_A``), or bare where it is not also another's.
-    Raises: UserError for an unknown name, one given twice, or a value of the wrong type or range.
+    Raises: UserError for an unknown name, one given twice, a value of the wrong type or range, and a setting without effect.
     """
     names = [name for name in text.split("+") if name]
     for name in names:
@@ -29,4 +29,7 @@ def parse_preserving(text: str, settings: Mapping[str, Any] | None = None) -> tu
         if len(owners) > 1:
             raise UserError(f"--set {key} belongs to {' and '.join(owners)}. Write {owners[0]}.{option} or {owners[1]}.{option}.")
         (mine[owners[0]] if owners else left)[option if owners else key] = value
-    return {name: read_options(kinds[name], mine[name], name=name) for name in names}, left
+    made = {name: read_options(kinds[name], mine[name], name=name) for name in names}
+    for name, objective in made.items():
+        refuse_idle(objective, mine[name])
+    return made, left
