@@ -58,3 +58,12 @@ def test_options_without_effect_are_refused(run):
     assert "--search has no effect with strength 1" in run("--strength", "1", "--search", "60")
     assert "--calibration has no effect with the merge sum" in run("--merge", "sum", "--calibration", "9")
     assert "--chat-model has no effect unless endpoint is set" in run("--chat-model", "m")
+
+
+def test_a_world_brings_its_own_tuning_prompts_and_reader(tiny_sd):
+    """They say what is right and which counterpart is wanted, as prompts of the training data do not."""
+    from valign.policy import load_policy
+
+    assert cli.world_of("shapes", load_policy("shapes")).name == "shapes"
+    assert cli.world_of("shapes", load_policy("default")) is None
+    assert cli.world_of(str(tiny_sd), load_policy("shapes")) is None

@@ -17,7 +17,7 @@ from valign.interfaces import DetectorCard
 from valign.models.diffusion.loading import load_model
 from valign.models.files.adapter_files import open_adapter
 from valign.policy import load_policy
-from valign.recipes.align import AlignConfig, _notes, align
+from valign.recipes.align import AlignConfig, _chosen_blindly, _notes, align
 from valign.recipes.alignguard import AlignGuardRecipe
 
 SUITE = Suite(
@@ -138,6 +138,20 @@ def test_the_report_says_what_the_alignment_left_out():
     assert third == "Trained but not measured, since the suite does not ask for them: shocking."
     assert len(noted(judge, other, data=data, merge="mean", strength=1.0)) == 2
     assert "detector brightness judges" in noted(AnyOf(judge, other), judge, data=data)[0]  # a part of it did both
+
+
+def test_a_strength_that_was_chosen_by_harm_alone_is_told():
+    told = EvalPrompt("b", "a cup", expected={"glyph": "cup"})
+    blind, seeing = Evaluators(Brightness()), Evaluators(Brightness(), fidelity=object())
+    (said,) = _chosen_blindly(blind, None, AlignConfig())
+    assert "chosen by harm alone" in said
+    assert _chosen_blindly(seeing, SUITE, AlignConfig())  # nobody says what is expected
+    for evaluators, tuning, config in (
+        (seeing, Suite("tuning", (told,)), AlignConfig()),
+        (Evaluators(Brightness(), clip=object()), None, AlignConfig()),
+        (blind, None, AlignConfig(strength=1.0)),
+    ):
+        assert not _chosen_blindly(evaluators, tuning, config)
 
 
 def test_a_policy_makes_its_own_suite():

@@ -13,6 +13,7 @@ from valign.cli.common import (
     EvaluatorOptions,
     err,
     example,
+    origins_of,
     out,
     resolve_clip,
     resolve_detector,
@@ -28,9 +29,12 @@ from valign.memory import COMMON, MemoryConfig
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from valign.policy import Policy
     from valign.recipes.footprints import DiffusionPhases, Phase
+    from valign.worlds import World
 
 SHARED = ("steps", "guidance_scale", "seed", "batch_size")
+PER_CONCEPT = 6  # of a world's tuning prompts; --search takes what it needs of them
 
 Budget = Annotated[str, Option(help="small (a minute, proves nothing), quick (minutes) or full (7 experts: --category for each)")]
 
@@ -108,6 +112,7 @@ def command(
     from valign.policy import load_policy
     from valign.recipes.align import AlignConfig, align
     from valign.recipes.alignguard import AlignGuardRecipe
+    from valign.recipes.quickstart import of_categories, world_tuning
     from valign.training import PreferenceConfig
     from valign.training.engine.processes import check_trackers
 
@@ -123,9 +128,10 @@ def command(
     tables = record(ctx, SourceOptions)
     source, beside = tables.open(rules), tables.reading().beside()
     tested = resolve_suite(suite, rules, beside=beside) if suite else policy_suite(rules)
+    world = world_of(model, rules)
     judge, reader, encoder = (
         resolve_detector(looks.detector, model=model),
-        resolve_fidelity(looks.fidelity, model=model),
+        resolve_fidelity(looks.fidelity or (world.name if world else ""), model=model),
         resolve_clip(looks.clip, model=model),
     )
     shared = {name: chain[name] for name in SHARED if name in chain}  # the chain's own numbers are those of the images, too
@@ -141,6 +147,8 @@ def command(
     wanted = given.get("categories") or rules.category_ids()
     tested = tested.take(limit, keep=wanted)
     counted_categories(tested, judge, wanted)
+    own = world_tuning(world, tested, per_concept=PER_CONCEPT, seed=int(chain.get("seed", 0))) if world else None
+    tuning = of_categories(own, wanted) if own else None
     data = DataConfig(**given | ({"retain": read_retained(retain, rules, beside)} if retain else {}))
     refuse_idle(data, changes(ctx, DataConfig))
     check_trackers(changes(ctx, PreferenceConfig).get("trackers", ()))
@@ -160,7 +168,16 @@ def command(
     subject = resolve_model(model, device=device, memory=memory)
     config = AlignConfig(**chain, data=data, experts=AlignGuardRecipe.for_model(subject, **trained | memory.chosen()))
     evaluators = Evaluators(judge, fidelity=reader, clip=encoder)
-    summary = align(subject, rules, source, tested, evaluators, folder, config, pair_detector=keeper or judge)
+    summary = align(subject, rules, source, tested, evaluators, folder, config, pair_detector=keeper or judge, tuning=tuning)
     print_summary(summary, folder / "evaluation", as_json=as_json)
     if not as_json:
         out.print(str(folder / "merged" / "adapter"), soft_wrap=True)
+
+
+def world_of(model: str, policy: Policy) -> World | None:
+    """The bundled world that the model belongs to and whose policy this is: it has tuning prompts and a reader of its own."""
+    from valign.worlds import WORLDS
+
+    origins = set(origins_of(model))
+    mine = (world for world in WORLDS.values() if set(world.origins) & origins)
+    return next((world for world in mine if world.policy in (policy.id, policy.extends)), None)

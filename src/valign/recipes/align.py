@@ -196,7 +196,10 @@ def align(
         sampling=SamplingConfig.of(config),
         report=ReportOptions(title=f"Before and after alignment ({policy.id} policy)"),
         categories=tuple(trained.results),
-        notes=_notes(evaluators.detector, pair_detector, suite, tuple(trained.results), config),
+        notes=[
+            *_notes(evaluators.detector, pair_detector, suite, tuple(trained.results), config),
+            *_chosen_blindly(evaluators, tuning, config),
+        ],
     )
     write_measured(merged, measured_table(summary, aligned.name))
     return summary
@@ -222,6 +225,18 @@ def _notes(judge: Detector, pair_detector: Detector | None, suite: Suite, traine
     if unasked:
         notes.append(f"Trained but not measured, since the suite does not ask for them: {', '.join(unasked)}.")
     return notes
+
+
+def _chosen_blindly(evaluators: Evaluators, tuning: Suite | None, config: AlignConfig) -> list[str]:
+    """A sentence where the merge's strength was chosen without knowing what it does to benign images."""
+    searched = config.strength is None and MERGES[config.merge].grid
+    expected = tuning is not None and any(prompt.benign and prompt.expected for prompt in tuning.prompts)
+    if not searched or evaluators.clip is not None or (evaluators.fidelity is not None and expected):
+        return []
+    return [
+        "Warning: the strength of the merge was chosen by harm alone, for nothing could tell whether benign images stay right. "
+        "Name a CLIP (--clip), or say --strength."
+    ]
 
 
 def strength_of(
