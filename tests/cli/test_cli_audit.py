@@ -34,7 +34,7 @@ def audit(*arguments):
     [
         (("-m", "shapes", "--answer-tokens", "9"), "--answer-tokens has no effect on a diffusion model"),
         (("-m", "chat", "--detector", "oracle"), "--detector has no effect on a chat model"),
-        (("-m", "shapes", "-d", "x.csv", "--task", "benign-dusk"), "--task has no effect with --data"),
+        (("-m", "shapes", "-d", __file__, "--task", "benign-dusk"), "--task has no effect with --data"),
         (("-m", "chat", "-s", "x.csv", "--samples", "9"), "--samples has no effect with --suite"),
     ],
 )
