@@ -6,7 +6,7 @@ Adapters sit on ``network``, the transformers model alone, so that peft loads th
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -60,10 +60,14 @@ class Target:
 class TaskModel(nn.Module, ABC):
     """``network`` and ``head``; None for a language model, which has its own, and for CLIP, which needs none.
 
+    ``worded_calibration``: its answers to calibration rows are distributions over words; None: if those to the task's rows are.
+
     Args:
         apart: Rows have two parts, read apart: the head sees ``[u, v, |u - v|, u * v]``.
         fingerprint: SHA-256 of the network's weights. seed: Of the head; None for a network that answers without one.
     """
+
+    worded_calibration: ClassVar[bool | None] = None
 
     def __init__(self, network: nn.Module, target: Target, *, apart: bool, fingerprint: str, seed: int | None) -> None:
         super().__init__()

@@ -51,11 +51,19 @@ class PreserveData:
         return {"pairs": pairs, "calibration": rows[0], "forget": rows[1], "guard": self.guard_name}
 
 
-def check_plan(objectives: Mapping[str, Any], data: PreserveData, kind: Kind, *, forgetting_start: bool = False) -> None:
+def check_plan(
+    objectives: Mapping[str, Any],
+    data: PreserveData,
+    kind: Kind,
+    *,
+    forgetting_start: bool = False,
+    worded_calibration: bool | None = None,
+) -> None:
     """Refuse what cannot work together, with the reason.
 
     Args:
         forgetting_start: The adapter's own start reads the rows to forget.
+        worded_calibration: Answers to calibration rows are distributions over words; None: if those of ``kind`` are.
     Raises: UserError.
     """
     tokens = {name: one for name, one in objectives.items() if isinstance(one, TokenObjective)}
@@ -74,7 +82,7 @@ def check_plan(objectives: Mapping[str, Any], data: PreserveData, kind: Kind, *,
                 f"--preserve {name} has retain_weight 0, so {by_rows['training'][0]} would have no row. Set {name}.retain_weight=1."
             )
     for name, one in objectives.items():
-        _check_kind(name, one, kind)
+        _check_kind(name, one, kind, kind in WORDS if worded_calibration is None else worded_calibration)
     wants = [name for name, one in objectives.items() if isinstance(one, AGL) or getattr(one, "rows", "") == "calibration"]
     pairs = [name for name, one in objectives.items() if _wants_pairs(one)]
     guards = [name for name, one in objectives.items() if isinstance(one, StarDSS | StaticShaping)]
@@ -92,14 +100,15 @@ def check_plan(objectives: Mapping[str, Any], data: PreserveData, kind: Kind, *,
         _check_refusals(data)
 
 
-def _check_kind(name: str, objective: Any, kind: Kind) -> None:
+def _check_kind(name: str, objective: Any, kind: Kind, worded_calibration: bool) -> None:
     chats = isinstance(objective, SafeAlign | SafetyRecovery | StarDSS | StaticShaping)
     if chats and kind != "chat":
         raise UserError(f"--preserve {name} must go with --task chat, got {kind}. It reads conversations.")
     words = isinstance(objective, TokenObjective) and not (kind == "diffusion" and name == "kl")
-    if words and kind not in WORDS:
+    worded = worded_calibration if getattr(objective, "rows", "calibration") == "calibration" else kind in WORDS
+    if words and not worded:
         raise UserError(f"--preserve {name} must go with a language model, got {kind}. Use agl, which works on weights.")
-    if isinstance(objective, AGL) and objective.fisher_labels == "model" and kind not in WORDS:
+    if isinstance(objective, AGL) and objective.fisher_labels == "model" and not worded:
         raise UserError(f"AGL.fisher_labels must be data for {kind}, got 'model'. Only a language model's answers can be drawn.")
 
 

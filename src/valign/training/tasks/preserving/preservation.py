@@ -50,7 +50,8 @@ class Preservation:
         seed: int,
         forgetting_start: bool = False,
     ) -> None:
-        check_plan(objectives, data, model.target.kind, forgetting_start=forgetting_start)
+        worded = model.worded_calibration
+        check_plan(objectives, data, model.target.kind, forgetting_start=forgetting_start, worded_calibration=worded)
         if "kl" in objectives and getattr(model, "buckets", False):
             raise UserError(
                 "--preserve kl must go with images of one size, got --buckets (the default). Add --no-buckets, or use agl."
