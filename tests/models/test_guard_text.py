@@ -36,10 +36,10 @@ def model(head):
     return load_guard_text_model(head, Target.of(DATA), seed=0)
 
 
-def train(model, out, preserve, rate=3e-3, adapter="lora", rows=ROWS):
-    config = SupervisedConfig(steps=4, batch_size=4, validate_every=0, checkpoint_every=0)
+def train(model, out, preserve, rate=3e-2, adapter="lora"):
+    config = SupervisedConfig(steps=8, batch_size=4, validate_every=0, checkpoint_every=0)
     objectives, _ = parse_preserving(*preserve)
-    beside = PreserveData(calibration=rows) if objectives else None
+    beside = PreserveData(calibration=ROWS) if objectives else None
     finetune(model, DATA, out, parse_tuning(adapter, {"learning_rate": rate}), config, preserve=objectives or None, beside=beside)
     trained, encoder = model.trained_guard()
     return trained.score(encoder, PROMPTS, quick=False)
@@ -61,18 +61,19 @@ def test_untouched_it_is_the_guard_as_it_was(head, model):
     np.testing.assert_array_equal(trained.score(encoder, PROMPTS), head.score(MiniLM(), PROMPTS))
 
 
-@pytest.mark.parametrize("preserve", [("kl", {"weight": 100.0}), ("agl", {"lambda_A": 100.0, "lambda_T": 100.0})])
+@pytest.mark.parametrize("preserve", [("kl", {"weight": 10.0}), ("agl", {"lambda_A": 10.0, "lambda_T": 10.0})])
 def test_what_preserves_holds_the_guards_answers(head, preserve, tmp_path):
-    before, moved = head.score(MiniLM(), PROMPTS, quick=False), {}
+    before = head.score(MiniLM(), PROMPTS, quick=False)
+    moved = {}
     for name, chosen in (("plain", ("",)), ("held", preserve)):
         fresh = load_guard_text_model(head, Target.of(DATA), seed=0)
         moved[name] = np.abs(train(fresh, tmp_path / name, chosen) - before).max()
-    assert moved["held"] < moved["plain"] / 2
+    assert moved["held"] < moved["plain"] / 10
 
 
 def test_full_fine_tuning_leaves_its_embeddings_in_the_guard(head, model, tmp_path):
     before = head.score(MiniLM(), PROMPTS, quick=False)
-    assert np.abs(train(model, tmp_path, ("",), rate=3e-4, adapter="full") - before).max() > 1e-3
+    assert np.abs(train(model, tmp_path, ("",), rate=1e-3, adapter="full") - before).max() > 1e-3
     _, encoder = model.trained_guard()
     name = "embeddings.word_embeddings.weight"
     assert not torch.equal(encoder.weights[name], MiniLM().weights[name])
