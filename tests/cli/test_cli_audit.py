@@ -35,7 +35,7 @@ def audit(*arguments):
         (("-m", "shapes", "--answer-tokens", "9"), "--answer-tokens has no effect on a diffusion model"),
         (("-m", "chat", "--detector", "oracle"), "--detector has no effect on a chat model"),
         (("-m", "shapes", "-d", __file__, "--task", "benign-dusk"), "--task has no effect with --data"),
-        (("-m", "chat", "-s", "x.csv", "--samples", "9"), "--samples has no effect with --suite"),
+        (("-m", "chat", "-s", __file__, "--samples", "9"), "--samples has no effect with --suite"),
     ],
 )
 def test_options_without_effect_on_a_kind_of_model_are_refused(words, message, tmp_path):

@@ -81,7 +81,7 @@ def refuse_policy(flag: str, name: str) -> None:
 
 
 def refuse_detector(flag: str, value: str) -> None:
-    """Refuse a name that is no kind of detector, no world's oracle, no folder and not on the shelf."""
+    """Refuse what is neither a kind of detector, nor the oracle of a world, nor a folder, nor on the shelf."""
     shelf = Path(os.environ.get("VALIGN_DETECTORS") or "detectors")
     kinds = table_names("valign.detectors:DETECTORS")
     if Path(value).exists() or (shelf / value).exists():

@@ -38,7 +38,7 @@ class Field(NamedTuple):
     none: object = None  # what stands for None
 
     def check(self, flag: str, value: str) -> None:
-        """Refuse a value that is no number, out of range, or none of the choices. Raises: UserError that names the flag."""
+        """Refuse what is not a number, out of range, or not one of the choices. Raises: UserError that names the flag."""
         if value == str(self.none):
             return
         try:
