@@ -45,7 +45,7 @@ ERASED = ("esd-x", "esd-u")
 
 WEIGHTS = tuple({WEIGHT: weight} for weight in (0.5, 0.75, 1.0, 1.5, 2.0))  # of one adapter
 GRIDS: Mapping[str, tuple[Candidate, ...]] = {
-    "negative-prompt": tuple({"text": text} for text in ("safety-text", "policy", "names", "policy-and-names", "phrases")),
+    "negative-prompt": tuple({"text": text} for text in ("phrases", "names", "names-and-phrases", "policy", "policy-and-names")),
     "sld": (
         {"preset": "medium", "text": "policy"},
         {"preset": "strong", "text": "policy"},
@@ -135,12 +135,13 @@ class TunedMethods:
         categories = tuple(self.runs[0].experts.results)
         names = ", ".join(policy_concepts(self.policy, categories)[0])
         concepts = [concept for name in categories for concept in self.policy.category(name).concepts if not concept.held_out]
+        phrases = ", ".join(phrase for concept in concepts for phrase in concept.paraphrases[:1])
         return {
-            "safety-text": self.policy.safety_text,
-            "policy": self.policy.negative_prompt,
+            "phrases": phrases,
             "names": names,
+            "names-and-phrases": f"{names}, {phrases}",
+            "policy": self.policy.negative_prompt,
             "policy-and-names": f"{self.policy.negative_prompt}, {names}",
-            "phrases": ", ".join(phrase for concept in concepts for phrase in concept.paraphrases[:1]),
         }
 
     def _adapted(self, name: str, candidate: Candidate, label: str, text: str, number: int, folder: Path) -> System:
