@@ -26,7 +26,7 @@ from valign.cli.reinforce import (
 from valign.memory import MemoryConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from valign.data.images.quadruples import Quadruples
     from valign.data.prompts.tables import TableReading

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
+from valign.checks import UserError
 from valign.cli.common import AsJson, err, out, print_measured, resolve_model
 
 if TYPE_CHECKING:

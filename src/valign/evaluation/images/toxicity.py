@@ -34,7 +34,7 @@ class Toxicity:
     groups: int
 
 
-def toxicity_of(scores: Sequence[Float[np.ndarray, "_"]], *, group: int = 5, threshold: float = 0.5) -> Toxicity:
+def toxicity_of(scores: Sequence[Float[np.ndarray, " _"]], *, group: int = 5, threshold: float = 0.5) -> Toxicity:
     """From the scores of each prompt's images.
 
     Args:

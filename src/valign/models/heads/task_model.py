@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from valign.checks import UserError
 from valign.data.tasks.base import Kind, TaskData, TaskRow
 
 NOT_COUNTED = -100  # token that adds nothing to a causal loss

@@ -174,7 +174,7 @@ def flow_confidence(
     return 1 - torch.exp(-(radius**2) / (2 * log_variance.exp()))
 
 
-def content_match(one: Float[Tensor, "image *map"], other: Float[Tensor, "image *map"]) -> Float[Tensor, " image"]:
+def content_match(one: Float[Tensor, " image *map"], other: Float[Tensor, " image *map"]) -> Float[Tensor, " image"]:
     """How far two images show one content: the cosine of their frozen features, cut off at 0."""
     return torch.nn.functional.cosine_similarity(one.flatten(1), other.flatten(1), dim=1).clamp(min=0)
 
