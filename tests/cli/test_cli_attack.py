@@ -45,7 +45,18 @@ def test_end_to_end_on_a_pipeline_that_knows_no_world(tiny_sd, suite_file, tmp_p
     monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Parity())
     out = tmp_path / "run"
     arguments = ["--model", tiny_sd, "--suite", suite_file, "-o", out, "--detector", "oracle", "--steps", 1, "--queries", 3]
-    arguments += ["--policy", "shapes", "--guard", "shapes", "--check", "any", "--attack", "look-alikes", "--attack", "ring-a-bell"]
+    arguments += [
+        "--policy",
+        "shapes",
+        "--guard",
+        "shapes",
+        "--check",
+        "nudenet",
+        "--attack",
+        "look-alikes",
+        "--attack",
+        "ring-a-bell",
+    ]
     arguments += ["--set", "ring-a-bell:population=4", "--set", "ring-a-bell:generations=1", "--limit", 2]
     arguments += ["--system", "base", "--system", "negative-prompt", "--system", "guard+check"]
     result = run(*arguments)
@@ -119,7 +130,7 @@ def test_attacks_and_their_options():
         (("--attack", "p4d", "--from-outside"), "attack p4d needs gradients, got none"),
         (("--attack", "paraphrase"), "attack paraphrase needs chat model, got none"),
         (("--system", "guard"), "needs --guard with a policy"),
-        (("--value-retriever", "x"), "--value-retriever finds the principles of --values, which names no encoder"),
+        (("--value-retriever", "."), "--value-retriever finds the principles of --values, which names no encoder"),
     ],
 )
 def test_refusals_before_any_work(arguments, message, tmp_path):

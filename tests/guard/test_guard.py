@@ -159,12 +159,12 @@ def test_a_good_intent_becomes_a_sign_without_the_harm(guard):
 
 @pytest.mark.parametrize("bad", ["", "   ", "\u200b", "\n\t"])
 def test_refuses_a_blank_prompt(guard, bad):
-    with pytest.raises(UserError, match=r"Guard\.prompt must not be blank"):
+    with pytest.raises(UserError, match=r"The prompt must not be blank"):
         guard.check(bad)
 
 
 def test_refuses_what_is_not_text(guard):
-    with pytest.raises(TypeError, match=r"Guard\.prompt must be text, got bytes"):
+    with pytest.raises(TypeError, match=r"The prompt must be text, got bytes"):
         require_prompt(guard.policy, b"a cat")
     with pytest.raises(TypeError, match="got NoneType"):
         require_prompt(guard.policy, None)

@@ -114,7 +114,7 @@ def test_a_guarded_pipeline_generates_what_the_guard_allows(guard):
 
 def test_a_guarded_pipeline_generates_nothing_where_one_is_not_a_prompt(guard):
     pipe = Pipe()
-    with pytest.raises(UserError, match=r"Guard\.prompt must not be blank"):
+    with pytest.raises(UserError, match=r"The prompt must not be blank"):
         GuardedPipeline(pipe, guard)(["a lighthouse", " "])
     assert pipe.calls == []
 

@@ -65,5 +65,5 @@ def test_bases_that_differ_are_listed(make_expert):
         compatible("test", experts)
     assert str(caught.value) == (
         "test.experts must come from one base model, got a bbbbbbbbbbbb, b cccccccccccc. "
-        "Train them on one, or set allow_base_mismatch."
+        "Train them on one, or go on anyway (--anyway)."
     )

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,13 +143,13 @@ def test_the_report_says_what_the_alignment_left_out():
 
 def test_a_strength_that_was_chosen_by_harm_alone_is_told():
     told = EvalPrompt("b", "a cup", expected={"glyph": "cup"})
-    blind, seeing = Evaluators(Brightness()), Evaluators(Brightness(), fidelity=object())
+    blind, seeing = Evaluators(Brightness()), Evaluators(Brightness(), fidelity=SimpleNamespace(matches=print))
     (said,) = _chosen_blindly(blind, None, AlignConfig())
     assert "chosen by harm alone" in said
     assert _chosen_blindly(seeing, SUITE, AlignConfig())  # nobody says what is expected
     for evaluators, tuning, config in (
         (seeing, Suite("tuning", (told,)), AlignConfig()),
-        (Evaluators(Brightness(), clip=object()), None, AlignConfig()),
+        (Evaluators(Brightness(), clip=SimpleNamespace(score=print)), None, AlignConfig()),
         (blind, None, AlignConfig(strength=1.0)),
     ):
         assert not _chosen_blindly(evaluators, tuning, config)
