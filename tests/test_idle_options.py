@@ -10,7 +10,6 @@ import pytest
 
 import valign
 from valign.checks import UserError, declared_options, refuse_idle
-from valign.data.build import DataConfig
 from valign.merging import MERGES, CoMerge
 from valign.recipes.align import AlignConfig
 from valign.recipes.alignguard import AlignGuardRecipe
@@ -114,8 +113,5 @@ def test_a_chain_refuses_what_its_merge_does_not_read(monkeypatch):
         AlignConfig(merge="sum", search=60)
     with pytest.raises(UserError, match=r"AlignConfig\.calibration has no effect with the merge mean, which looks at no prompts"):
         AlignConfig(merge="mean", calibration=8)
-    retained = DataConfig(retain=("a tree",))
-    with pytest.raises(UserError, match=r"retain has no effect: retain_weight is 0, and the merge co-merge preserves no captions"):
-        AlignConfig(merge="co-merge", data=retained)
-    AlignConfig(merge="co-merge", data=retained, experts=AlignGuardRecipe().changed(retain_weight=1.0))
-    AlignConfig(merge=next(name for name, kind in MERGES.items() if kind.preserves), data=retained)
+    with pytest.raises(UserError, match=r"AlignConfig\.calibration has no effect with the merge joint, which looks at no prompts"):
+        AlignConfig(calibration=8)

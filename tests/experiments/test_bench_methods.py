@@ -16,11 +16,12 @@ from valign.experiments.methods.tuned import GRIDS
 from valign.recipes.align import AlignConfig
 from valign.recipes.alignguard import AlignGuardRecipe
 from valign.recipes.livo import LivoRecipe
+from valign.recipes.tuning import searched
 from valign.training.engine.loop import TrainingLoop
 from valign.training.tasks.erasing import ErasingConfig
 from valign.worlds.shapes.world import SHAPES
 
-SYSTEMS = ["base", *GRIDS, "livo", "guard", "guard-regmean", "guard-livo"]
+SYSTEMS = ["base", *GRIDS, "livo", "guard", "guard-dpo", "guard-livo"]
 FEW = {name: grid[: 2 if name in ("sum", "uce") else 1] for name, grid in GRIDS.items()}
 
 
@@ -31,6 +32,7 @@ def tiny(seed):
         align=AlignConfig(
             data=data,
             experts=AlignGuardRecipe.shapes(**short),
+            merge="co-merge",
             calibration=2,
             sld=("medium",),
             steps=1,
@@ -94,8 +96,10 @@ def test_every_choice_is_recorded_with_its_candidates(bench):
     record = json.loads((out / "bench.json").read_text())["tuned"]
     assert list(record) == list(GRIDS)
     for name, found in record.items():
-        assert len(found["candidates"]) == len(FEW[name])
-        assert found["chosen"] in [dict(candidate) for candidate in FEW[name]]
+        assert len(found["candidates"]) == searched(FEW[name])
+        measured = [{key: value for key, value in one.items() if key not in ("harm", "benign")} for one in found["candidates"]]
+        assert all(dict(candidate) in measured for candidate in FEW[name])
+        assert found["chosen"] in measured
         assert all(0 <= one["harm"] <= 1 and 0 <= one["benign"] <= 1 for one in found["candidates"])
     described = {system["name"]: system["description"] for system in summary["systems"]}
     assert f"weight {record['sum']['chosen']['weight']:g}" in described["sum"]
@@ -104,7 +108,7 @@ def test_every_choice_is_recorded_with_its_candidates(bench):
 
 
 def test_every_method_has_as_many_candidates_as_the_others():
-    assert {name: len(grid) for name, grid in GRIDS.items()} == dict.fromkeys(GRIDS, tuned.SIZE)
+    assert {name: searched(grid) for name, grid in GRIDS.items()} == dict.fromkeys(GRIDS, tuned.SIZE)
     assert set(GRIDS) == {"negative-prompt", "sld", "uce", "esd-x", "esd-u", "dpo", *tuned.COMPARED_MERGES}
     assert {"co-merge", "sum", "mean", "ties", "dare-ties", "regmean"} == set(tuned.COMPARED_MERGES)
 

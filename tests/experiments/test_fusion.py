@@ -55,7 +55,7 @@ def test_every_variant_is_measured(fused):
 def test_each_setting_reaches_the_fusion(fused):
     out = fused[0] / "fusion" / "run-0"
     default = change(out / "default" / "adapter")
-    assert all(torch.allclose(0.6 * default[name], found) for name, found in change(out / "weight-0.6" / "adapter").items())
+    assert all(torch.allclose(default[name], 0.7 * found) for name, found in change(out / "weight-1" / "adapter").items())
     for name in VARIANTS:
         if name == "default" or VARIANTS[name].settings.keys() & {"per_category", "captions"}:
             continue  # so little data makes no difference there

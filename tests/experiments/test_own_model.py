@@ -51,7 +51,9 @@ def config(seed):
     short = {"steps": 2, "pairs_per_step": 2, "val_pairs": 1, "val_draws": 1, "validate_every": 2, "seed": seed}
     data = DataConfig(categories=("hate", "violence"), pairs_per_category=2, steps=1, flip=False, seed=seed)
     return ComparedConfig(
-        align=AlignConfig(data=data, experts=AlignGuardRecipe.shapes(**short), calibration=2, steps=1, batch_size=40, seed=seed),
+        align=AlignConfig(
+            data=data, experts=AlignGuardRecipe.shapes(**short), merge="co-merge", calibration=2, steps=1, batch_size=40, seed=seed
+        ),
         esd=ErasingConfig(iterations=1, sample_steps=2, seed=seed),
     )
 
@@ -67,7 +69,7 @@ def test_methods_are_trained_set_and_measured_and_a_second_call_trains_nothing(t
         return bench_own_model(model, rules, source, TESTS, evaluators, tmp_path / "out", [config(0), config(1)])
 
     summary = run()
-    assert [system["name"] for system in summary["systems"]] == ["base", *FEW, "guard", "guard-regmean"]
+    assert [system["name"] for system in summary["systems"]] == ["base", *FEW, "guard", "guard-dpo"]
     record = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert sorted(record["trained"]) == ["dpo", "esd-u", "esd-x", "experts"]
     assert [one["steps"] for one in record["trained"]["experts"]] == [4, 4]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from valign.checks import UserError
 from valign.data.build import DataConfig
@@ -57,14 +58,14 @@ def pairs(tmp_path):
     return path
 
 
-def _run(folder, pairs, out, suite=SUITE):
+def _run(folder, pairs, out, suite=SUITE, **options):
     model = load_model(folder)
     config = AlignConfig(
         data=DataConfig(pairs_per_category=5, steps=2, flip=False, batch_size=5),
         experts=AlignGuardRecipe.for_model(model, steps=2, pairs_per_step=2, rank=2, val_fraction=0.0, checkpoint_every=1),
-        calibration=4,
         steps=2,
         batch_size=4,
+        **options,
     )
     detector = Brightness()
     return align(model, load_policy("default"), FileSource(pairs), suite, Evaluators(detector, features=_small), out, config)
@@ -77,11 +78,11 @@ def _small(images):
 @pytest.mark.parametrize("family", ["tiny_sd", "tiny_sdxl"])
 def test_runs_on_every_family_from_a_file_of_prompts(family, pairs, tmp_path, request):
     out = tmp_path / "run"
-    summary = _run(request.getfixturevalue(family), pairs, out)
+    summary = _run(request.getfixturevalue(family), pairs, out, merge="regmean", calibration=4)
     assert [system["name"] for system in summary["systems"]] == ["base", "negative-prompt", "sld-medium", "alignguard"]
     assert (out / "evaluation" / "report.html").stat().st_size > 10_000
     assert (summary["suite"]["categories"], summary["suite"]["apart"]) == (["hate", "violence"], ["sexual"])
-    warning = "Warning: detector brightness judges here and also chose the strength of the merge"
+    warning = "Warning: detector brightness judges here and also chose the strength of the adapter"
     assert warning in summary["notes"][0]
     assert warning in (out / "evaluation" / "report.html").read_text()
     assert summary["conclusions"]["best"] is None
@@ -91,7 +92,32 @@ def test_runs_on_every_family_from_a_file_of_prompts(family, pairs, tmp_path, re
     chosen = json.loads((out / "search" / "choice.json").read_text())["chosen"]
     assert {source["weight"] for source in merged.metadata["sources"]} == {chosen["weight"]}
     measured = json.loads((out / "search" / "evaluation" / "summary.json").read_text())
-    assert len(measured["systems"]) == 6  # the base and five candidates
+    assert len(measured["systems"]) == 8  # the base, a grid of five, and two beside what it chose
+
+
+def test_by_itself_it_trains_one_adapter_on_all_pairs(tiny_sd, pairs, tmp_path):
+    summary = _run(tiny_sd, pairs, tmp_path / "run", strength=1.5)
+    assert summary["systems"][-1]["description"] == "one safety adapter on all pairs (joint)"
+    assert summary["suite"]["categories"] == ["hate", "violence"]
+    trained = json.loads((tmp_path / "run" / "experts" / "joint" / "run.json").read_text())
+    assert trained["results"]["steps"] == 4  # as two experts together
+    made = open_adapter(tmp_path / "run" / "experts" / "joint" / "adapter")
+    (source,) = open_adapter(tmp_path / "run" / "merged" / "adapter").metadata["sources"]
+    assert (source["name"], source["weight"]) == ("joint", 1.5)
+    merged = dict(open_adapter(tmp_path / "run" / "merged" / "adapter").items())
+    for name, lora in made.items():
+        assert torch.allclose(merged[name].delta(), 1.5 * lora.delta())
+
+
+def test_retained_prompts_are_heeded_by_the_merge_or_by_the_training():
+    free, retained = AlignGuardRecipe(), DataConfig(retain=("a tree",))
+    for merge, held in (("joint", free.objective.beta), ("co-merge", free.objective.beta), ("regmean", 0.0)):
+        assert AlignConfig(merge=merge, data=retained).recipe(2).training.retain_weight == held
+        assert AlignConfig(merge=merge).recipe(2).training.retain_weight == 0
+    own = free.changed(retain_weight=7.0)
+    assert AlignConfig(data=retained, experts=own).recipe(2).training.retain_weight == 7
+    steps = free.training.steps
+    assert [AlignConfig(merge=merge).recipe(3).training.steps for merge in ("joint", "sum")] == [3 * steps, steps]
 
 
 def test_a_second_call_does_nothing_again(tiny_sd, pairs, tmp_path):

@@ -17,7 +17,7 @@ from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.text_states import text_readers
 from valign.models.files.adapter_files import LoraFactors, save_adapter
 from valign.recipes.quickstart import of_categories, world_tuning
-from valign.recipes.tuning import Tunable, choose, described, shortened, tune, tuning_suite
+from valign.recipes.tuning import Tunable, choose, described, finer, searched, shortened, tune, tuning_suite
 from valign.worlds import world
 
 
@@ -115,13 +115,14 @@ def test_a_search_measures_every_candidate_once_and_goes_on(tiny_sd, tmp_path):
     tuning = Suite("t", (EvalPrompt("u", "a red man", "hate", "explicit"), EvalPrompt("b", "a blue photo")))
     arguments = (Evaluators(Dark()), sampling)
     found = tune(base, method, tuning, *arguments, tmp_path / "a")
-    assert calls == [0.5, 2.0]
+    weights = [0.5, 1.0, 1.5, 2.0] if found.chosen["weight"] < 2 else [0.5, 2.0, 2.5, 3.0]  # beside what the grid chose
+    assert sorted(set(calls)) == weights
     assert json.loads((tmp_path / "a" / "choice.json").read_text())["chosen"] == found.chosen
-    assert [candidate for candidate, _ in found.measured] == list(method.grid)
-    assert [system["description"] for _, system in found.measured] == ["weight 0.5", "weight 2"]
+    assert [candidate["weight"] for candidate, _ in found.measured] == weights
+    assert [system["description"] for _, system in found.measured] == [f"weight {weight:g}" for weight in weights]
     assert (tmp_path / "a" / "evaluation" / "report.html").exists()
     images = tmp_path / "a" / "evaluation" / "images"
-    assert [folder.name for folder in sorted(images.iterdir())] == ["base", "sum-weight-0.5", "sum-weight-2"]
+    assert {folder.name for folder in images.iterdir()} == {"base", *(f"sum-weight-{weight:g}" for weight in weights)}
     before = (tmp_path / "a" / "evaluation" / "summary.json").stat().st_mtime_ns
     assert tune(base, method, tuning, *arguments, tmp_path / "a").chosen == found.chosen
     assert (tmp_path / "a" / "evaluation" / "summary.json").stat().st_mtime_ns == before
@@ -132,6 +133,26 @@ def test_a_search_measures_every_candidate_once_and_goes_on(tiny_sd, tmp_path):
         tune(base, Tunable("best-single", (), system), tuning, *arguments, tmp_path / "c")
     with pytest.raises(UserError, match="must hold unsafe and benign prompts"):
         tune(base, method, Suite("t", tuning.prompts[:1]), *arguments, tmp_path / "c")
+
+
+GRID = tuple({"weight": weight} for weight in (0.5, 0.8, 1.4))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kept", "beside"),
+    [(0.5, True, [0.6, 0.7]), (0.8, True, [1.0, 1.2]), (1.4, True, [1.6, 1.8]), (0.5, False, [0.167, 0.333])],
+)
+def test_a_search_goes_on_between_what_it_chose_and_the_next_stronger(chosen, kept, beside):
+    assert [one["weight"] for one in finer(GRID, {"weight": chosen}, kept=kept)] == beside
+
+
+@pytest.mark.parametrize(
+    "grid", [GRID[:1], ({"text": "a"}, {"text": "b"}), ({"lam": 1.0, "scale": 1.0}, {"lam": 2.0, "scale": 1.0})]
+)
+def test_nothing_lies_between_settings_that_are_not_one_number(grid):
+    assert finer(grid, grid[0]) == []
+    assert searched(grid) == len(grid)
+    assert searched(GRID) == len(GRID) + 2
 
 
 def test_every_grid_is_of_the_merges_own_options():

@@ -71,7 +71,7 @@ def quickstart(
     "valign align --model stable-diffusion-v1-5/stable-diffusion-v1-5 --prompts pairs.csv --detector nudenet -o runs/sd15",
     cls=configured(
         pipeline=True,
-        named={"--merge": ("valign.merging:MERGES",)},
+        named={"--merge": ("joint", "valign.merging:MERGES")},
         chain="valign.recipes.align:AlignConfig",
         data="valign.data.build:DataConfig",
         train="valign.training.tasks.preference.config:PreferenceConfig",
@@ -107,12 +107,12 @@ def command(
     from valign.data.build import DataConfig
     from valign.evaluation import Evaluators, counted_categories
     from valign.evaluation.policy_suite import policy_suite
-    from valign.merging import MERGES
     from valign.objectives import DiffusionDPO
     from valign.policy import load_policy
     from valign.recipes.align import AlignConfig, align
     from valign.recipes.alignguard import AlignGuardRecipe
     from valign.recipes.quickstart import of_categories, world_tuning
+    from valign.recipes.tuning import searched
     from valign.training import PreferenceConfig
     from valign.training.engine.processes import check_trackers
 
@@ -157,7 +157,7 @@ def command(
     def phases(known: DiffusionPhases) -> Iterator[Phase]:
         recipe = AlignGuardRecipe.for_model(known.sketch.shapes, **trained | known.memory.chosen())
         planned = AlignConfig(**chain, data=data, experts=recipe)
-        candidates = 0 if planned.strength is not None else len(MERGES[planned.merge].grid)
+        candidates = 0 if planned.strength is not None else searched(planned.grid)
         yield from known.align(planned, categories=len(wanted), prompts=len(tested.prompts), candidates=candidates)
 
     place = diffusion_folder(model)

@@ -134,7 +134,7 @@ def _own_model(
         experts = AlignGuardRecipe.for_model(subject, **changed)
         steps = given.train_steps * len(wanted or rules.category_ids())
         return ComparedConfig(
-            align=AlignConfig(data=data, experts=experts, sld=(), seed=seed, **sampled),  # type: ignore[arg-type]
+            align=AlignConfig(data=data, experts=experts, merge="co-merge", sld=(), seed=seed, **sampled),  # type: ignore[arg-type]
             esd=ErasingConfig(iterations=steps, sample_steps=given.steps, seed=seed),
         )
 
@@ -151,6 +151,7 @@ def fusion(
     budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "quick",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 3,
     category: Annotated[list[str] | None, Option(help="only this category of the policy; may be repeated")] = None,
+    limit: Annotated[int | None, Option(min=2, help="at most so many test prompts of each run, of every kind")] = None,
     as_json: AsJson = False,
 ) -> None:
     """RegMean's settings one by one: lambda, weight, prompts, captions, padding, edits, and how the experts were trained."""
@@ -158,7 +159,7 @@ def fusion(
     from valign.experiments.fusion import bench_fusion
 
     shapes, configs = _configs(budget, seeds, category or [])
-    summary = bench_fusion(shapes, resolve_model(shapes.name), folder, configs)
+    summary = bench_fusion(shapes, resolve_model(shapes.name), folder, configs, limit=limit)
     print_summary(summary, folder / "fusion" / "evaluation", as_json=as_json)
 
 

@@ -110,6 +110,7 @@ def _diffusion(ctx: Context, folder: Path, memory: MemoryConfig, command: str, d
     from valign.models.diffusion.loading import read_family
     from valign.recipes.align import AlignConfig
     from valign.recipes.alignguard import AlignGuardRecipe
+    from valign.recipes.tuning import searched
     from valign.training import PreferenceConfig
     from valign.training.tasks.supervised import SupervisedConfig
 
@@ -125,7 +126,8 @@ def _diffusion(ctx: Context, folder: Path, memory: MemoryConfig, command: str, d
         if command == "align":
             chain = AlignConfig(experts=experts, **shared)
             chain = replace(chain, data=replace(chain.data, pairs_per_category=amounts.pairs, **shared))
-            yield from phases.align(chain, categories=amounts.categories, prompts=amounts.test_prompts, candidates=5)
+            tried = searched(chain.grid)
+            yield from phases.align(chain, categories=amounts.categories, prompts=amounts.test_prompts, candidates=tried)
         elif command == "train":
             yield phases.training(experts.training, amounts.categories)
         elif command == "finetune":

@@ -51,10 +51,13 @@ class FusionVariant:
     leave_out: bool = False
 
 
+AT = 0.7  # weight of every expert where nothing else is said: in the middle of RegMean's grid
 VARIANTS: Mapping[str, FusionVariant] = {
-    "default": FusionVariant("experts without retained prompts at weight 1, lambda 1, 120 prompts a category, 300 captions"),
-    "weight-0.6": FusionVariant("experts at weight 0.6", {WEIGHT: 0.6}),
-    "weight-1.75": FusionVariant("experts at weight 1.75", {WEIGHT: 1.75}),
+    "default": FusionVariant(
+        f"experts without retained prompts at weight {AT}, lambda 1, 120 prompts a category, 300 captions",
+    ),
+    "weight-0.5": FusionVariant("experts at weight 0.5", {WEIGHT: 0.5}),
+    "weight-1": FusionVariant("experts at weight 1", {WEIGHT: 1.0}),
     "lambda-0.1": FusionVariant("lambda 0.1", {"lam": 0.1}),
     "lambda-5": FusionVariant("lambda 5", {"lam": 5.0}),
     "prompts-8": FusionVariant("8 prompts a category", {"per_category": 8}),
@@ -62,8 +65,8 @@ VARIANTS: Mapping[str, FusionVariant] = {
     "captions-30": FusionVariant("30 benign captions", {"captions": 30}),
     "no-padding": FusionVariant("padding states left out", {"padding": False}),
     "edits": FusionVariant("with the policy's edits", edits=True),
-    "retained": FusionVariant("experts held to the base on benign prompts, weight 1.75", {WEIGHT: 1.75}, experts=RETAINED),
-    "joint": FusionVariant("one LoRA on all pairs as the only expert, weight 1.75", {WEIGHT: 1.75}, experts=JOINT),
+    "retained": FusionVariant("experts held to the base on benign prompts, weight 1.2", {WEIGHT: 1.2}, experts=RETAINED),
+    "joint": FusionVariant("one LoRA on all pairs as the only expert, weight 1.5", {WEIGHT: 1.5}, experts=JOINT),
     "all-layers": FusionVariant("experts on all projections of attention, 30 prompts, 60 captions", FEW, experts=ALL_LAYERS),
     "all-layers-merged": FusionVariant(
         "the same, moments from the merged model (RegMean++)", {**FEW, "inputs": "merged"}, experts=ALL_LAYERS
@@ -86,7 +89,7 @@ class _FusionRun:
     def system(self, name: str, variant: FusionVariant, folder: Path) -> System:
         """The variant, fused into ``folder``."""
         settings = dict(variant.settings)
-        weight = float(settings.pop(WEIGHT, 1.0))
+        weight = float(settings.pop(WEIGHT, AT))
         chosen = list(self.experts[variant.experts].items())[variant.leave_out :]
         adapter = merge_experts(
             self.model,
@@ -102,15 +105,19 @@ class _FusionRun:
         return adapter_system(self.model, adapter, self.config.sampling, name=name, description=variant.text)
 
 
-def bench_fusion(world: World, model: DiffusionModel, out: Path, configs: Sequence[MethodsConfig]) -> dict[str, Any]:
+def bench_fusion(
+    world: World, model: DiffusionModel, out: Path, configs: Sequence[MethodsConfig], *, limit: int | None = None
+) -> dict[str, Any]:
     """Train what is missing in ``out/run-N``, fuse and measure every variant over all runs; returns the evaluation's summary.
 
+    Args: limit: At most so many test prompts of each run.
     Writes the fused adapters and ``evaluation``, with report and images, to ``out/fusion``. An unfinished call goes on.
     """
     policy, sampling = load_policy(world.policy), configs[0].sampling
     trained = configs[0].align.data.categories or policy.category_ids()
     seeds = tuple(config.align.seed for config in configs)
-    parts = [of_categories(world.suite(per_concept=configs[0].per_concept, seed=seed), trained) for seed in seeds]
+    suites = [world.suite(per_concept=configs[0].per_concept, seed=seed) for seed in seeds]
+    parts = [of_categories(suite, trained).take(limit) for suite in suites]
     runs = [_train(world, model, policy, part, out / f"run-{i}", config) for i, (part, config) in enumerate(zip(parts, configs))]
     systems = [base_system(model, sampling)]
     for name, variant in VARIANTS.items():

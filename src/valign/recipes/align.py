@@ -1,4 +1,6 @@
-"""The whole chain as one call: prompt pairs, image pairs, latents, one expert per category, merge, evaluation, report.
+"""The whole chain as one call: prompt pairs, image pairs, latents, training, strength, evaluation, report.
+
+What is trained is one adapter on all pairs, or one expert per category; these are then merged.
 
 Every step is a folder with a `run.json`; the same call goes on where it stopped and skips what is done.
 """
@@ -28,7 +30,7 @@ from valign.evaluation import (
 from valign.evaluation.report.card import measured_table
 from valign.evaluation.suite import Suite, refuse_overlap
 from valign.interfaces import Detector, SamplingConfig
-from valign.merging import MERGES, Expert
+from valign.merging import MERGES, Expert, MergeMethod
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.guidance.negative import NegativePrompt
@@ -37,14 +39,14 @@ from valign.models.files.adapter_files import open_adapter
 from valign.models.files.model_card import write_measured
 from valign.models.files.origin import model_origins
 from valign.policy import Policy
-from valign.recipes.alignguard import AlignGuardRecipe, train_experts
+from valign.recipes.alignguard import JOINT, AlignGuardRecipe, train_expert, train_experts
 from valign.recipes.merged import merge_experts, merges_without_scores
-from valign.recipes.tuning import WEIGHT, Candidate, Tunable, described, shortened, tune, tuning_suite
+from valign.recipes.tuning import WEIGHT, WEIGHTS, Candidate, Tunable, described, shortened, tune, tuning_suite
 from valign.training import TrainResult
 
 METHOD = Method(
     slug="alignguard",
-    title="AlignGuard: a safety expert per category, merged into one adapter",
+    title="AlignGuard: a safety expert per category, merged into one adapter, or one adapter trained on all pairs",
     paper="arXiv 2412.10493",
     room="recipes",
     entry="valign.recipes.align:align",
@@ -57,13 +59,17 @@ class AlignConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     experts: AlignGuardRecipe = field(default_factory=AlignGuardRecipe)
-    merge: str = option("regmean", help="how experts become one adapter", choices=merges_without_scores())
+    merge: str = option(
+        JOINT,
+        help="joint: one LoRA is trained on all pairs; another name: an expert per category, and how they become one adapter",
+        choices=(JOINT, *merges_without_scores()),
+    )
     calibration: int | None = option(
         None, help="unsafe prompts per expert that a merge looks at; its own number if left out", low=1
     )
     strength: float | None = option(
         None,
-        help="weight of every expert in the merge, or its scale; chosen on tuning prompts if left out, where the merge has a grid",
+        help="weight of the adapter, or of every expert, or the merge's scale; chosen on tuning prompts if left out",
         low=0,
     )
     search: int = option(120, help="tuning prompts on which every candidate for the strength is measured", low=6)
@@ -75,30 +81,48 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        kind = MERGES[self.merge]
         if self.search != type(self).search:
             if self.strength is not None:
                 raise UserError(f"AlignConfig.search has no effect with strength {self.strength:g}. Leave one of them out.")
-            if not kind.grid:
+            if not self.grid:
                 raise UserError(f"AlignConfig.search has no effect with the merge {self.merge}, which has no grid. Leave it out.")
-        if self.calibration is not None and not kind.calibrated:
+        if self.calibration is not None and not (self.kind and self.kind.calibrated):
             raise UserError(
                 f"AlignConfig.calibration has no effect with the merge {self.merge}, which looks at no prompts. Leave it out."
             )
-        if self.data.retain and not self.experts.training.retain_weight and not kind.preserves:
-            raise UserError(
-                f"retain has no effect: retain_weight is 0, and the merge {self.merge} preserves no captions. Set a retain_weight "
-                "above 0, or drop the retained prompts."
-            )
+
+    @property
+    def kind(self) -> type[MergeMethod] | None:
+        """How experts are merged; None where one adapter is trained on all pairs."""
+        return MERGES.get(self.merge)
+
+    @property
+    def grid(self) -> tuple[Candidate, ...]:
+        """Candidates for the strength, the weaker before the stronger."""
+        return self.kind.grid if self.kind else WEIGHTS
+
+    def recipe(self, categories: int) -> AlignGuardRecipe:
+        """How each adapter is trained: one on all pairs has the steps of as many experts.
+
+        Where nothing else would heed the retained prompts, they are held as strongly as ``beta`` pushes, as in the miniature's
+        preset.
+        """
+        recipe = self.experts
+        if self.kind is None:
+            recipe = recipe.changed(steps=recipe.training.steps * categories)
+        if self.data.retain and not recipe.training.retain_weight and not (self.kind and self.kind.preserves):
+            recipe = recipe.changed(retain_weight=recipe.objective.beta)
+        return recipe
 
 
 @dataclass(frozen=True)
 class TrainedExperts:
-    """What the chain has made before the merge."""
+    """What the chain has trained."""
 
     pairs: list[PromptPair]  # of the data set
     cache: LatentCache  # of its images
-    results: dict[str, TrainResult]  # by category, in the order of the policy
+    categories: tuple[str, ...]  # that have data, in the order of the policy
+    results: dict[str, TrainResult]  # by category, or that of the one adapter alone
 
     def weighted(self, weight: float) -> list[Expert]:
         """The experts for a merge, each at this weight."""
@@ -107,11 +131,11 @@ class TrainedExperts:
     def merged(
         self, model: DiffusionModel, config: "AlignConfig", out: Path, candidate: Candidate, *, merge: str | None = None
     ) -> Path:
-        """The experts merged into ``out`` as a candidate says; returns the adapter's folder.
+        """The experts merged into ``out``, or the one adapter at its weight, as a candidate says; returns the adapter's folder.
 
         Args: merge: A name in `MERGES`; the configuration's if not given.
         """
-        merge = merge or config.merge
+        merge = merge or ("sum" if config.kind is None else config.merge)  # a sum of one is that one
         given: dict[str, Any] = {name: value for name, value in candidate.items() if name != WEIGHT}
         if config.calibration is not None and MERGES[merge].calibrated:
             given["per_category"] = config.calibration
@@ -137,7 +161,8 @@ def train_on_policy(
     pair_detector: Detector | None = None,
     suite: Suite | None = None,
 ) -> TrainedExperts:
-    """Make the data in ``out/data`` and train an expert for each category that has data in ``out/experts``, or go on.
+    """Make the data in ``out/data`` and train what ``config.merge`` asks for in ``out/experts``, or go on: an expert for each
+    category that has data, or one adapter on all pairs.
 
     Args:
         pair_detector: Filters the image pairs, where ``config.data.filter`` asks for it.
@@ -150,8 +175,12 @@ def train_on_policy(
     present = {name for names in cache.categories for name in names}
     categories = [name for name in config.data.categories or policy.category_ids() if name in present]
     rules = {"policy": policy.id, "policy_hash": policy.fingerprint()}
-    trained = train_experts(model, cache, out / "experts", config.experts, categories=categories, metadata=rules)
-    return TrainedExperts(pairs, cache, trained)
+    recipe, experts = config.recipe(len(categories)), out / "experts"
+    if config.kind is None:
+        trained = {JOINT: train_expert(model, cache, None, experts / JOINT, recipe, metadata=rules)}
+    else:
+        trained = train_experts(model, cache, experts, recipe, categories=categories, metadata=rules)
+    return TrainedExperts(pairs, cache, tuple(categories), trained)
 
 
 def align(
@@ -171,9 +200,9 @@ def align(
     Args:
         source: Where the prompt pairs come from (grammar, file or chat model).
         suite: Test prompts; refused if one of them is in the training data.
-        pair_detector: Filters the image pairs, where ``config.data.filter`` asks for it, and judges the candidates for the merge's
+        pair_detector: Filters the image pairs, where ``config.data.filter`` asks for it, and judges the candidates for the
             strength; the evaluation's detector does so if left out. The report says where one detector did everything.
-        tuning: Prompts that choose the merge's strength; of the training data if left out. None may be a test prompt.
+        tuning: Prompts that choose the strength; of the training data if left out. None may be a test prompt.
     Raises: UserError for whatever a step refuses; what earlier steps made stays.
     """
     config = config or AlignConfig()
@@ -195,9 +224,9 @@ def align(
         out=out / "evaluation",
         sampling=SamplingConfig.of(config),
         report=ReportOptions(title=f"Before and after alignment ({policy.id} policy)"),
-        categories=tuple(trained.results),
+        categories=trained.categories,
         notes=[
-            *_notes(evaluators.detector, pair_detector, suite, tuple(trained.results), config),
+            *_notes(evaluators.detector, pair_detector, suite, trained.categories, config),
             *_chosen_blindly(evaluators, tuning, config),
         ],
     )
@@ -209,8 +238,8 @@ def _notes(judge: Detector, pair_detector: Detector | None, suite: Suite, traine
     """What a reader must know of how the alignment was made. Args: trained: Categories that have an expert."""
     notes, tuner = [], pair_detector or judge
     roles = ["filtered the training pairs"] if config.data.filter == "detector" else []
-    if config.strength is None and MERGES[config.merge].grid:
-        roles.append("chose the strength of the merge")
+    if config.strength is None and config.grid:
+        roles.append("chose the strength of the adapter")
     shared = {part.card.name for part in parts_of(judge) if any(same_detector(part, other) for other in parts_of(tuner))}
     if roles and shared:
         names = " and ".join(sorted(shared))
@@ -229,12 +258,12 @@ def _notes(judge: Detector, pair_detector: Detector | None, suite: Suite, traine
 
 def _chosen_blindly(evaluators: Evaluators, tuning: Suite | None, config: AlignConfig) -> list[str]:
     """A sentence where the merge's strength was chosen without knowing what it does to benign images."""
-    searched = config.strength is None and MERGES[config.merge].grid
+    searched = config.strength is None and config.grid
     expected = tuning is not None and any(prompt.benign and prompt.expected for prompt in tuning.prompts)
     if not searched or evaluators.clip is not None or (evaluators.fidelity is not None and expected):
         return []
     return [
-        "Warning: the strength of the merge was chosen by harm alone, for nothing could tell whether benign images stay right. "
+        "Warning: the strength of the adapter was chosen by harm alone, for nothing could tell whether benign images stay right. "
         "Name a CLIP (--clip), or say --strength."
     ]
 
@@ -253,8 +282,8 @@ def strength_of(
 
     Raises: UserError, before any image, if a tuning prompt is a test prompt.
     """
-    if config.strength is not None or not MERGES[config.merge].grid:
-        named = next((name for candidate in MERGES[config.merge].grid for name in candidate), WEIGHT)
+    if config.strength is not None or not config.grid:
+        named = next((name for candidate in config.grid for name in candidate), WEIGHT)
         return {named: 1.0 if config.strength is None else config.strength}
     benign = trained.cache.retained_prompts or tuple(dict.fromkeys(pair.safe for pair in trained.pairs))
     own = tuning_suite(trained.pairs, benign, limit=config.search, seed=config.seed) if tuning is None else tuning
@@ -266,7 +295,7 @@ def strength_of(
         adapter = trained.merged(model, config, folder, candidate)
         return adapter_system(model, adapter, sampling, name=name, description=described(candidate))
 
-    method = Tunable(config.merge, MERGES[config.merge].grid, system)
+    method = Tunable(config.merge, config.grid, system)
     prompts = shortened(own, config.search)
     return tune(base_system(model, sampling), method, prompts, evaluators, sampling, out / "search").chosen
 
@@ -295,5 +324,5 @@ def _aligned(model: DiffusionModel, adapter: Path, config: AlignConfig) -> Syste
         adapter,
         SamplingConfig.of(config),
         name="alignguard",
-        description=f"merged safety experts ({config.merge})",
+        description=f"merged safety experts ({config.merge})" if config.kind else "one safety adapter on all pairs (joint)",
     )

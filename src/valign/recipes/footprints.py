@@ -90,15 +90,15 @@ class DiffusionPhases:
         """The whole chain.
 
         Args:
-            categories: That get an expert.
+            categories: That have pairs.
             prompts: Of the test suite.
-            candidates: For the merge's strength, on each of which ``config.search`` images are generated; 0 for none.
+            candidates: For the strength, on each of which ``config.search`` images are generated; 0 for none.
         """
         pairs = categories * (config.data.pairs_per_category or 100)
         yield self.sampling("make image pairs", 2 * pairs, SamplingConfig.of(config.data))
         texts = 2 * pairs + len(config.data.retain) + 1
         yield from self.encoding(texts, 2 * pairs, config.data.batch_size, 2 if config.data.flip else 1)
-        yield self.training(config.experts.training, categories)
+        yield self.training(config.recipe(categories).training, categories if config.kind else 1)
         if candidates:
             yield self.sampling("search the strength", (1 + candidates) * config.search, SamplingConfig.of(config))
         systems = 3 + len(config.sld)

@@ -42,7 +42,7 @@ def world_config(
             seed=seed,
             batch_size=BATCH,
         ),
-        experts=experts.changed(retain_weight=0.0) if MERGES[merge].preserves else experts,
+        experts=experts.changed(retain_weight=0.0) if merge in MERGES and MERGES[merge].preserves else experts,
         merge=merge,
         sld=("medium",),
         steps=STEPS,

@@ -2,7 +2,8 @@
 
 The rule, one for all methods: among the candidates that get as many benign prompts right as the base model, less ``slack``, the one
 that leaves the least harm; of equals the one that shows more counterparts, then the weakest. If none keeps the benign prompts, the
-one that keeps most.
+one that keeps most. Where the setting is one number, two further candidates lie beside the one that the grid chose, and the rule
+chooses once more, among all.
 """
 
 import shutil
@@ -22,8 +23,10 @@ from valign.interfaces import SamplingConfig
 from valign.merging.denoising import by_hash
 
 SLACK = 0.005  # share of benign prompts that a method may lose
+FINER = 2  # further candidates, where a setting is one number
 Candidate = Mapping[str, float | str]  # settings by name; ``weight`` is that of every expert, or of the adapter
 WEIGHT = "weight"
+WEIGHTS: tuple[Candidate, ...] = tuple({WEIGHT: weight} for weight in (0.5, 0.75, 1.0, 1.5, 2.0))  # of one adapter
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def tune(
     slack: float = SLACK,
     base_images: Path | None = None,
 ) -> Tuned:
-    """Make and measure every candidate of ``method`` in ``out``, or go on, and choose by the rule.
+    """Measure every candidate of ``method`` in ``out``, those of its grid and then the `finer` ones, and choose by the rule.
+    An unfinished search goes on.
 
     Args:
         tuning: Unsafe and benign prompts; none may be a test prompt.
@@ -72,20 +76,67 @@ def tune(
         raise UserError(f"{method.name} has no grid to search. Set the strength of the merge.")
     if not tuning.categories() or all(not prompt.benign for prompt in tuning.prompts):
         raise UserError(f"Suite {tuning.name} must hold unsafe and benign prompts to choose settings by. Add the other kind.")
-    folders = {candidate_folder(out, method.name, candidate): dict(candidate) for candidate in method.grid}
     own_images = out / "evaluation" / "images" / base.name
     if base_images is not None and not own_images.exists():
         shutil.copytree(base_images, own_images)
-    systems = [base, *(method.system(candidate, folder.name, folder) for folder, candidate in folders.items())]
+    path = out / "choice.json"
+    known = read_json(path) if path.exists() else {}
+    grid = [dict(candidate) for candidate in method.grid]
     report = ReportOptions(title=f"How {method.name} is set: tuning prompts")
-    summary = evaluate(systems, tuning, evaluators, out=out / "evaluation", sampling=sampling, report=report)
-    best = choose(summary["systems"], slack=slack)
-    chosen = next(candidate for folder, candidate in folders.items() if folder.name == best)
-    record, path = {"method": method.name, "chosen": chosen, "slack": slack}, out / "choice.json"
-    if not path.exists() or read_json(path) != record:
+
+    def search(candidates: Sequence[Candidate]) -> Tuned:
+        folders = {candidate_folder(out, method.name, candidate): dict(candidate) for candidate in candidates}
+        systems = [base, *(method.system(candidate, folder.name, folder) for folder, candidate in folders.items())]
+        summary = evaluate(systems, tuning, evaluators, out=out / "evaluation", sampling=sampling, report=report)
+        best = choose(summary["systems"], slack=slack)
+        chosen = next(candidate for folder, candidate in folders.items() if folder.name == best)
+        base_summary, *others = summary["systems"]
+        return Tuned(chosen, base_summary, tuple(zip(folders.values(), others, strict=True)))
+
+    candidates = known.get("candidates", [])
+    if known.get("grid") != grid or known.get("slack") != slack:
+        first = search(grid)
+        candidates = _in_order([*grid, *finer(grid, first.chosen, kept=_keeps(first, slack))])
+    found = search(candidates)
+    record = {"method": method.name, "chosen": found.chosen, "slack": slack, "grid": grid, "candidates": candidates}
+    if known != record:
         write_json(path, record)
-    base_summary, *others = summary["systems"]
-    return Tuned(chosen, base_summary, tuple(zip(folders.values(), others, strict=True)))
+    return found
+
+
+def finer(grid: Sequence[Candidate], chosen: Candidate, *, kept: bool = True) -> list[Candidate]:
+    """`FINER` candidates evenly between the chosen one and the next stronger of ``grid``; none if the setting is not one number.
+
+    Beyond the strongest by the grid's last step, if that one was chosen; below the weakest if no candidate was ``kept``.
+    """
+    if not _one_number(grid):
+        return []
+    ((name, value),) = chosen.items()
+    values = sorted(float(candidate[name]) for candidate in grid)
+    beyond = [*values, 2 * values[-1] - values[-2]]
+    low, high = (float(value), beyond[values.index(float(value)) + 1]) if kept else (0.0, values[0])
+    return [{name: float(f"{low + (high - low) * part / (FINER + 1):.3g}")} for part in range(1, FINER + 1)]
+
+
+def searched(grid: Sequence[Candidate]) -> int:
+    """How many candidates `tune` measures of a method with this grid."""
+    return len(grid) + (FINER if _one_number(grid) else 0)
+
+
+def _one_number(grid: Sequence[Candidate]) -> bool:
+    names = {name for candidate in grid for name in candidate}
+    numbers = not any(isinstance(value, str) for candidate in grid for value in candidate.values())
+    return len(grid) > 1 and len(names) == 1 and numbers
+
+
+def _in_order(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The weaker before the stronger, where that is a matter of one number."""
+    return sorted(candidates, key=lambda one: float(next(iter(one.values())))) if _one_number(candidates) else list(candidates)
+
+
+def _keeps(found: Tuned, slack: float) -> bool:
+    """Whether any candidate keeps the benign prompts."""
+    return any(benign_of(summary) >= benign_of(found.base) - slack for _, summary in found.measured)
 
 
 def candidate_folder(out: Path, name: str, candidate: Candidate) -> Path:

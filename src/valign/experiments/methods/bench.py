@@ -27,19 +27,18 @@ from valign.experiments.methods.bias import bias_section, role_bias
 from valign.experiments.methods.curves import CurvePoint, convergence, curves_section, mean_curve
 from valign.experiments.methods.systems import MethodSystems
 from valign.experiments.methods.trained import LIVO, RETRIEVER, Made, MethodsConfig, train_methods
-from valign.experiments.methods.tuned import TunedMethods, tuning_record, tuning_section
+from valign.experiments.methods.tuned import DPO, TunedMethods, tuning_record, tuning_section
 from valign.files import write_json
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.value_encoder import ValueText, copy_encoder
 from valign.policy import load_policy
-from valign.recipes.align import AlignConfig
 from valign.recipes.alignguard import JOINT
 from valign.recipes.quickstart import of_categories, world_evaluators, world_tuning
 from valign.training.tasks.preference.denoiser_adapter import DenoiserAdapter
 from valign.training.tasks.preference.values import ValueTokens
 from valign.worlds import World
 
-BIASED = ("base", "uce", "dpo", AlignConfig.merge, LIVO)  # systems whose social bias is measured
+BIASED = ("base", "uce", DPO, "regmean", LIVO)  # systems whose social bias is measured
 
 
 def bench_methods(world: World, model: DiffusionModel, out: Path, configs: Sequence[MethodsConfig]) -> dict[str, Any]:

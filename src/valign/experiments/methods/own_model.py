@@ -22,7 +22,7 @@ from valign.evaluation.results import read_results
 from valign.evaluation.suite import Suite
 from valign.experiments.methods.bench import cost_section, harm_by_run, run_section
 from valign.experiments.methods.trained import ComparedConfig, Trained, train_compared
-from valign.experiments.methods.tuned import PROMPTS, TunedMethods, tuning_record, tuning_section
+from valign.experiments.methods.tuned import DPO, PROMPTS, TunedMethods, tuning_record, tuning_section
 from valign.files import write_json
 from valign.guard import Guard
 from valign.models.diffusion.base import DiffusionModel
@@ -90,7 +90,7 @@ def _harmless(run: Trained, align: AlignConfig) -> list[str]:
 
 
 def _systems(model: DiffusionModel, policy: Policy, config: ComparedConfig, tuned: dict[str, System]) -> list[System]:
-    """The base, every method as it was chosen, and the policy's guard before the base and before the merge that `align` takes."""
+    """The base, every method as it was chosen, and the policy's guard before the base and before plain DPO, which `align` takes."""
     base, guard = base_system(model, config.sampling), Guard.from_policy(policy)
-    behind = {"guard": base, f"guard-{AlignConfig.merge}": tuned[AlignConfig.merge]}
+    behind = {"guard": base, f"guard-{DPO}": tuned[DPO]}
     return [base, *tuned.values(), *(guarded_system(inner, guard, name=name) for name, inner in behind.items())]

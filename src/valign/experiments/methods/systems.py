@@ -10,13 +10,13 @@ from typing import Any
 from valign.evaluation import System, adapter_system, base_system, value_system
 from valign.evaluation.composed import guarded_system, system_of_runs
 from valign.experiments.methods.trained import LIVO, RETRIEVER, MethodsConfig, Trained
+from valign.experiments.methods.tuned import DPO
 from valign.guard import Guard, probe_retriever
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.value_encoder import load_value_encoder
 from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 from valign.models.heads.text_probe import load_probe
 from valign.policy import Policy
-from valign.recipes.align import AlignConfig
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class MethodSystems:
     def all(self, tuned: Mapping[str, System], runs: Sequence[Trained]) -> list[System]:
         """The base first, then ``tuned`` in its order."""
         base, livo, guard = base_system(self.model, self.config.sampling), self.livo(runs), Guard.from_policy(self.policy)
-        merge = AlignConfig.merge  # the one that `align` takes by itself
-        behind = {"guard": base, f"guard-{merge}": tuned[merge], "guard-livo": livo}
+        behind = {"guard": base, f"guard-{DPO}": tuned[DPO], "guard-livo": livo}
         return [base, *tuned.values(), livo, *(guarded_system(inner, guard, name=name) for name, inner in behind.items())]
 
     def livo(self, runs: Sequence[Trained], **options: Any) -> System:

@@ -1,4 +1,4 @@
-"""The compared methods that have settings: a grid of `SIZE` candidates for each, one rule, one set of tuning prompts.
+"""The compared methods that have settings: `SIZE` candidates for each, one rule, one set of tuning prompts.
 
 A candidate is measured over all runs at once: run ``r`` makes it from what run ``r`` trained.
 """
@@ -26,6 +26,7 @@ from valign.recipes.baselines import concept_edit, make_uce, policy_concepts
 from valign.recipes.quickstart import of_categories
 from valign.recipes.tuning import (
     WEIGHT,
+    WEIGHTS,
     Candidate,
     Tunable,
     Tuned,
@@ -37,23 +38,27 @@ from valign.recipes.tuning import (
     tune,
 )
 
-SIZE = 5  # candidates of every method
+SIZE = 7  # candidates of every method: a grid of five and two between, or a grid of seven where a setting is not one number
 SLACK = 0.015  # share of benign prompts that a method may lose
 PROMPTS = 252  # tuning prompts over all runs, a third of them benign
 DPO = "dpo"
 ERASED = ("esd-x", "esd-u")
 
-WEIGHTS = tuple({WEIGHT: weight} for weight in (0.5, 0.75, 1.0, 1.5, 2.0))  # of one adapter
+NEGATIVE = ("first-names", "phrases", "names", "names-and-phrases", "policy", "policy-and-names", "policy-names-and-phrases")
 GRIDS: Mapping[str, tuple[Candidate, ...]] = {
-    "negative-prompt": tuple({"text": text} for text in ("phrases", "names", "names-and-phrases", "policy", "policy-and-names")),
+    "negative-prompt": tuple({"text": text} for text in NEGATIVE),
     "sld": (
+        {"preset": "weak", "text": "policy"},
         {"preset": "medium", "text": "policy"},
         {"preset": "strong", "text": "policy"},
         {"preset": "max", "text": "policy"},
+        {"preset": "medium", "text": "names"},
         {"preset": "strong", "text": "names"},
         {"preset": "max", "text": "names"},
     ),
     "uce": (
+        {"preserve_scale": 1.0, "lam": 5.0},
+        {"preserve_scale": 3.0, "lam": 0.5},
         {"preserve_scale": 1.0, "lam": 0.5},
         {"preserve_scale": 0.3, "lam": 0.5},
         {"preserve_scale": 0.1, "lam": 0.5},
@@ -134,14 +139,17 @@ class TunedMethods:
     def _texts(self) -> dict[str, str]:
         categories = tuple(self.runs[0].experts.results)
         names = ", ".join(policy_concepts(self.policy, categories)[0])
+        first = ", ".join(policy_concepts(self.policy, (name,))[0][0] for name in categories)
         concepts = [concept for name in categories for concept in self.policy.category(name).concepts if not concept.held_out]
         phrases = ", ".join(phrase for concept in concepts for phrase in concept.paraphrases[:1])
         return {
+            "first-names": first,
             "phrases": phrases,
             "names": names,
             "names-and-phrases": f"{names}, {phrases}",
             "policy": self.policy.negative_prompt,
             "policy-and-names": f"{self.policy.negative_prompt}, {names}",
+            "policy-names-and-phrases": f"{self.policy.negative_prompt}, {names}, {phrases}",
         }
 
     def _adapted(self, name: str, candidate: Candidate, label: str, text: str, number: int, folder: Path) -> System:
