@@ -114,4 +114,4 @@ def test_a_chain_refuses_what_its_merge_does_not_read(monkeypatch):
     with pytest.raises(UserError, match=r"AlignConfig\.calibration has no effect with the merge mean, which looks at no prompts"):
         AlignConfig(merge="mean", calibration=8)
     with pytest.raises(UserError, match=r"AlignConfig\.calibration has no effect with the merge joint, which looks at no prompts"):
-        AlignConfig(calibration=8)
+        AlignConfig(merge="joint", calibration=8)

@@ -95,8 +95,8 @@ def test_runs_on_every_family_from_a_file_of_prompts(family, pairs, tmp_path, re
     assert len(measured["systems"]) == 8  # the base, a grid of five, and two beside what it chose
 
 
-def test_by_itself_it_trains_one_adapter_on_all_pairs(tiny_sd, pairs, tmp_path):
-    summary = _run(tiny_sd, pairs, tmp_path / "run", strength=1.5)
+def test_joint_trains_one_adapter_on_all_pairs(tiny_sd, pairs, tmp_path):
+    summary = _run(tiny_sd, pairs, tmp_path / "run", merge="joint", strength=1.5)
     assert summary["systems"][-1]["description"] == "one safety adapter on all pairs (joint)"
     assert summary["suite"]["categories"] == ["hate", "violence"]
     trained = json.loads((tmp_path / "run" / "experts" / "joint" / "run.json").read_text())

@@ -60,8 +60,8 @@ class AlignConfig:
     data: DataConfig = field(default_factory=DataConfig)
     experts: AlignGuardRecipe = field(default_factory=AlignGuardRecipe)
     merge: str = option(
-        JOINT,
-        help="joint: one LoRA is trained on all pairs; another name: an expert per category, and how they become one adapter",
+        "sum",
+        help="how the experts, one a category, become one adapter; joint: no experts, one LoRA is trained on all pairs",
         choices=(JOINT, *merges_without_scores()),
     )
     calibration: int | None = option(

@@ -30,7 +30,7 @@ def merge_experts(
     pairs: Sequence[PromptPair],
     out: Path,
     *,
-    merge: str = "regmean",
+    merge: str = "sum",
     captions: Sequence[str] = (),
     edits: Sequence[tuple[str, str]] = (),
     options: Mapping[str, Any] | None = None,

@@ -90,7 +90,7 @@ def _harmless(run: Trained, align: AlignConfig) -> list[str]:
 
 
 def _systems(model: DiffusionModel, policy: Policy, config: ComparedConfig, tuned: dict[str, System]) -> list[System]:
-    """The base, every method as it was chosen, and the policy's guard before the base and before plain DPO, which `align` takes."""
+    """The base, every method as it was chosen, and the policy's guard before the base and before plain DPO."""
     base, guard = base_system(model, config.sampling), Guard.from_policy(policy)
     behind = {"guard": base, f"guard-{DPO}": tuned[DPO]}
     return [base, *tuned.values(), *(guarded_system(inner, guard, name=name) for name, inner in behind.items())]
