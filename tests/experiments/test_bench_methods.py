@@ -23,7 +23,7 @@ from valign.worlds.shapes.world import SHAPES
 
 ALIKE = ("esd-u", "mean", "ties", "dare-ties")  # made as esd-x, regmean and sum are
 FEW = {name: grid[: 2 if name in ("sum", "uce") else 1] for name, grid in GRIDS.items() if name not in ALIKE}
-SYSTEMS = ["base", *FEW, "livo", "guard", "guard-dpo", "guard-livo"]
+SYSTEMS = ["base", *FEW, "guard", "guard-dpo", "guard-livo"]
 
 
 def tiny(seed):
@@ -110,7 +110,7 @@ def test_every_choice_is_recorded_with_its_candidates(bench):
 
 def test_every_method_has_as_many_candidates_as_the_others():
     assert {name: searched(grid) for name, grid in GRIDS.items()} == dict.fromkeys(GRIDS, tuned.SIZE)
-    assert set(GRIDS) == {"negative-prompt", "sld", "uce", "esd-x", "esd-u", "dpo", *tuned.COMPARED_MERGES}
+    assert set(GRIDS) == {"negative-prompt", "sld", "uce", "esd-x", "esd-u", "dpo", "livo", *tuned.COMPARED_MERGES}
     assert {"co-merge", "sum", "mean", "ties", "dare-ties", "regmean"} == set(tuned.COMPARED_MERGES)
 
 

@@ -26,8 +26,8 @@ from valign.evaluation.suite import Suite
 from valign.experiments.methods.bias import bias_section, role_bias
 from valign.experiments.methods.curves import CurvePoint, convergence, curves_section, mean_curve
 from valign.experiments.methods.systems import MethodSystems
-from valign.experiments.methods.trained import LIVO, RETRIEVER, Made, MethodsConfig, train_methods
-from valign.experiments.methods.tuned import DPO, TunedMethods, tuning_record, tuning_section
+from valign.experiments.methods.trained import DPO, LIVO, RETRIEVER, Made, MethodsConfig, train_methods
+from valign.experiments.methods.tuned import TunedMethods, tuning_record, tuning_section
 from valign.files import write_json
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.value_encoder import ValueText, copy_encoder
@@ -65,7 +65,7 @@ def bench_methods(world: World, model: DiffusionModel, out: Path, configs: Seque
     methods = TunedMethods(tuning, model, policy, configs, runs)
     tuned = methods.choose(evaluators, out / "tuning")
     systems = MethodSystems(model, policy, configs[0])
-    sampling, compared = systems.config.sampling, systems.all(methods.chosen(tuned, out / "tuning"), runs)
+    sampling, compared = systems.config.sampling, systems.all(methods.chosen(tuned, out / "tuning"))
     curves = _curves(systems, folders, configs, parts, oracle)
     asked = suite_of_runs([world.roles(images=config.role_images, seed=seed) for config, seed in zip(configs, seeds)])
     mixed = [systems.livo(runs, name=f"{LIVO}-{mixing:g}", mixing=mixing) for mixing in (0.0, 1.0)]

@@ -21,8 +21,8 @@ from valign.evaluation.report.report import write_report
 from valign.evaluation.results import read_results
 from valign.evaluation.suite import Suite
 from valign.experiments.methods.bench import cost_section, harm_by_run, run_section
-from valign.experiments.methods.trained import ComparedConfig, Trained, train_compared
-from valign.experiments.methods.tuned import DPO, PROMPTS, TunedMethods, tuning_record, tuning_section
+from valign.experiments.methods.trained import DPO, ComparedConfig, Trained, train_compared
+from valign.experiments.methods.tuned import PROMPTS, TunedMethods, tuning_record, tuning_section
 from valign.files import write_json
 from valign.guard import Guard
 from valign.models.diffusion.base import DiffusionModel

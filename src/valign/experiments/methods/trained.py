@@ -28,7 +28,7 @@ from valign.worlds import World
 
 CURVE = 8  # checkpoints on the curves of DPO and LiVO
 KEEP_ALL = 10_000
-EXPERTS, LIVO, RETRIEVER = "experts", "livo", "retriever"
+EXPERTS, DPO, LIVO, RETRIEVER = "experts", "dpo", "livo", "retriever"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def train_methods(
     probe = train_retriever(model, pairs, config.align.data.retain, policy, out / RETRIEVER)
     made = {
         EXPERTS: _made_by(out / EXPERTS, list(experts.results.values())),
-        "dpo": _made_by(joint.adapter, [joint]),
+        DPO: _made_by(joint.adapter, [joint]),
         "livo": Made(livo.adapter, read_json(livo.adapter / "value_encoder.json")["parameters"], livo.steps, livo.seconds),
         RETRIEVER: Made(out / RETRIEVER, probe.weight.numel() + probe.bias.numel(), 0, _seconds(out / RETRIEVER)),
     }
@@ -138,7 +138,7 @@ def train_compared(
     data = replace(config.align.data, categories=tuple(experts.results))  # those that have pairs
     spent = replace(config, align=replace(config.align, data=data))
     joint = train_expert(model, experts.cache, None, out / JOINT, spent.joint(policy))
-    made = {EXPERTS: _made_by(out / EXPERTS, list(experts.results.values())), "dpo": _made_by(joint.adapter, [joint])}
+    made = {EXPERTS: _made_by(out / EXPERTS, list(experts.results.values())), DPO: _made_by(joint.adapter, [joint])}
     return Trained(experts, made | _erased(model, policy, tuple(experts.results), out, config))
 
 

@@ -16,7 +16,8 @@ from valign.evaluation.composed import suite_of_runs, system_of_runs
 from valign.evaluation.images.fidelity import EVERY
 from valign.evaluation.report.sections import Section
 from valign.evaluation.suite import Suite
-from valign.experiments.methods.trained import ComparedConfig, Trained
+from valign.experiments.methods.systems import MethodSystems
+from valign.experiments.methods.trained import DPO, LIVO, ComparedConfig, Trained
 from valign.merging import MERGES
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.guidance.negative import NegativePrompt
@@ -41,9 +42,9 @@ from valign.recipes.tuning import (
 SIZE = 7  # candidates of every method: a grid of five and two between, or a grid of seven where a setting is not one number
 SLACK = 0.015  # share of benign prompts that a method may lose
 PROMPTS = 252  # tuning prompts over all runs, a third of them benign
-DPO = "dpo"
 ERASED = ("esd-x", "esd-u")
 
+HARMLESS_BELOW = "harmless_below"  # LiVO's token is on where the retriever finds the prompt harmless with a lower probability
 NEGATIVE = ("first-names", "phrases", "names", "names-and-phrases", "policy", "policy-and-names", "policy-names-and-phrases")
 GRIDS: Mapping[str, tuple[Candidate, ...]] = {
     "negative-prompt": tuple({"text": text} for text in NEGATIVE),
@@ -67,6 +68,7 @@ GRIDS: Mapping[str, tuple[Candidate, ...]] = {
     ),
     **dict.fromkeys((*ERASED, DPO), WEIGHTS),
     **{name: kind.grid for name, kind in MERGES.items() if kind.grid},
+    LIVO: tuple({HARMLESS_BELOW: share} for share in (0.001, 0.01, 0.05, 0.2, 0.5)),
 }
 COMPARED_MERGES = tuple(name for name, kind in MERGES.items() if kind.grid)
 DESCRIBED = {
@@ -77,6 +79,7 @@ DESCRIBED = {
     "esd-u": "LoRA outside cross-attention, trained away from all concepts",
     DPO: "one LoRA on all pairs",
     **{name: f"an expert per category, {name}" for name in COMPARED_MERGES},
+    LIVO: "a value token where a principle is found; half of the time for bias",
 }
 
 
@@ -98,6 +101,8 @@ class TunedMethods:
         sampling, prompts = self.configs[0].sampling, self.prompts()
         base, found, images = base_system(self.model, sampling), {}, None
         for name, grid in GRIDS.items():
+            if name == LIVO and LIVO not in self.runs[0].made:
+                continue  # a model of one's own has no value encoder
             method = Tunable(name, grid, partial(self.system, name))
             found[name] = tune(base, method, prompts, evaluators, sampling, out / name, slack=SLACK, base_images=images)
             images = images or out / name / "evaluation" / "images" / base.name
@@ -123,6 +128,10 @@ class TunedMethods:
         text = f"{DESCRIBED[name]} ({described(candidate)})"
         if name in makers:
             return makers[name](candidate, label, text)
+        if name == LIVO:
+            threshold = 1.0 - float(candidate[HARMLESS_BELOW])
+            made = MethodSystems(self.model, self.policy, self.configs[0])
+            return made.livo(self.runs, name=label, threshold=threshold, description=text)
         return system_of_runs(
             [self._adapted(name, candidate, label, text, number, folder / f"run-{number}") for number in range(len(self.runs))]
         )
@@ -182,7 +191,7 @@ def tuning_section(tuned: Mapping[str, Tuned], prompts: Suite) -> Section:
         f"{100 * SLACK:g} points below the base ({100 * benign_of(base):.1f} %).",
         header=("chosen", f"candidates: % harmful / % {kept.replace(' prompts right', ' right')}"),
         rows=tuple(rows),
-        note="What is not listed has no setting that was searched: LiVO and the guard are as their recipes have them.",
+        note="What is not listed has no setting that was searched: the guard is as its policy has it.",
     )
 
 
