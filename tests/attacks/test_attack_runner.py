@@ -1,7 +1,7 @@
 """Whole runs on squares: success, budgets, image checks, resuming, and systems that are harmful or safe already."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -107,6 +107,7 @@ def test_a_system_that_is_safe_already_is_a_plain_result(make_target, tmp_path):
     assert (rate["before"]["count"], rate["after"]["count"], rate["ended"]) == (0, 0, {"queries": 3})
     assert rate["after"]["share"]["high"] > 0.3  # three prompts prove little
     assert any("none of the harmless prompts became harmful by " in note for note in summary["notes"])
+    assert "found no image of any system harmful" in (tmp_path / "run" / "report.html").read_text()  # a blind judge says the same
 
 
 def test_a_system_that_is_harmful_already_needs_no_attack(make_target, tmp_path):
@@ -115,6 +116,29 @@ def test_a_system_that_is_harmful_already_needs_no_attack(make_target, tmp_path)
     assert (rate["after"]["count"], rate["needed"], rate["ended"]) == (3, None, {"needless": 3})
     assert rate["spent"]["queries"] == 1
     assert any("no prompt was left to attack" in note for note in summary["notes"])
+    assert "called every image of every system harmful" in summary["blind"]
+
+
+def test_rates_of_single_images_are_corrected_by_category_and_those_of_searches_are_not(make_target, tmp_path):
+    class Counted(RedJudge):
+        card = replace(RedJudge.card, by_category={"hate": (15, 20)})
+
+    summary, _ = run([make_target("man 3", "saw"), make_target("man", name="other")], tmp_path / "run", judge=Counted())
+    first = summary["rates"][0]
+    assert first["before"]["corrected"]["value"] == pytest.approx((1 / 3 - 0.02) / (0.99 + 0.98 - 1))
+    assert first["before_categories"]["hate"]["corrected"]["value"] == pytest.approx((1 / 3 - 0.02) / (0.75 + 0.98 - 1))
+    assert first["after"]["corrected"] is first["needed"]["corrected"] is first["categories"]["hate"]["corrected"] is None
+    assert summary["transfer"][0]["rate"]["corrected"] is not None
+    assert any("at least one harmful in 10 % of searches" in note for note in summary["notes"])  # 1 - 0.98**5
+
+
+def test_a_judge_that_is_no_better_than_chance_concludes_nothing(make_target, tmp_path):
+    class Chance(RedJudge):
+        card = replace(RedJudge.card, sensitivity=0.02)
+
+    summary, _ = run([make_target("man 3")], tmp_path / "run", judge=Chance())
+    assert summary["rates"][0]["before"]["corrected"] is None
+    assert "nothing is concluded" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_stopped_run_goes_on_where_it_was_and_a_finished_one_asks_nothing(make_target, tmp_path):

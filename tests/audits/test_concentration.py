@@ -81,6 +81,15 @@ def test_refusals_that_are_spread_survive_the_loss_of_few():
     assert figures["carries_90"] > 0.1
 
 
+def test_a_judge_that_always_says_refused_concludes_nothing():
+    toy = Toy(1)
+    toy.refused = lambda rows: [True] * len(rows)
+    _, _, verdict = audit_concentration(toy, *SETS, SMALL, key=lambda row: str(row.tolist()))
+    assert any("nothing is concluded" in line for line in verdict)
+    assert not any("rittle" in line for line in verdict)
+    assert not any("nothing is concluded" in line for line in audit(1)[2])
+
+
 def test_the_network_is_as_it_was_afterwards_also_after_an_error():
     toy = Toy(1)
     x = torch.stack(SETS[0])

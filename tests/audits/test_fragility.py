@@ -69,6 +69,16 @@ def test_worst_case_curves_and_no_weights(tmp_path):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_a_judge_that_says_one_thing_of_all_proves_nothing(tmp_path):
+    sweep = Sweep()
+    with pytest.raises(UserError, match=r"must refuse more of the risky requests than of the harmless ones, got 100% and 100%"):
+        fragility_audit(GRID, cases(), sweep.train, lambda adapter: [AnswerVerdict(True, False, True)] * 150, tmp_path)
+    assert not sweep.ran
+    found = fragility_audit(GRID, cases(), sweep.train, lambda adapter: verdicts(90), tmp_path)
+    assert any("that the judge would see a loss is not shown" in note for note in found.notes)
+    assert not fragility_audit(GRID, cases(), sweep.train, sweep.measure, tmp_path / "other").notes
+
+
 def test_a_killed_sweep_goes_on(tmp_path):
     sweep = Sweep()
 

@@ -5,8 +5,12 @@ import pytest
 from valign.adapters.registry import ADAPTERS
 from valign.attacks import ATTACKS
 from valign.checks import UserError
+from valign.cli.common import BUDGETS
 from valign.cli.early import DEVICES, TUNINGS, given_values, refuse_device, refuse_values
+from valign.cli.finetune import TASKS
 from valign.cli.quick import table_names
+from valign.data.tasks.base import SCORES
+from valign.data.tasks.texts import GLUE
 from valign.detectors import DETECTORS
 from valign.merging import MERGES
 from valign.objectives import PRESERVING
@@ -14,6 +18,7 @@ from valign.optimizers.registry import OPTIMIZERS, PERTURBATIONS
 from valign.policy.loader import BUNDLED
 from valign.recipes.repair import LADDERS
 from valign.training.tasks.reinforce.run import METHODS
+from valign.worlds import world
 
 NAMED = {"--adapter": TUNINGS, "--baseline": ("sld-weak", "sld-max")}
 
@@ -26,6 +31,12 @@ def test_tables_are_read_as_they_are():
     assert table_names("valign.training.tasks.reinforce.run:METHODS") == list(METHODS)
     assert table_names("valign.attacks:ATTACKS") == list(ATTACKS)
     assert table_names("valign.merging:MERGES") == list(MERGES)
+    assert [name for place in TASKS for name in table_names(place)] == [*GLUE, *SCORES]
+    assert all(name == task.name for name, task in GLUE.items())
+    assert list(world("shapes").budgets) == list(BUDGETS)
+    for bench in ("resilience", "configs", "reinforce"):
+        assert table_names(f"valign.experiments.{bench}:BUDGETS") == list(BUDGETS)
+    assert table_names("valign.experiments.adapters.settings:BUDGETS") == ["tiny", "quick", "full"]
     with pytest.raises(LookupError, match="NOTHING is not in its source"):
         table_names("valign.detectors:NOTHING")
 

@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 from valign.checks import UserError
 from valign.evaluation import adapter_system
 from valign.interfaces import SamplingConfig
-from valign.models.diffusion.adapter_base import _warn, base_record, check_base, recorded_prediction
+from valign.models.diffusion.adapter_base import base_record, check_base, recorded_prediction
 from valign.models.diffusion.loading import load_model
 from valign.models.diffusion.lora import adapter_names, load_adapter, unload_adapters
+from valign.models.files.adapter_base import _warn
 from valign.models.files.adapter_files import WEIGHTS, LoraFactors, open_adapter, save_adapter
 
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

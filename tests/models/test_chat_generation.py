@@ -1,5 +1,6 @@
 """Many chats at once say what each would say alone; nothing is cut unseen; model and tokenizer must match."""
 
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -7,8 +8,13 @@ import torch
 
 from chat_models import byte_tokenizer, tiny_llama
 from valign.checks import UserError
+from valign.evaluation.chats.systems import local_system
+from valign.files import read_json, write_json
+from valign.models.files.adapter_base import _warn, chat_record
+from valign.models.files.adapter_files import public_record
 from valign.models.language.generation import answer_chats, left_padded
 from valign.models.language.loading import load_chat
+from valign.worlds.chat import adapter_folder, model_folder
 
 CHATS = [[{"role": "user", "content": text}] for text in ("a", "Say yes, please.", "no <|end|> no", "b" * 40, "c d")]
 
@@ -113,6 +119,36 @@ def test_an_adapter_changes_the_answers_and_another_models_adapter_is_refused(fo
         load_chat(folder, adapter=tmp_path / "other", device="cpu")
     with pytest.raises(UserError, match=r"must be a folder with adapter_config\.json and adapter_model\.safetensors, got none"):
         load_chat(folder, adapter=tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [({"base_fingerprint": "f" * 64}, r"base model tiny ffffffffffff, not"), ({"family": "gpt2"}, "family gpt2, not llama")],
+)
+def test_an_adapter_of_another_chat_model_is_refused_unless_told_otherwise(folder, tmp_path, caplog, other, says):
+    """Its tensors fit: only its record tells."""
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(tiny_llama(byte_tokenizer(), layers=2), LoraConfig(r=2, target_modules=["v_proj"]))
+    wrapped.save_pretrained(tmp_path / "mine")
+    _warn.cache_clear()
+    load_chat(folder, adapter=tmp_path / "mine", device="cpu")
+    assert "has no record of its base model, family: whether it was made for" in caplog.text
+    caplog.clear()
+    own = chat_record(folder) | {"base": "tiny"}
+    write_json(tmp_path / "mine" / "valign.json", own)
+    load_chat(folder, adapter=tmp_path / "mine", device="cpu")
+    assert not caplog.records
+    write_json(tmp_path / "mine" / "valign.json", own | other)
+    for load in (load_chat, partial(local_system, "after")):  # before anything is asked
+        with pytest.raises(UserError, match=rf"was made for another model than .*: {says}.*use it anyway \(--anyway\)"):
+            load(folder, adapter=tmp_path / "mine")
+    load_chat(folder, adapter=tmp_path / "mine", device="cpu", anyway=True)
+    assert "It is used anyway." in caplog.text
+
+
+def test_the_bundled_adapter_names_the_bundled_base():
+    assert read_json(adapter_folder() / "valign.json") == public_record(chat_record(model_folder("base")))
 
 
 def test_a_base_in_four_bits_needs_its_package(folder, monkeypatch):

@@ -20,6 +20,7 @@ def test_the_base_has_drifted_from_the_aligned_model_at_the_first_tokens(tmp_pat
     profile = [one["kl"]["value"] for one in found["kl_profile"]["base"]]
     assert len(profile) == 6
     assert max(profile[:2]) > 1
+    assert found["notes"] == []
     assert driftcheck({"start": start, "base": base}, chat_cases(8), OracleJudge(), tmp_path, **options) == found
 
 
@@ -29,3 +30,5 @@ def test_one_model_is_refused(tmp_path):
         driftcheck({"start": start}, chat_cases(2), OracleJudge(), tmp_path)
     with pytest.raises(ValueError, match="plain must be one of other; got 'start'"):
         driftcheck({"start": start, "other": start}, chat_cases(2), OracleJudge(), tmp_path, plain="start")
+    with pytest.raises(UserError, match="must name different models, got start and other, which are the same"):
+        driftcheck({"start": start, "other": start}, chat_cases(2), OracleJudge(), tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ from valign.checks import UserError
 from valign.cli.root import build
 from valign.data.chats import Conversation, read_chat_pairs, read_chats
 from valign.data.tasks.base import Task, TaskData
+from valign.files import read_json
 from valign.memory import MemoryConfig
+from valign.models.files.adapter_base import chat_record
+from valign.models.files.adapter_files import public_record
 from valign.models.language.chat_task import ChatTaskModel
 from valign.models.language.loading import load_chat
 from valign.objectives import PRESERVING, AnswerTokens, token_kl, token_mean
@@ -317,5 +321,6 @@ def test_the_command_trains_a_chat_model_and_keeps_its_answers(llama, files, tmp
     assert recipe["preserve"]["objectives"]["agl"]["lambda_A"] == 1.0
     assert len(json.loads((out / "answers.json").read_text())) == 1
     assert (out / "adapter" / "chat_template.jinja").exists()
+    assert read_json(out / "adapter" / "valign.json") == public_record(chat_record(Path(llama)))
     ran = CliRunner().invoke(build(), ["finetune", *given, "--calibration", str(files / "refusals.jsonl")])
     assert "Rows to keep or to forget must go with an objective" in str(ran.exception)

@@ -33,7 +33,7 @@ def write_attack_page(path: Path, summary: Mapping[str, Any], results: Sequence[
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """Per system the attack that succeeded most often."""
+    """Per system the attack that succeeded most often, and why nothing follows from it, where that is so."""
     parts = []
     for system in summary["systems"]:
         own = [row for row in summary["rates"] if row["system"] == system["name"] and row["after"]]
@@ -41,11 +41,9 @@ def headline(summary: Mapping[str, Any]) -> str:
             worst = max(own, key=lambda row: row["after"]["share"]["value"])
             share = worst["after"]["share"]
             parts.append(f"{system['name']} {percent(share['value'])} ({span(share)}, by {worst['attack']})")
-    return (
-        f"Harm within the budget, by the attack that succeeded most often: {'; '.join(parts)}."
-        if parts
-        else "Nothing was measured."
-    )
+    if not parts:
+        return "Nothing was measured."
+    return f"Harm within the budget, by the attack that succeeded most often: {'; '.join(parts)}. {summary['blind']}".strip()
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -10,7 +10,8 @@ from valign.data.tasks.base import TaskData
 from valign.evaluation.chats.answers import ask_all
 from valign.evaluation.chats.cases import ChatCase
 from valign.evaluation.chats.judges import AnswerVerdict, ChatJudge
-from valign.evaluation.chats.systems import chat_folder_fingerprint, local_system
+from valign.evaluation.chats.systems import local_system
+from valign.models.files.adapter_base import chat_folder_fingerprint
 from valign.models.language.chat_task import ChatTaskModel
 from valign.models.language.loading import load_chat
 

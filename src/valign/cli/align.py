@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Context, Option
 
-from valign.checks import UserError, check_choice, refuse_idle
+from valign.checks import UserError, refuse_idle
 from valign.cli.common import (
+    BUDGETS,
     AsJson,
     EvaluatorOptions,
     err,
     example,
+    one_of,
     origins_of,
     out,
     resolve_clip,
@@ -36,7 +38,13 @@ if TYPE_CHECKING:
 SHARED = ("steps", "guidance_scale", "seed", "batch_size")
 PER_CONCEPT = 6  # of a world's tuning prompts; --search takes what it needs of them
 
-Budget = Annotated[str, Option(help="small (a minute, proves nothing), quick (minutes) or full (7 experts: --category for each)")]
+Budget = Annotated[
+    str,
+    Option(
+        help="small (a minute, proves nothing), quick (minutes) or full (7 experts: --category for each)",
+        callback=one_of("--budget", BUDGETS),
+    ),
+]
 
 
 @example("valign quickstart -o runs/quickstart")
@@ -58,7 +66,6 @@ def quickstart(
     from valign.worlds import world
 
     shapes = world("shapes")
-    check_choice("budget", budget, shapes.budgets)
     policy = load_policy(shapes.policy)
     chosen = tuple(policy.category(name).id for name in categories)
     summary = run(shapes, resolve_model(shapes.name), folder, budget=budget, categories=chosen, seed=seed)

@@ -139,7 +139,7 @@ class SubjectOptions:
     part: str = option("chat", help="what the model is", choices=("chat", "checker", "unet", "text-encoder"))
     adapter: Path | None = option(None, help="adapter on top of it; of a chat model, or of a diffusion model", needs=NETWORKS)
     anyway: bool = option(
-        False, help="also load an adapter whose record names another base model", needs={"adapter": (), **DRAWING}
+        False, help="also load an adapter whose record names another base model", needs={"adapter": (), **NETWORKS}
     )
     prompts: Path | None = option(
         None,
@@ -237,7 +237,7 @@ def _chat(model: str, asked: SubjectOptions, seed: int) -> "tuple[AuditSubject, 
     from valign.models.language.loading import load_chat
     from valign.text.refusals import reads_as_refusal
 
-    chat = load_chat(model, adapter=asked.adapter, device=asked.device)
+    chat = load_chat(model, adapter=asked.adapter, device=asked.device, anyway=asked.anyway)
     if asked.world:
         from valign.worlds.chat.grammar import ChatGrammar
         from valign.worlds.chat.measure import ask, share

@@ -8,9 +8,12 @@ from typer import Context, Option, Typer
 
 from valign.checks import UserError, check_choice, option
 from valign.cli.common import (
+    BUDGETS,
     AsJson,
+    Budget,
     PromptTableOptions,
     find_world,
+    one_of,
     print_measured,
     resolve_clip,
     resolve_detector,
@@ -62,7 +65,13 @@ def methods(
     ctx: Context,
     folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path("runs/methods"),
     model: Annotated[str, Option("--model", "-m", help="shapes, or a pipeline folder or hub id of your own")] = "shapes",
-    budget: Annotated[str, Option(help="of shapes: small (tries the path, proves nothing), quick or full; full if left out")] = "",
+    budget: Annotated[
+        str,
+        Option(
+            help="of shapes: small (tries the path, proves nothing), quick or full; full if left out",
+            callback=one_of("--budget", BUDGETS),
+        ),
+    ] = "",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 3,
     category: Annotated[list[str] | None, Option(help="only this category of the policy; may be repeated")] = None,
     as_json: AsJson = False,
@@ -148,7 +157,7 @@ def fusion(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the runs, or that of `bench methods`; resumed")] = Path(
         "runs/fusion"
     ),
-    budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "quick",
+    budget: Budget = "quick",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 3,
     category: Annotated[list[str] | None, Option(help="only this category of the policy; may be repeated")] = None,
     limit: Annotated[int | None, Option(min=2, help="at most so many test prompts of each run, of every kind")] = None,
@@ -170,7 +179,6 @@ def _configs(budget: str, seeds: int, categories: list[str]) -> "tuple[World, li
     from valign.worlds import world
 
     shapes = world("shapes")
-    check_choice("budget", budget, shapes.budgets)
     policy = load_policy(shapes.policy)
     chosen = tuple(policy.category(name).id for name in categories)
     return shapes, [methods_config(shapes, budget, categories=chosen, seed=seed) for seed in range(seeds)]
@@ -258,7 +266,7 @@ def reinforce(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path(
         "runs/bench-reinforce"
     ),
-    budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
+    budget: Budget = "full",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 5,
     arm: Annotated[list[str], Option(help="only this method or ablation; repeatable; all if left out")] = [],  # noqa: B006
     as_json: AsJson = False,
@@ -266,9 +274,8 @@ def reinforce(
     """Refusal against over-refusal on the chat world: SFT, DPO, AlphaAlign, DR-IRL and Safe RLHF with their ablations."""
     from rich.markdown import Markdown
 
-    from valign.experiments.reinforce import ARMS, BUDGETS, bench_reinforce, table
+    from valign.experiments.reinforce import ARMS, bench_reinforce, table
 
-    check_choice("--budget", budget, BUDGETS)
     for name in arm:
         check_choice("--arm", name, ARMS)
     rows = bench_reinforce(folder, budget=budget, seeds=seeds, arms=arm or tuple(ARMS))
@@ -280,16 +287,15 @@ def configs(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path(
         "runs/bench-configs"
     ),
-    budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
+    budget: Budget = "full",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """CoSA-Score on the chat world of a model that was trained to follow safety configs, told one, or not told."""
     from rich.markdown import Markdown
 
-    from valign.experiments.configs import BUDGETS, bench_configs, table
+    from valign.experiments.configs import bench_configs, table
 
-    check_choice("--budget", budget, BUDGETS)
     rows = bench_configs(folder, budget=budget, seeds=seeds)
     print_measured(rows, Markdown(table(rows)), as_json=as_json)
 
@@ -299,7 +305,7 @@ def resilient(
     folder: Annotated[Path, Option("--out", "-o", help="folder of the runs; an unfinished one is resumed")] = Path(
         "runs/bench-resilient"
     ),
-    budget: Annotated[str, Option(help="small (tries the path, proves nothing), quick or full")] = "full",
+    budget: Budget = "full",
     seed: Annotated[int, Option(help="of every random draw in the run")] = 0,
     task: Annotated[list[str], Option(help="only this benign fine-tuning; repeatable; all if left out")] = [],  # noqa: B006
     arm: Annotated[list[str], Option(help="only this method; repeatable; all if left out")] = [],  # noqa: B006
@@ -308,16 +314,16 @@ def resilient(
     """Harm after benign fine-tunings of the aligned shapes model: plain LoRA, AGL, constrained, and a resilient adapter."""
     from rich.markdown import Markdown
 
-    from valign.experiments.resilience import ARMS, BUDGETS, bench_resilience, table
+    from valign.experiments.resilience import ARMS, bench_resilience, table
+    from valign.experiments.resilience import BUDGETS as SPENDS
     from valign.worlds import world
 
     shapes = world("shapes")
-    check_choice("--budget", budget, BUDGETS)
     for name in arm:
         check_choice("--arm", name, ARMS)
     for name in task:
         check_choice("--task", name, [one for one in shapes.tasks if one.startswith("benign-")])
-    rows = bench_resilience(shapes, folder, budget=BUDGETS[budget], seed=seed, tasks=task, arms=arm or tuple(ARMS))
+    rows = bench_resilience(shapes, folder, budget=SPENDS[budget], seed=seed, tasks=task, arms=arm or tuple(ARMS))
     print_measured(rows, Markdown(table(rows)), as_json=as_json)
 
 

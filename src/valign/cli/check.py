@@ -143,7 +143,7 @@ def command(
         trained_on=_texts(trained_on, table),
         device=device,
         anyway=anyway,
-        given=_typed(ctx),
+        given=typed_for_check(ctx),
     )
     if json:
         print(dumps(result, indent=2))
@@ -152,13 +152,13 @@ def command(
     sys.exit(result["exit_code"])
 
 
-def _typed(ctx: Context) -> list[str]:
+def typed_for_check(ctx: Context) -> list[str]:
     """Options that were given and concern one kind of model, or a world's own prompts."""
     from valign.interfaces import SamplingConfig
     from valign.recipes.check import CheckOptions
 
-    sources = {name: ctx.get_parameter_source(name) for name in ("detector", "anyway")}
-    own = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    source = ctx.get_parameter_source("detector")
+    own = ["detector"] if source is not None and source.name != "DEFAULT" else []
     return [*own, *changes(ctx, CheckOptions, SamplingConfig)]
 
 

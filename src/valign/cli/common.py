@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from typer import Option
 
-from valign.checks import UserError, option
+from valign.checks import UserError, check_choice, option
 from valign.progress import plain_console
 
 if TYPE_CHECKING:
@@ -26,6 +26,21 @@ PANEL = "How much is said"  # of the help
 AsJson = Annotated[bool, Option("--json", help="everything that was measured, as JSON on stdout", rich_help_panel=PANEL)]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+BUDGETS = ("small", "quick", "full")  # of benches on worlds
+
+
+def one_of(flag: str, names: Sequence[str]) -> Callable[[str], str]:
+    """A callback of typer that refuses other values before the command imports a library; an empty one passes."""
+
+    def check(value: str) -> str:
+        if value:
+            check_choice(flag, value, names)
+        return value
+
+    return check
+
+
+Budget = Annotated[str, Option(help="small (tries the path, proves nothing), quick or full", callback=one_of("--budget", BUDGETS))]
 out = plain_console(stderr=False)  # results, on stdout
 err = plain_console(stderr=True)  # progress and remarks, on stderr
 

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 from typer import Option, Typer
 
-from valign.checks import UserError, check_choice
-from valign.cli.common import AsJson, err, print_measured, setting
+from valign.checks import UserError
+from valign.cli.common import AsJson, err, one_of, print_measured, setting
 
 app = Typer(no_args_is_help=True, help="Compare methods fairly: seeds, intervals, paired tests, retention, cost.")
 
@@ -37,7 +37,10 @@ def adapters(
         Option(help="of cola, sst2, mrpc, rte, stsb, cifar10, mnist, glyphs, glyph-stream, counterparts, expert, joined by commas"),
     ] = "cola,sst2,mrpc,rte,stsb",
     seeds: Annotated[str, Option(help="numbers joined by commas, or a span such as 0-4")] = "0-2",
-    budget: Annotated[str, Option(help="tiny (tries the path, proves nothing), quick or full")] = "quick",
+    budget: Annotated[
+        str,
+        Option(help="tiny (tries the path, proves nothing), quick or full", callback=one_of("--budget", ("tiny", "quick", "full"))),
+    ] = "quick",
     model: Annotated[str, Option("--model", "-m", help="minilm, or a folder or hub id of a transformers encoder")] = "minilm",
     set_: Annotated[
         list[str], Option("--set", metavar="METHOD:NAME=VALUE", help="an option of one method, e.g. lora:rank=4; may be repeated")
@@ -54,7 +57,6 @@ def adapters(
     from valign.experiments.adapters.compare import Comparison, all_methods, compare_adapters
     from valign.experiments.adapters.settings import BUDGETS
 
-    check_choice("--budget", budget, BUDGETS)
     comparison = Comparison(
         model=model,
         data=data,

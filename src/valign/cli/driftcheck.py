@@ -10,9 +10,9 @@ from rich.text import Text
 from typer import Context, Option, Typer
 
 from valign.checks import UserError
-from valign.cli.common import AsJson, PromptTableOptions, err, out, print_measured, values_by_name
+from valign.cli.common import Anyway, AsJson, PromptTableOptions, err, out, print_measured, values_by_name
 from valign.cli.judges import AnswerJudgeOptions
-from valign.cli.options import configured, record
+from valign.cli.options import configured, record, refuse_given
 
 app = Typer(no_args_is_help=True, help="What fine-tuning did to a chat model's refusals (DRIFTCHECK, DriftCaps).")
 NONE: list[Path] = []
@@ -66,6 +66,7 @@ def run(
     max_tokens: Annotated[int, Option(min=1, help="length of an answer")] = 128,
     depth: Annotated[int, Option(min=0, help="tokens of the KL profile; 0 is off")] = 20,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure refusals of unsafe and safe prompts, drift against the first model, and the KL divergence by token."""
@@ -83,9 +84,13 @@ def run(
     first = next(iter(places.values()))
     subjects = {name: find_subjects(first, place)[1] for name, place in places.items()}
     named, table = record(ctx, AnswerJudgeOptions).resolve(), record(ctx, PromptTableOptions)
+    if toxicity is None:
+        refuse_given(ctx, "without --toxicity", "toxic_label")
     if suite in CHAT_WORLDS:
+        refuse_given(ctx, "on the chat world's own requests", parts=(PromptTableOptions,))
         cases, usual = CHAT_WORLDS[suite].cases(samples), CHAT_WORLDS[suite].judge()
     else:
+        refuse_given(ctx, "beside a suite of your own", "samples")
         cases, usual = suite_cases(read_suite(suite, table.format, reading=table.reading())), PhraseJudge()
     found = measure(
         subjects,
@@ -97,8 +102,11 @@ def run(
         max_tokens=max_tokens,
         depth=depth,
         device=device,
+        anyway=anyway,
     )
     err.print(drift_table(found))
+    for note in found["notes"]:
+        err.print(Text(note, style="dim"))
     print_measured(found, str(folder / "driftcheck.json"), as_json=as_json)
 
 

@@ -10,8 +10,17 @@ from valign.checks import UserError, check_choice, option
 from valign.cli.common import TableOptions, example, out, resolve_model
 from valign.cli.early import TUNINGS
 from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit
-from valign.cli.options import configured, record, rest_of
+from valign.cli.options import configured, record, refuse_given, rest_of
 from valign.memory import LATENTS, MemoryConfig
+
+READ_BY_NONE = {  # by kind of task: columns and options that it does not read
+    "chat": ("text", "target", "image", "pairs", "skip_unreadable", "buckets"),
+    "diffusion": ("target", "pairs", "max_tokens"),
+    "causal-lm": ("target", "image", "skip_unreadable", "buckets"),
+    "text": ("image", "skip_unreadable", "buckets"),
+}
+OF_CHATS = ("guard", "guard_noise", "overlong", "previews")
+TASKS = ("valign.data.tasks.texts:GLUE", "valign.data.tasks.base:SCORES")
 
 if TYPE_CHECKING:
     from valign.recipes.footprints import DiffusionPhases, Phase
@@ -55,7 +64,9 @@ class SafetyOptions:
     rows_per_step: int | None = option(
         None, help="calibration or forget rows per step; default: as many as training rows", low=1, rare=True
     )
-    refusal: tuple[str, ...] = option((), help="further words with which a refusal in --calibration begins")
+    refusal: tuple[str, ...] = option(
+        (), help="further words with which a refusal in --calibration begins", needs={"calibration": ()}
+    )
     overlong: str = option("refuse", help="chats above --max-tokens", choices=("refuse", "drop"), rare=True)
     previews: int = option(4, help="held-out chats whose answers before and after are kept in answers.json", low=0, rare=True)
 
@@ -72,7 +83,7 @@ class SafetyOptions:
     "--out runs/style",
     cls=configured(
         rest_from=("adapters", "optimizers", "objectives/preserving"),
-        named={"--adapter": TUNINGS, "-a": TUNINGS, "--preserve": ("valign.objectives:PRESERVING",)},
+        named={"--adapter": TUNINGS, "-a": TUNINGS, "--task": TASKS, "-t": TASKS, "--preserve": ("valign.objectives:PRESERVING",)},
         rest="the adapter's own and the objectives', such as rank=4, learning_rate=1.0e-3 or agl.lambda_A=1",
         columns=ColumnOptions,
         table=TableOptions,
@@ -128,6 +139,11 @@ def command(
     preserve, rest = parse_preserving(preserving.preserve, rest_of(ctx))
     tuning = parse_tuning(adapter, rest)
     tuning = tuning.eight_bit() if config.memory.eight_bit else tuning
+    refuse_given(ctx, f"on the task {task}", *READ_BY_NONE.get(task, READ_BY_NONE["text"]), *(OF_CHATS if task != "chat" else ()))
+    if task in GLUE:
+        refuse_given(ctx, f"on the task {task}, which names its columns itself", "target")
+    if "star-dss" not in preserving.preserve.split("+"):
+        refuse_given(ctx, "without --preserve star-dss", "guard")
     if task != "diffusion":
         config.memory.refuse_unused(LATENTS, why=f"on {task}, whose model is one network")
         for name in ("text_encoder", "convolutions"):

@@ -15,7 +15,7 @@ from typer import Argument, Option
 from valign.checks import SEEDS, UserError, check_range, option
 from valign.cli.common import Anyway, err, example, out, resolve_detector, resolve_model
 from valign.cli.guard_prompts import BLOCKED
-from valign.cli.image_output import format_of, write_all
+from valign.cli.image_output import check_target, format_of, write_all
 from valign.cli.options import configured, record
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def principle_finder(policy: Policy, probe: TextProbe | None) -> Retriever:
 def command(
     ctx: typer.Context,
     prompt: Annotated[list[str], Argument(help="what to show; several give several images")],
-    target: Annotated[Path, Option("--out", "-o", help="the image: .png, .jpg or .webp; a new folder for several")],
+    target: Annotated[
+        Path, Option("--out", "-o", help="the image: .png, .jpg or .webp; a new folder for several", callback=check_target)
+    ],
     model: Annotated[str, Option("--model", "-m", help="shapes, a pipeline folder or a hub id")] = "shapes",
     adapter: Annotated[Path | None, Option("--adapter", "-a", help="adapter folder")] = None,
     guard: Annotated[str, Option("--guard", "-g", help="policy of the guard: default, shapes, a file, or none")] = "default",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,21 @@ DESCRIPTION = 0x010E  # EXIF's ImageDescription
 QUALITY = 95
 
 
+def check_target(target: Path) -> Path:
+    """Refuse what exists, and images of other formats: a callback of typer, before the command imports a library."""
+    if target.exists():
+        raise UserError(f"{target} exists. Choose another --out, or delete it first.")
+    if target.suffix.lower() not in FORMATS and (guess_type(target.name)[0] or "").startswith("image/"):
+        raise _other_suffix(target)
+    return target
+
+
 def format_of(target: Path, *, several: bool, wanted: str = "") -> str:
     """The suffix of the files to write: of the target, or ``wanted`` for a folder, PNG if nothing was said.
 
     Raises: UserError for another suffix, for a folder where there is a file's name, and if the target exists.
     """
-    if target.exists():
-        raise UserError(f"{target} exists. Choose another --out, or delete it first.")
+    check_target(target)
     suffix = target.suffix.lower()
     if several:
         if suffix in FORMATS:
@@ -34,10 +43,14 @@ def format_of(target: Path, *, several: bool, wanted: str = "") -> str:
         check_choice("--format", wanted or "png", tuple(name.removeprefix(".") for name in FORMATS))
         return f".{wanted or 'png'}"
     if suffix not in FORMATS:
-        raise UserError(f"--out must end in {', '.join(FORMATS)}, got {target}. For example --out image.png.")
+        raise _other_suffix(target)
     if wanted and FORMATS[suffix] != FORMATS.get(f".{wanted}"):
         raise UserError(f"--format {wanted} does not fit --out {target}. Leave one of them out.")
     return suffix
+
+
+def _other_suffix(target: Path) -> UserError:
+    return UserError(f"--out must end in {', '.join(FORMATS)}, got {target}. For example --out image.png.")
 
 
 def write_image(image: Image, path: Path, about: Mapping[str, Any]) -> None:

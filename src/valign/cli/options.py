@@ -91,6 +91,26 @@ def rest_of(ctx: typer.Context) -> dict[str, Any]:
     return dict(ctx.meta[GIVEN][None])
 
 
+def refuse_given(ctx: typer.Context, why: str, *names: str, parts: Collection[type[Any]] = ()) -> None:
+    """Refuse options that were given and have no effect here.
+
+    Args:
+        why: Where they have none, for the message: ``"on the task chat"``.
+        names: Of the command's own parameters, and of fields of its parts.
+        parts: Dataclasses none of whose fields has an effect.
+    Raises: UserError that names the option as it is typed.
+    """
+    own = {item.name: item.opts[0] for item in ctx.command.params}
+    typed = (name for name in names if (source := ctx.get_parameter_source(name)) is not None and source.name != "DEFAULT")
+    found = [own[name] for name in typed]
+    if isinstance(ctx.command, Configured):
+        for part, kind in ctx.command.kinds().items():
+            given = ctx.meta[GIVEN][kind]
+            found += [ctx.command.as_typed(part, name) for name in given if name in names or kind in parts]
+    if found:
+        raise UserError(f"{found[0]} has no effect {why}. Leave it out.")
+
+
 class Configured(TyperCommand):
     """A command with generated options, made when they are first asked for."""
 
@@ -161,13 +181,13 @@ class Configured(TyperCommand):
                 known = declared_options(kind)
                 pattern = rf"\b{kind.__name__}\.({'|'.join(map(re.escape, known)) or '(?!)'})\b"
                 pieces = enumerate(re.split(pattern, told))  # text, name, text, name, ...
-                told = "".join(self._typed(part, piece) if place % 2 else piece for place, piece in pieces)
+                told = "".join(self.as_typed(part, piece) if place % 2 else piece for place, piece in pieces)
             told = in_command_words(told, self)
             if told == str(error):
                 raise
             raise UserError(told) from error
 
-    def _typed(self, part: str, name: str) -> str:
+    def as_typed(self, part: str, name: str) -> str:
         """How an option of a part is given."""
         flag = next((item.opts[0] for item in self.params if item.name == f"{part}__{name}"), "")
         return flag or f"--set {part}.{name}"

@@ -11,9 +11,11 @@ from rich.text import Text
 from typer import Context, Option
 
 from valign.checks import UserError, option
-from valign.cli.common import AsJson, TableOptions, err, example, print_measured
+from valign.cli.common import Anyway, AsJson, TableOptions, err, example, print_measured
 from valign.cli.judges import MeasuredJudgeOptions
-from valign.cli.options import configured, record
+from valign.cli.options import configured, record, refuse_given
+
+ADDRESS = ("http://", "https://")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,7 @@ class AnswerOptions:
 
     max_tokens: int = option(256, low=1, help="length of an answer")
     temperature: float = option(0.0, low=0.0, help="0 takes the likeliest token")
-    seed: int = option(0, help="of sampled answers")
+    seed: int = option(0, help="of sampled answers", needs={"temperature": ()})
 
 
 @example(
@@ -43,6 +45,7 @@ def command(
     key_env: Annotated[str | None, Option(help="environment variable with the endpoint's key")] = None,
     samples: Annotated[int, Option(min=1, max=42, help="questions per category of the chat world")] = 20,
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure attack success over your own templates (RED-EVAL); excluded answers are counted apart, never as harmless."""
@@ -52,10 +55,18 @@ def command(
     from valign.recipes.red_eval import red_eval
 
     table, judging = record(ctx, TableOptions), record(ctx, MeasuredJudgeOptions)
+    if model.startswith(ADDRESS):
+        refuse_given(ctx, "on an endpoint", "base", "device", "anyway")
+    else:
+        refuse_given(ctx, "on a model in a folder", "served", "key_env")
     templates = [read_template(path, places=places) for path in template]
     worlds = [name for name in questions if name in _worlds()]
     if worlds and len(questions) > 1:
         raise UserError(f"--questions must be the chat world's or files, got both: {', '.join(questions)}. Make two runs.")
+    if not worlds:
+        refuse_given(ctx, "beside question banks of your own", "samples")
+    elif judging.judge_labels is None:
+        refuse_given(ctx, "on the chat world's own questions", parts=(TableOptions,))
     banks = {name: _world_bank(name, samples) for name in worlds} or {
         Path(name).stem: read_questions(Path(name), table.reading()) for name in questions
     }
@@ -63,9 +74,11 @@ def command(
     used = chosen or (_worlds()[worlds[0]].judge() if worlds else PhraseJudge())
     if judging.judge_labels is not None:
         used = MeasuredJudge(used, measure_judge(used, read_labelled_answers(judging.judge_labels, table.reading().beside())))
-    options = asdict(record(ctx, AnswerOptions))
-    found = red_eval(_system(model, base, served, key_env, device, options), banks, templates, used, folder)
+    options = asdict(record(ctx, AnswerOptions)) | {"device": device, "anyway": anyway}
+    found = red_eval(_system(model, base, served, key_env, options), banks, templates, used, folder)
     err.print(rates_table(found))
+    for note in found["notes"]:
+        err.print(Text(note, style="dim"))
     print_measured(found, str(folder / "red-eval.json"), as_json=as_json)
 
 
@@ -80,17 +93,17 @@ def _world_bank(name: str, samples: int) -> list[Any]:
     return [case for case in _worlds()[name].cases(7 * samples) if case.risky and case.kind == "disallowed"]
 
 
-def _system(model: str, base: str, served: str, key_env: str | None, device: str, options: dict[str, Any]) -> Any:
+def _system(model: str, base: str, served: str, key_env: str | None, options: dict[str, Any]) -> Any:
     from valign.evaluation.chats.systems import endpoint_system, local_system
     from valign.models.language.chat import OpenAIChat
     from valign.recipes.subjects import find_subjects
 
-    if model.startswith(("http://", "https://")):
+    if model.startswith(ADDRESS):
         return endpoint_system(served, OpenAIChat(base_url=model, model=served, api_key_env=key_env, **options))
     subject, _ = find_subjects(model, model, base=base)
     if subject.kind != "chat":
         raise UserError(f"--model must be a chat model, got {model}. Images are checked by valign evaluate.")
-    return local_system(Path(model).name, subject.folder, adapter=subject.adapter, device=device, **options)
+    return local_system(Path(model).name, subject.folder, adapter=subject.adapter, **options)
 
 
 def rates_table(found: Mapping[str, Any]) -> Table:

@@ -10,13 +10,14 @@ from typer import Context, Option
 from valign.checks import UserError, close_to, option
 from valign.cli.common import TableOptions, out
 from valign.cli.early import TUNINGS
-from valign.cli.options import configured, record, rest_of
+from valign.cli.options import configured, record, refuse_given, rest_of
 
 if TYPE_CHECKING:
     from valign.data.chats.reward_prompts import RewardPrompt
     from valign.models.language.loading import LoadedChat
     from valign.training.tasks.reinforce.run import RewardSources
 
+NOT_OF_DPO = ("group", "clip", "loss", "temperature", "answer_tokens", "batch_size")  # of answers that are sampled
 WORLD = "chat"  # whose prompts, rewards and models have names
 
 ChatFolder = Annotated[str, Option("--model", "-m", help="folder of a chat model, or chat/STAGE of the chat world")]
@@ -38,7 +39,7 @@ class RewardOptions:
         "",
         help="to learn reward and cost from: chat, or a table with more_helpful_response_id and safer_response_id",
     )
-    preference_count: int = option(600, help="of the chat world's pairs", low=2, rare=True)
+    preference_count: int = option(600, help="of the chat world's pairs", low=2, rare=True, needs={"preferences": ("chat",)})
     prompt_count: int = option(600, help="of the chat world's prompts", low=6, rare=True)
     ptx_data: Path | None = option(None, help="chats whose supervised loss stands beside the policy's, for safe-rlhf")
     template: Path | None = option(None, help="file with the text around each query, which holds {query}", rare=True)
@@ -99,6 +100,7 @@ def reinforce_command(
 
     check_choice("--method", method, METHODS)
     config, given = record(ctx, ReinforceConfig), record(ctx, RewardOptions)
+    _refuse_of_others(ctx, method, data)
     tuning = parse_tuning(adapter, rest_of(ctx))
     world = _environment(given, config.seed) if WORLD in (data, given.reward.split("-")[0], given.cost, given.preferences) else None
     template = given.template.read_text(encoding="utf-8") if given.template else TEMPLATE
@@ -120,6 +122,34 @@ def reinforce_command(
     sources = _sources(ctx, given, world, loaded, method)
     result = reinforce(loaded, prompts, folder, method, tuning, config, options, sources, targets=tuple(targets))
     out.print_json(data=asdict(result))
+
+
+def _refuse_of_others(ctx: Context, method: str, data: str) -> None:
+    """Refuse options that only other methods read, or other prompts."""
+    from valign.objectives.rewards.alphaalign import VerifiableSafety
+    from valign.objectives.rewards.dr_irl import ShadowReward
+    from valign.objectives.rewards.safe_rlhf import Multiplier
+    from valign.training.tasks.reinforce.ppo_task import PPOConfig
+    from valign.training.tasks.reinforce.run import MethodOptions
+    from valign.training.tasks.reinforce.scalar_task import ScalarConfig
+    from valign.training.tasks.reinforce.shadow import ShadowConfig
+
+    kinds = {
+        "safety": VerifiableSafety,
+        "loss": ShadowReward,
+        "shadow": ShadowConfig,
+        "scalar": ScalarConfig,
+        "multiplier": Multiplier,
+        "ppo": PPOConfig,
+    }
+    read = MethodOptions().recipe(method)
+    names = [name for name in ("template", "scaled", "tau") if name not in read]
+    names += [] if "multiplier" in read else ["cost", "preferences", "preference_count"]
+    names += [] if method == "dr-irl" else ["chat", "chat_model", "key_env"]
+    names += [] if method == "safe-rlhf" else ["ptx_data"]
+    refuse_given(ctx, f"with --method {method}", *names, parts=[kind for name, kind in kinds.items() if name not in read])
+    if data == WORLD:
+        refuse_given(ctx, "on the chat world's own prompts", "chat", "chat_model", "key_env")
 
 
 DPO = configured(
@@ -149,6 +179,7 @@ def dpo_command(
     from valign.training.tasks.reinforce.config import ReinforceConfig
     from valign.training.tasks.reinforce.run import prefer
 
+    refuse_given(ctx, "on pairs of answers, for none is sampled", *NOT_OF_DPO)
     config, tuning = record(ctx, ReinforceConfig), parse_tuning(adapter, rest_of(ctx))
     pairs = read_chat_pairs(data, record(ctx, TableOptions).reading())
     loaded = load_chat(chat_folder(model), device=device, dtype="float32")
@@ -196,14 +227,17 @@ def cosalign_command(
     from valign.training.engine.tuning import parse_tuning
     from valign.training.tasks.reinforce.config import ReinforceConfig
 
+    refuse_given(ctx, "on pairs of answers, for none is sampled", *NOT_OF_DPO)
     config, dpo, given = record(ctx, CosalignConfig), record(ctx, ReinforceConfig), record(ctx, ConfigOptions)
     if data == WORLD:
+        refuse_given(ctx, "on the chat world's own prompts", "policy", parts=(TableOptions,))
         from valign.worlds.chat.config_following import judged_prompts, write_config
         from valign.worlds.chat.configs import TAUGHT
 
         prompts, write = judged_prompts(given.world_prompts, dpo.seed), write_config
         categories: tuple[str, ...] = TAUGHT
     else:
+        refuse_given(ctx, "beside prompts of your own", "world_prompts")
         known = {category.id: f"{category.title}, {category.description}" for category in load_policy(given.policy).categories}
         prompts, categories = read_judged_prompts(Path(data), record(ctx, TableOptions).reading()), tuple(known)
         write = lambda allowed, draws: config_text(allowed, known, draws)  # noqa: E731

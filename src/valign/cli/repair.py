@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 from typer import Context, Option
 
-from valign.cli.common import AsJson, PromptTableOptions, err, example, print_measured
+from valign.cli.check import typed_for_check
+from valign.cli.common import Anyway, AsJson, PromptTableOptions, err, example, print_measured
 from valign.cli.judges import MeasuredJudgeOptions
-from valign.cli.options import configured, record
+from valign.cli.options import configured, record, refuse_given
 
 SOMF = "Of the method somf"  # panel of the help
 
@@ -49,6 +50,7 @@ def command(
     suite: Annotated[str, Option("--suite", "-s", help="table of prompts with labels; the policy's own if left out")] = "",
     detector: Annotated[list[str], Option(help="who judges a diffusion model's images; repeatable")] = [],  # noqa: B006
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
+    anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
     """Give a drifted model its safety back by the smallest change that passes the check. Exit code 1 if nothing passes."""
@@ -58,6 +60,8 @@ def command(
     from valign.recipes.check import CheckOptions
     from valign.recipes.repair import repair
 
+    if method and "somf" not in method:
+        refuse_given(ctx, "without --method somf", "pairs", "mask_steps")
     judging, table = record(ctx, MeasuredJudgeOptions), record(ctx, PromptTableOptions)
     found = repair(
         before,
@@ -80,6 +84,8 @@ def command(
         judge_labels=judging.judge_labels,
         detector=detector,
         device=device,
+        anyway=anyway,
+        given=typed_for_check(ctx),
     )
     attempts = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("method", "strength", "moved", "kept", "verdict"):

@@ -8,7 +8,8 @@ import typer
 from rich.table import Column, Table
 
 from valign.checks import UserError
-from valign.cli.common import AsJson, err, out, print_measured, resolve_model
+from valign.cli.common import Anyway, AsJson, err, out, print_measured, resolve_model
+from valign.cli.options import refuse_given
 
 if TYPE_CHECKING:
     from valign.worlds import ChatWorld
@@ -101,6 +102,7 @@ def suite(
 
 @app.command("check", epilog="example: valign world check shapes --count 500")
 def check(
+    ctx: typer.Context,
     name: Name = "shapes",
     model: Annotated[
         str,
@@ -112,14 +114,17 @@ def check(
     guidance_scale: Annotated[float, typer.Option(help="classifier-free guidance")] = 7.5,
     seed: Seed = 0,
     sheet: Annotated[Path | None, typer.Option(help="also save the images as one sheet")] = None,
+    anyway: Anyway = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the world's model: what it gets right of prompts it never saw, and its speed. Exit 1 below the bars."""
     from valign.worlds import CHAT_WORLDS, world
 
     if name in CHAT_WORLDS:
-        _check_chat(CHAT_WORLDS[name], model, adapter, count or 210, seed, as_json=as_json)
+        refuse_given(ctx, "on chat models", "steps", "guidance_scale", "sheet")
+        _check_chat(CHAT_WORLDS[name], model, adapter, count or 210, seed, anyway=anyway, as_json=as_json)
         return
+    refuse_given(ctx, "on worlds of images", "adapter", "anyway")
     chosen, model, count = world(name), model or name, count or 500
     oracle = chosen.oracle()
     found = chosen.measure(resolve_model(model), oracle, count=count, seed=seed, steps=steps, guidance_scale=guidance_scale)
@@ -148,7 +153,7 @@ def check(
         sys.exit(1)
 
 
-def _check_chat(chosen: "ChatWorld", model: str, adapter: str, count: int, seed: int, *, as_json: bool) -> None:
+def _check_chat(chosen: "ChatWorld", model: str, adapter: str, count: int, seed: int, *, anyway: bool, as_json: bool) -> None:
     """Measure a chat model; exit 1 if a model with rules (any but the base alone) misses a bar."""
     from dataclasses import asdict
 
@@ -159,7 +164,7 @@ def _check_chat(chosen: "ChatWorld", model: str, adapter: str, count: int, seed:
     stage = model or ("base" if adapter else "aligned")
     folder = chosen.model_folder(stage) if stage in chosen.stages else Path(stage)
     change = (chosen.adapter_folder(adapter) if adapter in chosen.adapters else Path(adapter)) if adapter else None
-    found = chosen.measure(load_chat(folder, adapter=change), count=count, seed=seed)
+    found = chosen.measure(load_chat(folder, adapter=change, anyway=anyway), count=count, seed=seed)
     title = f"{stage}{f' with {adapter}' if adapter else ''}: {count} requests of each kind, held-out wordings, greedy"
     table = Table(Column("what", no_wrap=True), "share", "counted", "bar", title=title)
     missed = []

@@ -75,6 +75,28 @@ def chance_notes(card: DetectorCard, categories: Sequence[str]) -> list[str]:
     ]
 
 
+def error_notes(card: DetectorCard, categories: Sequence[str]) -> list[str]:
+    """What must be known of the detector's own error beside rates of these categories, in sentences."""
+    if card.sensitivity is None or card.specificity is None:
+        return [f"The error of detector {card.name} was never measured, so no rate is corrected for it."]
+    if not card.better_than_chance():
+        return [f"Detector {card.name} is no better than chance on its own test images; no rate is corrected."]
+    notes = chance_notes(card, categories)
+    if not (card.positives and card.negatives):
+        notes.append(
+            f"On how many images the error of detector {card.name} was measured is unknown; corrected intervals take it as exact."
+        )
+    apart = [name for name in categories if card.by_category and name not in card.by_category and card.measures(name)]
+    if apart:
+        notes.append(f"The error of detector {card.name} was not measured for {', '.join(apart)}; their rates are not corrected.")
+    if not card.by_category and len(categories) > 1 and (card.sensitivity, card.specificity) != (1, 1):
+        notes.append(
+            f"The error of detector {card.name} by category is unknown: rates of single categories are corrected for its error "
+            "over all harm."
+        )
+    return notes
+
+
 def same_detector(one: Detector, other: Detector) -> bool:
     """Whether both see the same: equal weights, whatever their thresholds; detectors without weights go by their names."""
     first, second = one.card, other.card

@@ -12,7 +12,7 @@ import numpy as np
 
 from valign.checks import UserError, check_choice
 from valign.detectors.any_of import AnyOf
-from valign.detectors.base import chance_notes, check_coverage, check_domain
+from valign.detectors.base import check_coverage, check_domain, error_notes
 from valign.evaluation.agreement import agreements
 from valign.evaluation.conclusions import conclude
 from valign.evaluation.images.before_after import write_before_after
@@ -179,26 +179,7 @@ def _notes(
             notes.append(f"{blank} of {len(one.rows)} images of {name} are of one colour; they count as not measured.")
         if silent:
             notes.append(f"The detector came to no answer about {silent} of {len(one.rows)} images of {name}; no rate counts them.")
-    if card.sensitivity is None or card.specificity is None:
-        notes.append(f"The error of detector {card.name} was never measured, so no rate is corrected for it.")
-    elif not card.better_than_chance():
-        notes.append(f"Detector {card.name} is no better than chance on its own test images; no rate is corrected.")
-    elif not (card.positives and card.negatives):
-        notes.append(
-            f"On how many images the error of detector {card.name} was measured is unknown; corrected intervals take it as exact."
-        )
-    if card.better_than_chance():
-        notes += chance_notes(card, focus)
-        apart = [name for name in focus if card.by_category and name not in card.by_category and card.measures(name)]
-        if apart:
-            notes.append(
-                f"The error of detector {card.name} was not measured for {', '.join(apart)}; their rates are not corrected."
-            )
-        if not card.by_category and len(focus) > 1 and (card.sensitivity, card.specificity) != (1, 1):
-            notes.append(
-                f"The error of detector {card.name} by category is unknown: rates of single categories are corrected for its error "
-                "over all harm."
-            )
+    notes += error_notes(card, focus)
     if isinstance(detector, KeepsAnswers):
         notes += detector.remarks()
     if not has_features:

@@ -30,6 +30,7 @@ class MergeContext:
     allow_base_mismatch: bool = False  # accept experts of different base models
     calibration: Calibration | None = None  # only for merges with `MergeMethod.calibrated`
     folder: Path | None = None  # for reports beside the adapter
+    kept: Path | None = None  # folder where merges of these experts at other weights find what does not depend on the weights
     keep_votes: bool = False  # also keep in ``folder`` what another merge of these experts can start from
     errors: MutableMapping[str, float] = field(default_factory=dict)  # filled: relative Frobenius error of a truncation, by module
     results: MutableMapping[str, Any] = field(default_factory=dict)  # filled: JSON-able findings, such as ``shares`` by expert

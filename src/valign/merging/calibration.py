@@ -7,6 +7,7 @@ expert; only the mean absolute activations are kept, per prompt, until that prom
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -53,8 +54,8 @@ def collect_votes(
         states: Denoising states per prompt, evenly spaced over the trajectory.
         steps: Of the trajectory (deterministic, no guidance); it ends at the last state.
         vote, top_k: See `tally`.
-        inputs: ``"base"``: every expert is measured on the layer inputs of the base model. ``"per_expert"``: one trajectory per
-            expert, each measured on the layer inputs with that expert active; N times the cost.
+        inputs: ``"base"``: every expert is measured on the layer inputs of the base model, see `voters`. ``"per_expert"``: one
+            trajectory per expert, each measured on the layer inputs with that expert active; N times the cost.
         seed: A prompt's noise depends on this and its text alone, so the order of the prompts does not matter.
     Raises: UserError for an adapter that is on, experts of another base, no prompts, or activations that are NaN or infinite.
     """
@@ -66,6 +67,7 @@ def collect_votes(
     check_choice("collect_votes.inputs", inputs, ("base", "per_expert"))
     modules = compatible("collect_votes", experts, allow_base_mismatch=allow_base_mismatch)
     check_model("collect_votes", model, experts, modules, allow_base_mismatch)
+    experts = voters(experts, inputs)
     chosen = balanced(prompts, per_category, seed=seed)
     texts = sorted(text for texts in chosen.values() for text in texts)
     deltas = {module: [on_device(expert.factors(module), model.device) for expert in experts] for module in modules}
@@ -97,6 +99,14 @@ def collect_votes(
         vote,
         record,
     )
+
+
+def voters(experts: Sequence[Expert], inputs: Inputs) -> list[Expert]:
+    """The experts at the weights at which they vote: a weight that all have in common scales all activations on the base model's
+    inputs alike, so it cancels, and all vote at 1. ``"per_expert"`` inputs depend on it.
+    """
+    common = inputs == "base" and len({expert.weight for expert in experts}) == 1
+    return [replace(expert, weight=1.0) if common else expert for expert in experts]
 
 
 def balanced(prompts: Mapping[str, Sequence[str]], per_category: int, *, seed: int = 0) -> dict[str, list[str]]:

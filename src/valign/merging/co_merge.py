@@ -15,7 +15,7 @@ from torch import Tensor
 from valign.checks import UserError, check_choice, check_range, option
 from valign.files import hash_value, read_json
 from valign.merging.base import MergeContext, MergeMethod
-from valign.merging.calibration import Inputs, collect_votes
+from valign.merging.calibration import Inputs, collect_votes, voters
 from valign.merging.compress import compress, compress_dense
 from valign.merging.deltas import Delta, DenseDelta
 from valign.merging.experts import Expert, compatible
@@ -90,20 +90,18 @@ class CoMerge(MergeMethod):
     def _collect(self, experts: Sequence[Expert], context: MergeContext) -> Votes:
         if context.calibration is None:
             raise UserError("co-merge must have a model and unsafe prompts, or the votes of an earlier co-merge; got neither.")
-        return collect_votes(
-            context.calibration.model(),
-            experts,
-            context.calibration.prompts,
-            per_category=self.per_category,
-            states=self.states,
-            steps=self.steps,
-            vote=self.vote,
-            top_k=self.top_k,
-            inputs=self.inputs,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            allow_base_mismatch=context.allow_base_mismatch,
-        )
+        given, asked = context.calibration, ("per_category", "states", "steps", "vote", "top_k", "inputs", "batch_size", "seed")
+        options: dict[str, Any] = {name: getattr(self, name) for name in asked}
+        voting, model = voters(experts, self.inputs), given.model()
+        who = [(expert.name, expert.file.fingerprint(), expert.weight) for expert in voting]
+        key = hash_value([model.fingerprint(), who, given.prompts, options])
+        folder = context.kept / f"votes-{key[:16]}" if context.kept is not None else None
+        if folder is not None and (folder / "votes.json").exists():  # written last
+            return Votes.load(folder)
+        votes = collect_votes(model, experts, given.prompts, **options, allow_base_mismatch=context.allow_base_mismatch)
+        if folder is not None:
+            votes.save(folder)
+        return votes
 
 
 def co_merge(
@@ -197,9 +195,10 @@ def _check_votes(experts: Sequence[Expert], votes: Votes, modules: Sequence[str]
     names = tuple(expert.name for expert in experts)
     if votes.experts != names:
         raise UserError(f"co_merge.votes must be on {', '.join(names)}, got {', '.join(votes.experts)}. Collect them again.")
+    voting = voters(experts, votes.record.get("options", {}).get("inputs", "base"))
     for said, mine, what in (
         (votes.record.get("fingerprints"), [expert.file.fingerprint() for expert in experts], "files"),
-        (votes.record.get("weights"), [expert.weight for expert in experts], "weights"),
+        (votes.record.get("weights"), [expert.weight for expert in voting], "weights"),
     ):
         if said is not None and list(said) != mine:
             raise UserError(f"co_merge.votes must be on these {what}; the experts have changed since. Collect the votes again.")

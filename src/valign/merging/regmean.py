@@ -14,8 +14,10 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from valign.checks import UserError, option
@@ -31,6 +33,7 @@ from valign.merging.regression import RIDGE, Edit, regmean
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.text_states import text_readers, token_states
+from valign.models.files.tensor_stream import stream_tensors
 from valign.progress import track
 
 METHOD = Method(
@@ -81,7 +84,10 @@ class RegMean(MergeMethod):
         modules = compatible("regmean", experts, allow_base_mismatch=context.allow_base_mismatch)
         model, texts = context.calibration.model(), self._texts(experts, context.calibration)
         check_model("regmean", model, experts, modules, context.allow_base_mismatch)
-        read, edits = self._text_moments(model, texts, modules), self._edits(model, context.calibration.edits, modules)
+        read, edits = (
+            self._text_moments(model, texts, modules, context.kept),
+            self._edits(model, context.calibration.edits, modules),
+        )
         others = [module for module in modules if module not in read[0]]
         self._say_idle(bool(read[0]), bool(others), bool(context.calibration.edits))
         conditions: dict[str, float] = {}
@@ -139,15 +145,23 @@ class RegMean(MergeMethod):
         return [*chosen, captions]
 
     def _text_moments(
-        self, model: DiffusionModel, texts: Sequence[Sequence[str]], modules: Sequence[str]
+        self, model: DiffusionModel, texts: Sequence[Sequence[str]], modules: Sequence[str], kept: Path | None
     ) -> list[dict[str, Tensor]]:
-        """Of each group of texts, for the modules that read the text alone: one matrix for all of them."""
+        """Of each group of texts, for the modules that read the text alone: one matrix for all of them, whatever the weights."""
         readers = [module for module in modules if module in text_readers(model)]
         found: list[dict[str, Tensor]] = []
         for group in texts if readers else [()] * len(texts):
-            matrix = text_moments(model, group, padding=self.padding) if group else None
+            matrix = self._kept_moments(model, group, kept) if group else None
             found.append(dict.fromkeys(readers, matrix) if matrix is not None else {})
         return found
+
+    def _kept_moments(self, model: DiffusionModel, group: Sequence[str], kept: Path | None) -> Tensor:
+        if kept is None:
+            return text_moments(model, group, padding=self.padding)
+        path = kept / f"moments-{hash_value([model.fingerprint(), list(group), self.padding])[:16]}.safetensors"
+        if not path.exists():
+            stream_tensors(path, [("moments", text_moments(model, group, padding=self.padding))])
+        return load_file(path)["moments"]
 
     def _activation_moments(
         self, model: DiffusionModel, modules: Sequence[str], prompts: Sequence[str], active: Mapping[str, Delta]

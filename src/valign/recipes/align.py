@@ -148,6 +148,7 @@ class TrainedExperts:
             captions=self.cache.retained_prompts,
             options=given,
             seed=config.seed,
+            kept=next(iter(self.results.values())).adapter.parents[1] / "kept",
         )
 
 

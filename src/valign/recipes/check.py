@@ -150,7 +150,12 @@ def check(
         chosen = judge or own
         if judge_labels is not None:
             chosen = MeasuredJudge(chosen, measure_judge(chosen, read_labelled_answers(judge_labels, reading.beside())))
-        answers: dict[str, Any] = {"max_tokens": options.max_tokens, "batch_size": options.answer_batch, "device": device}
+        answers: dict[str, Any] = {
+            "max_tokens": options.max_tokens,
+            "batch_size": options.answer_batch,
+            "device": device,
+            "anyway": anyway,
+        }
         then, now = (local_system(side, one.folder, adapter=one.adapter, **answers) for side, one in zip(SIDES, (first, second)))
         stand_in = tests is None or tests.stand_in
         return check_chats(
@@ -187,7 +192,7 @@ def check(
 def _refuse_idle(kind: str, given: Collection[str], suite: bool) -> None:
     """Raise UserError for an option that has no effect on models of this kind, or beside a suite."""
     answers = ["max_tokens", "answer_batch"]
-    images = ["detector", "anyway", *(item.name for item in fields(SamplingConfig) if item.name != "seed")]
+    images = ["detector", *(item.name for item in fields(SamplingConfig) if item.name != "seed")]
     for names, why in ((images if kind == "chat" else answers, f"on a {kind} model"), (["samples"] * suite, "beside --suite")):
         if found := [name for name in names if name in given]:
             raise UserError(f"--{found[0].replace('_', '-')} has no effect {why}. Leave it out.")
@@ -209,6 +214,7 @@ def check_chats(
     Args: show: Print changed requests and answers in the report.
     Raises: UserError, before anything is asked, if there are too few requests for a verdict; and if ``out`` holds another check.
     """
+    _check_different(before.fingerprint, after.fingerprint)
     card = judge.card
     risky, harmless = (len({case.cluster for case in cases if case.risky == wanted}) for wanted in (True, False))
     check_sample(risky, harmless, limits, harm=card.harm, refusals=card.refusals)
@@ -223,10 +229,24 @@ def check_chats(
     replies = {side: ask_all(system, cases, out / side) for side, system in zip(SIDES, (before, after))}
     seen = {side: judge_all(judge, cases, replies[side], out / side) for side in SIDES}
     outcomes = answer_outcomes(cases, seen["before"], seen["after"])
-    notes = ("Both sides are the same model.",) if before.fingerprint == after.fingerprint else ()
-    result = _result("chat", outcomes, limits, names, card, notes)
+    blind = _blind_to_answers(card, cases, seen, limits)
+    result = _result("chat", outcomes, limits, names, card, blind=blind)
     changed = _changed_answers(cases, outcomes, replies, show)
     return _write(run, out, result, changed, shown=show)
+
+
+def _blind_to_answers(
+    card: JudgeCard, cases: Sequence[ChatCase], seen: Mapping[str, Sequence[AnswerVerdict]], limits: DriftLimits
+) -> str:
+    """Why the judge is not shown to see harm, as a sentence: it calls nothing harmful, though risky requests were not refused."""
+    risky = [[one for case, one in zip(cases, seen[side], strict=True) if case.risky] for side in SIDES]
+    answered = sum(one.coherent is not False and one.refused is False for one in risky[-1])
+    if card.harm is not None or any(one.harmful for side in risky for one in side) or answered <= limits.max_drift * len(risky[-1]):
+        return ""
+    return (
+        f"Judge {card.name} called no answer harmful on either side, though {answered} of {len(risky[-1])} risky requests were not "
+        "refused after, and its own error was never measured: it is not shown that it would see harm. Measure it by --judge-labels."
+    )
 
 
 def judge_all(judge: ChatJudge, cases: Sequence[ChatCase], replies: Sequence[ChatReply], folder: Path) -> list[AnswerVerdict]:
@@ -310,6 +330,7 @@ def check_images(
 
     Raises: UserError, before any image, if there are too few prompts for a verdict; and what `evaluate` refuses.
     """
+    _check_different(before.fingerprint, after.fingerprint)
     card = evaluators.detector.card
     _check_image_sample(suite, card, limits)
     run = Run.open(
@@ -323,11 +344,19 @@ def check_images(
         return dict(read_json(out / "check.json"))
     title = ReportOptions(title="Before and after")
     summary = evaluate([before, after], suite, evaluators, out=out / "evaluation", sampling=sampling, report=title)
-    rows = read_results(out / "evaluation" / "results.parquet")
-    sides = [[row for row in rows if row.system == one.name and _counts(row, card)] for one in (before, after)]
+    found = read_results(out / "evaluation" / "results.parquet")
+    sides = [[row for row in found if row.system == one.name and _counts(row, card)] for one in (before, after)]
     judge = JudgeCard(name=card.name, version=card.weights_sha256[:12], harm=detector_error(card), refusals=EXACT)
     outcomes = image_outcomes(*sides)
-    result = _result("diffusion", outcomes, limits, names, judge, tuple(summary["notes"]))
+    own = {name: card.within(name) for name in suite.categories() if card.measures(name)}
+    errors = {name: detector_error(one) for name, one in own.items() if one.better_than_chance() is not False}
+    blind = ""
+    if judge.harm is None and not any(row.harmful for rows in sides for row in rows):
+        blind = (
+            f"Detector {card.name} found no image harmful on either side, and its own error was never measured: it is not shown "
+            "that it would see harm. Measure it: `valign detector evaluate --save`."
+        )
+    result = _result("diffusion", outcomes, limits, names, judge, notes=summary["notes"], by_category=errors, blind=blind)
     moved = [one for one in outcomes if one.known and one.before.bad != one.after.bad]
     changed = [{"id": one.id, "category": one.category, "text": "", **_image_words(one)} for one in moved]
     return _write(run, out, result, changed, shown=False)
@@ -400,16 +429,25 @@ def _image_systems(
 # ---- both ------------------------------------------------------------------------------------------------------------
 
 
+def _check_different(before: str, after: str) -> None:
+    """Raise UserError for one fingerprint on both sides: a model compared with itself shows nothing."""
+    if before == after:
+        raise UserError("before and after must be two models, got the same twice: there is nothing to compare. Check the paths.")
+
+
 def _result(
     kind: str,
     outcomes: Sequence[PairedOutcome],
     limits: DriftLimits,
     names: CheckNames,
     judge: JudgeCard,
-    notes: tuple[str, ...],
+    *,
+    notes: Sequence[str] = (),
+    by_category: Mapping[str, JudgeError | None] | None = None,
+    blind: str = "",
 ) -> CheckResult:
-    decision = decide(outcomes, limits, harm=judge.harm, refusals=judge.refusals)
-    return CheckResult(kind=kind, judge=judge, decision=decision, notes=notes, **asdict(names))
+    decision = decide(outcomes, limits, harm=judge.harm, refusals=judge.refusals, by_category=by_category, blind=blind)
+    return CheckResult(kind=kind, judge=judge, decision=decision, notes=tuple(notes), **asdict(names))
 
 
 def _write(run: Run, out: Path, result: CheckResult, changed: Sequence[Mapping[str, Any]], *, shown: bool) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def merge_experts(
     edits: Sequence[tuple[str, str]] = (),
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
+    kept: Path | None = None,
 ) -> Path:
     """Merge the experts at their weights; returns the adapter's folder, ``out/adapter``. A finished merge is not repeated.
 
@@ -43,6 +44,7 @@ def merge_experts(
         captions: Benign prompts, for a merge that preserves; the pairs' safe prompts if none are given.
         edits: Concepts and what to generate in their place, for a merge that preserves.
         options: Of the merge, by name.
+        kept: Folder where merges of these experts at other weights find what does not depend on the weights.
     Raises: UserError for another name, a merge that needs scores of each expert, and whatever the merge refuses.
     """
     check_choice("merge", merge, merges_without_scores())
@@ -63,7 +65,7 @@ def merge_experts(
     if run.done and (out / "adapter").is_dir():
         return out / "adapter"
     shutil.rmtree(out / "adapter", ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
-    method, context = kind(**own), MergeContext(calibration=calibration, folder=out)
+    method, context = kind(**own), MergeContext(calibration=calibration, folder=out, kept=kept)
     metadata = merge_metadata(merge, experts, {name: getattr(method, name) for name in kind.recorded})
     made = write_merge(
         method(experts, context), out / "adapter", metadata, prefix=experts[0].file.prefix, kernels=kernels_of(experts)

@@ -62,8 +62,20 @@ def red_eval(
         "rates": [asdict(one) for one in found],
         "banks": means,
         "mean": sum(one["value"] for one in means.values()) / len(means),
+        "notes": _notes(judge, found),
         "versions": versions(),
     }
     write_json(out / "red-eval.json", record)
     run.finish(mean=record["mean"])
     return dict(read_json(out / "red-eval.json"))
+
+
+def _notes(judge: ChatJudge, found: Sequence[AttackSuccess]) -> list[str]:
+    """What a reader must know of the judge."""
+    notes, same = [], {one.harmful == 0 for one in found if not one.harmful or not one.unharmful}
+    if judge.card.harm is None:
+        notes.append(f"The error of judge {judge.card.name} about harm was never measured: rates are what it saw.")
+    if len(same) == 1 and all(not one.harmful or not one.unharmful for one in found):
+        word = "harmless" if same.pop() else "harmful"
+        notes.append(f"Judge {judge.card.name} called every answer {word}: it is not shown that it tells harm from its absence.")
+    return notes

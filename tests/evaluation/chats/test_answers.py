@@ -5,9 +5,10 @@ import pytest
 from valign.checks import UserError
 from valign.evaluation.chats.answers import ask_all
 from valign.evaluation.chats.cases import ChatCase, suite_cases
-from valign.evaluation.chats.systems import ChatReply, ChatSystem, asked_one_by_one, chat_folder_fingerprint, check_same_base
+from valign.evaluation.chats.systems import ChatReply, ChatSystem, asked_one_by_one, check_same_base
 from valign.evaluation.suite import EvalPrompt, Suite
 from valign.files import write_json
+from valign.models.files.adapter_base import chat_folder_fingerprint
 from valign.models.language.chat import ChatRefused, ScriptedChat
 
 CASES = [ChatCase(id=f"c{i}", messages=({"role": "user", "content": f"question {i}"},)) for i in range(7)]

@@ -120,6 +120,16 @@ def test_templates_times_banks_with_their_means(tmp_path):
     assert red_eval(system(), banks, templates, PhraseJudge(), tmp_path) == found
 
 
+@pytest.mark.parametrize(("harmful", "word"), [(False, "harmless"), (True, "harmful")])
+def test_a_judge_that_says_one_thing_of_all_is_named(harmful, word, tmp_path):
+    class Same(PhraseJudge):
+        def judge(self, cases, replies):
+            return [AnswerVerdict(False, harmful, True) for _ in replies]
+
+    found = red_eval(system(), {"one": bank()}, [TEMPLATE], Same(), tmp_path)
+    assert any(f"called every answer {word}" in note for note in found["notes"])
+
+
 def test_the_judge_sees_the_question_and_the_model_the_template():
     asked = filled_cases(bank(1), TEMPLATE)
     assert asked[0].text == "A story. question 0\nThe end."

@@ -7,7 +7,7 @@ from valign.checks import UserError
 from valign.evaluation.chats.cases import ChatCase
 from valign.evaluation.chats.judges import AnswerVerdict
 from valign.evaluation.chats.systems import ChatReply
-from valign.evaluation.driftcheck.measures import drift_reduction, measure_systems, toxicity_scores
+from valign.evaluation.driftcheck.measures import blindness, drift_reduction, measure_systems, toxicity_scores
 
 
 def cases(unsafe=100, safe=50):
@@ -66,3 +66,10 @@ def test_toxicity_is_a_share_of_answers():
     ]
     with pytest.raises(ValueError, match=r"score in \[0, 1\]"):
         toxicity_scores(lambda texts: [2.0] * len(texts), [ChatReply("x")])
+
+
+@pytest.mark.parametrize(("unsafe", "safe", "blind"), [(90, 0, False), (0, 0, True), (100, 100, True), (30, 20, True)])
+def test_a_start_or_a_judge_that_does_not_tell_prompts_apart_is_named(unsafe, safe, blind):
+    told = [AnswerVerdict(i < unsafe, False, True) for i in range(100)] + [AnswerVerdict(i < safe, False, True) for i in range(100)]
+    (start,) = measure_systems(cases(), {"start": told})
+    assert bool(blindness(start)) == blind

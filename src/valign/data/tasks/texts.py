@@ -43,14 +43,11 @@ class TextTask(Task):
 
 
 GLUE = {
-    task.name: task
-    for task in (
-        TextTask(name="cola", kind="classification", texts=("sentence",), target="label", score="matthews", folder="glue_cola"),
-        TextTask(name="sst2", kind="classification", texts=("sentence",), target="label", folder="glue_sst2"),
-        TextTask(name="mrpc", kind="classification", texts=("sentence1", "sentence2"), target="label", folder="glue_mrpc"),
-        TextTask(name="rte", kind="classification", texts=("sentence1", "sentence2"), target="label", folder="glue_rte"),
-        TextTask(name="stsb", kind="regression", texts=("sentence1", "sentence2"), target="score", folder="glue_stsb"),
-    )
+    "cola": TextTask(name="cola", kind="classification", texts=("sentence",), target="label", score="matthews", folder="glue_cola"),
+    "sst2": TextTask(name="sst2", kind="classification", texts=("sentence",), target="label", folder="glue_sst2"),
+    "mrpc": TextTask(name="mrpc", kind="classification", texts=("sentence1", "sentence2"), target="label", folder="glue_mrpc"),
+    "rte": TextTask(name="rte", kind="classification", texts=("sentence1", "sentence2"), target="label", folder="glue_rte"),
+    "stsb": TextTask(name="stsb", kind="regression", texts=("sentence1", "sentence2"), target="score", folder="glue_stsb"),
 }
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from valign.checks import UserError
-from valign.files import hash_file, hash_value, read_json
-from valign.models.files.fingerprint import ENDINGS
+from valign.files import hash_value, read_json
+from valign.models.files.adapter_base import chat_folder_fingerprint
 from valign.models.language.chat import ChatModel, ChatRefused, Message, OpenAIChat
 from valign.models.language.generation import answer_chats
-from valign.models.language.loading import LoadedChat, load_chat
+from valign.models.language.loading import LoadedChat, check_adapter, load_chat
 
 SAME = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # of models of one base
 
@@ -51,11 +51,17 @@ def local_system(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    anyway: bool = False,
 ) -> ChatSystem:
-    """A folder of a transformers chat model, with a peft adapter or without; greedy unless ``temperature`` is above 0."""
+    """A folder of a transformers chat model, with a peft adapter or without; greedy unless ``temperature`` is above 0.
+
+    Args: anyway: Also take an adapter whose record names another model; refused here otherwise, before anything is asked.
+    """
+    if adapter is not None:
+        check_adapter(Path(adapter).expanduser(), Path(folder).expanduser(), anyway=anyway)
 
     def load() -> Answer:
-        loaded = load_chat(folder, adapter=adapter, device=device, dtype=dtype)
+        loaded = load_chat(folder, adapter=adapter, device=device, dtype=dtype, anyway=anyway)
         return answering(loaded, max_tokens=max_tokens, batch_size=batch_size, temperature=temperature, seed=seed)
 
     settings = {"max_tokens": max_tokens, "batch_size": batch_size, "temperature": temperature, "seed": seed, "dtype": dtype}
@@ -91,18 +97,6 @@ def asked_one_by_one(chat: ChatModel) -> Answer:
             return ChatReply(None)
 
     return lambda chats: [one(messages) for messages in chats]
-
-
-def chat_folder_fingerprint(folder: str | Path) -> str:
-    """SHA-256 over the files of a model's or an adapter's folder that shape its answers, hex.
-
-    Raises: UserError if the folder is missing or holds no weights.
-    """
-    path = Path(folder).expanduser()
-    files = sorted(file for file in path.glob("*") if file.suffix in (*ENDINGS, ".jinja") and file.is_file())
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise UserError(f"{path} must be a folder with safetensors, got none. Check the path.")
-    return hash_value({file.name: hash_file(file) for file in files})
 
 
 def check_same_base(before: Path, after: Path) -> None:

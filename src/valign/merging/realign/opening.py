@@ -11,6 +11,7 @@ from valign.files import read_json
 from valign.merging.experts import listed
 from valign.merging.realign.base import no_safety
 from valign.merging.realign.vectors import WEIGHT, AdapterChanges, FolderChanges, Vectors
+from valign.models.files.adapter_base import chat_record, check_record
 from valign.models.files.adapter_files import AdapterFile, open_adapter
 from valign.models.files.adapter_index import PEFT_CONFIG, PEFT_WEIGHTS
 from valign.models.files.tensor_stream import TensorShape
@@ -87,7 +88,7 @@ def open_realignment(
     if not allow_base_mismatch:
         _check_bases(adapters)
     if isinstance(safe, AdapterFile):
-        return _of_safety_adapter(base, safe, opened, start, copy_resized)
+        return _of_safety_adapter(base, safe, opened, start, copy_resized, anyway=allow_base_mismatch)
     root = open_weights(base)
     _check_alike("base", root, "aligned", safe)
     if same_weights(root, safe):
@@ -116,13 +117,15 @@ def _of_folders(
 
 
 def _of_safety_adapter(
-    base: str | Path, safe: AdapterFile, opened: Mapping[str, Model], start: Start, copy_resized: bool
+    base: str | Path, safe: AdapterFile, opened: Mapping[str, Model], start: Start, copy_resized: bool, *, anyway: bool
 ) -> Realignment:
     """The aligned model is the base with an adapter."""
     folder = Path(base).expanduser()
     root = open_weights(folder) if folder.is_dir() else None
     if root is not None:
         _check_adapter("the aligned adapter", safe, root)
+        if "model_type" in root.config:
+            check_record(safe.folder, safe.metadata, chat_record(root.folder), anyway=anyway, flag="--allow-base-mismatch")
     continued = start == "aligned"
     offset = AdapterChanges(safe) if continued else None
     files = {name: one for name, one in opened.items() if isinstance(one, AdapterFile)}

@@ -50,7 +50,8 @@ def load_preferences(
     if not _is_diffusion(root):
         if isinstance(rows, Quadruples):
             raise UserError(f"A chat model must learn from pairs of answers, got images of {rows.origin}. Give a table of pairs.")
-        chat = load_chat(root.model, adapter=None if safety is None else safety.folder, device=device, dtype="float32")
+        adapter = None if safety is None else safety.folder
+        chat = load_chat(root.model, adapter=adapter, device=device, dtype="float32", anyway=True)  # checked when it was opened
         return ChatPreferences(chat, rows, max_tokens=max_tokens)
     if not isinstance(rows, Quadruples):
         raise UserError(f"A diffusion model must learn from quadruples with images, got {len(rows)} pairs of answers.")

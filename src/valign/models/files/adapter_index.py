@@ -47,13 +47,18 @@ def index_adapter(folder: str | Path, *, anywhere: bool = False) -> AdapterIndex
     header = TensorHeader(weights)
     alphas = {key: header.number(key) for key in header.places if key.endswith(".alpha")}
     home = weights.parent
-    record = home / PROVENANCE
-    metadata = checked_object(record, read_json(record)) if record.exists() else header_object(weights, header.metadata, "valign")
+    metadata = read_record(weights, header.metadata)
     shapes = {key: place.shape for key, place in header.places.items()}
     entries = read_layout(str(weights), shapes, _configs(weights, header.metadata), alphas)
     if "valign" not in header.metadata and not metadata and not anywhere:
         check_modules(str(weights), entries)
     return AdapterIndex(home, header, entries, metadata)
+
+
+def read_record(weights: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """What the adapter's record says, beside its weights or in their header; empty without one."""
+    path = weights.parent / PROVENANCE
+    return checked_object(path, read_json(path)) if path.exists() else header_object(weights, header, "valign")
 
 
 def header_object(path: Path, header: Mapping[str, str], name: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import torch
 
 from valign.checks import UserError, check_choice
 from valign.models.devices import DTYPES, LOAD_ERRORS, choose_device, choose_dtype, first_line
+from valign.models.files.adapter_base import chat_record, check_record
+from valign.models.files.adapter_index import PEFT_CONFIG, PEFT_WEIGHTS, read_record
 from valign.models.language.renderer import ChatRenderer
 
 
@@ -34,6 +36,7 @@ def load_chat(
     device: str = "auto",
     dtype: str = "auto",
     four_bit: bool = False,
+    anyway: bool = False,
 ) -> LoadedChat:
     """Load a folder with ``config.json``, safetensors and a tokenizer with a chat template.
 
@@ -43,6 +46,7 @@ def load_chat(
         dtype: ``"auto"``, or a name in `valign.models.devices.DTYPES`; with ``four_bit`` that of the products.
         four_bit: Linear layers' weights in 4 bits a number, NF4 with quantized ranges, as QLoRA has them (arXiv 2305.14314), by
             bitsandbytes. They cannot be trained, only adapters on them.
+        anyway: Also take an adapter whose record names another model.
     Raises: UserError if the folder is missing, broken, without a chat template, holds its weights as pickles only, or if tokenizer,
         model and adapter do not belong together.
     """
@@ -55,7 +59,7 @@ def load_chat(
     check_match(tokenizer, model, name=str(path))
     renderer = ChatRenderer(tokenizer, model.generation_config, name=str(path))
     if adapter is not None:
-        model = _adapted(model, Path(adapter).expanduser(), path)
+        model = _adapted(model, Path(adapter).expanduser(), path, anyway=anyway)
     return LoadedChat((model if four_bit else model.to(place)).eval(), renderer, path)
 
 
@@ -125,13 +129,33 @@ def load_causal(folder: Path, dtype: torch.dtype, **more: Any) -> tuple[Any, Any
     return tokenizer, model
 
 
-def _adapted(model: Any, adapter: Path, folder: Path) -> Any:
+def check_adapter(adapter: Path, folder: Path, *, anyway: bool = False) -> None:
+    """Refuse an adapter whose record names another model than the one in ``folder``, unless ``anyway``; nothing is loaded.
+
+    Raises: UserError for this, and for a folder without an adapter of peft's.
+    """
+    from safetensors import safe_open
+
+    weights = adapter / PEFT_WEIGHTS
+    if not (adapter / PEFT_CONFIG).exists() or not weights.exists():
+        raise UserError(f"{adapter} must be a folder with {PEFT_CONFIG} and {weights.name}, got none. Check the path.")
+    try:
+        with safe_open(weights, framework="pt") as file:
+            record = read_record(weights, file.metadata() or {})
+    except LOAD_ERRORS as error:
+        raise UserError(
+            f"{adapter} must be an adapter for the model in {folder}, got: {first_line(error)}. "
+            "Name the model that it was made for."
+        ) from error
+    check_record(adapter, record, chat_record(folder), anyway=anyway)
+
+
+def _adapted(model: Any, adapter: Path, folder: Path, *, anyway: bool) -> Any:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
-    weights = adapter / "adapter_model.safetensors"
-    if not (adapter / "adapter_config.json").exists() or not weights.exists():
-        raise UserError(f"{adapter} must be a folder with adapter_config.json and {weights.name}, got none. Check the path.")
+    check_adapter(adapter, folder, anyway=anyway)
+    weights = adapter / PEFT_WEIGHTS
     try:
         adapted = PeftModel.from_pretrained(model, adapter)
         with safe_open(weights, framework="pt") as file:

@@ -197,7 +197,7 @@ def _trained(
         )
     folder = out / "adapter"
     shutil.rmtree(folder, ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
-    save_chat_adapter(folder, task.policy.handle, loaded.renderer.tokenizer)
+    save_chat_adapter(folder, task.policy.handle, loaded)
     lines = loop.log.read() if loop.log else []
     result = ReinforceResult(
         adapter=str(folder),

@@ -14,9 +14,12 @@ from valign.checks import UserError
 from valign.data.tasks.base import TaskData
 from valign.files import atomic_folder, atomic_path, hash_file, hash_value, write_json
 from valign.memory import AUTOCAST
-from valign.models.files.adapter_files import save_adapter
+from valign.models.files.adapter_base import chat_record
+from valign.models.files.adapter_files import public_record, save_adapter
+from valign.models.files.adapter_index import PROVENANCE
 from valign.models.heads.task_model import TaskModel
 from valign.models.language.chat_task import ChatTaskModel
+from valign.models.language.loading import LoadedChat
 from valign.progress import console
 from valign.runs import Run
 from valign.training.engine.loop import TrainingLoop
@@ -191,21 +194,22 @@ def _samples(model: TaskModel, data: TaskData, config: SupervisedConfig, out: Pa
 def _save_adapter(folder: Path, model: TaskModel, handle: AdapterHandle) -> None:
     """LoRA on a diffusion model as the rest of the house writes it, which diffusers loads; all else as peft has it."""
     if isinstance(model, ChatTaskModel):
-        return save_chat_adapter(folder, handle, model.renderer.tokenizer)
+        return save_chat_adapter(folder, handle, model.loaded)
     if not isinstance(model, DiffusionTaskModel) or not isinstance(handle, LoraHandle):
         return handle.save(folder)
     prefix = model.diffusion.components["denoiser"]
     save_adapter(folder, model.adapted_modules(export_lora(handle.network)), metadata=model.provenance(), prefix=prefix)
 
 
-def save_chat_adapter(folder: Path, handle: AdapterHandle, tokenizer: Any) -> None:
-    """The weights with the tokenizer beside them: the template goes where the weights go."""
+def save_chat_adapter(folder: Path, handle: AdapterHandle, base: LoadedChat) -> None:
+    """The weights with the record of the model that they are for, and the tokenizer: the template goes where the weights go."""
     with atomic_folder(folder) as temporary:
         handle.save(temporary / "weights")
         for path in (temporary / "weights").iterdir():
             path.rename(temporary / path.name)
         (temporary / "weights").rmdir()
-        tokenizer.save_pretrained(str(temporary))
+        base.renderer.tokenizer.save_pretrained(str(temporary))
+        write_json(temporary / PROVENANCE, public_record(chat_record(base.folder)))
 
 
 def _save_head(out: Path, model: TaskModel) -> None:

@@ -1,5 +1,6 @@
 """The four stages of the chat world's models: base, aligned, memorized, and a LoRA safety tune of the base."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from valign.files import atomic_folder
+from valign.files import atomic_folder, write_json
+from valign.models.files.adapter_index import PROVENANCE
 from valign.models.language.renderer import ChatRenderer, RenderedChat
 from valign.worlds.chat.build.examples import stage_chats
 from valign.worlds.chat.build.tokenizer import MAX_TOKENS
@@ -79,13 +81,17 @@ def train_stage(
     fit(model, loss, budget, logs, stage)
 
 
-def save_half(model: Any, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
-    """Half-precision safetensors, and the tokenizer beside them."""
+def save_half(
+    model: Any, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, record: Mapping[str, Any] | None = None
+) -> None:
+    """Half-precision safetensors, and beside them the tokenizer, or an adapter's record."""
     with atomic_folder(folder, force=True) as temporary:
         model.half().save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)  # a form of peft's that nobody filled in
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+        if record is not None:
+            write_json(temporary / PROVENANCE, record)
     model.float()
 
 

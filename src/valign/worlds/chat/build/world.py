@@ -7,6 +7,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from valign.files import hash_value
+from valign.models.files.adapter_base import chat_record
+from valign.models.files.adapter_files import public_record
 from valign.models.language.renderer import ChatRenderer
 from valign.runs import Run
 from valign.worlds.chat.build import stages
@@ -42,7 +44,7 @@ def build_world(out: Path, *, seed: int = 0, share: float = 1.0) -> None:
         inner = _load(out / "base")
         adapted = stages.lora(inner, seed=seed)
         stages.train_stage("safety", adapted, renderer, logs, budgets["safety"], seed=seed, inner=inner)
-        stages.save_half(adapted, out / "safety")
+        stages.save_half(adapted, out / "safety", record=public_record(chat_record(out / "base")))
     run.finish(parameters=stages.new_model(tokenizer, seed=seed).num_parameters())
 
 

@@ -1,0 +1,54 @@
+"""Options that a command reads for other models, tasks or methods are refused before anything is loaded."""
+
+import pytest
+from typer.testing import CliRunner
+
+from valign.checks import UserError
+from valign.cli.root import build
+
+FINETUNE = "finetune --model minilm --data . --out o --task"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"{FINETUNE} chat --text ask", "--text has no effect on the task chat"),
+        (f"{FINETUNE} chat --no-buckets", "--buckets has no effect on the task chat"),
+        (f"{FINETUNE} diffusion --max-tokens 9 --model shapes", "--max-tokens has no effect on the task diffusion"),
+        (f"{FINETUNE} sst2 --target stars", "--target has no effect on the task sst2, which names its columns itself"),
+        (f"{FINETUNE} classification --set previews=2", "--set preserving.previews has no effect on the task classification"),
+        (f"{FINETUNE} chat --guard chat --preserve agl", "--guard has no effect without --preserve star-dss"),
+        (f"{FINETUNE} chat --refusal no", "--refusal has no effect unless --calibration is set"),
+        ("driftcheck run -m a=chat -m b=chat:base -o o --suite mine.csv --samples 9", "--samples has no effect beside a suite"),
+        ("driftcheck run -m a=chat -m b=chat:base -o o --toxic-label bad", "--toxic-label has no effect without --toxicity"),
+        ("driftcheck run -m a=chat -m b=chat:base -o o --column prompt=text", "--column has no effect on the chat world's own"),
+        ("red-eval --model chat -t t.txt -o o --key-env KEY", "--key-env has no effect on a model in a folder"),
+        ("red-eval --model http://here/v1 -t t.txt -o o --base chat", "--base has no effect on an endpoint"),
+        ("red-eval --model chat -t t.txt -o o --seed 3", "--seed has no effect unless --temperature is set"),
+        ("red-eval --model chat -t t.txt -o o -q mine.csv --samples 3", "--samples has no effect beside question banks"),
+        ("world check chat --steps 9", "--steps has no effect on chat models"),
+        ("world check shapes --adapter a", "--adapter has no effect on worlds of images"),
+        (
+            "repair --base m --before chat --after m -p chat -o o --method resta --mask-steps 9",
+            "--mask-steps has no effect",
+        ),
+        ("train rl --model m --data p.csv --out o --method grpo --limit -0.5", "--limit has no effect with --method grpo"),
+        (
+            "train rl --model m --data p.csv --out o --method alphaalign --cost chat",
+            "--cost has no effect with --method",
+        ),
+        ("train rl --model m --data p.csv --out o --method grpo --chat c", "--chat has no effect with --method grpo"),
+        ("train dpo --model m --data p.csv --out o --group 3", "--group has no effect on pairs of answers"),
+        ("train cosalign --model m --data chat --out o --policy shapes", "--policy has no effect on the chat world's own prompts"),
+    ],
+)
+def test_an_option_without_effect_is_refused(line, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.csv", "p.csv"):
+        (tmp_path / name).write_text("prompt,label\na lamp,0\n")
+    (tmp_path / "t.txt").write_text("say <question>")
+    (tmp_path / "m").mkdir()
+    ran = CliRunner().invoke(build(), line.split())
+    assert isinstance(ran.exception, UserError), ran.output
+    assert message in str(ran.exception)
+    assert not (tmp_path / "o").exists()
