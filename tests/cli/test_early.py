@@ -1,6 +1,7 @@
 """Names and paths that are refused before a library is imported, and what must pass."""
 
 import pytest
+from typer.testing import CliRunner
 
 from valign.adapters.registry import ADAPTERS
 from valign.attacks import ATTACKS
@@ -9,6 +10,7 @@ from valign.cli.common import BUDGETS
 from valign.cli.early import DEVICES, TUNINGS, given_values, refuse_device, refuse_values
 from valign.cli.finetune import TASKS
 from valign.cli.quick import table_names
+from valign.cli.root import build
 from valign.data.tasks.base import SCORES
 from valign.data.tasks.texts import GLUE
 from valign.detectors import DETECTORS
@@ -41,6 +43,12 @@ def test_tables_are_read_as_they_are():
         table_names("valign.detectors:NOTHING")
 
 
+@pytest.mark.parametrize(("group", "close"), [("merge", "regmean"), ("realign", "resta")])
+def test_a_row_of_a_table_is_guessed(group, close):
+    ran = CliRunner().invoke(build(), [group, close[:-1], "-o", "o"])
+    assert f"No such command: {close[:-1]}. Did you mean {close!r}?" in str(ran.exception)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -52,6 +60,8 @@ def test_tables_are_read_as_they_are():
         ("--detector safety-checker=nowhere", r"^--detector safety-checker=nowhere: nowhere does not exist\. Check the path"),
         ("--filter-detector safty-checker=.", r"got 'safty-checker=\.'\. Did you mean 'safety-checker'"),
         ("--suite shpes", r"^--suite shpes does not exist\..* Did you mean 'shapes'"),
+        ("--before nowhere", r"^--before nowhere must be a folder of a chat model, a diffusers pipeline or an adapter, got none"),
+        ("--after chat:bas", r"bundled are chat, shapes, chat:base, .*\. Did you mean 'chat:base'"),
         ("--device cdua", r"^device must be auto, cpu, cuda or another torch device, got 'cdua'\. Did you mean 'cuda'"),
         ("--adapter lroa", r"^--adapter must be one of lora, .*; got 'lroa'\. Did you mean 'lora'"),
         ("--adapter lora+mgp", r"got 'mgp'\. Did you mean 'mgpo'"),
@@ -89,6 +99,8 @@ def test_what_is_there_passes(tmp_path, monkeypatch):
         ["--guard", "none", "--suite", "mine.yaml", "-s", "shapes", "--out", "new", "--adapter", "full+dct-adamw"], ["--out"], NAMED
     )
     refuse_values(["--start", "shipped"], ["--start"], {})
+    for place in ("chat", "shapes", "chat:base", "chat:safety", "owner/name", "judge"):
+        refuse_values(["--before", place, "--after", place], [], {})
     refuse_values(["--guard", "anything"], [], {}, own=["--guard"])
     assert list(given_values(["a", "--x=1", "-o", "b", "--flag"])) == [("--x", "1"), ("-o", "b"), ("--flag", "")]
 

@@ -45,6 +45,8 @@ print(f"loaded={{[name for name in {heavy!r} if name in sys.modules]}} code={{co
         (["align", "--model", "shapes", "-o", "o", "--steps", "many"], 2),
         (["finetune", "--model", "shapes", "--task", "diffusion", "--data", ".", "--out", "o", "--adapter", "lroa"], 2),
         (["finetune", "--model", "minilm", "--task", "chatt", "--data", ".", "--out", "o"], 2),
+        (["merge", "regmen", "a", "-o", "o"], 2),
+        (["check", "--before", "chat", "--after", "chat:bas", "-p", "chat", "-o", "o"], 3),
         (["bench", "methods", "--budget", "smal"], 2),
         (["bench", "reinforce", "--budget", "smal"], 2),
         (["quickstart", "--budget", "smal"], 2),

@@ -223,10 +223,10 @@ def _subject(model: str, asked: SubjectOptions, seed: int) -> "tuple[AuditSubjec
     from valign.interfaces import SamplingConfig
     from valign.models.diffusion.lora import load_adapter
 
+    detector_ = resolve_detector(list(asked.detector), model=model)
     loaded = resolve_model(model, device=asked.device, dtype="float32")
     if asked.adapter is not None:
         load_adapter(loaded, asked.adapter, name="audited", anyway=asked.anyway)
-    detector_ = resolve_detector(list(asked.detector), model=model)
     sampling = SamplingConfig(steps=asked.steps)
     subject = DiffusionSubject(loaded, detector_, part=asked.part, sampling=sampling)  # type: ignore[arg-type]
     return subject, _halves(*_prompts(asked), seed), None

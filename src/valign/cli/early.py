@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from valign.checks import UserError, close_to
-from valign.cli.quick import ROOT, bundled, table_names
+from valign.cli.quick import HUB_ID, ROOT, bundled, table_names
 
 WRITTEN = ("--out", "-o", "--csv", "--parquet", "--latex", "--sheet", "--anchor", "--keys", "--runs")  # paths that need not exist
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "xla", "mtia", "hip", "meta", "privateuseone")
@@ -119,11 +119,24 @@ def refuse_suite(flag: str, name: str) -> None:
         )
 
 
+def refuse_subject(flag: str, name: str) -> None:
+    """Refuse what is neither a folder, nor the name of a world's model, nor a hub id."""
+    stages = [one for table in ("STAGES", "ADAPTERS") for one in table_names(f"valign.worlds.chat:{table}")]
+    known = [*bundled(), *(f"chat:{one}" for one in stages)]
+    if name in known or HUB_ID.fullmatch(name) or Path(name).expanduser().exists():
+        return
+    raise UserError(
+        f"{flag} {name} must be a folder of a chat model, a diffusers pipeline or an adapter, got none of them. Check the path; "
+        f"bundled are {', '.join(known)}.{close_to(name, known)}"
+    )
+
+
 # flags that mean the same in every command
 EVERYWHERE: Mapping[str, Callable[[str, str], None]] = {
     **dict.fromkeys(("--policy", "-p", "--guard", "-g"), refuse_policy),
     **dict.fromkeys(("--detector", "--filter-detector", "--check"), refuse_detector),
     **dict.fromkeys(("--suite", "-s"), refuse_suite),
+    **dict.fromkeys(("--before", "--after"), refuse_subject),
 }
 
 

@@ -10,29 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from rich.text import Text
 from typer import Argument, Context, Option, Typer
-from typer.core import TyperGroup
 from typer.main import get_command
 
 from valign.checks import UserError, close_to, option
 from valign.cli.common import PromptTableOptions, err, numbers_by_name, out, resolve_model
-from valign.cli.options import configured, record
+from valign.cli.options import TableGroup, configured, record
 
 if TYPE_CHECKING:
     from valign.merging import Calibration, Expert, MergeContext, MergeMethod, MergePlan
 
 
-class Merges(TyperGroup):
-    """A command for each row of `valign.merging.MERGES`, made when it is asked for, so that other help stays quick."""
+class Merges(TableGroup):
+    """A command for each row of `valign.merging.MERGES`."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        from valign.merging import MERGES
-
-        return [*MERGES, *self.commands]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        from valign.merging import MERGES
-
-        return merge_command(cmd_name) if cmd_name in MERGES else super().get_command(ctx, cmd_name)
+    table = "valign.merging:MERGES"
+    make = staticmethod(lambda name: merge_command(name))
 
 
 app = Typer(no_args_is_help=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from valign.checks import Declared, UserError, close_to, declared_options, read_changes, refuse_idle
 from valign.cli.common import numbers_by_name, setting
 from valign.cli.early import own_paths, refuse_values
-from valign.cli.quick import fields_of, refuse_missing, refuse_out_of_range, refuse_unknown
+from valign.cli.quick import fields_of, refuse_missing, refuse_out_of_range, refuse_unknown, table_names
 
 Kind = TypeVar("Kind")
 LENIENT = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -109,6 +109,27 @@ def refuse_given(ctx: typer.Context, why: str, *names: str, parts: Collection[ty
             found += [ctx.command.as_typed(part, name) for name in given if name in names or kind in parts]
     if found:
         raise UserError(f"{found[0]} has no effect {why}. Leave it out.")
+
+
+class TableGroup(TyperGroup):
+    """A command for each row of a table ``"module:TABLE"``, made when it is asked for, so that other help stays quick.
+
+    A name that is not there is refused before the table's module is imported.
+    """
+
+    table: str
+    make: Callable[[str], Any]  # name -> command; a static method
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*table_names(self.table), *self.commands]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in table_names(self.table):
+            return type(self).make(cmd_name)
+        known = self.list_commands(ctx)
+        if cmd_name not in known:
+            raise UserError(f"No such command: {cmd_name}.{close_to(cmd_name, known)} `--help` lists all.")
+        return super().get_command(ctx, cmd_name)
 
 
 class Configured(TyperCommand):

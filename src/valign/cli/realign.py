@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Context, Option, Typer
-from typer.core import TyperGroup
 from typer.main import get_command
 
 from valign.checks import UserError, option
 from valign.cli.common import TableOptions, out
-from valign.cli.options import configured, record
+from valign.cli.options import TableGroup, configured, record
 
 if TYPE_CHECKING:
     from valign.data.prompts.tables import TableReading
@@ -19,18 +18,11 @@ if TYPE_CHECKING:
 PAIRS = "of a chat model a table of prompt, chosen and rejected; of a diffusion model a folder as `valign train hysac` reads it"
 
 
-class Realignments(TyperGroup):
-    """A command for each row of `valign.merging.realign.REALIGN`, made when it is asked for, so that other help stays quick."""
+class Realignments(TableGroup):
+    """A command for each row of `valign.merging.realign.REALIGN`."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        from valign.merging.realign import REALIGN
-
-        return list(REALIGN)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        from valign.merging.realign import REALIGN
-
-        return realign_command(cmd_name) if cmd_name in REALIGN else super().get_command(ctx, cmd_name)
+    table = "valign.merging.realign:REALIGN"
+    make = staticmethod(lambda name: realign_command(name))
 
 
 app = Typer(no_args_is_help=True)

@@ -8,7 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from valign.checks import UserError
-from valign.cli.common import Anyway, AsJson, err, out, print_measured, resolve_model
+from valign.cli.common import Anyway, AsJson, err, origins_of, out, print_measured, resolve_model
 from valign.cli.options import refuse_given
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Measure the world's model: what it gets right of prompts it never saw, and its speed. Exit 1 below the bars."""
+    from valign.detectors.base import check_domain
     from valign.worlds import CHAT_WORLDS, world
 
     if name in CHAT_WORLDS:
@@ -127,6 +128,7 @@ def check(
     refuse_given(ctx, "on worlds of images", "adapter", "anyway")
     chosen, model, count = world(name), model or name, count or 500
     oracle = chosen.oracle()
+    check_domain(oracle.card, origins_of(model), model)
     found = chosen.measure(resolve_model(model), oracle, count=count, seed=seed, steps=steps, guidance_scale=guidance_scale)
     table = Table(
         "what",
