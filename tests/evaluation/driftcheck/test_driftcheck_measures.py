@@ -71,5 +71,5 @@ def test_toxicity_is_a_share_of_answers():
 @pytest.mark.parametrize(("unsafe", "safe", "blind"), [(90, 0, False), (0, 0, True), (100, 100, True), (30, 20, True)])
 def test_a_start_or_a_judge_that_does_not_tell_prompts_apart_is_named(unsafe, safe, blind):
     told = [AnswerVerdict(i < unsafe, False, True) for i in range(100)] + [AnswerVerdict(i < safe, False, True) for i in range(100)]
-    (start,) = measure_systems(cases(), {"start": told})
+    (start,) = measure_systems(cases(safe=100), {"start": told})
     assert bool(blindness(start)) == blind
