@@ -53,9 +53,7 @@ class FusionVariant:
 
 AT = 0.7  # weight of every expert where nothing else is said: in the middle of RegMean's grid
 VARIANTS: Mapping[str, FusionVariant] = {
-    "default": FusionVariant(
-        f"experts without retained prompts at weight {AT}, lambda 1, 120 prompts a category, 300 captions",
-    ),
+    "default": FusionVariant(f"experts without retained prompts at weight {AT}, lambda 1, 120 prompts a category, 300 captions"),
     "weight-0.5": FusionVariant("experts at weight 0.5", {WEIGHT: 0.5}),
     "weight-1": FusionVariant("experts at weight 1", {WEIGHT: 1.0}),
     "lambda-0.1": FusionVariant("lambda 0.1", {"lam": 0.1}),

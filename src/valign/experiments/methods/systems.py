@@ -17,6 +17,8 @@ from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 from valign.models.heads.text_probe import load_probe
 from valign.policy import Policy
 
+VALUED = "a value token where a principle is found; half of the time for bias"
+
 
 @dataclass(frozen=True)
 class MethodSystems:
@@ -48,7 +50,7 @@ class MethodSystems:
         name: str = LIVO,
         mixing: float = 0.5,
         threshold: float | None = None,
-        description: str = "a value token where a principle is found; half of the time for bias",
+        description: str = VALUED,
     ) -> System:
         """The value encoder in ``folder``, for the prompts in which the probe of the same run finds a principle.
 

@@ -16,7 +16,7 @@ from valign.evaluation.composed import suite_of_runs, system_of_runs
 from valign.evaluation.images.fidelity import EVERY
 from valign.evaluation.report.sections import Section
 from valign.evaluation.suite import Suite
-from valign.experiments.methods.systems import MethodSystems
+from valign.experiments.methods.systems import VALUED, MethodSystems
 from valign.experiments.methods.trained import DPO, LIVO, ComparedConfig, Trained
 from valign.merging import MERGES
 from valign.models.diffusion.base import DiffusionModel
@@ -79,7 +79,7 @@ DESCRIBED = {
     "esd-u": "LoRA outside cross-attention, trained away from all concepts",
     DPO: "one LoRA on all pairs",
     **{name: f"an expert per category, {name}" for name in COMPARED_MERGES},
-    LIVO: "a value token where a principle is found; half of the time for bias",
+    LIVO: VALUED,
 }
 
 
