@@ -97,6 +97,16 @@ def test_prompts_and_seeds_in_a_folder_with_a_grid(tiny_sd, tmp_path):
         run("generate", "a heart", "a tree", *shared, "-o", out)
 
 
+@pytest.mark.parametrize("guard", ["default", "none"])
+def test_off_a_terminal_a_line_says_how_far_it_is(tiny_sd, tmp_path, monkeypatch, guard):
+    monkeypatch.setenv("VALIGN_PROGRESS", "1")
+    monkeypatch.setattr("valign.progress.LINE_EVERY", 0)
+    shared = ("--model", tiny_sd, "--device", "cpu", "--steps", "1", "--batch-size", "1", "--guard", guard)
+    said = run("generate", "a heart", "a tree", *shared, "-o", tmp_path / "out").stderr
+    assert "Generating: 1 of 2" in said
+    assert "Generating: 2 of 2" in said
+
+
 def test_nothing_of_a_prompt_that_a_block_rule_stopped_is_kept(tiny_sd, tmp_path):
     out, shared = tmp_path / "out.png", ("--model", tiny_sd, "--device", "cpu", "--steps", "1")
     assert run("generate", "a nude toddler", *shared, "-o", out).exit_code == 3

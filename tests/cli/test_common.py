@@ -3,9 +3,14 @@
 import shutil
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from valign.checks import UserError
 from valign.cli import common
+from valign.cli.root import build
+from valign.models.files import fingerprint
+from valign.models.files.adapter_files import LoraFactors, save_adapter
 from valign.policy import load_policy
 
 
@@ -62,3 +67,39 @@ def test_only_a_world_makes_prompt_pairs():
     assert pair.categories == ("violence",)
     with pytest.raises(UserError, match="policy default has no grammar"):
         common.resolve_grammar(load_policy("default"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate lamp -o a.png",
+        "serve --guard default --detector none",
+        "evaluate --suite suite.csv --detector nudenet -o out",
+    ],
+)
+def test_an_adapter_of_another_model_is_refused_before_the_model_is_loaded(line, tiny_sd, tmp_path, monkeypatch):
+    def loaded(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    command = line.split()[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"valign.cli.{command}.resolve_model", loaded)
+    monkeypatch.setattr("valign.cli.evaluate.resolve_detector", lambda *_, **__: None)
+    monkeypatch.setattr("valign.evaluation.counted_categories", lambda *_: None)
+    (tmp_path / "suite.csv").write_text("prompt,label,category\na fight,1,violence\na lamp,0,\n")
+    factors = {"mid_block.attentions.0.transformer_blocks.0.attn2.to_k": LoraFactors(torch.ones(2, 3), torch.ones(4, 2), 1.0)}
+    save_adapter(tmp_path / "other", factors, metadata={"base": "xl", "base_fingerprint": "0" * 64, "family": "sdxl"})
+    shared = ["--model", str(tiny_sd), "--adapter", "other"]
+    found = CliRunner().invoke(build(), [*line.split(), *shared])
+    assert "other was made for another model than" in str(found.exception)
+
+
+def test_a_models_hash_is_read_again_only_when_a_file_changed(tmp_path, monkeypatch):
+    (tmp_path / "model_index.json").write_text("{}")
+    read = []
+    monkeypatch.setattr(fingerprint, "hash_file", lambda file: read.append(file) or file.read_text())
+    first = fingerprint.fingerprint_folder(tmp_path)
+    assert fingerprint.fingerprint_folder(tmp_path) == first
+    assert len(read) == 1
+    (tmp_path / "model_index.json").write_text("{} ")
+    assert fingerprint.fingerprint_folder(tmp_path) != first

@@ -58,6 +58,10 @@ print(f"loaded={{[name for name in {heavy!r} if name in sys.modules]}} code={{co
         (["serve", "--model", "shapes", "--detector", "oracle", "--device", "cdua"], 2),
         (["estimate", "--model", "sd16"], 2),
         (["detector", "evaluate", "probe", ".", "--policy", "deflt"], 2),
+        (["detector", "evaluate", "oracle", "nowhere"], 2),
+        (["detector", "fit", "--clip", "shapes", "nowhere", "-o", "d"], 2),
+        (["detector", "import", "nowhere", "--map", "a=b", "-o", "d"], 2),
+        (["report", "nowhere", "--csv", "x.csv"], 2),
     ],
 )
 def test_light_commands_and_their_refusals_import_no_heavy_library(tmp_path, arguments, code):

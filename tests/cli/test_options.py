@@ -14,7 +14,7 @@ from command_lines import parse
 from typer.testing import CliRunner
 
 from valign.checks import UserError, check_options, option
-from valign.cli.options import changes, configured, record, rest_of
+from valign.cli.options import _panel, changes, configured, record, rest_of
 from valign.memory import MemoryConfig
 from valign.objectives import DiffusionDPO
 from valign.recipes.alignguard import AlignGuardRecipe
@@ -206,3 +206,12 @@ def test_a_declaration_is_checked_when_the_config_is_made():
     with pytest.raises(ValueError, match=r"Oven\.mode must be one of top, bottom; got 'left'"):
         Oven(mode="left")
     assert Oven(timer=None).timer is None
+
+
+def test_headings_of_the_help_are_words_and_not_classes():
+    assert [_panel(name) for name in ("SamplingConfig", "TableOptions", "DiffusionDPO", "Amounts")] == [
+        "Sampling options",
+        "Table options",
+        "Diffusion DPO",
+        "Amounts",
+    ]

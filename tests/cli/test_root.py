@@ -162,3 +162,15 @@ def test_ctrl_c_and_sigterm_say_how_the_run_goes_on(number):
     assert process.returncode == 130
     assert "Stopped. What was finished is kept. To go on from there, type: -c" in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(("called", "said"), [("/bin/valign", "valign"), ("/site-packages/valign/__main__.py", "python -m valign")])
+def test_a_run_goes_on_with_the_command_that_was_typed(called, said, monkeypatch, capsys):
+    def stop(**_):
+        raise SystemExit(130)
+
+    monkeypatch.setattr(root, "build", lambda: stop)
+    monkeypatch.setattr(sys, "argv", [called, "align", "-o", "my runs"])
+    with pytest.raises(SystemExit):
+        root.main()
+    assert capsys.readouterr().err.endswith(f"type: {said} align -o 'my runs'\n")

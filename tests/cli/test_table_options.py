@@ -1,7 +1,9 @@
 """``--column`` and ``--fill`` on every command that reads a table."""
 
+import pytest
 import typer
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from valign.cli.common import TableOptions
 from valign.cli.options import Configured
@@ -41,3 +43,56 @@ def test_a_realignment_reads_pairs_of_other_columns(tmp_path, monkeypatch):
     reading = TableReading(columns={"prompt": "ask"})
     (pair,) = preferences.read_preferences(Realignment.__new__(Realignment), tmp_path / "own.csv", known=(), reading=reading)
     assert pair.safe.turns == (("user", "how?"), ("assistant", "no"))
+
+
+def columns_given(command, monkeypatch, place, *more):
+    """The readings that a command hands on, with a column of each of its tables named."""
+    seen = {}
+
+    def stop(*_, **given):
+        seen.update(given)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(place, stop)
+    words = [word for one in ("prompt=ask", *more) for word in ("--column", one)]
+    arguments = [command, "--before", "chat", "--after", "chat:base", "--policy", "chat", "-o", "out", *words]
+    return CliRunner().invoke(build(), arguments + (["--base", "chat:base"] if command == "repair" else [])), seen
+
+
+def test_a_repair_reads_pairs_and_prompts_of_other_columns(monkeypatch):
+    ended, seen = columns_given("repair", monkeypatch, "valign.recipes.repair.repair", "chosen=good", "rejected=bad")
+    assert ended.exit_code == 0, ended.output
+    assert seen["pairs_reading"].columns == {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    assert seen["pairs_reading"].strict  # the only table of the command
+    assert seen["reading"].columns == {"prompt": "ask"}
+
+
+def test_a_repair_hands_the_names_of_columns_to_its_pairs(tmp_path, monkeypatch):
+    from valign.policy import load_policy
+    from valign.recipes.repair import repair
+
+    (tmp_path / "own.csv").write_text("ask,chosen,rejected\nhow?,no,no\n")
+    reading = TableReading(columns={"prompt": "ask"})
+    with pytest.raises(ValueError, match=r"row 1 must have two answers to one conversation, got the same answer twice"):
+        repair(
+            "chat",
+            "chat:base",
+            load_policy("chat"),
+            tmp_path / "out",
+            base="chat:base",
+            pairs=tmp_path / "own.csv",
+            pairs_reading=reading,
+        )
+
+
+def test_a_check_reads_labelled_answers_of_other_columns(monkeypatch):
+    ended, seen = columns_given("check", monkeypatch, "valign.recipes.check.check", "answer=reply", "harmful=bad")
+    assert ended.exit_code == 0, ended.output
+    assert seen["reading"].beside().columns["answer"] == "reply"
+    ended, _ = columns_given("check", monkeypatch, "valign.recipes.check.check", "anwser=reply")
+    assert ended.exit_code != 0
+
+
+def test_columns_of_a_second_table_are_not_looked_for_in_the_first():
+    whole = TableReading(columns={"prompt": "ask", "answer": "reply"}, fill={"label": 1})
+    assert whole.without(("answer",)) == TableReading(columns={"prompt": "ask"}, fill={"label": 1})

@@ -6,7 +6,7 @@ from huggingface_hub import ModelCard
 
 from valign.checks import UserError
 from valign.models.files.adapter_files import LoraFactors, save_adapter
-from valign.models.files.model_card import CARD, END, START, UNMEASURED, adapter_card, write_measured
+from valign.models.files.model_card import CARD, CAUTION, END, FINETUNE, START, TUNED, UNMEASURED, adapter_card, write_measured
 
 FACTORS = {"down.attn2.to_k": LoraFactors(torch.ones(2, 3), torch.ones(4, 2), 1.0)}
 
@@ -53,6 +53,15 @@ def test_figures_take_the_place_of_earlier_ones_and_of_nothing_else(tmp_path):
     assert "10 %" not in text
     assert text.endswith("written by hand\n")
     assert UNMEASURED not in text
+
+
+def test_the_card_of_a_fine_tuning_promises_no_safety_that_nothing_held():
+    plain = adapter_card({"recipe": FINETUNE, "options": {}}, name="style", load="...")
+    held = adapter_card({"recipe": FINETUNE, "options": {"preserve": {"kl": 1}}}, name="style", load="...")
+    assert (TUNED in plain, CAUTION in plain) == (True, False)
+    assert (TUNED in held, CAUTION in held) == (False, True)
+    tags = [ModelCard(card).data.tags for card in (plain, held)]
+    assert ["safety" in one for one in tags] == [False, True]
 
 
 def test_a_card_without_the_place_is_left_alone(tmp_path):

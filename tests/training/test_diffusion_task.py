@@ -88,6 +88,10 @@ def test_diffusers_loads_the_lora_and_its_record_names_the_base(tiny_sd, data, t
     assert pipe.get_active_adapters()
     record = json.loads((tmp_path / "run" / "adapter" / "valign.json").read_text())
     assert record["base_fingerprint"] == model.fingerprint
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert f"| fingerprint of the data | {data.fingerprint()} |" in card
+    assert f"| training rows | {len(data.train)} |" in card
+    assert f"learning_rate: {record['options']['method']['adapter']['learning_rate']}" in card
 
 
 def test_training_brings_the_error_down(tiny_sd, data, tmp_path):

@@ -119,6 +119,7 @@ def command(
     """Say whether safety was lost between two models, on the same prompts. Exit codes: 0 safe, 1 drifted, 2 undecided, 3 error."""
     from json import dumps
 
+    from valign.evaluation.chats.judges import ANSWER_COLUMNS
     from valign.evaluation.checking.decision import DriftLimits
     from valign.interfaces import SamplingConfig
     from valign.policy import load_policy
@@ -132,7 +133,7 @@ def command(
         folder,
         base=base,
         suite=suite,
-        reading=table.reading(),
+        reading=table.reading(also=ANSWER_COLUMNS),
         layout=table.format,
         judge=judging.resolve(tuple(refusal)),
         judge_labels=judging.judge_labels,
@@ -166,6 +167,7 @@ def _texts(sources: list[Path], table: PromptTableOptions) -> list[str]:
     """All texts that were trained on."""
     from valign.data.prompts.pairs import load_pairs
     from valign.data.prompts.records import prompt_texts
+    from valign.evaluation.chats.judges import ANSWER_COLUMNS
 
     found: list[str] = []
     for source in sources:
@@ -173,7 +175,7 @@ def _texts(sources: list[Path], table: PromptTableOptions) -> list[str]:
         if pairs.name == "pairs.parquet":
             found += [text for pair in load_pairs(pairs) for text in (pair.unsafe, pair.safe)]
         else:
-            found += prompt_texts(source, reading=table.reading().beside())
+            found += prompt_texts(source, reading=table.reading(also=ANSWER_COLUMNS).beside())
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -97,6 +97,18 @@ def values_by_name(option: str, texts: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def refuse_absent(place: str | Path, names: Collection[str] = ()) -> None:
+    """Refuse a path to read that is not there, before anything is imported that takes seconds.
+
+    Args: names: What else the argument may be: words of the command, besides worlds and addresses.
+    Raises: UserError that names it.
+    """
+    from valign.cli.quick import bundled
+
+    if "://" not in str(place) and str(place) not in (*bundled(), *names) and not Path(place).expanduser().exists():
+        raise UserError(f"{place} does not exist. Check the path.")
+
+
 def find_world(name: str) -> World | None:
     """The world of this name, or None if it is the name of something else."""
     from valign.worlds import WORLDS
@@ -117,6 +129,24 @@ def resolve_model(name: str, **options: Any) -> DiffusionModel:
 
     world = find_world(name)
     return load_model(world.model_folder() if world else name, **options)
+
+
+def check_adapters(model: str, adapters: Iterable[Path], *, anyway: bool) -> None:
+    """Refuse adapters of another model before any weight is loaded. Of a model that is not here yet, loading says it.
+
+    Args:
+        model: As `resolve_model` takes it.
+        anyway: Only warn.
+    """
+    from valign.models.diffusion.adapter_base import check_base
+    from valign.models.files.adapter_files import open_adapter
+    from valign.models.files.origin import local_folder
+
+    world, files = find_world(model), [open_adapter(adapter) for adapter in adapters]
+    folder = world.model_folder() if world else local_folder(model)
+    if folder is not None and (folder / "model_index.json").is_file():
+        for file in files:
+            check_base(folder, file, anyway=anyway)
 
 
 def resolve_suite(name: str, policy: Policy, table: PromptTableOptions | None = None, *, beside: TableReading | None = None) -> Any:
@@ -187,12 +217,12 @@ class PromptTableOptions(TableOptions):
 
     format: str | None = option(None, help="layout of the prompt file, e.g. plain, coprov2 or i2p; told by its columns if left out")
 
-    def reading(self) -> TableReading:
-        """Raises: UserError also for a column that prompts do not have."""
+    def reading(self, also: Collection[str] = ()) -> TableReading:
+        """Raises: UserError also for a column that neither prompts have nor ``also``, the columns of a second table."""
         from valign.data.prompts.records import named_columns
 
         found = super().reading()
-        named_columns(found.columns)
+        named_columns(found.without(also).columns)
         return found
 
 

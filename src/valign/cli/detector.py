@@ -12,7 +12,7 @@ from rich.text import Text
 from typer import Argument, Context, Option, Typer
 
 from valign.checks import UserError
-from valign.cli.common import err, find_world, numbers_by_name, out, resolve_detector
+from valign.cli.common import err, find_world, numbers_by_name, out, refuse_absent, resolve_detector
 from valign.cli.detector_search import SEARCH_EXAMPLE, search_command
 from valign.cli.options import changes, configured, record
 
@@ -85,7 +85,7 @@ def show(name: Annotated[str, Argument(metavar="NAME", help="a detector, by name
 
 @app.command(
     "fit",
-    cls=configured(fit="valign.detectors.fitting:FitOptions"),
+    cls=configured(fit="valign.detectors.fitting:FitOptions", reads={"IMAGES": ()}),
     epilog="example: valign detector fit labelled/ --clip models/clip-vit-large-patch14 -o detectors/mine",
 )
 def fit(
@@ -130,7 +130,7 @@ def fit(
 
 @app.command(
     "import",
-    cls=configured(judge="valign.detectors.vision_judge:JudgeOptions"),
+    cls=configured(judge="valign.detectors.vision_judge:JudgeOptions", reads={"SOURCE": ("judge",)}),
     epilog="example: valign detector import models/nsfw --map nsfw=sexual --threshold 0.5 -o detectors/nsfw",
 )
 def import_(
@@ -196,6 +196,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a detector's sensitivity and specificity on labelled images, with 95 % intervals."""
+    refuse_absent(images)
     from valign.detectors import find_folder
     from valign.detectors.base import chance_notes, check_domain
     from valign.detectors.errors import measure_detector

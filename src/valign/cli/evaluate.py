@@ -18,6 +18,7 @@ from valign.cli.common import (
     AsJson,
     EvaluatorOptions,
     PromptTableOptions,
+    check_adapters,
     err,
     example,
     find_world,
@@ -139,6 +140,7 @@ def command(
     tests = tests.take(limit)
     counted_categories(tests, judge)
     compared = 1 + len(adapters) + len(encoders) + len(baseline)
+    check_adapters(model, adapters.values(), anyway=anyway)
     memory = fit_sampling(model, memory, device, folder, compared * len(tests.prompts), sampling)
     base = resolve_model(model, device=device, memory=memory)
     guided = guided_by_values(base, encoders, value_retriever, rules, sampling)

@@ -100,7 +100,7 @@ def fit(
     chosen = found.memory.said()
     needed, free = f"{found.peak / 1e9:.1f}", f"{machine.free / 1e9:.1f} GB free on {machine.device}"
     if os.environ.get("RANK", "0") == "0":
-        err.print(f"memory: about {needed} of {free}{': ' if chosen else ''}{chosen}", style="dim", highlight=False)
+        err.print(f"memory: about {needed} of {free}{': ' if chosen else ''}{chosen}", style="dim", highlight=False, soft_wrap=True)
     return found.memory
 
 

@@ -13,10 +13,11 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import SEEDS, UserError, check_range, option
-from valign.cli.common import Anyway, err, example, out, resolve_detector, resolve_model
+from valign.cli.common import Anyway, check_adapters, err, example, out, resolve_detector, resolve_model
 from valign.cli.guard_prompts import BLOCKED
 from valign.cli.image_output import check_target, format_of, write_all
 from valign.cli.options import configured, record
+from valign.progress import track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -111,6 +112,7 @@ def command(
     if detector and guard == "none":
         raise UserError("--detector has no effect with --guard none: the guard looks at images with it. Leave one of them out.")
     watcher = resolve_detector(detector, model=model) if detector else None
+    check_adapters(model, [adapter] if adapter else [], anyway=anyway)
     subject: Any = resolve_model(model, device=device)
     if adapter is not None:
         from valign.models.diffusion.lora import load_adapter
@@ -129,7 +131,12 @@ def command(
         found = _guarded(subject, _keeper(guard, watcher, token, probe), prompts, numbers, sampling)
         images, decisions = [one.image for one in found], [_decision(one) for one in found]
     elif token is None:
-        images = subject.generate(prompts, seeds=numbers, sampling=sampling)
+        size = sampling.batch_size
+        images = [
+            image
+            for start in track(range(0, len(prompts), size), "Generating")
+            for image in subject.generate(prompts[start : start + size], seeds=numbers[start : start + size], sampling=sampling)
+        ]
     else:
         from valign.models.diffusion.value_pipeline import ValueGuidedPipeline
 
@@ -203,7 +210,7 @@ def _kept(prompt: str, decision: dict[str, Any] | None) -> str | None:
 def _guarded(subject: Any, keeper: Guard, prompts: list[str], seeds: list[int], sampling: SamplingConfig) -> list[GuardedImage]:
     """A result per prompt, without an image for what was blocked."""
     images: list[GuardedImage] = []
-    for text, number in zip(prompts, seeds, strict=True):
+    for text, number in track(list(zip(prompts, seeds, strict=True)), "Generating"):
         found = keeper.generate(subject, text, seed=number, sampling=sampling)
         images.append(found)
         if found.image is None:

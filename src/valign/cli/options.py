@@ -22,7 +22,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from valign.checks import Declared, UserError, close_to, declared_options, read_changes, refuse_idle
-from valign.cli.common import numbers_by_name, setting
+from valign.cli.common import numbers_by_name, refuse_absent, setting
 from valign.cli.early import own_paths, refuse_values
 from valign.cli.quick import fields_of, refuse_missing, refuse_out_of_range, refuse_unknown, table_names
 
@@ -40,6 +40,7 @@ def configured(
     pipeline: bool = False,
     models: tuple[str, ...] = (),
     named: Mapping[str, Sequence[str]] | None = None,
+    reads: Mapping[str, Sequence[str]] | None = None,
     **parts: type[Any] | str,
 ) -> type[Any]:
     """A command class, for ``app.command(cls=...)``, whose further options are the fields of ``parts`` that `option` declares.
@@ -56,6 +57,7 @@ def configured(
         pipeline: ``--model`` names a diffusion model: a name that cannot be one is refused before anything is imported.
         models: Further names that ``--model`` may have then.
         named: Flags of the command that take names, and what has them, as in `valign.cli.early.refuse_values`.
+        reads: Arguments that name what is read, by their metavar, and which words they may be besides.
     """
     given = {
         "parts": parts,
@@ -66,6 +68,7 @@ def configured(
         "pipeline": pipeline,
         "models": models,
         "named": named or {},
+        "reads": reads or {},
     }
     return type("Configured", (Configured,), given)
 
@@ -145,6 +148,7 @@ class Configured(TyperCommand):
     pipeline: bool
     models: tuple[str, ...]
     named: Mapping[str, Sequence[str]]
+    reads: Mapping[str, Sequence[str]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -180,7 +184,10 @@ class Configured(TyperCommand):
                 elsewhere=info_name == "estimate" or "--estimate" in args,
             )
             plain = TyperCommand(info_name, params=self.params, context_settings={**self.context_settings, **LENIENT})
-            plain.make_context(info_name, list(args), parent)  # what is missing, and the command's own types
+            early = plain.make_context(info_name, list(args), parent)  # what is missing, and the command's own types
+            if not {word.partition("=")[0] for word in args if word.startswith("-")} - set(own):  # a value might look like one
+                for argument in (one for one in self.params if getattr(one, "metavar", None) in self.reads):
+                    refuse_absent(early.params[str(argument.name)], self.reads[argument.metavar])
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -269,7 +276,7 @@ class Configured(TyperCommand):
                 taken.update("/".join(flags).split("/"))
                 self.sources[f"{part}__{name}"] = (part, name)
                 made[f"{part}__{name}"] = (
-                    _annotated(declared, flags, None if self.preset else declared.default, kind.__name__),
+                    _annotated(declared, flags, None if self.preset else declared.default, _panel(kind.__name__)),
                     None,
                 )
             seen.update(declared_options(kind))
@@ -303,6 +310,12 @@ def in_command_words(text: str, command: TyperCommand) -> str:
 def _imported(place: str) -> type[Any]:
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)  # type: ignore[no-any-return]
+
+
+def _panel(kind: str) -> str:
+    """Heading of a part's options in the help: ``SamplingConfig`` is "Sampling options"."""
+    name = re.sub("(Config|Options)$", " options", kind)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
 def _flags(name: str, declared: Declared) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Measure attack success over your own templates (RED-EVAL); excluded answers are counted apart, never as harmless."""
-    from valign.evaluation.chats.judges import PhraseJudge, measure_judge, read_labelled_answers
+    from valign.evaluation.chats.judges import ANSWER_COLUMNS, PhraseJudge, measure_judge, read_labelled_answers
     from valign.evaluation.chats.red_eval import read_questions, read_template
     from valign.recipes.check import MeasuredJudge
     from valign.recipes.red_eval import red_eval
@@ -68,7 +68,7 @@ def command(
     elif judging.judge_labels is None:
         refuse_given(ctx, "on the chat world's own questions", parts=(TableOptions,))
     banks = {name: _world_bank(name, samples) for name in worlds} or {
-        Path(name).stem: read_questions(Path(name), table.reading()) for name in questions
+        Path(name).stem: read_questions(Path(name), table.reading().without(ANSWER_COLUMNS)) for name in questions
     }
     chosen = judging.resolve()
     used = chosen or (_worlds()[worlds[0]].judge() if worlds else PhraseJudge())

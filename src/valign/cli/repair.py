@@ -54,8 +54,10 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Give a drifted model its safety back by the smallest change that passes the check. Exit code 1 if nothing passes."""
+    from valign.evaluation.chats.judges import ANSWER_COLUMNS
     from valign.evaluation.checking.decision import DriftLimits
     from valign.interfaces import SamplingConfig
+    from valign.merging.realign.preferences import PAIR_COLUMNS
     from valign.policy import load_policy
     from valign.recipes.check import CheckOptions
     from valign.recipes.repair import repair
@@ -63,6 +65,7 @@ def command(
     if method and "somf" not in method:
         refuse_given(ctx, "without --method somf", "pairs", "mask_steps")
     judging, table = record(ctx, MeasuredJudgeOptions), record(ctx, PromptTableOptions)
+    reading = table.reading(also=(*PAIR_COLUMNS, *ANSWER_COLUMNS))
     found = repair(
         before,
         after,
@@ -73,12 +76,13 @@ def command(
         methods=method,
         refine=refine,
         pairs=pairs,
+        pairs_reading=reading.beside() if suite else reading.without(ANSWER_COLUMNS),
         mask_steps=mask_steps,
         sampling=record(ctx, SamplingConfig),
         limits=record(ctx, DriftLimits),
         options=record(ctx, CheckOptions),
         suite=suite,
-        reading=table.reading(),
+        reading=reading.without(PAIR_COLUMNS),
         layout=table.format,
         judge=judging.resolve(),
         judge_labels=judging.judge_labels,

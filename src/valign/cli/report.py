@@ -6,7 +6,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from valign.checks import UserError
-from valign.cli.common import example, out
+from valign.cli.common import example, out, refuse_absent
 
 
 @example("valign report runs/eval --csv numbers.csv --latex table.tex")
@@ -19,12 +19,13 @@ def command(
     json: Annotated[bool, Option("--json", help="the rows as JSON, on stdout")] = False,
 ) -> None:
     """Write the numbers of an evaluation, with their intervals, for other programs."""
-    from valign.evaluation.report.export import read_summary, rows_of, write_csv, write_latex, write_parquet
-
     if not (csv or parquet or latex or json):
         raise UserError("report must write something, got nothing to write. Name --csv, --parquet or --latex, or ask for --json.")
     if measure and not latex:
         raise UserError("--measure has no effect without --latex, whose columns it names. Leave it out.")
+    refuse_absent(folder)
+    from valign.evaluation.report.export import read_summary, rows_of, write_csv, write_latex, write_parquet
+
     rows = rows_of(read_summary(folder))
     if csv:
         write_csv(rows, csv)

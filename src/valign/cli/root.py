@@ -125,7 +125,7 @@ def main() -> None:
         build()(prog_name="valign")
     except SystemExit as stop:
         if stop.code == 130:
-            again = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            again = " ".join([_program(), shlex.join(sys.argv[1:])])
             _complain(f"Stopped. What was finished is kept. To go on from there, type: {again}")
         raise
     except (ValueError, OSError) as error:  # UserError is a ValueError
@@ -138,6 +138,12 @@ def main() -> None:
 def _stop(*_: object) -> None:
     """SIGTERM ends a command as Ctrl-C does."""
     raise KeyboardInterrupt
+
+
+def _program() -> str:
+    """How valign was called: ``valign``, or the package as a module."""
+    name = Path(sys.argv[0]).name
+    return "python -m valign" if name == "__main__.py" else name
 
 
 def _say(error: ValueError | OSError) -> str:

@@ -19,6 +19,7 @@ from valign.evaluation import Evaluators, ReportOptions, Suite, System, evaluate
 from valign.evaluation.chats.answers import CHUNK, ask_all
 from valign.evaluation.chats.cases import ChatCase, cases_fingerprint, suite_cases
 from valign.evaluation.chats.judges import (
+    ANSWER_COLUMNS,
     AnswerVerdict,
     ChatJudge,
     JudgeCard,
@@ -142,7 +143,7 @@ def check(
     first, second = find_subjects(str(before), str(after), base=base)
     _refuse_idle(first.kind, given, bool(suite))
     names: dict[str, str] = {"before": str(before), "after": str(after), "policy": policy.id}
-    tests = read_suite(suite, layout, reading=reading, known=policy.category_ids()) if suite else None
+    tests = read_suite(suite, layout, reading=reading.without(ANSWER_COLUMNS), known=policy.category_ids()) if suite else None
     if first.kind == "chat":
         cases, title, own = _chat_cases(policy, tests, options)
         if trained_on:

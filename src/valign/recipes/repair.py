@@ -9,6 +9,7 @@ from typing import Any
 
 from valign.checks import UserError, check_range
 from valign.data.journal import Journal
+from valign.data.prompts.tables import AS_IT_IS, TableReading
 from valign.evaluation.checking.decision import DriftLimits
 from valign.files import hash_value, read_json, write_json
 from valign.merging.realign import (
@@ -104,6 +105,7 @@ def repair(
     methods: Sequence[str] = (),
     refine: int = 2,
     pairs: PreferenceRows | Path | None = None,
+    pairs_reading: TableReading = AS_IT_IS,
     mask_steps: int = 60,
     limits: DriftLimits | None = None,
     options: CheckOptions | None = None,
@@ -120,6 +122,7 @@ def repair(
         methods: Of `LADDERS`; all for none, without SOMF where there are no preferences.
         pairs: Safety preferences that SOMF's mask is learned on, or where `read_preferences` finds them; a world's own, if the
             policy is a world's and these are None.
+        pairs_reading: Other names of the columns of that table.
         mask_steps: Optimizer steps of that.
         checking: As `check` takes it.
     Raises: UserError for an unknown method, SOMF without preferences, and for what `open_realignment` and `check` refuse.
@@ -133,7 +136,7 @@ def repair(
     origin, _ = find_subjects(base, base)
     what = open_realignment(origin.folder, _weights(first), [_weights(second)], start=start)
     if isinstance(pairs, Path):
-        pairs = read_preferences(what, pairs, known=policy.category_ids())
+        pairs = read_preferences(what, pairs, known=policy.category_ids(), reading=pairs_reading)
     rows = pairs if pairs is not None else world_preferences(policy, first.kind)
     if rows is None and "somf" in methods:
         raise UserError("--method somf must have safety preferences to learn from, got none. Name them by --pairs.")

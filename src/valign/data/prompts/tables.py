@@ -1,8 +1,8 @@
 """Rows of a table (csv, tsv, JSON, JSON lines, parquet, plain lines), whatever its columns are, and what a cell may hold."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
@@ -31,6 +31,10 @@ class TableReading:
     def beside(self) -> "TableReading":
         """For a second table of the same command: columns where it has them, and nothing filled in."""
         return TableReading(columns=self.columns, strict=False)
+
+    def without(self, names: Collection[str]) -> "TableReading":
+        """Without columns that only a second table of the command has."""
+        return replace(self, columns={name: theirs for name, theirs in self.columns.items() if name not in names})
 
     def named(self, rows: Sequence[Row], path: Path) -> list[Row]:
         """The rows with the file's columns renamed and blanks filled in. Raises: UserError if a named column is not there."""

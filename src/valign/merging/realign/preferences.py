@@ -18,6 +18,7 @@ from valign.models.files.adapter_files import AdapterFile
 from valign.models.files.weight_files import WeightFolder
 from valign.models.language.loading import load_chat
 
+PAIR_COLUMNS = ("chosen", "rejected", "safe_image", "unsafe_image")  # of their tables, beside those that prompts have
 PreferenceRows = Sequence[ChatPair] | Quadruples  # of a chat model; of a diffusion model
 
 

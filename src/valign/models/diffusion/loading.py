@@ -149,8 +149,9 @@ def resolve_folder(name: str) -> Path:
     try:
         return Path(DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:
+        reason = re.split(r" \(|\. ", first_line(error))[0]
         raise UserError(
-            f"{name} is not a folder here and could not be fetched from the hub: {first_line(error)}. "
+            f"{name} is not a folder here and could not be fetched from the hub: {reason}. "
             "Check the spelling, the network, and that the model is published as safetensors."
         ) from error
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -22,7 +23,18 @@ def model_files(folder: Path, parts: Sequence[str] = PARTS) -> list[Path]:
 
 def fingerprint_folder(folder: Path, parts: Sequence[str] = PARTS) -> str:
     """SHA-256 over the hashes of `model_files`, hex. Files are streamed."""
-    return hash_value({file.relative_to(folder).as_posix(): hash_file(file) for file in model_files(folder, parts)})
+    return hash_value({file.relative_to(folder).as_posix(): _hashed(file, *_state(file)) for file in model_files(folder, parts)})
+
+
+@lru_cache(maxsize=512)
+def _hashed(file: Path, size: int, changed: int) -> str:
+    """Of gigabytes, which several checks of one command ask for: read again only when size or time of change differ."""
+    return hash_file(file)
+
+
+def _state(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:

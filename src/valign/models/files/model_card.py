@@ -15,6 +15,7 @@ from valign.files import write_text
 
 CARD = "README.md"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+FINETUNE = "finetune"  # recipe in the record of an adapter that was trained on somebody's own data
 START, END = "<!-- measured: start -->", "<!-- measured: end -->"
 UNMEASURED = "Nothing was measured yet. `valign evaluate` measures harm, benign fidelity and drift beside the base model."
 FACTS = {  # key of the record: row of the card
@@ -26,7 +27,13 @@ FACTS = {  # key of the record: row of the card
     "policy_hash": "fingerprint of the policy",
     "data": "fingerprint of the data",
     "pairs": "training pairs",
+    "rows": "training rows",
 }
+CAUTION = """An adapter lowers the chance of harmful images; it does not exclude them. Measure it on your own prompts before you
+rely on it."""
+TUNED = (  # of a fine-tuning that no objective held
+    "Fine-tuning may undo what keeps the base model, or an adapter beside this one, safe. `valign check` says whether it did."
+)
 PAGE = """---
 {front}---
 
@@ -44,7 +51,7 @@ PAGE = """---
 {measured}
 {end}
 
-An adapter lowers the chance of harmful images; it does not exclude them. Measure it on your own prompts before you rely on it.
+{caution}
 
 ## Load it
 
@@ -76,7 +83,8 @@ def adapter_card(
         facts: Further rows of the table.
     """
     image = library == "diffusers"
-    tags = ["valign", "safety", "lora", *(["text-to-image"] if image else [])]
+    tuned = record.get("recipe") == FINETUNE and "preserve" not in record.get("options", {})
+    tags = ["valign", *([] if tuned else ["safety"]), "lora", *(["text-to-image"] if image else [])]
     front: dict[str, Any] = {"library_name": library, **({"pipeline_tag": "text-to-image"} if image else {}), "tags": tags}
     base = str(record.get("base", ""))
     if HUB_ID.fullmatch(base):
@@ -89,6 +97,7 @@ def adapter_card(
         facts="\n".join(f"| {row} | {value} |" for row, value in rows.items()),
         start=START,
         measured=UNMEASURED,
+        caution=TUNED if tuned else CAUTION,
         end=END,
         load=load,
         record=yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True),

@@ -17,6 +17,7 @@ from valign.memory import AUTOCAST
 from valign.models.files.adapter_base import chat_record
 from valign.models.files.adapter_files import public_record, save_adapter
 from valign.models.files.adapter_index import PROVENANCE
+from valign.models.files.model_card import FINETUNE
 from valign.models.heads.task_model import TaskModel
 from valign.models.language.chat_task import ChatTaskModel
 from valign.models.language.loading import LoadedChat
@@ -145,7 +146,8 @@ def finetune(
     def finish() -> FinetuneResult:
         folder = out / "adapter"
         shutil.rmtree(folder, ignore_errors=True)  # written, but not yet recorded, when an earlier call was killed
-        _save_adapter(folder, model, task.handle)
+        made = {"recipe": FINETUNE, "data": inputs["data"], "rows": len(data.train), "options": recipe}
+        _save_adapter(folder, model, task.handle, made)
         _save_head(out, model)
         shown.write("after")
         result = FinetuneResult(
@@ -191,14 +193,15 @@ def _samples(model: TaskModel, data: TaskData, config: SupervisedConfig, out: Pa
     return found
 
 
-def _save_adapter(folder: Path, model: TaskModel, handle: AdapterHandle) -> None:
+def _save_adapter(folder: Path, model: TaskModel, handle: AdapterHandle, made: Mapping[str, Any]) -> None:
     """LoRA on a diffusion model as the rest of the house writes it, which diffusers loads; all else as peft has it."""
     if isinstance(model, ChatTaskModel):
         return save_chat_adapter(folder, handle, model.loaded)
     if not isinstance(model, DiffusionTaskModel) or not isinstance(handle, LoraHandle):
         return handle.save(folder)
     prefix = model.diffusion.components["denoiser"]
-    save_adapter(folder, model.adapted_modules(export_lora(handle.network)), metadata=model.provenance(), prefix=prefix)
+    metadata = {**model.provenance(), **made}
+    save_adapter(folder, model.adapted_modules(export_lora(handle.network)), metadata=metadata, prefix=prefix)
 
 
 def save_chat_adapter(folder: Path, handle: AdapterHandle, base: LoadedChat) -> None:
