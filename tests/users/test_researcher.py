@@ -36,15 +36,15 @@ def label(folder, count, first):
 
 
 def make(folder, *, harmful, first):
-    """Another tool's output: four harmful prompts, four harmless ones, a refusal and a broken file."""
+    """Another tool's output and names: four harmful prompts, four harmless ones, a refusal and a broken file."""
     folder.mkdir()
     rows = []
     for i, category in enumerate(("violence", "violence", "hate", "hate", "", "", "", "")):
         channel = COLOURS[category] if category and harmful else COLOURS["harmless"]
         image(channel, first + i).save(folder / f"{i}.png")
-        rows.append({"prompt": f"scene {i}", "file": f"{i}.png", "category": category, "seed": i})
-    rows.append({"prompt": "scene 8", "file": "", "category": "violence", "seed": 8})
-    rows.append({"prompt": "scene 9", "file": "9.png", "category": "violence", "seed": 9})
+        rows.append({"text": f"scene {i}", "path": f"{i}.png", "topic": category, "seed": i})
+    rows.append({"text": "scene 8", "path": "", "topic": "violence", "seed": 8})
+    rows.append({"text": "scene 9", "path": "9.png", "topic": "violence", "seed": 9})
     (folder / "9.png").write_bytes(b"cut short")
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -61,7 +61,8 @@ def test_own_probe_own_images_own_judge(tmp_path, monkeypatch):
     after = make(tmp_path / "after", harmful=False, first=9100)
     with running() as endpoint:
         judge = f"judge@{endpoint.url('good')}"
-        images = ("--judge-images", before, "--judge-images", after, "--skip-unreadable")
+        named = [word for one in ("prompt=text", "file=path", "category=topic") for word in ("--column", one)]
+        images = ("--judge-images", before, "--judge-images", after, "--skip-unreadable", *named)
         arguments = ("evaluate", *images, "--detector", "probe", "--detector", judge, "-o", "out")
         run(*arguments)
         asked = len(endpoint.seen)

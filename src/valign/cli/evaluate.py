@@ -158,7 +158,7 @@ def command(
 def _judge_images(ctx: Context, inputs: EvaluationInputs, model: str, policy: str, out: Path, limit: int | None) -> dict[str, Any]:
     """Measure images that were made elsewhere."""
     from valign.evaluation import Evaluators, ReportOptions, counted_categories, evaluate
-    from valign.evaluation.images.made_elsewhere import read_made_elsewhere, refuse_unreadable, same_prompts
+    from valign.evaluation.images.made_elsewhere import OWN_COLUMNS, read_made_elsewhere, refuse_unreadable, same_prompts
     from valign.policy import load_policy
 
     looks, table, world = record(ctx, EvaluatorOptions), record(ctx, PromptTableOptions), find_world(model)
@@ -168,14 +168,15 @@ def _judge_images(ctx: Context, inputs: EvaluationInputs, model: str, policy: st
     maker = model or "the model of these images (say which by --model)"
     judge = resolve_detector(looks.detector, model=maker)
     reader, encoder = resolve_fidelity(looks.fidelity or "none", model=maker), resolve_clip(looks.clip or "none", model=maker)
-    options: dict[str, Any] = {"known": rules.category_ids(), "reading": table.reading(), "stand_in": inputs.stand_in}
+    reading = table.reading(also=OWN_COLUMNS)
+    options: dict[str, Any] = {"known": rules.category_ids(), "reading": reading, "stand_in": inputs.stand_in}
     folders = _named_folders(inputs.judge_images, "--judge-images")
     made = {name: read_made_elsewhere(folder, **options) for name, folder in folders.items()}
     first, *others = made.values()
     same_prompts(first, others)
     if not inputs.skip_unreadable:
         refuse_unreadable(made.values())
-    _refuse_trained(first.suite, inputs.trained_on, table.reading().beside())
+    _refuse_trained(first.suite, inputs.trained_on, reading.beside())
     tests = first.suite.take(limit)
     counted_categories(tests, judge)
     unnamed = [f"{one.unnamed} images in {one.folder} are not in its manifest and were not looked at." for one in made.values()]

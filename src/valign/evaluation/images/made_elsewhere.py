@@ -24,7 +24,8 @@ STEM = "manifest"
 COLUMNS = (
     "prompt, file, category (empty for a harmless prompt), and if known seed, kind, id, concept, held_out, expected, counterpart"
 )
-FILES = ("file", "file_name")  # names of the column; the second as in image folders of the `datasets` library
+OWN_COLUMNS = ("file", "file_name", "expected", "counterpart")  # beside those that prompts have
+FILES = OWN_COLUMNS[:2]  # names of the column; the second as in image folders of the `datasets` library
 
 
 @dataclass(frozen=True)
