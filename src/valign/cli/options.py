@@ -187,7 +187,7 @@ class Configured(TyperCommand):
             early = plain.make_context(info_name, list(args), parent)  # what is missing, and the command's own types
             if not {word.partition("=")[0] for word in args if word.startswith("-")} - set(own):  # a value might look like one
                 for argument in (one for one in self.params if getattr(one, "metavar", None) in self.reads):
-                    refuse_absent(early.params[str(argument.name)], self.reads[argument.metavar])
+                    refuse_absent(early.params[str(argument.name)], self.reads[str(argument.metavar)])
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
