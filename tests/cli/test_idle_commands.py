@@ -32,6 +32,13 @@ FINETUNE = "finetune --model minilm --data . --out o --task"
             "repair --base m --before chat --after m -p chat -o o --method resta --mask-steps 9",
             "--mask-steps has no effect",
         ),
+        (
+            "guard check lamp --probe m --model shapes",
+            "--probe has no effect under the policy default",
+        ),
+        ("guard check lamp --head p.csv -p shapes", "--head has no effect under the policy shapes, whose stages are lexical"),
+        ("guard evaluate --data p.csv -o o --rewrites 0 --judge p.csv", "--judge has no effect without --rewrites"),
+        ("guard answer lamp --judge-model m", "--judge-model has no effect without --judge"),
         ("train rl --model m --data p.csv --out o --method grpo --limit -0.5", "--limit has no effect with --method grpo"),
         (
             "train rl --model m --data p.csv --out o --method alphaalign --cost chat",

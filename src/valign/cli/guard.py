@@ -17,7 +17,7 @@ from valign.checks import UserError, close_to, option
 from valign.cli.common import AsJson, ChatOptions, PromptTableOptions, err, numbers_by_name, out, print_measured, resolve_model
 from valign.cli.guard_answer import ANSWER, answer_command
 from valign.cli.guard_prompts import BLOCKED, File, Json, PolicyName, Prompts, given_prompts, print_line, table_layout
-from valign.cli.options import configured, record
+from valign.cli.options import configured, record, refuse_given
 
 if TYPE_CHECKING:
     from valign.data.prompts.pairs import LabelledPrompt
@@ -277,6 +277,8 @@ def evaluate(
     from valign.models.language.perplexity import LanguageModel
     from valign.recipes.guard_head import TEST_FOLD, measure_guard
 
+    if not rewrites:
+        refuse_given(ctx, "without --rewrites", "judge", "language_model")
     guard = _guard(ctx)
     rows = [row for row in read_rows(data, guard.policy, *table_layout(ctx)) if not held_out or row.fold == TEST_FOLD]
     if not rows:
@@ -312,8 +314,10 @@ def _guard(ctx: typer.Context) -> Guard:
     from valign.policy import read_guard_config
 
     options = record(ctx, GuardOptions)
-    chat, probe = record(ctx, ChatOptions).load(), options.text_probe()
     rules = _policy(options.policy)
+    if "probe" not in rules.guard.stages:
+        refuse_given(ctx, f"under the policy {rules.id}, which does not list the stage probe", "probe")
+    chat, probe = record(ctx, ChatOptions).load(), options.text_probe()
     config = read_guard_config(rules, options.config, role=options.role) if options.config else None
     guard = Guard.from_policy(
         rules,

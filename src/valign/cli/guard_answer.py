@@ -10,7 +10,7 @@ from typer import Option
 from valign.checks import UserError
 from valign.cli.common import ChatOptions, PromptTableOptions, out, resolve_chat
 from valign.cli.guard_prompts import BLOCKED, File, Json, PolicyName, Prompts, given_prompts, print_line
-from valign.cli.options import configured, record
+from valign.cli.options import configured, record, refuse_given
 
 if TYPE_CHECKING:
     from valign.guard.answer_filter import Level
@@ -46,6 +46,8 @@ def answer_command(
     from valign.guard.severity import ChatSeverity
     from valign.policy import load_policy
 
+    if not judge:
+        refuse_given(ctx, "without --judge", "judge_model")
     options = record(ctx, ChatOptions)
     if options.chat is None:
         raise UserError("--chat must name the model that answers, got none. Give an endpoint's address, or a folder.")

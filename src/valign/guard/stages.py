@@ -83,7 +83,17 @@ STAGES = with_plugins("valign.guard_stages", _OWN)  # the names that a policy ma
 
 
 def build_stages(parts: StageParts) -> list[Stage]:
-    """The stages that ``policy.guard.stages`` names, in that order. Raises: UserError if a part that one needs is missing."""
+    """The stages that ``policy.guard.stages`` names, in that order.
+
+    Raises: UserError if a part that one needs is missing, or if one was given that none of them reads.
+    """
+    listed = parts.policy.guard.stages
+    for what, given, stage in (("--head", parts.head, "learned"), ("--hysac", parts.hyperbolic, "hysac")):
+        if given is not None and stage not in listed and set(listed) <= set(_OWN):  # a package's own stage may read it
+            raise UserError(
+                f"{what} has no effect under the policy {parts.policy.id}, whose stages are {', '.join(listed)}. Leave it out, or "
+                f"list the stage {stage} under guard.stages."
+            )
     return [STAGES[name](parts) for name in parts.policy.guard.stages]
 
 
