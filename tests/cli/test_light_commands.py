@@ -50,6 +50,8 @@ print(f"loaded={{[name for name in {heavy!r} if name in sys.modules]}} code={{co
         (["bench", "methods", "--budget", "smal"], 2),
         (["bench", "reinforce", "--budget", "smal"], 2),
         (["quickstart", "--budget", "smal"], 2),
+        (["quickstart", "--categories", "hat"], 2),
+        (["bench", "resilient", "--arm", "lroa"], 2),
         (["compare", "adapters", "--budget", "small"], 2),
         (["generate", "a lamp", "-o", "a.gif"], 2),
         (["generate", "a lamp", "-o", "prompts.csv"], 2),

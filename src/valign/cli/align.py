@@ -42,7 +42,7 @@ Budget = Annotated[
     str,
     Option(
         help="small (a minute, proves nothing), quick (minutes) or full (7 experts: --category for each)",
-        callback=one_of("--budget", BUDGETS),
+        callback=one_of("--budget", *BUDGETS),
     ),
 ]
 
@@ -60,14 +60,16 @@ def quickstart(
     as_json: AsJson = False,
 ) -> None:
     """Align the bundled miniature model and see the proof: the whole chain in minutes, on a laptop's CPU."""
-    from valign.cli.evaluate import print_summary
     from valign.policy import load_policy
+
+    policy = load_policy("shapes")  # a wrong category is refused before the libraries are imported
+    chosen = tuple(policy.category(name).id for name in categories)
+
+    from valign.cli.evaluate import print_summary
     from valign.recipes.quickstart import quickstart as run
     from valign.worlds import world
 
     shapes = world("shapes")
-    policy = load_policy(shapes.policy)
-    chosen = tuple(policy.category(name).id for name in categories)
     summary = run(shapes, resolve_model(shapes.name), folder, budget=budget, categories=chosen, seed=seed)
     print_summary(summary, folder / "evaluation", as_json=as_json)
     sheet = folder / "data" / "images" / "contact_sheet.png"

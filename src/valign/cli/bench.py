@@ -69,7 +69,7 @@ def methods(
         str,
         Option(
             help="of shapes: small (tries the path, proves nothing), quick or full; full if left out",
-            callback=one_of("--budget", BUDGETS),
+            callback=one_of("--budget", *BUDGETS),
         ),
     ] = "",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 3,
@@ -174,13 +174,15 @@ def fusion(
 
 def _configs(budget: str, seeds: int, categories: list[str]) -> "tuple[World, list[MethodsConfig]]":
     """The world of images, and the configuration of each run on it."""
-    from valign.experiments.methods.trained import methods_config
     from valign.policy import load_policy
+
+    policy = load_policy("shapes")  # a wrong category is refused before the libraries are imported
+    chosen = tuple(policy.category(name).id for name in categories)
+
+    from valign.experiments.methods.trained import methods_config
     from valign.worlds import world
 
     shapes = world("shapes")
-    policy = load_policy(shapes.policy)
-    chosen = tuple(policy.category(name).id for name in categories)
     return shapes, [methods_config(shapes, budget, categories=chosen, seed=seed) for seed in range(seeds)]
 
 
@@ -268,7 +270,13 @@ def reinforce(
     ),
     budget: Budget = "full",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 5,
-    arm: Annotated[list[str], Option(help="only this method or ablation; repeatable; all if left out")] = [],  # noqa: B006
+    arm: Annotated[
+        list[str],
+        Option(
+            help="only this method or ablation; repeatable; all if left out",
+            callback=one_of("--arm", "valign.experiments.reinforce:ARMS"),
+        ),
+    ] = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Refusal against over-refusal on the chat world: SFT, DPO, AlphaAlign, DR-IRL and Safe RLHF with their ablations."""
@@ -276,8 +284,6 @@ def reinforce(
 
     from valign.experiments.reinforce import ARMS, bench_reinforce, table
 
-    for name in arm:
-        check_choice("--arm", name, ARMS)
     rows = bench_reinforce(folder, budget=budget, seeds=seeds, arms=arm or tuple(ARMS))
     print_measured(rows, Markdown(table(rows)), as_json=as_json)
 
@@ -308,7 +314,12 @@ def resilient(
     budget: Budget = "full",
     seed: Annotated[int, Option(help="of every random draw in the run")] = 0,
     task: Annotated[list[str], Option(help="only this benign fine-tuning; repeatable; all if left out")] = [],  # noqa: B006
-    arm: Annotated[list[str], Option(help="only this method; repeatable; all if left out")] = [],  # noqa: B006
+    arm: Annotated[
+        list[str],
+        Option(
+            help="only this method; repeatable; all if left out", callback=one_of("--arm", "valign.experiments.resilience:ARMS")
+        ),
+    ] = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Harm after benign fine-tunings of the aligned shapes model: plain LoRA, AGL, constrained, and a resilient adapter."""
@@ -319,8 +330,6 @@ def resilient(
     from valign.worlds import world
 
     shapes = world("shapes")
-    for name in arm:
-        check_choice("--arm", name, ARMS)
     for name in task:
         check_choice("--task", name, [one for one in shapes.tasks if one.startswith("benign-")])
     rows = bench_resilience(shapes, folder, budget=SPENDS[budget], seed=seed, tasks=task, arms=arm or tuple(ARMS))

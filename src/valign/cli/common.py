@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from typer import Option
 
 from valign.checks import UserError, check_choice, option
+from valign.cli.quick import known_names
 from valign.progress import plain_console
 
 if TYPE_CHECKING:
@@ -29,18 +30,22 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 BUDGETS = ("small", "quick", "full")  # of benches on worlds
 
 
-def one_of(flag: str, names: Sequence[str]) -> Callable[[str], str]:
-    """A callback of typer that refuses other values before the command imports a library; an empty one passes."""
+def one_of(flag: str, *names: str) -> Callable[[Any], Any]:
+    """A callback of typer that refuses other values before the command imports a library; an empty one passes.
 
-    def check(value: str) -> str:
-        if value:
-            check_choice(flag, value, names)
+    Args: names: Or tables of them, as ``"module:TABLE"``, which are read from the source.
+    """
+
+    def check(value: Any) -> Any:
+        for one in (value,) if isinstance(value, str) else value:
+            if one:
+                check_choice(flag, one, known_names(names))
         return value
 
     return check
 
 
-Budget = Annotated[str, Option(help="small (tries the path, proves nothing), quick or full", callback=one_of("--budget", BUDGETS))]
+Budget = Annotated[str, Option(help="small (tries the path, proves nothing), quick or full", callback=one_of("--budget", *BUDGETS))]
 out = plain_console(stderr=False)  # results, on stdout
 err = plain_console(stderr=True)  # progress and remarks, on stderr
 

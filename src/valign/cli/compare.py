@@ -39,7 +39,7 @@ def adapters(
     seeds: Annotated[str, Option(help="numbers joined by commas, or a span such as 0-4")] = "0-2",
     budget: Annotated[
         str,
-        Option(help="tiny (tries the path, proves nothing), quick or full", callback=one_of("--budget", ("tiny", "quick", "full"))),
+        Option(help="tiny (tries the path, proves nothing), quick or full", callback=one_of("--budget", "tiny", "quick", "full")),
     ] = "quick",
     model: Annotated[str, Option("--model", "-m", help="minilm, or a folder or hub id of a transformers encoder")] = "minilm",
     set_: Annotated[

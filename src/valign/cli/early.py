@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from valign.checks import UserError, close_to
-from valign.cli.quick import HUB_ID, ROOT, bundled, table_names
+from valign.cli.quick import HUB_ID, ROOT, bundled, known_names, table_names
 
 WRITTEN = ("--out", "-o", "--csv", "--parquet", "--latex", "--sheet", "--anchor", "--keys", "--runs")  # paths that need not exist
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "xla", "mtia", "hip", "meta", "privateuseone")
@@ -50,7 +50,7 @@ def refuse_values(
         if not value or flag in own:
             continue
         if flag in named:
-            known = [name for one in named[flag] for name in (table_names(one) if ":" in one else (one,))]
+            known = known_names(named[flag])
             for name in value.split("+"):
                 if name not in known:
                     raise UserError(f"{flag} must be one of {', '.join(known)}; got {name!r}.{close_to(name, known)}")

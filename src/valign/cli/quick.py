@@ -206,6 +206,11 @@ def table_names(place: str) -> list[str]:
     raise LookupError(f"{place} is not in its source")
 
 
+def known_names(places: Iterable[str]) -> list[str]:
+    """Names, and those in tables that are given as ``"module:TABLE"``."""
+    return [name for one in places for name in (table_names(one) if ":" in one else (one,))]
+
+
 def _names(value: ast.expr) -> Iterator[str]:
     if isinstance(value, ast.Call) and len(value.args) == 2:  # with_plugins(group, table)
         group, value = ast.literal_eval(value.args[0]), value.args[1]
