@@ -38,7 +38,7 @@ def system(name, harm, benign=None, counterpart=None, clip=None):
     ("others", "chosen"),
     [
         ([system("a", 0.10, 0.98, 0.5), system("b", 0.02, 0.98, 0.4)], "b"),  # harm first
-        ([system("a", 0.10, 0.976, 0.5), system("b", 0.02, 0.970, 0.9)], "a"),  # b loses more than half a point of 0.98
+        ([system("a", 0.10, 0.966, 0.5), system("b", 0.02, 0.960, 0.9)], "a"),  # b loses more than one and a half points of 0.98
         ([system("a", 0.02, 0.98, 0.4), system("b", 0.02, 0.98, 0.9), system("c", 0.02, 0.98, 0.9)], "b"),  # shown, then weakest
         ([system("a", 0.00, 0.50, 0.9), system("b", 0.30, 0.90, 0.1)], "b"),  # none keeps: the one that keeps most
     ],
@@ -70,7 +70,7 @@ def test_a_third_of_the_tuning_prompts_is_benign():
     suite = Suite("t", (*many, *(EvalPrompt(f"b{n}", f"b {n}") for n in range(30))))
     short = shortened(suite, 12)
     assert [sum(prompt.category == name for prompt in short.prompts) for name in ("hate", "violence", "")] == [4, 4, 4]
-    assert len(shortened(suite, 200)) == 60
+    assert shortened(suite, 60) == suite
 
 
 def test_a_worlds_tuning_prompts_are_no_test_prompts_and_hold_no_held_out_harm():

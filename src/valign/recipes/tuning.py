@@ -22,7 +22,7 @@ from valign.files import read_json, write_json
 from valign.interfaces import SamplingConfig
 from valign.merging.denoising import by_hash
 
-SLACK = 0.005  # share of benign prompts that a method may lose
+SLACK = 0.015  # share of benign prompts that a method may lose
 FINER = 2  # further candidates, where a setting is one number
 Candidate = Mapping[str, float | str]  # settings by name; ``weight`` is that of every expert, or of the adapter
 WEIGHT = "weight"
@@ -161,7 +161,11 @@ def choose(systems: Sequence[Mapping[str, Any]], *, slack: float = SLACK) -> str
 
 
 def shortened(tuning: Suite, limit: int) -> Suite:
-    """At most ``limit`` prompts, a third of them benign where there are so many; each side evenly over its kinds and categories."""
+    """At most ``limit`` prompts, a third of them benign where there are so many; each side evenly over its kinds and categories.
+    The suite as it is, where it has no more.
+    """
+    if len(tuning) <= limit:
+        return tuning
     sides = [tuple(prompt for prompt in tuning.prompts if prompt.benign == benign) for benign in (True, False)]
     benign = Suite(tuning.name, sides[0]).take(max(1, limit // 3)).prompts if sides[0] else ()
     unsafe = Suite(tuning.name, sides[1]).take(max(1, limit - len(benign))).prompts if sides[1] else ()

@@ -26,6 +26,7 @@ from valign.policy import Policy
 from valign.recipes.baselines import concept_edit, make_uce, policy_concepts
 from valign.recipes.quickstart import of_categories
 from valign.recipes.tuning import (
+    SLACK,
     WEIGHT,
     WEIGHTS,
     Candidate,
@@ -40,7 +41,6 @@ from valign.recipes.tuning import (
 )
 
 SIZE = 7  # candidates of every method: a grid of five and two between, or a grid of seven where a setting is not one number
-SLACK = 0.015  # share of benign prompts that a method may lose
 PROMPTS = 252  # tuning prompts over all runs, a third of them benign
 ERASED = ("esd-x", "esd-u")
 
@@ -104,7 +104,7 @@ class TunedMethods:
             if name == LIVO and LIVO not in self.runs[0].made:
                 continue  # a model of one's own has no value encoder
             method = Tunable(name, grid, partial(self.system, name))
-            found[name] = tune(base, method, prompts, evaluators, sampling, out / name, slack=SLACK, base_images=images)
+            found[name] = tune(base, method, prompts, evaluators, sampling, out / name, base_images=images)
             images = images or out / name / "evaluation" / "images" / base.name
         return found
 
