@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,3 +220,13 @@ def test_a_reference_folder_needs_images(tiny_sd, suite_file, tmp_path, monkeypa
     assert [(1, 0, 0), (2, 0, 0)] in seen  # by name
     (system,) = json.loads((tmp_path / "run" / "summary.json").read_text())["systems"]
     assert system["frechet"]["to_reference"] > 0
+
+
+def test_what_holds_for_every_system_is_said_once(monkeypatch, capsys):
+    monkeypatch.setattr("valign.cli.evaluate.summary_table", lambda summary: "table")
+    same, own = "The detector found nothing.", "tuned shows less harm."
+    systems = [{"text": same}, {"text": same}, {"text": own}]
+    conclusions = {"headline": f"base shows no harm. {same}", "systems": systems}
+    cli.print_summary({"conclusions": conclusions, "agreement": [], "notes": []}, Path("out"))
+    said = capsys.readouterr().err
+    assert (said.count(same), said.count(own)) == (1, 1)

@@ -36,6 +36,14 @@ def test_a_card_is_the_hubs_and_names_base_policy_and_category(tmp_path):
         assert text in card.text
 
 
+def test_a_merge_names_categories_weights_and_options():
+    sources = [{"name": "a", "category": "hate", "weight": 1.5}, {"name": "b", "category": "violence", "weight": 0.5}]
+    card = adapter_card({"merge_method": "ties", "options": {"density": 0.2}, "sources": sources}, name="merged", load="...")
+    for row in ("| categories | hate, violence |", "| weights | a 1.5, b 0.5 |", "| options | density 0.2 |"):
+        assert row in card
+    assert "| categories |" not in adapter_card({"category": "hate"}, name="hate", load="...")
+
+
 def test_a_local_base_is_named_without_its_path(tmp_path):
     save_adapter(tmp_path / "out", FACTORS, metadata={"base": str(tmp_path / "models" / "mine")})
     text = (tmp_path / "out" / CARD).read_text()

@@ -224,8 +224,9 @@ def print_summary(summary: Mapping[str, Any], folder: Path, *, as_json: bool = F
     err.print(summary_table(summary))
     found = summary["conclusions"]
     err.print(Text(found["headline"], style="bold"))
-    for one in found["systems"] if len(found["systems"]) > 1 else ():
-        err.print(Text(one["text"]))
+    said = dict.fromkeys(one["text"] for one in found["systems"])  # of a detector that found nothing, all say the same
+    for text in [text for text in said if text not in found["headline"]] if len(found["systems"]) > 1 else ():
+        err.print(Text(text))
     for one in summary["agreement"]:
         err.print(Text(_agreement_line(one)))
     for note in summary["notes"]:

@@ -89,7 +89,7 @@ def adapter_card(
     base = str(record.get("base", ""))
     if HUB_ID.fullmatch(base):
         front |= {"base_model": base, "base_model_relation": "adapter"}
-    rows = {row: _cell(record[key]) for key, row in FACTS.items() if record.get(key)} | dict(facts or {})
+    rows = {row: _cell(record[key]) for key, row in FACTS.items() if record.get(key)} | _of_merge(record) | dict(facts or {})
     return PAGE.format(
         front=yaml.safe_dump(front, sort_keys=False),
         title=name,
@@ -127,6 +127,19 @@ def _what(record: Mapping[str, Any]) -> str:
     made = record.get("recipe") or record.get("method") or "LoRA"
     purpose = f" for {record['category']}" if "category" in record else ""
     return f"A LoRA adapter{purpose}, made by valign ({made})."
+
+
+def _of_merge(record: Mapping[str, Any]) -> dict[str, str]:
+    """Rows of a merge: its experts' categories and weights, and what the merge itself was told."""
+    if "merge_method" not in record:
+        return {}
+    sources = record.get("sources", [])
+    rows = {
+        "categories": list(dict.fromkeys(one["category"] for one in sources if "category" in one)),
+        "weights": [f"{one['name']} {one['weight']:g}" for one in sources if "weight" in one],
+        "options": [f"{name} {value}" for name, value in record.get("options", {}).items()],
+    }
+    return {name: _cell(row) for name, row in rows.items() if row}
 
 
 def _cell(value: Any) -> str:
