@@ -29,7 +29,7 @@ from valign.cli.common import (
 )
 from valign.cli.compare import parse_settings
 from valign.cli.evaluate import BASELINES, distinct_names, guidance_of, guided_by_values, named_adapters
-from valign.cli.options import configured, record, rest_of
+from valign.cli.options import configured, record, refuse_given, rest_of
 
 if TYPE_CHECKING:
     from valign.attacks import Attack
@@ -125,6 +125,10 @@ def command(
     world = find_world(suite) or find_world(model)
     rules = load_policy(policy or (world.policy if world else "default"))
     adapters, encoders = named_adapters(adapter), named_adapters(values, "--values")
+    if not adapters:
+        refuse_given(ctx, "without --adapter", "anyway")
+    if not guard:
+        refuse_given(ctx, "without --guard", "head")
     distinct_names(adapters, encoders)
     if value_retriever and not encoders:
         raise UserError("--value-retriever finds the principles of --values, which names no encoder. Name one, or drop it.")

@@ -31,7 +31,7 @@ from valign.cli.common import (
     resolve_suite,
 )
 from valign.cli.fitting import fit_sampling
-from valign.cli.options import changes, configured, record
+from valign.cli.options import changes, configured, record, refuse_given
 from valign.memory import PAIRS, SAMPLING, TRAINING, MemoryConfig
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ def command(
     if given := [name for name, value in (("skip-unreadable", inputs.skip_unreadable), ("stand-in", inputs.stand_in)) if value]:
         raise UserError(f"--{given[0]} has no effect without --judge-images. Leave it out, or name the images.")
     adapters, world = named_adapters(adapter), find_world(suite)
+    if not adapters:
+        refuse_given(ctx, "without --adapter", "anyway")
     encoders = named_adapters(values, "--values")
     distinct_names(adapters, encoders)
     if value_retriever and not encoders:

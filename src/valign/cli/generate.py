@@ -16,7 +16,7 @@ from valign.checks import SEEDS, UserError, check_range, option
 from valign.cli.common import Anyway, check_adapters, err, example, out, resolve_detector, resolve_model
 from valign.cli.guard_prompts import BLOCKED
 from valign.cli.image_output import check_target, format_of, write_all
-from valign.cli.options import configured, record
+from valign.cli.options import configured, record, refuse_given
 from valign.progress import track
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def command(
     if detector and guard == "none":
         raise UserError("--detector has no effect with --guard none: the guard looks at images with it. Leave one of them out.")
     watcher = resolve_detector(detector, model=model) if detector else None
+    if adapter is None:
+        refuse_given(ctx, "without --adapter", "anyway")
     check_adapters(model, [adapter] if adapter else [], anyway=anyway)
     subject: Any = resolve_model(model, device=device)
     if adapter is not None:

@@ -1,7 +1,7 @@
 """``valign train rl``: reinforce a chat model."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,6 +147,8 @@ def _refuse_of_others(ctx: Context, method: str, data: str) -> None:
     names += [] if "multiplier" in read else ["cost", "preferences", "preference_count"]
     names += [] if method == "dr-irl" else ["chat", "chat_model", "key_env"]
     names += [] if method == "safe-rlhf" else ["ptx_data"]
+    if method == "grpo-lagrangian":  # the Lagrangian of PPO without its critics
+        names += [item.name for item in fields(PPOConfig) if item.name != "fixed_multiplier"]
     refuse_given(ctx, f"with --method {method}", *names, parts=[kind for name, kind in kinds.items() if name not in read])
     if data == WORLD:
         refuse_given(ctx, "on the chat world's own prompts", "chat", "chat_model", "key_env")

@@ -15,7 +15,7 @@ from typer import Argument, Context, Option
 from valign.checks import UserError, option
 from valign.cli.common import Anyway, ChatOptions, check_adapters, err, example, out, resolve_detector, resolve_model
 from valign.cli.fitting import fit_sampling
-from valign.cli.options import changes, configured, record
+from valign.cli.options import changes, configured, record, refuse_given
 from valign.memory import PAIRS, SAMPLING, TRAINING, MemoryConfig
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def command(
     most = max(given.get("steps", Settings.steps), given.get("max_steps", Settings.max_steps))
     settings = Settings(**{"names": (Path(model).name,), "check_workers": 8 if chat.chat else 1} | given | {"max_steps": most})
     sampling = SamplingConfig(steps=settings.steps, batch_size=settings.batch_size)
+    if adapter is None:
+        refuse_given(ctx, "without --adapter", "anyway")
     check_adapters(model, [adapter] if adapter else [], anyway=anyway)
     memory = fit_sampling(model, memory, device, Path(), settings.batch_size, sampling)
     load_rules = _rules(
