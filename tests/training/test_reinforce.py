@@ -51,7 +51,9 @@ SOURCES = {
 
 
 def run(out, method, sources=None, prompts=PROMPTS, options=OPTIONS, **changes):
-    return reinforce(tiny_chat(), prompts, out, method, full(), tiny_config(**changes), options, sources or SOURCES[method])
+    loaded = replace(tiny_chat(), folder=out.parent / "tiny")  # the adapter's record is of this folder
+    loaded.model.save_pretrained(loaded.folder)
+    return reinforce(loaded, prompts, out, method, full(), tiny_config(**changes), options, sources or SOURCES[method])
 
 
 def digest(folder):
