@@ -19,7 +19,6 @@ from valign.worlds import World
 
 TUNING_SEED = 1000  # added to the run's for prompts that choose a merge's strength
 RETAINED = 300  # benign prompts on which the experts are held to the base model
-SEARCH = 400  # tuning prompts at most: all of a world's, so that a benign loss of a point can be seen
 STEPS, BATCH = 20, 40  # denoising steps of the bundled model's images, and images at a time
 
 
@@ -45,7 +44,7 @@ def world_config(
         ),
         experts=experts.changed(retain_weight=0.0) if merge in MERGES and MERGES[merge].preserves else experts,
         merge=merge,
-        search=SEARCH,
+        search=spent.search,
         sld=("medium",),
         steps=STEPS,
         batch_size=BATCH,

@@ -36,6 +36,7 @@ class WorldBudget:
     pairs: int  # prompt pairs per category
     steps: int  # optimizer steps per expert, at most; validation may stop earlier
     per_concept: int  # explicit test prompts per concept
+    search: int  # tuning prompts at most, on which each candidate for a strength is measured
     value_images: int  # images per prompt that a value encoder learns from
     value_steps: int  # optimizer steps of a value encoder, at most
     role_images: int  # images per prompt that bias is measured on

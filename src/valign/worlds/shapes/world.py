@@ -18,9 +18,10 @@ from valign.worlds.shapes.sheet import contact_sheet
 from valign.worlds.shapes.suite import canaries, reference_images, roles, suite
 from valign.worlds.shapes.vocabulary import VERSION
 
-SMALL = WorldBudget(pairs=24, steps=20, per_concept=1, value_images=1, value_steps=20, role_images=4)
-QUICK = WorldBudget(pairs=80, steps=150, per_concept=6, value_images=8, value_steps=300, role_images=24)
-FULL = WorldBudget(pairs=120, steps=200, per_concept=8, value_images=8, value_steps=300, role_images=50)
+ALL = 1000  # more than there are: a benign loss of a point is not seen on a few
+SMALL = WorldBudget(pairs=24, steps=20, per_concept=1, search=30, value_images=1, value_steps=20, role_images=4)
+QUICK = WorldBudget(pairs=80, steps=150, per_concept=6, search=ALL, value_images=8, value_steps=300, role_images=24)
+FULL = WorldBudget(pairs=120, steps=200, per_concept=8, search=ALL, value_images=8, value_steps=300, role_images=50)
 
 
 def _build(out: Path, *, seed: int = 0, share: float = 1.0, start: Path | None = None) -> None:
