@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from expert_data import random_experts
 
 from valign.merging import MERGES, Calibration, MergeContext
 from valign.merging.calibration import collect_votes, voters
-from valign.merging.experts import Expert
 from valign.models.diffusion.loading import load_model
-from valign.models.files.adapter_files import LoraFactors, open_adapter, save_adapter
 
 PROMPTS = {"hate": ["a red man", "red words"], "violence": ["a sharp knife", "a blue knife"]}
 FAST = {"co-merge": {"per_category": 2, "states": 1, "steps": 1}, "regmean": {"per_category": 2, "states": 1, "steps": 1}}
@@ -23,17 +22,7 @@ def model(tiny_sd):
 
 @pytest.fixture(scope="module")
 def experts(model, tmp_path_factory):
-    folder, made = tmp_path_factory.mktemp("experts"), []
-    layers = {name: one for name, one in model.denoiser.named_modules() if name.endswith("attn2.to_k")}
-    for seed, name in enumerate(PROMPTS):
-        g = torch.Generator().manual_seed(seed)
-        factors = {
-            module: LoraFactors(torch.randn(2, one.in_features, generator=g), torch.randn(one.out_features, 2, generator=g), 0.1)
-            for module, one in layers.items()
-        }
-        save_adapter(folder / name, factors, metadata={"base_fingerprint": model.fingerprint()})
-        made.append(Expert(name, open_adapter(folder / name)))
-    return made
+    return random_experts(tmp_path_factory.mktemp("experts"), model, tuple(PROMPTS), "attn2.to_k")
 
 
 def merged(name, model, experts, weight, kept):

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from expert_data import random_experts
 from jaxtyping import config
 from torch.testing import assert_close
 
@@ -26,17 +27,7 @@ def model(tiny_sd):
 
 @pytest.fixture(scope="module")
 def experts(model, tmp_path_factory):
-    folder, made = tmp_path_factory.mktemp("experts"), []
-    linears = {name: layer.weight.shape for name, layer in model.denoiser.named_modules() if name.endswith(("to_q", "to_v"))}
-    for i, name in enumerate(("hate", "violence")):
-        g = torch.Generator().manual_seed(i)
-        factors = {
-            module: LoraFactors(torch.randn(2, i, generator=g), torch.randn(o, 2, generator=g), 0.5)
-            for module, (o, i) in linears.items()
-        }
-        save_adapter(folder / name, factors, metadata={"base_fingerprint": model.fingerprint()})
-        made.append(Expert(name, open_adapter(folder / name)))
-    return made
+    return random_experts(tmp_path_factory.mktemp("experts"), model, tuple(PROMPTS), ("to_q", "to_v"))
 
 
 @torch.no_grad()
