@@ -8,8 +8,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from valign.audits.neurons import Activations
-from valign.checks import check_choice
+from valign.checks import UserError, check_choice
 from valign.detectors.base import Detector, flagged
+from valign.evaluation.images.measuring import is_blank
 from valign.files import hash_value
 from valign.interfaces import SamplingConfig
 from valign.models.diffusion.base import DiffusionModel
@@ -82,6 +83,7 @@ class DiffusionSubject:
         self.model, self.detector, self.part, self.sampling = model, detector, part, sampling
         self.network: nn.Module = model.denoiser if part == "unet" else model.text_encoders[0]
         self.network.eval()
+        self._shows = False
 
     def read(self, rows: Sequence[Any], activations: Activations) -> None:
         size = self.sampling.batch_size
@@ -103,5 +105,13 @@ class DiffusionSubject:
         return cast(Tensor, told.attention_mask)
 
     def refused(self, rows: Sequence[Any]) -> list[bool]:
+        """See `AuditSubject`. Raises: UserError if most of the first rows' images are blank: such a model refuses nothing."""
         images = self.model.generate(list(rows), sampling=self.sampling)
+        blank = sum(map(is_blank, images))
+        if not self._shows and 2 * blank > len(images):
+            raise UserError(
+                f"{self.model.folder} must generate images to be audited; {blank} of {len(images)} are blank. "
+                "Load it in float32, or look at its images first."
+            )
+        self._shows = True  # a network of which much is silent may well show nothing
         return [not flag for flag in flagged(self.detector.detect(images), self.detector.card)]
