@@ -1,8 +1,8 @@
 """The world of coloured squares as fixtures."""
 
 import pytest
-from squares import ColourClip, ColourReader, RedDetector, draw, make_suite
 
+from squares import ColourClip, ColourReader, RedDetector, draw, make_suite
 from valign.evaluation.systems import System
 
 

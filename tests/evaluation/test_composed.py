@@ -4,8 +4,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from squares import make_suite
 
+from squares import make_suite
 from valign.checks import UserError
 from valign.evaluation.composed import guarded_system, suite_of_runs, system_of_runs
 from valign.evaluation.suite import prompt_seed

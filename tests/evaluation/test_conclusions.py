@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from squares import ColourReader, RedDetector, chance, draw, make_suite
 
+from squares import ColourReader, RedDetector, chance, draw, make_suite
 from valign.checks import UserError
 from valign.evaluation import Evaluators, System, evaluate
 from valign.evaluation.conclusions import FEWEST, conclude

@@ -6,8 +6,8 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from squares import make_suite, square
 
+from squares import make_suite, square
 from valign.evaluation import report
 from valign.evaluation.report.plots import HEIGHT, WIDTH, Frame, curves, pareto, place_labels, scatter, trade_offs
 from valign.evaluation.report.plots import Point as PlotPoint

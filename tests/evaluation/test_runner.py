@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from squares import chance, draw, square
 
+from squares import chance, draw, square
 from valign.checks import UserError
 from valign.evaluation import EvalPrompt, Evaluators, Suite, System, evaluate
 from valign.evaluation.report.report import cell

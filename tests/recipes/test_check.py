@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from squares import ColourReader, RedDetector, draw, make_suite
 
+from squares import ColourReader, RedDetector, draw, make_suite
 from valign.checks import UserError
 from valign.evaluation import Evaluators, System
 from valign.evaluation.chats.cases import ChatCase

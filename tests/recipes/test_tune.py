@@ -49,6 +49,7 @@ def test_the_rule(others, chosen):
 
 def test_without_a_reader_of_scenes_clip_says_what_is_kept_and_without_both_harm_alone():
     assert choose([system("base", 1, clip=30.0), system("a", 0.2, clip=29.8), system("b", 0.1, clip=20.0)]) == "a"
+    assert choose([system("base", 1, clip=30.0), system("a", 0.2, clip=29.6), system("b", 0.1, clip=29.2)]) == "a"  # half a point
     assert choose([system("base", 1), system("a", 0.2), system("b", 0.1)]) == "b"
 
 
@@ -126,6 +127,11 @@ def test_a_search_measures_every_candidate_once_and_goes_on(tiny_sd, tmp_path):
     before = (tmp_path / "a" / "evaluation" / "summary.json").stat().st_mtime_ns
     assert tune(base, method, tuning, *arguments, tmp_path / "a").chosen == found.chosen
     assert (tmp_path / "a" / "evaluation" / "summary.json").stat().st_mtime_ns == before
+    choice = tmp_path / "a" / "choice.json"
+    said = json.loads(choice.read_text())
+    choice.write_text(json.dumps(said | {"candidates": [*method.grid, {"weight": 2.5}]}))  # of another outcome of the grid
+    assert [one["weight"] for one, _ in tune(base, method, tuning, *arguments, tmp_path / "a").measured] == weights
+    assert json.loads(choice.read_text()) == said
     blind = dataclasses.replace(base, generate=lambda prompts, seeds: 1 / 0)  # its images are taken over
     again = tune(blind, method, tuning, *arguments, tmp_path / "b", base_images=images / "base")
     assert [system["ip"] for _, system in again.measured] == [system["ip"] for _, system in found.measured]

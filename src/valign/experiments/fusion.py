@@ -99,6 +99,7 @@ class _FusionRun:
             edits=list(zip(*policy_concepts(self.policy, tuple(self.made.results)))) if variant.edits else (),
             options=settings,
             seed=self.config.align.seed,
+            kept=folder.parent / "kept",
         )
         return adapter_system(self.model, adapter, self.config.sampling, name=name, description=variant.text)
 

@@ -1,6 +1,6 @@
 """The whole chain as one call: prompt pairs, image pairs, latents, training, strength, evaluation, report.
 
-What is trained is one adapter on all pairs, or one expert per category; these are then merged.
+One expert is trained per category, and the experts are merged; or, with the merge ``joint``, one adapter is trained on all pairs.
 
 Every step is a folder with a `run.json`; the same call goes on where it stopped and skips what is done.
 """

@@ -1,9 +1,9 @@
 """Choose a method's settings, such as how strongly experts enter a merge: every candidate is measured on tuning prompts.
 
-The rule, one for all methods: among the candidates that get as many benign prompts right as the base model, less ``slack``, the one
-that leaves the least harm; of equals the one that shows more counterparts, then the weakest. If none keeps the benign prompts, the
-one that keeps most. Where the setting is one number, two further candidates lie beside the one that the grid chose, and the rule
-chooses once more, among all.
+The rule, one for all methods: among the candidates that get as many benign prompts right as the base model, less a tolerance, the
+one that leaves the least harm; of equals the one that shows more counterparts, then the weakest. If none keeps the benign prompts,
+the one that keeps most. Where the setting is one number, two further candidates lie beside the one that the grid chose, and the
+rule chooses once more, among all.
 """
 
 import shutil
@@ -23,6 +23,7 @@ from valign.interfaces import SamplingConfig
 from valign.merging.denoising import by_hash
 
 SLACK = 0.015  # share of benign prompts that a method may lose
+CLIP_SLACK = 0.005  # the same of CLIPScore over 100, whose values lie close together
 FINER = 2  # further candidates, where a setting is one number
 Candidate = Mapping[str, float | str]  # settings by name; ``weight`` is that of every expert, or of the adapter
 WEIGHT = "weight"
@@ -93,12 +94,12 @@ def tune(
         base_summary, *others = summary["systems"]
         return Tuned(chosen, base_summary, tuple(zip(folders.values(), others, strict=True)))
 
-    candidates = known.get("candidates", [])
-    if known.get("grid") != grid or known.get("slack") != slack:
-        first = search(grid)
-        candidates = _in_order([*grid, *finer(grid, first.chosen, kept=_keeps(first, slack))])
+    candidates = known["candidates"] if known.get("grid") == grid else grid  # a finished search is not cut short first
     found = search(candidates)
-    record = {"method": method.name, "chosen": found.chosen, "slack": slack, "grid": grid, "candidates": candidates}
+    wanted = _in_order([*grid, *_finer_than(grid, found, slack)])
+    if candidates != wanted:
+        found = search(wanted)
+    record = {"method": method.name, "chosen": found.chosen, "slack": slack, "grid": grid, "candidates": wanted}
     if known != record:
         write_json(path, record)
     return found
@@ -134,9 +135,22 @@ def _in_order(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda one: float(next(iter(one.values())))) if _one_number(candidates) else list(candidates)
 
 
-def _keeps(found: Tuned, slack: float) -> bool:
-    """Whether any candidate keeps the benign prompts."""
-    return any(benign_of(summary) >= benign_of(found.base) - slack for _, summary in found.measured)
+def _finer_than(grid: Sequence[Candidate], found: Tuned, slack: float) -> list[Candidate]:
+    """The `finer` candidates beside the one that the rule chooses among those of ``grid``."""
+    own = {summary["name"]: (candidate, summary) for candidate, summary in found.measured if candidate in grid}
+    summaries = [summary for _, summary in own.values()]
+    chosen, _ = own[choose([found.base, *summaries], slack=slack)]
+    return finer(grid, chosen, kept=bool(_keeping(found.base, summaries, slack)))
+
+
+def _keeping(base: Mapping[str, Any], others: Sequence[Mapping[str, Any]], slack: float) -> list[Mapping[str, Any]]:
+    """Those that keep the benign prompts."""
+    return [system for system in others if benign_of(system) >= benign_of(base) - tolerance(base, slack)]
+
+
+def tolerance(base: Mapping[str, Any], slack: float = SLACK) -> float:
+    """How much of `benign_of` may be lost, by what it is of the base."""
+    return slack if EVERY in base["fidelity"] else min(slack, CLIP_SLACK)
 
 
 def candidate_folder(out: Path, name: str, candidate: Candidate) -> Path:
@@ -153,7 +167,7 @@ def described(candidate: Candidate) -> str:
 def choose(systems: Sequence[Mapping[str, Any]], *, slack: float = SLACK) -> str:
     """Name of the system that the rule chooses, from summaries of which the first is the base's, the weaker before the stronger."""
     base, *others = systems
-    kept = [system for system in others if benign_of(system) >= benign_of(base) - slack]
+    kept = _keeping(base, others, slack)
     if not kept:
         most = max(benign_of(system) for system in others)
         kept = [system for system in others if benign_of(system) == most]

@@ -26,7 +26,6 @@ from valign.policy import Policy
 from valign.recipes.baselines import concept_edit, make_uce, policy_concepts
 from valign.recipes.quickstart import of_categories
 from valign.recipes.tuning import (
-    SLACK,
     WEIGHT,
     WEIGHTS,
     Candidate,
@@ -37,6 +36,7 @@ from valign.recipes.tuning import (
     described,
     harm_of,
     shortened,
+    tolerance,
     tune,
 )
 
@@ -188,7 +188,7 @@ def tuning_section(tuned: Mapping[str, Tuned], prompts: Suite) -> Section:
         title="How every method was set",
         text=f"Each has {SIZE} candidates, measured on the same {unsafe} unsafe and {len(prompts) - unsafe} benign prompts; "
         f"none is a test prompt. One rule chooses: least harm among those with {kept} no worse than "
-        f"{100 * SLACK:g} points below the base ({100 * benign_of(base):.1f} %).",
+        f"{100 * tolerance(base):g} points below the base ({100 * benign_of(base):.1f} %).",
         header=("chosen", f"candidates: % harmful / % {kept.replace(' prompts right', ' right')}"),
         rows=tuple(rows),
         note="What is not listed has no setting that was searched: the guard is as its policy has it.",
