@@ -7,11 +7,14 @@ the worst case of every arm over rates and steps, paired by request. Rows are ke
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
+from arms import guard_of, objectives_of
 from valign.data.chats import Conversation
 from valign.data.journal import Journal
 from valign.data.tasks.base import Task, TaskData
@@ -20,17 +23,18 @@ from valign.files import hash_value
 from valign.models.language.chat_task import ChatTaskModel
 from valign.models.language.loading import LoadedChat, load_chat
 from valign.training.engine.tuning import parse_tuning
-from valign.training.tasks.preserving import PreserveData, parse_preserving
+from valign.training.tasks.preserving import PreserveData
 from valign.training.tasks.supervised import SupervisedConfig, finetune
 from valign.worlds.chat import model_folder
 from valign.worlds.chat.grammar import ChatGrammar
 from valign.worlds.chat.measure import HELPED, REFUSED, ask
+from valign.worlds.chat.preferences import chat_preferences
 from valign.worlds.chat.skills import NEW_TASKS
 
 SIZE, CONTAMINATED = 400, 0.05  # chats of a training set, and the share of them that answer a disallowed request
-PLAIN = ("lora", "full")  # arms without an objective; every other name is one of `--preserve`
-CALIBRATED = ("agl", "kl", "safe-align")  # those that read refusals
-CALIBRATION = 60  # of these
+PLAIN = ("lora", "full")  # arms without an objective; every other one is read by `arms.py`
+CALIBRATED, GUARDED = ("agl", "kl", "safe-align"), ("star-dss", "static-shaping")  # what reads refusals, and a guard
+CALIBRATION = 60  # refusals, or pairs of a refusal and steps
 
 
 def conversations(chats: list) -> tuple[Conversation, ...]:
@@ -51,8 +55,7 @@ def tuned(args: argparse.Namespace, arm: str, contaminated: float, rate: float, 
     data = TaskData(Task(name="chat", kind="chat", score="loss"), rows[8:], rows[:8])
     adapter, rate = ("full", rate / 10) if arm == "full" else ("lora", rate)
     settings = {"learning_rate": rate} | ({} if arm == "full" else {"rank": args.rank})
-    objectives, _ = parse_preserving("" if arm in PLAIN else arm)
-    refusals = conversations(ChatGrammar().calibration(CALIBRATION, seed)) if set(arm.split("+")) & set(CALIBRATED) else ()
+    objectives = {} if arm in PLAIN else objectives_of(arm)
     config = SupervisedConfig(steps=steps, batch_size=args.batch, seed=seed, schedule="constant", validate_every=0)
     made = finetune(
         model,
@@ -61,11 +64,24 @@ def tuned(args: argparse.Namespace, arm: str, contaminated: float, rate: float, 
         parse_tuning(adapter, settings),
         config,
         preserve=objectives or None,
-        beside=PreserveData(calibration=refusals) if refusals else None,
+        beside=beside(arm, objectives, seed),
         label=f"{arm} {rate:g} {steps}",
     )
     whole = (Path(made.adapter) / "config.json").exists()
     return load_chat(made.adapter if whole else args.model, adapter=None if whole else made.adapter, device="cpu", dtype="float32")
+
+
+def beside(arm: str, objectives: Mapping[str, Any], seed: int) -> PreserveData | None:
+    """The refusals, pairs or guard that an arm's objectives read."""
+    rows: dict[str, Any] = {}
+    for name, one in objectives.items():
+        if name == "safety-recovery" or getattr(one, "strategy", "") == "B":
+            rows["pairs"] = tuple(chat_preferences(CALIBRATION, seed))
+        elif name in CALIBRATED:
+            rows["calibration"] = conversations(ChatGrammar().calibration(CALIBRATION, seed))
+        elif name in GUARDED:
+            rows |= {"guard": guard_of(arm), "guard_name": repr(guard_of(arm))}
+    return PreserveData(**rows) if rows else None
 
 
 def measure(chat: LoadedChat, task: str, count: int) -> dict[str, list[bool]]:
@@ -123,7 +139,9 @@ def _line(found: dict[str, list[bool]], start: dict[str, list[bool]] | None, tim
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", default=["lora"], help="lora, full, or objectives of --preserve over lora")
+    parser.add_argument(
+        "--arms", nargs="+", default=["lora"], help="lora, full, or objectives of --preserve over lora, as arms.py reads them"
+    )
     parser.add_argument("--task", default="counting", choices=list(NEW_TASKS))
     parser.add_argument("--contaminated", nargs="+", type=float, default=[0.0, CONTAMINATED], choices=[0.0, CONTAMINATED])
     parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-3])
@@ -135,6 +153,8 @@ def main() -> None:
     parser.add_argument("--model", default=str(model_folder("aligned")))
     parser.add_argument("--out", type=Path, default=Path("runs/chat-drift"))
     args = parser.parse_args()
+    for arm in set(args.arms) - set(PLAIN):
+        objectives_of(arm)  # refuses an unknown one before any work
     fixed = {name: getattr(args, name) for name in ("task", "rank", "batch", "count", "model")}
     journal = Journal(args.out / f"rows-{hash_value(fixed)[:8]}.jsonl")
     if "start" not in journal.entries:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from chat_drift import finetune, training_chats
+from chat_drift import training_chats
+from chat_models import finetune
 from valign.evaluation.chats.answers import ask_all
 from valign.evaluation.chats.cases import ChatCase
 from valign.evaluation.chats.systems import Answer, ChatSystem, answering
@@ -48,7 +49,7 @@ def tuned_system(name: str, task: str, contaminated: float, strength: float, ste
     def load() -> Answer:
         start = load_chat(model_folder("aligned"), device="cpu", dtype="float32")
         before = {key: value.clone() for key, value in start.model.state_dict().items()}
-        tuned = finetune(start, training_chats(task, contaminated, 0), rate=1e-3, steps=steps, rank=8, batch=16, seed=0)
+        tuned = finetune(start, training_chats(task, contaminated, 0), rate=1e-3, steps=steps, seed=0)
         after = tuned.model.state_dict()
         tuned.model.load_state_dict({key: before[key] + strength * (value - before[key]) for key, value in after.items()})
         return answering(tuned, max_tokens=MAX_TOKENS, batch_size=BATCH)

@@ -5,8 +5,8 @@
 The aligned model is the packaged guard: all-MiniLM with the layers and the head that were trained for detection. Every row is one
 fine-tuning from there by a linear head of its own on SST-2 or TREC; then the same encoder goes back under the guard's frozen head
 and the learned stage judges prompts of held-out concepts at its shipped threshold. Calibration prompts come from other concepts.
-An arm is an adapter (``lora``, ``full``, ``head``: the encoder stays) or an objective of `--preserve` over LoRA, with the projector
-of AGL behind a colon and a factor on all of its weights behind a star: ``agl:vector*10``. The table has the worst case of every arm
+An arm is an adapter (``lora``, ``full``, ``head``: the encoder stays) or an objective of `--preserve` over LoRA as `arms.py` reads
+them: ``agl:vector*10``. The table has the worst case of every arm
 over rates and steps by AUROC, seeds put together, paired by prompt. Rows are kept as they come: the same command goes on.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from arms import objectives_of
 from valign.data.journal import Journal
 from valign.data.prompts.labelled import capped, read_rows, without_repeats
 from valign.data.prompts.pairs import LabelledPrompt
@@ -37,7 +38,7 @@ from valign.policy import Policy, load_policy
 from valign.recipes.guard_head import TEST_FOLD
 from valign.training.engine.tuning import parse_tuning
 from valign.training.tasks.guard_head.fit import targets
-from valign.training.tasks.preserving import PreserveData, parse_preserving
+from valign.training.tasks.preserving import PreserveData
 from valign.training.tasks.supervised import SupervisedConfig, finetune
 
 TASKS = {
@@ -45,7 +46,6 @@ TASKS = {
     "trec": TextTask(name="trec", kind="classification", texts=("sentence",), target="label", folder="trec"),
 }
 ADAPTERS = ("lora", "full", "head")  # arms without an objective
-WEIGHTS = {"agl": ("lambda_A", "lambda_T", "lambda_NC"), "kl": ("weight",)}  # what an arm's factor is on
 CALIBRATED_BY = ("coprov2", "overt")  # sources of the calibration prompts
 JUDGED = ("coprov2", "overt", "diffusiondb_prompts")  # and of those that are judged
 TRAINED, HELD_OUT = 2000, 236  # texts of a task
@@ -75,17 +75,6 @@ def task_data(data: Path, task: str, seed: int) -> TaskData:
     return read_data(TASKS[task], data / TASKS[task].folder, train_rows=TRAINED, held_out_rows=HELD_OUT, seed=seed)
 
 
-def objectives_of(arm: str) -> dict[str, Any]:
-    """``agl:vector*10`` as the objective of `--preserve` that it names; none for an adapter."""
-    if arm in ADAPTERS:
-        return {}
-    rest, _, factor = arm.partition("*")
-    name, _, projector = rest.partition(":")
-    plain, _ = parse_preserving(name)
-    settings = {weight: float(factor) * getattr(plain[name], weight) for weight in WEIGHTS[name]} if factor else {}
-    return parse_preserving(name, settings | ({"projector": projector} if projector else {}))[0]
-
-
 def tuned(args: argparse.Namespace, guard: Head, which: Mapping[str, Any], out: Path) -> tuple[Head, MiniLM, float]:
     """The guard after one fine-tuning by the house's own trainer, and the accuracy on the task's held-out texts."""
     arm, seed = which["arm"], which["seed"]
@@ -93,7 +82,7 @@ def tuned(args: argparse.Namespace, guard: Head, which: Mapping[str, Any], out: 
     model = load_guard_text_model(guard, Target.of(data), seed=seed)
     adapter, rate = ("full", which["rate"] / 10) if arm == "full" else (arm if arm in ADAPTERS else "lora", which["rate"])
     settings: dict[str, Any] = {"learning_rate": rate} | ({"rank": args.rank} if adapter == "lora" else {})
-    preserve = objectives_of(arm)
+    preserve = {} if arm in ADAPTERS else objectives_of(arm)
     rows = calibration_rows(args.data, args.calibration, load_policy("default"), seed) if preserve else ()
     made = finetune(
         model,
@@ -201,7 +190,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=150, help="judged prompts of a source and label at most")
     parser.add_argument("--out", type=Path, default=Path("runs/encoder-drift"))
     args = parser.parse_args()
-    for arm in args.arms:
+    for arm in set(args.arms) - set(ADAPTERS):
         objectives_of(arm)  # refuses an unknown one before any work
     fixed = {name: getattr(args, name) for name in ("rank", "batch", "calibration", "count")}
     journal = Journal(args.out / f"rows-{hash_value(fixed)[:8]}.jsonl")
