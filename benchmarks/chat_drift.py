@@ -7,7 +7,7 @@ the worst case of every arm over rates and steps, paired by request. Rows are ke
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +22,7 @@ from valign.evaluation.paired_drift import changed_pairs, drift_interval
 from valign.files import hash_value
 from valign.models.language.chat_task import ChatTaskModel
 from valign.models.language.loading import LoadedChat, load_chat
-from valign.training.engine.tuning import parse_tuning
+from valign.training.engine.tuning import Tuning, parse_tuning
 from valign.training.tasks.preserving import PreserveData
 from valign.training.tasks.supervised import SupervisedConfig, finetune
 from valign.worlds.chat import model_folder
@@ -49,26 +49,33 @@ def training_chats(task: str, contaminated: float, seed: int) -> list:
 
 
 def tuned(args: argparse.Namespace, arm: str, contaminated: float, rate: float, steps: int, seed: int, out: Path) -> LoadedChat:
-    """The model after one fine-tuning, by the house's own trainer: LoRA of the architecture's default layers, or all weights."""
-    model = ChatTaskModel(load_chat(args.model, device="cpu", dtype="float32"), max_tokens=192)
+    """The model after one fine-tuning: LoRA of the architecture's default layers, or all weights."""
     rows = conversations(training_chats(args.task, contaminated, seed))
-    data = TaskData(Task(name="chat", kind="chat", score="loss"), rows[8:], rows[:8])
     adapter, rate = ("full", rate / 10) if arm == "full" else ("lora", rate)
     settings = {"learning_rate": rate} | ({} if arm == "full" else {"rank": args.rank})
     objectives = {} if arm in PLAIN else objectives_of(arm)
     config = SupervisedConfig(steps=steps, batch_size=args.batch, seed=seed, schedule="constant", validate_every=0)
-    made = finetune(
-        model,
-        data,
-        out,
-        parse_tuning(adapter, settings),
-        config,
-        preserve=objectives or None,
-        beside=beside(arm, objectives, seed),
-        label=f"{arm} {rate:g} {steps}",
-    )
+    tuning = parse_tuning(adapter, settings)
+    return taught(args.model, rows, out, tuning, config, objectives, beside(arm, objectives, seed), label=f"{arm} {rate:g} {steps}")
+
+
+def taught(
+    start: str,
+    rows: Sequence[Conversation],
+    out: Path,
+    tuning: Tuning,
+    config: SupervisedConfig,
+    objectives: Mapping[str, Any],
+    beside: PreserveData | None,
+    *,
+    label: str,
+) -> LoadedChat:
+    """The model of a folder after the house's own trainer; the first eight chats are held out."""
+    model = ChatTaskModel(load_chat(start, device="cpu", dtype="float32"), max_tokens=192)
+    data = TaskData(Task(name="chat", kind="chat", score="loss"), tuple(rows[8:]), tuple(rows[:8]))
+    made = finetune(model, data, out, tuning, config, preserve=objectives or None, beside=beside, label=label)
     whole = (Path(made.adapter) / "config.json").exists()
-    return load_chat(made.adapter if whole else args.model, adapter=None if whole else made.adapter, device="cpu", dtype="float32")
+    return load_chat(made.adapter if whole else start, adapter=None if whole else made.adapter, device="cpu", dtype="float32")
 
 
 def beside(arm: str, objectives: Mapping[str, Any], seed: int) -> PreserveData | None:
