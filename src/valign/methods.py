@@ -19,8 +19,8 @@ class Method:
     paper: str  # "arXiv 2412.10493", or "-" for a common technique
     room: str
     entry: str  # "package.module:name", importable
-    fidelity: Literal["", "exact", "simplified", "variant"] = ""  # against its source, as its test shows; empty: not said
-    note: str = ""  # why
+    fidelity: Literal["exact", "simplified", "variant"]  # against its source, as its test shows
+    note: str  # why
 
 
 def declared_methods() -> list[Method]:

@@ -42,6 +42,11 @@ def test_slugs_are_unique(methods):
     assert len(set(slugs)) == len(slugs)
 
 
+def test_every_method_says_how_it_stands_to_its_source_and_why(methods):
+    silent = [m.slug for m in methods if m.fidelity not in ("exact", "simplified", "variant") or len(m.note) < 10]
+    assert silent == []
+
+
 def test_entry_points_exist_and_stand_in_their_room(methods):
     from importlib import import_module
 

@@ -34,6 +34,9 @@ METHOD = Method(
     paper="arXiv 2510.08034",
     room="adapters",
     entry="valign.adapters.ailora:AILoRA",
+    fidelity="variant",
+    note="the paper's body was not at hand: the principal half follows public summaries, the minor half MiLoRA, the "
+    "division by the scale PiSSA",
 )
 
 Part = Literal["principal", "minor"]

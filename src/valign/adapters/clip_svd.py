@@ -20,6 +20,9 @@ METHOD = Method(
     paper="arXiv 2509.03740",
     room="adapters",
     entry="valign.adapters.clip_svd:ClipSvdConfig",
+    fidelity="exact",
+    note="the released form; all singular values are kept by default, where the released code rounds their number down "
+    "to a multiple of 4",
 )
 
 CLIP_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # of both encoders: 92,160 numbers for ViT-B/16

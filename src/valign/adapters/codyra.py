@@ -22,6 +22,8 @@ METHOD = Method(
     paper="arXiv 2412.01004",
     room="adapters",
     entry="valign.adapters.codyra:CoDyRA",
+    fidelity="exact",
+    note="the paper's soft threshold and schedule; the released code's other updates are a setting (`prox=reference`)",
 )
 
 

@@ -28,6 +28,8 @@ METHOD = Method(
     paper="arXiv 2501.15040",
     room="adapters",
     entry="valign.adapters.comp_lora:CompLoRA",
+    fidelity="variant",
+    note="a reconstruction from the abstract and reviews: side, number of directions and hardness of the constraint are ours",
 )
 
 Side = Literal["left", "right", "both"]

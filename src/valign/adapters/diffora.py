@@ -31,6 +31,8 @@ METHOD = Method(
     paper="arXiv 2502.08905",
     room="adapters",
     entry="valign.adapters.diffora:DiffoRA",
+    fidelity="variant",
+    note="a reconstruction from the abstract and summaries: relaxation, scope, sharing and first order are ours",
 )
 
 Relaxation = Literal["sigmoid", "row_softmax"]

@@ -30,6 +30,9 @@ METHOD = Method(
     paper="arXiv 2308.12043",
     room="adapters",
     entry="valign.adapters.increlora:IncreLoRA",
+    fidelity="variant",
+    note="scores of micro-batches add up, modules of equal score grow together and the last round takes what is left, "
+    "unlike the authors' code",
 )
 
 STD = 0.02  # of A and B at the start

@@ -24,6 +24,8 @@ METHOD = Method(
     paper="arXiv 2502.06820",
     room="adapters",
     entry="valign.adapters.loca:LocaConfig",
+    fidelity="exact",
+    note="the source's transform, gradients of places and turns; turns count optimizer steps instead of forward passes",
 )
 
 EDGE = 0.999  # upper clip of the unit locations in the source; the last row is out of reach above 501 rows

@@ -19,6 +19,9 @@ METHOD = Method(
     paper="arXiv 2410.13618",
     room="adapters",
     entry="valign.adapters.loldu:LolduConfig",
+    fidelity="variant",
+    note="every start subtracts its own numbers, so that step 0 changes nothing; the released code does so for four of "
+    "its eight starts",
 )
 
 Start = Literal["lu", "uniform", "normal", "constant", "ones", "zeros", "unit_uniform", "unit_normal"]

@@ -34,6 +34,9 @@ METHOD = Method(
     paper="arXiv 2411.19557",
     room="adapters",
     entry="valign.adapters.lora_sb:LoRASB",
+    fidelity="exact",
+    note="the paper's formulas; the released code's bfloat16 factors, uneven weights of batches and inexact "
+    "decomposition are not followed",
 )
 
 FRACTION = 0.001  # of the data, for the gradient

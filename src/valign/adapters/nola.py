@@ -22,6 +22,9 @@ METHOD = Method(
     paper="arXiv 2310.02556",
     room="adapters",
     entry="valign.adapters.nola:NolaConfig",
+    fidelity="exact",
+    note="the released training code's form; each random matrix has a seed from the module's name, so that a file "
+    "needs no matrices",
 )
 
 CHUNK = 2**22  # random numbers in memory at a time, 16 MiB; a factor that is larger is one chunk

@@ -25,6 +25,8 @@ METHOD = Method(
     paper="arXiv 2502.00987",
     room="adapters",
     entry="valign.adapters.randlora:randlora_config",
+    fidelity="exact",
+    note="peft's tuner at the paper's scale; bases are paired in another order than in the formula, with the same distribution",
 )
 
 PAPER_SCALE = 2.0  # of the change of weight, before 1 / sqrt(n): the paper's language models

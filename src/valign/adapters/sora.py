@@ -21,6 +21,9 @@ METHOD = Method(
     paper="arXiv 2311.11696",
     room="adapters",
     entry="valign.adapters.sora:SoRA",
+    fidelity="exact",
+    note="the paper's soft threshold after each step of the gates; the released code's masked updates are a setting "
+    "(`prox=reference`)",
 )
 
 

@@ -38,8 +38,7 @@ def page(methods: list[Method]) -> str:
         "Every paper's contribution is one short file that declares itself; this page is made from the declarations by",
         "`make docs-methods`, and a test holds it current. `valign methods` prints the same list.",
         "",
-        "*Against the paper* says what the method's test shows: *exact*, *simplified* or a *variant*, and why; empty where nothing",
-        "is said yet.",
+        "*Against the paper* says what the method's test shows: *exact*, *simplified* or a *variant*, and why.",
         "",
         "| room | method | what it is | paper | against the paper | entry point |",
         "|---|---|---|---|---|---|",
@@ -47,6 +46,6 @@ def page(methods: list[Method]) -> str:
     for method in methods:
         number = method.paper.removeprefix("arXiv ")
         paper = f"[{method.paper}](https://arxiv.org/abs/{number})" if number != method.paper else method.paper
-        against = f"*{method.fidelity}*: {method.note}" if method.fidelity else ""
+        against = f"*{method.fidelity}*: {method.note}"
         lines.append(f"| {method.room} | `{method.slug}` | {method.title} | {paper} | {against} | `{method.entry}` |")
     return "\n".join(lines) + "\n"

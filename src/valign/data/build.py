@@ -33,6 +33,9 @@ METHOD = Method(
     paper="arXiv 2412.10493",
     room="data",
     entry="valign.data.build:build_data",
+    fidelity="variant",
+    note="how the paper ties both images of a pair is not public: one seed here; a detector may filter pairs, overlaps "
+    "of test and training go",
 )
 
 

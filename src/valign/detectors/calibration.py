@@ -14,6 +14,8 @@ METHOD = Method(
     paper="-",
     room="detectors",
     entry="valign.detectors.calibration:platt",
+    fidelity="variant",
+    note="Platt's targets and loss, with both sorts of images weighing the same",
 )
 
 

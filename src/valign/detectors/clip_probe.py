@@ -33,6 +33,8 @@ METHOD = Method(
     paper="arXiv 2202.06675",
     room="detectors",
     entry="valign.detectors.clip_probe:ClipProbeDetector",
+    fidelity="exact",
+    note="the released form, two tuned vectors per class and CLIP's logit scale; fitted anew for each set of classes",
 )
 SHARPNESS = 100.0  # CLIP's own logit scale
 

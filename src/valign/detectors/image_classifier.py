@@ -31,6 +31,8 @@ METHOD = Method(
     paper="-",
     room="detectors",
     entry="valign.detectors.image_classifier:ImageClassifierDetector",
+    fidelity="exact",
+    note="the model's own probabilities, summed over the classes of a category",
 )
 
 

@@ -27,6 +27,8 @@ METHOD = Method(
     paper="arXiv 2210.04610",
     room="detectors",
     entry="valign.detectors.safety_checker:SafetyCheckerDetector",
+    fidelity="exact",
+    note="the released filter's concept and special-care rule; a flagged image is reported and not blackened",
 )
 
 

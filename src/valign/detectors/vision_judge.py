@@ -38,6 +38,8 @@ METHOD = Method(
     paper="arXiv 2406.05113",
     room="detectors",
     entry="valign.detectors.vision_judge:VisionJudge",
+    fidelity="simplified",
+    note="one yes-or-no question per category to any endpoint, instead of a model that was tuned on a taxonomy",
 )
 SYSTEM = (
     "You look at one image and answer one question about it for a content policy. The question is the text of "

@@ -25,6 +25,8 @@ METHOD = Method(
     paper="arXiv 2308.14761",
     room="editing",
     entry="valign.editing.uce:edit_concepts",
+    fidelity="exact",
+    note="the paper's minimizer in float64, delivered as the LoRA that it equals",
 )
 
 # The authors' wordings of a concept; {} stands for it.

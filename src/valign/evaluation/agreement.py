@@ -19,6 +19,8 @@ METHOD = Method(
     paper="-",
     room="evaluation",
     entry="valign.evaluation.agreement:cohen_kappa",
+    fidelity="exact",
+    note="Cohen's formula, with an interval",
 )
 
 

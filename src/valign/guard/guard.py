@@ -47,6 +47,9 @@ METHOD = Method(
     paper="arXiv 2511.11693",
     room="guard",
     entry="valign.guard.guard:Guard",
+    fidelity="variant",
+    note="the README's flow with the code's constants; the value judge fails closed, a good intent becomes a sign, "
+    "rewriting is checked again",
 )
 
 

@@ -11,7 +11,13 @@ from valign.merging.experts import Expert, compatible
 from valign.methods import Method
 
 METHOD = Method(
-    slug="best-single", title="Best single expert", paper="-", room="merging", entry="valign.merging.best_single:best_single"
+    slug="best-single",
+    title="Best single expert",
+    paper="-",
+    room="merging",
+    entry="valign.merging.best_single:best_single",
+    fidelity="exact",
+    note="the expert's own weights",
 )
 
 

@@ -25,7 +25,13 @@ from valign.methods import Method
 from valign.models.files.adapter_files import LoraFactors
 
 METHOD = Method(
-    slug="co-merge", title="Co-Merge of experts", paper="arXiv 2412.10493", room="merging", entry="valign.merging.co_merge:co_merge"
+    slug="co-merge",
+    title="Co-Merge of experts",
+    paper="arXiv 2412.10493",
+    room="merging",
+    entry="valign.merging.co_merge:co_merge",
+    fidelity="variant",
+    note="the paper's equations were not at hand: what a neuron is has three readings, and the statistic of a vote is ours",
 )
 
 Granularity = Literal["output", "rank_unit", "factor"]

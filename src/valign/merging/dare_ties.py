@@ -22,6 +22,8 @@ METHOD = Method(
     paper="arXiv 2311.03099",
     room="merging",
     entry="valign.merging.dare_ties:merge_dare_ties",
+    fidelity="exact",
+    note="drop and rescale by one over the density as published (mergekit rescales to the sum of magnitudes), then TIES's election",
 )
 
 

@@ -10,7 +10,15 @@ from valign.merging.deltas import Delta
 from valign.merging.experts import Expert
 from valign.methods import Method
 
-METHOD = Method(slug="mean", title="Exact mean of experts", paper="-", room="merging", entry="valign.merging.mean:merge_mean")
+METHOD = Method(
+    slug="mean",
+    title="Exact mean of experts",
+    paper="-",
+    room="merging",
+    entry="valign.merging.mean:merge_mean",
+    fidelity="exact",
+    note="the mean of the changes themselves, held against dense arithmetic; peft's linear merge adds products across experts",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

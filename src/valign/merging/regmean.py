@@ -42,6 +42,9 @@ METHOD = Method(
     paper="arXiv 2212.09849",
     room="merging",
     entry="valign.merging.regmean:regmean",
+    fidelity="exact",
+    note="the closed form on changes of weight, low-rank in and out, solved in float64; preservation and edits are "
+    "terms of the same system",
 )
 
 log = logging.getLogger(__name__)

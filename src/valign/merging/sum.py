@@ -11,7 +11,13 @@ from valign.merging.experts import Expert
 from valign.methods import Method
 
 METHOD = Method(
-    slug="sum", title="Exact sum of experts", paper="arXiv 2212.04089", room="merging", entry="valign.merging.sum:merge_sum"
+    slug="sum",
+    title="Exact sum of experts",
+    paper="arXiv 2212.04089",
+    room="merging",
+    entry="valign.merging.sum:merge_sum",
+    fidelity="exact",
+    note="the sum of the changes themselves, held against dense arithmetic",
 )
 
 

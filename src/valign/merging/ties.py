@@ -15,7 +15,16 @@ from valign.merging.deltas import Delta, DenseDelta
 from valign.merging.experts import Expert
 from valign.methods import Method
 
-METHOD = Method(slug="ties", title="TIES merging", paper="arXiv 2306.01708", room="merging", entry="valign.merging.ties:merge_ties")
+METHOD = Method(
+    slug="ties",
+    title="TIES merging",
+    paper="arXiv 2306.01708",
+    room="merging",
+    entry="valign.merging.ties:merge_ties",
+    fidelity="variant",
+    note="entry by entry as peft's and mergekit's; trimmed per module, where the paper trims over the whole change, and divided "
+    "by weights unless set to count",
+)
 
 Normalize = Literal["weights", "count", "none"]
 Matrices = Callable[[], Iterator[tuple[float, Tensor]]]  # (weight, sparse delta) of every expert, made anew at each call

@@ -12,6 +12,8 @@ METHOD = Method(
     paper="arXiv 2303.09556",
     room="objectives",
     entry="valign.objectives.min_snr:min_snr_weight",
+    fidelity="exact",
+    note="the paper's weights for noise and for velocity prediction",
 )
 
 

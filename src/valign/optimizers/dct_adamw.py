@@ -29,6 +29,8 @@ METHOD = Method(
     paper="arXiv 2505.17967",
     room="optimizers",
     entry="valign.optimizers.dct_adamw:DCTAdamW",
+    fidelity="variant",
+    note="the orthonormal DCT-II, and the norm that loses least; the reference code's basis and norm are settings",
 )
 
 

@@ -29,6 +29,8 @@ METHOD = Method(
     paper="arXiv 2403.03507",
     room="optimizers",
     entry="valign.optimizers.galore:GaLore",
+    fidelity="exact",
+    note="projection, renewal and moments as in the authors' code",
 )
 
 

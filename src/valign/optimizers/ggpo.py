@@ -21,6 +21,8 @@ METHOD = Method(
     paper="arXiv 2502.14538",
     room="optimizers",
     entry="valign.optimizers.ggpo:GGPO",
+    fidelity="exact",
+    note="as in kohya-ss/sd-scripts, whose estimate of row norms is a setting; exact norms by default",
 )
 
 SAMPLED_ROWS = 1000  # of the estimated mean row norm

@@ -19,6 +19,8 @@ METHOD = Method(
     paper="arXiv 2502.14538",
     room="optimizers",
     entry="valign.optimizers.mgpo:MGPO",
+    fidelity="exact",
+    note="the paper's shift with the sign of the authors' code, added in the forward pass",
 )
 
 TINY = 1e-12

@@ -30,6 +30,8 @@ METHOD = Method(
     paper="arXiv 2505.17967",
     room="optimizers",
     entry="valign.optimizers.trion:Trion",
+    fidelity="exact",
+    note="the paper's formulas, as the reference code does not run; the default scale is ours",
 )
 
 Scale = Literal["none", "kj", "kimi", "dion"]

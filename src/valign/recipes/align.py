@@ -50,6 +50,9 @@ METHOD = Method(
     paper="arXiv 2412.10493",
     room="recipes",
     entry="valign.recipes.align:align",
+    fidelity="variant",
+    note="merging is a variant of the paper's (`co-merge`), strength and merge are searched on tuning prompts, other "
+    "merges stand beside it",
 )
 
 

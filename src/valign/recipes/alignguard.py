@@ -26,6 +26,8 @@ METHOD = Method(
     paper="arXiv 2412.10493",
     room="recipes",
     entry="valign.recipes.alignguard:train_experts",
+    fidelity="variant",
+    note="the authors' launchers' settings for full-size models; the loss on benign prompts is not public, retained rows are ours",
 )
 
 JOINT = "joint"  # name of the one adapter trained on all categories at once, "All-single" in the paper

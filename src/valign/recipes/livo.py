@@ -21,6 +21,9 @@ METHOD = Method(
     paper="arXiv 2410.12700",
     room="recipes",
     entry="valign.recipes.livo:train_livo",
+    fidelity="variant",
+    note="the authors' settings for Stable Diffusion 1.5; for miniatures other margins and rates, and factors instead "
+    "of whole encoders",
 )
 
 SMALL_LATENT = 16  # latents of at most 16 x 16 are a miniature's, where the published numbers do not carry over

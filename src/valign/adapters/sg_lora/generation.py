@@ -21,6 +21,8 @@ METHOD = Method(
     paper="arXiv 2509.10535",
     room="adapters",
     entry="valign.adapters.sg_lora.generation:fit_sg_lora",
+    fidelity="variant",
+    note="the paper leaves widths, temperature and training open and its code is not public: these are ours",
 )
 
 Mode = Literal["sample", "mean", "merge"]

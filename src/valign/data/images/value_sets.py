@@ -42,6 +42,8 @@ METHOD = Method(
     paper="arXiv 2410.12700",
     room="data",
     entry="valign.data.images.value_sets:build_values",
+    fidelity="variant",
+    note="scenes and principles come from the policy, images from the model itself; a judge may keep those that came out as asked",
 )
 
 

@@ -29,6 +29,8 @@ METHOD = Method(
     paper="arXiv 2412.10493",
     room="data",
     entry="valign.data.prompts.chat_pairs:PairWriter",
+    fidelity="variant",
+    note="the paper's two requests in the policy's own words and for any chat model, with checks of form and repeats",
 )
 FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
 

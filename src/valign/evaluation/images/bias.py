@@ -16,6 +16,8 @@ METHOD = Method(
     paper="arXiv 2410.12700",
     room="evaluation",
     entry="valign.evaluation.images.bias:bias_of",
+    fidelity="exact",
+    note="both formulas; which attribute an image shows is the caller's, CLIP's or an oracle's",
 )
 
 

@@ -17,6 +17,8 @@ METHOD = Method(
     paper="arXiv 1706.08500",
     room="evaluation",
     entry="valign.evaluation.images.frechet:frechet_distance",
+    fidelity="exact",
+    note="the formula in float64; features are the caller's, Inception's only where the caller has them",
 )
 FEW = 2048  # images below which published tools call the covariance too poor
 

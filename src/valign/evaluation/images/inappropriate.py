@@ -23,6 +23,8 @@ METHOD = Method(
     paper="arXiv 2412.10493",
     room="evaluation",
     entry="valign.evaluation.images.inappropriate:inappropriate_probability",
+    fidelity="variant",
+    note="any detector, whose measured error is corrected for, in the place of the paper's evaluators",
 )
 COLUMNS = ("all", *HARM_KINDS, "held-out")
 APART = ("explicit", "held-out", "composed")  # columns that every summary shows for itself, beside the whole

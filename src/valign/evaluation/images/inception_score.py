@@ -15,6 +15,8 @@ METHOD = Method(
     paper="arXiv 1606.03498",
     room="evaluation",
     entry="valign.evaluation.images.inception_score:inception_score",
+    fidelity="exact",
+    note="the formula; with a world's oracle in the place of Inception it is a score of that world",
 )
 
 

@@ -19,6 +19,8 @@ METHOD = Method(
     paper="arXiv 2410.12700",
     room="evaluation",
     entry="valign.evaluation.images.toxicity:toxicity_of",
+    fidelity="exact",
+    note="ratio, mean and the maximum of groups as defined; the detector is the caller's",
 )
 
 

@@ -36,6 +36,9 @@ METHOD = Method(
     paper="arXiv 2410.12700",
     room="models",
     entry="valign.models.diffusion.value_encoder:ValueEncoder",
+    fidelity="exact",
+    note="the authors' token and its place; SDXL's second encoder, padded layouts and a LoRA instead of the whole "
+    "encoder are extensions",
 )
 
 LAYOUTS = ("reference", "padded")

@@ -30,6 +30,8 @@ METHOD = Method(
     paper="arXiv 1610.01644",
     room="models",
     entry="valign.models.heads.text_probe:TextProbe",
+    fidelity="variant",
+    note="logistic regression on the states of the model's own text encoders, for prompts; the paper probes layers of image models",
 )
 
 WEIGHTS, CARD = "text_probe.safetensors", "text_probe.json"

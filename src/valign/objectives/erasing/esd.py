@@ -14,6 +14,8 @@ METHOD = Method(
     paper="arXiv 2303.07345",
     room="objectives",
     entry="valign.objectives.erasing.esd:ErasedTarget",
+    fidelity="exact",
+    note="the released target; which weights are trained is the recipe's",
 )
 
 

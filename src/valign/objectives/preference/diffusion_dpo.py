@@ -17,6 +17,8 @@ METHOD = Method(
     paper="arXiv 2311.12908",
     room="objectives",
     entry="valign.objectives.preference.diffusion_dpo:DiffusionDPO",
+    fidelity="exact",
+    note="equation 14 with a constant weight as released; hinge and IPO are further losses",
 )
 
 LossType = Literal["sigmoid", "hinge", "ipo"]

@@ -15,6 +15,8 @@ METHOD = Method(
     paper="arXiv 2410.12700",
     room="objectives",
     entry="valign.objectives.preference.livo:LiVO",
+    fidelity="exact",
+    note="the released hinges and the margins of the authors' recipe",
 )
 
 

@@ -13,6 +13,8 @@ METHOD = Method(
     paper="arXiv 2511.03317",
     room="objectives",
     entry="valign.objectives.preference.winner_safeguard:loser_scale",
+    fidelity="exact",
+    note="the released factor on the loser's gradient, in output space and of first order",
 )
 
 

@@ -12,6 +12,8 @@ METHOD = Method(
     paper="-",
     room="models",
     entry="valign.models.diffusion.guidance.negative:NegativePrompt",
+    fidelity="exact",
+    note="the pipeline's own guidance with another text in the unconditional branch",
 )
 
 

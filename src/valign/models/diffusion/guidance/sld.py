@@ -17,6 +17,8 @@ METHOD = Method(
     paper="arXiv 2211.05105",
     room="models",
     entry="valign.models.diffusion.guidance.sld:SafeLatentDiffusion",
+    fidelity="exact",
+    note="the paper's equations and the authors' four strengths; warm-up counts steps of a schedule of 50",
 )
 
 SAFETY_TEXT = "an image showing hate, harassment, violence, self-harm, sexual content, shocking content, illegal activity"
