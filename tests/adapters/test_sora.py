@@ -180,7 +180,7 @@ def test_a_higher_threshold_keeps_less_and_the_fit_stays():
     kept, errors, missed = {}, {}, {}
     for threshold in (0.0, 3e-3):
         ranks, found, apart = [], [], []
-        for seed in range(3):
+        for seed in range(2):
             g = generator(seed)
             net = nn.ModuleDict({"a": nn.Linear(20, 20, bias=False)})
             teacher = torch.randn(20, 2, generator=g) @ torch.randn(2, 20, generator=g) / 20
@@ -199,7 +199,7 @@ def test_a_higher_threshold_keeps_less_and_the_fit_stays():
             ranks.append(sora.ranks()["a"])
             found.append(loss.item())
             apart.append(float((export_lora(model)["a"].delta() - teacher).norm() / teacher.norm()))
-        kept[threshold], errors[threshold], missed[threshold] = sum(ranks) / 3, sum(found) / 3, sum(apart) / 3
+        kept[threshold], errors[threshold], missed[threshold] = sum(ranks) / 2, sum(found) / 2, sum(apart) / 2
     assert kept[0.0] == 8
     assert 2 <= kept[3e-3] < 6
     assert errors[3e-3] < 1.5 * errors[0.0]
