@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from valign.data.images.latents import LatentCache, write_latents
 from valign.data.prompts.pairs import PromptPair
 from valign.data.prompts.sources import GrammarSource
 from valign.evaluation import ReportOptions, System, adapter_system, base_system, evaluate
@@ -17,18 +18,20 @@ from valign.evaluation.composed import suite_of_runs, system_of_runs
 from valign.evaluation.suite import Suite
 from valign.experiments.methods.trained import MethodsConfig
 from valign.merging import Expert
+from valign.merging.fuse_adapter import fuse_adapter
 from valign.models.diffusion.base import DiffusionModel
+from valign.models.diffusion.loading import load_model
 from valign.models.files.adapter_files import open_adapter
 from valign.policy import Policy, load_policy
 from valign.recipes.align import TrainedExperts, train_on_policy
 from valign.recipes.alignguard import JOINT, train_expert, train_experts
-from valign.recipes.baselines import policy_concepts
+from valign.recipes.baselines import concept_edit, make_uce, policy_concepts
 from valign.recipes.merged import merge_experts
 from valign.recipes.quickstart import of_categories, world_evaluators
 from valign.recipes.tuning import WEIGHT, Candidate
 from valign.worlds import World
 
-PLAIN, RETAINED, ALL_LAYERS = "plain", "retained", "all-layers"
+PLAIN, RETAINED, ALL_LAYERS, EDITED = "plain", "retained", "all-layers", "edited"
 MERGE = "regmean"
 FEW: Candidate = {"per_category": 30, "captions": 60}  # layers that read images take their moments from whole trajectories
 
@@ -39,7 +42,8 @@ class FusionVariant:
 
     Args:
         settings: Of RegMean, by name; ``weight`` is that of every expert.
-        experts: Without retained benign prompts (plain), with them, on all projections of attention, or one LoRA on all pairs.
+        experts: Without retained benign prompts (plain), with them, on all projections of attention, one LoRA on all pairs, or
+            plain ones of a model that UCE has edited first; these are fused for, and measured on, the edited model.
         edits: Also move the policy's concepts to their counterparts, in the same system (UCE).
         leave_out: Without the expert of the first category.
     """
@@ -69,8 +73,10 @@ VARIANTS: Mapping[str, FusionVariant] = {
     "all-layers-merged": FusionVariant(
         "the same, moments from the merged model (RegMean++)", {**FEW, "inputs": "merged"}, experts=ALL_LAYERS
     ),
+    "edited-model": FusionVariant("experts trained on the model that UCE has edited", experts=EDITED),
     "one-left-out": FusionVariant("without the first category's expert", leave_out=True),
 }
+EDIT = {"preserve_scale": 1.0, "lam": 5.0}  # of UCE, as `bench methods` chose it
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of self- and cross-attention
 
 
@@ -79,6 +85,7 @@ class _FusionRun:
     """What one run trained: its data, and the experts by the name of how they were trained."""
 
     model: DiffusionModel
+    edited: DiffusionModel
     policy: Policy
     config: MethodsConfig
     made: TrainedExperts  # those with retained prompts
@@ -89,8 +96,9 @@ class _FusionRun:
         settings = dict(variant.settings)
         weight = float(settings.pop(WEIGHT, AT))
         chosen = list(self.experts[variant.experts].items())[variant.leave_out :]
+        model = self.edited if variant.experts == EDITED else self.model
         adapter = merge_experts(
-            self.model,
+            model,
             [Expert(category, open_adapter(path), weight) for category, path in chosen],
             _all_of(self.made.pairs) if variant.experts == JOINT else self.made.pairs,
             folder,
@@ -101,7 +109,7 @@ class _FusionRun:
             seed=self.config.align.seed,
             kept=folder.parent / "kept",
         )
-        return adapter_system(self.model, adapter, self.config.sampling, name=name, description=variant.text)
+        return adapter_system(model, adapter, self.config.sampling, name=name, description=variant.text)
 
 
 def bench_fusion(
@@ -137,12 +145,32 @@ def _train(world: World, model: DiffusionModel, policy: Policy, tests: Suite, ou
     made = train_on_policy(model, policy, source, out, config.align, pair_detector=oracle, suite=tests)
     recipe, categories = config.align.experts, tuple(made.results)
     free = recipe.changed(retain_weight=0.0)
-    other = {PLAIN: free, ALL_LAYERS: free.changed(targets=PROJECTIONS)}
+    edited, cache = _edited(model, policy, made, out)
     experts = {
-        name: train_experts(model, made.cache, out / name, changed, categories=categories) for name, changed in other.items()
-    } | {RETAINED: made.results, JOINT: {JOINT: train_expert(model, made.cache, None, out / JOINT, config.joint(policy))}}
+        PLAIN: train_experts(model, made.cache, out / PLAIN, free, categories=categories),
+        ALL_LAYERS: train_experts(model, made.cache, out / ALL_LAYERS, free.changed(targets=PROJECTIONS), categories=categories),
+        EDITED: train_experts(edited, cache, out / EDITED / "experts", free, categories=categories),
+        RETAINED: made.results,
+        JOINT: {JOINT: train_expert(model, made.cache, None, out / JOINT, config.joint(policy))},
+    }
     paths = {name: {category: one.adapter for category, one in found.items()} for name, found in experts.items()}
-    return _FusionRun(model, policy, config, made, paths)
+    return _FusionRun(model, edited, policy, config, made, paths)
+
+
+def _edited(model: DiffusionModel, policy: Policy, made: TrainedExperts, out: Path) -> tuple[DiffusionModel, LatentCache]:
+    """The model with the categories' concepts moved to their counterparts, and the data as it encodes them.
+
+    Both are made in ``out/edited``, or read from there.
+    """
+    captions, folder = made.cache.retained_prompts, out / EDITED
+    edit = concept_edit(policy, tuple(made.results), guide="safe", preserve=tuple(captions), **EDIT)
+    adapter = make_uce(model, edit, folder / "uce")
+    if not (folder / "model").exists():
+        fuse_adapter(Path(model.folder), adapter, folder / "model")
+    edited = load_model(folder / "model", device=str(model.device))
+    pairs = [pair for pair in made.pairs if pair.id in set(made.cache.ids)]
+    images = out / "data" / "images"
+    return edited, write_latents(edited, pairs, images, folder / "latents", retain=captions, flip=made.cache.has_flip)
 
 
 def _all_of(pairs: Sequence[PromptPair]) -> list[PromptPair]:
