@@ -42,7 +42,7 @@ class MergeMethod(ABC):
 
     calibrated: ClassVar[bool] = False  # may need a `Calibration`
     preserves: ClassVar[bool] = False  # the calibration also needs benign captions, and may have edits
-    grid: ClassVar[tuple[Mapping[str, float], ...]] = ()  # candidates, weakest first: ``weight`` of all experts, and options
+    grid: ClassVar[tuple[Mapping[str, float], ...]] = ()  # candidates, weakest first: the strength (``weight`` or scale), options
     recorded: ClassVar[tuple[str, ...]] = ()  # options that the chain's adapters name in their record
     example: ClassVar[str] = "runs/hate runs/violence -o runs/merged"  # arguments, for the help
 

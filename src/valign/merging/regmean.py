@@ -72,7 +72,15 @@ class RegMean(MergeMethod):
 
     calibrated: ClassVar[bool] = True
     preserves: ClassVar[bool] = True
-    grid: ClassVar[tuple[Mapping[str, float], ...]] = tuple({"weight": weight} for weight in (0.5, 0.7, 0.9, 1.2, 1.7))
+    grid: ClassVar[tuple[Mapping[str, float], ...]] = (
+        {"weight": 0.7, "lam": 1.0},
+        {"weight": 0.7, "lam": 0.1},
+        {"weight": 0.9, "lam": 1.0},
+        {"weight": 0.9, "lam": 0.1},
+        {"weight": 1.2, "lam": 1.0},
+        {"weight": 1.2, "lam": 0.1},
+        {"weight": 1.7, "lam": 1.0},
+    )
     recorded: ClassVar[tuple[str, ...]] = ("lam", "per_category", "captions", "inputs", "seed")
     example: ClassVar[str] = "runs/hate runs/violence -o runs/merged --model shapes --data runs/data"
 
