@@ -107,13 +107,12 @@ class AlignConfig:
     def recipe(self, categories: int) -> AlignGuardRecipe:
         """How each adapter is trained: one on all pairs has the steps of as many experts.
 
-        Where nothing else would heed the retained prompts, they are held as strongly as ``beta`` pushes, as in the miniature's
-        preset.
+        Retained prompts without a weight are held as strongly as ``beta`` pushes, as in the miniature's preset.
         """
         recipe = self.experts
         if self.kind is None:
             recipe = recipe.changed(steps=recipe.training.steps * categories)
-        if self.data.retain and not recipe.training.retain_weight and not (self.kind and self.kind.preserves):
+        if self.data.retain and not recipe.training.retain_weight:
             recipe = recipe.changed(retain_weight=recipe.objective.beta)
         return recipe
 

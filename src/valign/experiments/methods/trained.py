@@ -72,7 +72,7 @@ def methods_config(world: World, budget: str, *, categories: tuple[str, ...] = (
     Args: categories: Ids of the policy's; all if none is given. LiVO learns their principles and those of no category.
     """
     spent, policy = world.budgets[budget], load_policy(world.policy)
-    align = world_config(world, budget, categories=categories or None, merge="co-merge", seed=seed)
+    align = world_config(world, budget, categories=categories or None, seed=seed)
     steps = align.experts.training.steps * len(categories or policy.category_ids())
     taught = tuple(one.id for one in policy.principles if one.category in (None, *categories)) if categories else None
     return MethodsConfig(
