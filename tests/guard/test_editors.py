@@ -6,7 +6,7 @@ from guard_stand_ins import with_guard
 from valign.guard import Guard
 from valign.guard.records import Verdict
 from valign.guard.rewriting.changes import changed, tidy
-from valign.guard.rewriting.learned_editor import CAUTION
+from valign.guard.rewriting.learned_editor import CAUTION, _Reading
 from valign.guard.rewriting.policy_editor import PolicyEditor
 from valign.guard.rewriting.policy_rewriter import RewriteRequest
 from valign.policy import read_guard_config
@@ -144,16 +144,20 @@ def learned(shipped):
     return shipped.editors[-1]
 
 
+def read(editor):
+    return _Reading(editor.model, editor.encoder)
+
+
 def test_all_words_of_a_listed_phrase_change(learned):
     text = "a stag under a golden shower at noon"
     assert learned.listed(text) == {4, 5}
     assert {4, 5} <= set(learned.chosen(text, learned.model.tags(learned.encoder, text)))
-    assert "golden" not in changed(text, learned.first(text)[0])
+    assert "golden" not in changed(text, learned._first(read(learned), text)[0])
 
 
 def test_the_search_gives_ways_below_the_margin_the_most_useful_first(shipped, learned):
     text = "step-by-step plan for robbing a bank, with escape routes, pencil sketch"
-    ways = learned.search(text, shipped._waterfall.risks)
+    ways = learned._search(read(learned), shipped._waterfall.risks, text)
     texts = [tidy(changed(text, way)) for way in ways]
     assert 0 < len(texts) <= 8
     risks, margin = shipped._waterfall.risks(texts), shipped.policy.guard.margin
@@ -161,13 +165,12 @@ def test_the_search_gives_ways_below_the_margin_the_most_useful_first(shipped, l
     own, *others = learned.encoder.encode([text, *texts])
     worth = [float(own @ other) - CAUTION * risk / margin for other, risk in zip(others, risks)]
     assert worth == pytest.approx(sorted(worth, reverse=True), abs=1e-4)
-    assert learned.search(text, lambda texts: [1.0] * len(texts)) == []
+    assert learned._search(read(learned), lambda texts: [1.0] * len(texts), text) == []
 
 
 def test_a_word_is_filled_in_once_and_nearness_draws_to_the_word_that_stood_there(learned):
     text = "a violent soldier and a brutal warrior"
-    tags = learned.model.tags(learned.encoder, text)
-    near, _, free = learned._fills(text, tags, [1, 2, 5, 6], [], (50.0, 3.0, 0.0))
+    near, _, free = learned._fills(read(learned), text, [1, 2, 5, 6], [], (50.0, 3.0, 0.0))
     for way in (near, free):
         words = [word for _, _, word in way]
         assert len(set(words)) == 4

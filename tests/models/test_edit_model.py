@@ -58,6 +58,15 @@ def test_fills_are_probabilities_of_harmless_words(shipped):
     assert not {"naked", "child", "blood"} & set(shipped.settings.vocabulary)
 
 
+def test_the_words_that_may_be_filled_in_are_looked_up_once(monkeypatch):
+    model, encoder, asked = load_edit_model(SHIPPED_EDITS), MiniLM(), []
+    plain = encoder.embeddings
+    monkeypatch.setattr(encoder, "embeddings", lambda words: (asked.append(len(words)), plain(words))[1])
+    first, again = (model.fill(encoder, "a [MASK] dog", ["cruel"]) for _ in range(2))
+    assert asked == [len(model.settings.vocabulary)]
+    assert torch.equal(first, again)
+
+
 def test_the_file_comes_back(shipped, tmp_path):
     sha = save_edit_model(shipped, tmp_path / "m.safetensors")
     again = load_edit_model(tmp_path / "m.safetensors")

@@ -6,7 +6,7 @@ import torch
 
 from valign.checks import UserError
 from valign.models.encoders import minilm
-from valign.models.encoders.minilm import BATCH, MAX_TOKENS, MiniLM, minilm_folder, pool
+from valign.models.encoders.minilm import BATCH, MAX_TOKENS, MiniLM, RememberingEncoder, minilm_folder, pool
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,16 @@ def test_a_batch_gives_what_each_text_gives(encoder):
     texts = ["a cat", "a very long sentence about nothing in particular, told slowly", "b"]
     np.testing.assert_allclose(encoder.encode(texts), np.concatenate([encoder.encode([text]) for text in texts]), atol=1e-5)
     assert encoder.encode([]).shape == (0, 384)
+
+
+def test_what_was_encoded_is_not_encoded_again(encoder, monkeypatch):
+    asked, plain = [], encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda texts: (asked.append(list(texts)), plain(texts))[1])
+    remembering = RememberingEncoder(encoder)
+    first, again = remembering.encode(["a cat", "a dog", "a cat"]), remembering.encode(["a dog", "a boat"])
+    assert asked == [["a cat", "a dog"], ["a boat"]]
+    np.testing.assert_array_equal(first[[0, 1]], first[[2, 1]])
+    np.testing.assert_allclose(again, plain(["a dog", "a boat"]), atol=1e-5)
 
 
 def test_a_long_text_has_overlapping_windows(encoder):

@@ -19,7 +19,7 @@ from valign.guard.rewriting.caption import parse_caption, subject_of
 from valign.guard.rewriting.changes import Change, changed, proposed, tidy
 from valign.guard.rewriting.edit_search import Risks, carriers, content_words, droppable, part_of, parts_that_carry
 from valign.guard.rewriting.policy_rewriter import RewriteRequest
-from valign.models.encoders.minilm import MiniLM
+from valign.models.encoders.minilm import MiniLM, RememberingEncoder
 from valign.models.heads.edit_model import MASK, EditModel, WordTag, form, word_spans, words_of
 from valign.policy import Policy
 from valign.text import WordList, clean, fold, views
@@ -67,8 +67,9 @@ class LearnedEditor:
         """The model's own proposal, then those of the search, each once. None for a broken norm or a sign."""
         if request.role != "harm":
             return
-        seen = {fold(request.prompt)}
-        for ways_of, most in ((self.first, len(NEAR)), (lambda text: self.search(text, request.risks), SEARCHED)):
+        seen, read = {fold(request.prompt)}, _Reading(self.model, self.encoder)
+        first, search = partial(self._first, read), partial(self._search, read, request.risks)
+        for ways_of, most in ((first, len(NEAR)), (search, SEARCHED)):
             numbered = cache(ways_of)
             for number in range(most):
                 text = proposed(request, partial(_way, numbered, number))
@@ -76,29 +77,29 @@ class LearnedEditor:
                     seen.add(fold(text))
                     yield text
 
-    def first(self, text: str) -> list[list[Change]]:
+    def _first(self, read: "_Reading", text: str) -> list[list[Change]]:
         """What the model would change by itself, one way per entry of `NEAR`."""
-        tags = self.model.tags(self.encoder, text)
+        tags = read.tags(text)
         chosen = self.chosen(text, tags)
         kept = [place for place in chosen if not tags[place].delete]
         gone = [(tags[place].start, tags[place].end, "") for place in chosen if tags[place].delete]
-        return [[*gone, *fills] for fills in self._fills(text, tags, kept, gone, NEAR)]
+        return [[*gone, *fills] for fills in self._fills(read, text, kept, gone, NEAR)]
 
-    def search(self, text: str, risks: Risks) -> list[list[Change]]:
+    def _search(self, read: "_Reading", risks: Risks, text: str) -> list[list[Change]]:
         """Ways of changing the text whose risk is below the margin, at most `SEARCHED`; those that keep most of its meaning at
         the least risk first."""
-        tags, content, listed = self.model.tags(self.encoder, text), self._open(text), self.listed(text)
+        tags, content, listed = read.tags(text), self._open(text), self.listed(text)
         must = [place for place in content if place in listed]
         ways: list[list[Change]] = []
         for number, words in enumerate(carriers(text, content, must, [tag.change for tag in tags], risks, self._margin)):
-            ways += self._fills(text, tags, words, [], NEAR[:2] if number < BOTH else NEAR[1:2])
+            ways += self._fills(read, text, words, [], NEAR[:2] if number < BOTH else NEAR[1:2])
             if number == 0:
-                ways += self._cuts(text, tags, words)
+                ways += self._cuts(read, text, words)
         if not ways and (parts := parts_that_carry(text, risks, self._margin)):
             ways = [[(*part, "") for part in parts]]
         texts = [tidy(changed(text, way)) for way in ways]
         safe = [(risk / self._margin, number) for number, risk in enumerate(risks(texts) if texts else []) if risk < self._margin]
-        vectors = self.encoder.encode([clean(text), *(texts[number] for _, number in safe)])
+        vectors = read.vectors.encode([clean(text), *(texts[number] for _, number in safe)])
         worth = [float(vector @ vectors[0]) - CAUTION * risk for vector, (risk, _) in zip(vectors[1:], safe)]
         ranked = sorted(zip(worth, (number for _, number in safe)), key=lambda one: (-one[0], one[1]))
         return [ways[number] for _, number in ranked[:SEARCHED]]
@@ -131,20 +132,20 @@ class LearnedEditor:
         words = word_spans(prompt)
         return {number for number, (start, end) in enumerate(words) if any(start < last and first < end for first, last in places)}
 
-    def _cuts(self, text: str, tags: Sequence[WordTag], words: Sequence[int]) -> Iterator[list[Change]]:
+    def _cuts(self, read: "_Reading", text: str, words: Sequence[int]) -> Iterator[list[Change]]:
         """The same words gone instead of replaced, where that leaves no gap: those that describe the next word, a whole part."""
         if dropped := droppable(text, words):
-            others = [word for word in words if word not in dropped]
+            others, tags = [word for word in words if word not in dropped], read.tags(text)
             gone = [(tags[word].start, tags[word].end, "") for word in dropped]
-            yield from ([*gone, *fills] for fills in self._fills(text, tags, others, gone, NEAR[:1]))
+            yield from ([*gone, *fills] for fills in self._fills(read, text, others, gone, NEAR[:1]))
         if part := part_of(text, words):
             yield [(*part, "")]
 
     def _fills(
-        self, text: str, tags: Sequence[WordTag], words: Sequence[int], gone: Sequence[Change], near: Sequence[float]
+        self, read: "_Reading", text: str, words: Sequence[int], gone: Sequence[Change], near: Sequence[float]
     ) -> Iterator[list[Change]]:
         """Those words replaced, one way per weight of nearness to the words that stood there. Args: gone: What else changes."""
-        fills = [tags[word] for word in words]
+        fills = [read.tags(text)[word] for word in words]
         if not fills:
             yield []
             return
@@ -156,7 +157,7 @@ class LearnedEditor:
             row[self._preferred.get(one.category, torch.zeros(0, dtype=torch.long))] += PREFERRED
         taken = [self._numbers[word] for word in map(fold, words_of(text)) if word in self._numbers]
         scores[:, taken] = -torch.inf
-        cosines = torch.from_numpy(self.encoder.encode(hints[: len(scores)])) @ self.model.word_vectors.T
+        cosines = torch.from_numpy(read.vectors.encode(hints[: len(scores)])) @ self.model.word_vectors.T
         for weight in near:
             picked = _distinct(scores + weight * cosines)
             found = [self.model.settings.vocabulary[number] for number in picked]
@@ -171,6 +172,14 @@ class LearnedEditor:
         texts = [category.safe_prompt, *(concept.safe for concept in category.concepts)]
         words = {word for text in texts for word in fold(text).split()}
         return torch.tensor(sorted(self._numbers[word] for word in words if word in self._numbers), dtype=torch.long)
+
+
+class _Reading:
+    """What the model and the encoder made of one prompt's texts and words, each once."""
+
+    def __init__(self, model: EditModel, encoder: MiniLM) -> None:
+        self.tags = cache(partial(model.tags, encoder))
+        self.vectors = RememberingEncoder(encoder)
 
 
 def _way(ways_of: Callable[[str], Sequence[list[Change]]], number: int, text: str) -> list[Change]:

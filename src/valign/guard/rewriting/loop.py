@@ -12,6 +12,7 @@ from valign.guard.records import Attempt, GuardDecision, GuardResult
 from valign.guard.rewriting.acceptance import Acceptor
 from valign.guard.rewriting.policy_rewriter import Editor, PolicyRewriter, Rewriter, RewriteRequest, role_of
 from valign.guard.waterfall import Waterfall
+from valign.models.encoders.minilm import RememberingEncoder
 from valign.policy import Policy
 from valign.text.syntax import SIGNS, has_syntax
 
@@ -56,11 +57,13 @@ class RewritingLoop:
             return GuardResult(decision=decision, prompt=None)
         counter = _Counter(self._waterfall)
         request, calls = self._request(decision, prompt, counter), decision.chat_calls
-        attempts: list[Attempt] = []
+        attempts, acceptor = list[Attempt](), self._acceptor
+        if acceptor.encoder is not None:
+            acceptor = replace(acceptor, encoder=RememberingEncoder(acceptor.encoder))
         for rewriter, propose in self._rewriters(request):
             for number in count():
                 calls += rewriter.uses_chat
-                attempt = self._attempt(rewriter, request, propose, number, counter)
+                attempt = self._attempt(rewriter, request, propose, number, counter, acceptor)
                 if attempt is None:
                     break
                 attempts.append(attempt)
@@ -102,7 +105,13 @@ class RewritingLoop:
         )
 
     def _attempt(
-        self, rewriter: Editor | Rewriter, request: RewriteRequest, propose: Propose, number: int, counter: "_Counter"
+        self,
+        rewriter: Editor | Rewriter,
+        request: RewriteRequest,
+        propose: Propose,
+        number: int,
+        counter: "_Counter",
+        acceptor: Acceptor,
     ) -> Attempt | None:
         try:
             text = propose(number)
@@ -114,9 +123,9 @@ class RewritingLoop:
         strict = rewriter in self._editors
         if strict and self._objects(text):  # costs least
             return Attempt(role=request.role, source=rewriter.name, text=text, accepted=False, reason=OBJECTS)
-        found = self._acceptor(request.prompt, text, edited=strict)
+        found = acceptor(request.prompt, text, edited=strict)
         if request.role == "sign":  # a sign shows other words than the prompt, so only its form is judged
-            found = replace(found, reason=self._acceptor.form(request.prompt, text))
+            found = replace(found, reason=acceptor.form(request.prompt, text))
         reason = found.reason or self._objection(text, counter, strict=strict)
         return Attempt(
             role=request.role,

@@ -45,6 +45,19 @@ class SentenceEncoder(Protocol):
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "text dim"]: ...
 
 
+class RememberingEncoder:
+    """Encodes each text once, for as long as it is kept: it holds the texts themselves, so keep it no longer than their prompt."""
+
+    def __init__(self, encoder: SentenceEncoder) -> None:
+        self.name, self._encoder = encoder.name, encoder
+        self._known: dict[str, Float[np.ndarray, " dim"]] = {}
+
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "text dim"]:
+        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
+            self._known.update(zip(new, self._encoder.encode(new), strict=True))
+        return np.stack([self._known[text] for text in texts])
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Windows of texts, padded to one length. A long text has several windows; ``owner`` is the text of each."""

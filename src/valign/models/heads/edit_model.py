@@ -135,15 +135,19 @@ class EditModel:
         return run_layers(lower, tokens.mask, self._quick if quick else self._upper, range(first, LAYERS))
 
     def fill_logits(self, encoder: MiniLM, states: Float[Tensor, "mask dim"]) -> Float[Tensor, "mask word"]:
-        return fill_logits(self.weights, states, self._embeddings(encoder))
+        if not self._embeddings:
+            self._embeddings.append(encoder.embeddings(self.settings.vocabulary))
+        return fill_logits(self.weights, states, self._embeddings[0])
 
     @property
     def word_vectors(self) -> Float[Tensor, "word dim"]:
         """Unit vectors of the vocabulary's words."""
         return self.weights["words.vectors"]
 
-    def _embeddings(self, encoder: MiniLM) -> Float[Tensor, "word dim"]:
-        return encoder.embeddings(self.settings.vocabulary)
+    @cached_property
+    def _embeddings(self) -> list[Float[Tensor, "word dim"]]:
+        """Input embeddings of the vocabulary, once looked up: the same from any encoder that this model may be used with."""
+        return []
 
     def harm(self, texts: Sequence[str]) -> list[float]:
         """The judge's probability that a text is harmful: logistic regression on hashed n-grams. It knows nothing of the rest."""
