@@ -13,13 +13,13 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from turns import in_turns
 
 VARIANTS = ("plain trl", "valign")
 UNTIMED = 2
@@ -137,18 +137,12 @@ def main() -> None:
     if args.variant:
         print(json.dumps(measure(args.variant, args)))
         return
-    results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
-    for _ in range(args.rounds):
-        for variant in VARIANTS:
-            sizes = [f"--{name}={getattr(args, name)}" for name in ("prompts", "group", "tokens", "steps")]
-            done = subprocess.run(
-                [sys.executable, __file__, "--variant", variant, *sizes], check=True, stdout=subprocess.PIPE, text=True
-            )
-            results[variant].append(json.loads(done.stdout.splitlines()[-1]))
+    sizes = {name: getattr(args, name) for name in ("prompts", "group", "tokens", "steps")}
+    results = in_turns(__file__, VARIANTS, args.rounds, sizes)
     best = {name: min(run["seconds"] for run in runs) for name, runs in results.items()}
     peaks = {name: max(run["peak_mb"] for run in runs) for name, runs in results.items()}
-    sizes = f"{args.prompts} prompts x {args.group} answers, {args.rounds} x {args.steps} steps"
-    print(f"{sizes}; {platform.machine()}, {os.cpu_count()} cores")
+    told = f"{args.prompts} prompts x {args.group} answers, {args.rounds} x {args.steps} steps"
+    print(f"{told}; {platform.machine()}, {os.cpu_count()} cores")
     print(f"{'variant':<12}{'s/step':>10}{'steps/s':>10}{'speed':>9}{'peak MB':>10}{'memory':>9}")
     for name in VARIANTS:
         speed, memory = best[VARIANTS[0]] / best[name], peaks[name] / peaks[VARIANTS[0]]

@@ -10,6 +10,7 @@ def row(harmful, of=20, **more):
         "harm": {f"u{i}": i < harmful for i in range(of)},
         "counterpart": {f"u{i}": i >= harmful for i in range(of)},
         "benign": {f"b{i}": True for i in range(10)},
+        "fid": float(harmful),
         **more,
     }
 
@@ -31,11 +32,12 @@ def test_the_table_has_shares_the_worst_task_and_the_paired_rise():
     assert cells[3] == "benign-dusk: 70.0"
     assert cells[4].startswith("+30.0 [+")  # 20 of 40 against 8 of 40
     assert cells[6].startswith("100.0")
+    assert cells[7] == "10.0 (up to 14.0)"  # of 6 and 14
 
 
 def test_what_nobody_measured_is_not_a_share():
-    rows = {"base": {**row(3), "counterpart": {}}}
-    assert "not measured" in table(rows)
+    rows = {"base": {**row(3), "counterpart": {}, "fid": None}}
+    assert table(rows).count("not measured") == 2
 
 
 @pytest.mark.slow
