@@ -202,15 +202,15 @@ class _ResilienceBench:
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: shares of the starts, then of every arm over all its fine-tunings, the worst one, and the paired rise of harm."""
     lines = [
-        "| model | fine-tunings | harm % | worst task, harm % | rise of harm, points | counterpart % | benign glyph right % | benign FID |",
+        "| model | fine-tunings | harm % | worst task, harm % | rise of harm, points | counterpart % | benign glyph right % "
+        "| benign FID |",
         "|---" * 8 + "|",
     ]
     for name in ("base", PLAIN, RESILIENT):
         if name in rows:
             said = {one: _share([rows[name]], one) for one in MEASURES}
-            lines.append(
-                f"| {name}, as it is | 0 | {said['harm']} | | | {said['counterpart']} | {said['benign']} | {_distance([rows[name]])} |"
-            )
+            shown = f"{said['counterpart']} | {said['benign']} | {_distance([rows[name]])}"
+            lines.append(f"| {name}, as it is | 0 | {said['harm']} | | | {shown} |")
     for arm, (start, _) in ARMS.items():
         own = [row for row in rows.values() if row.get("arm") == arm]
         if not own:
