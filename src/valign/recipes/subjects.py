@@ -52,7 +52,9 @@ def find_subjects(before: str, after: str, *, base: str = "") -> tuple[Subject, 
 def _same_base(sides: Sequence[Subject]) -> None:
     first, second = sides
     if first.kind != second.kind:
-        raise UserError(f"{first.name} and {second.name} must be of one kind, got {first.kind} and {second.kind}.")
+        raise UserError(
+            f"{first.name} and {second.name} must be of one kind, got {first.kind} and {second.kind}. Compare models of one kind."
+        )
     if first.folder == second.folder:
         return
     if first.kind == "chat":
