@@ -60,6 +60,12 @@ def test_an_unknown_method_is_refused_and_somf_without_preferences(tmp_path):
         repair("chat", "chat:base", load_policy("default"), tmp_path, base="chat:base", methods=["somf"])
 
 
+def test_a_model_against_itself_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(UserError, match="must be two models, got the same twice"):
+        repair("chat", "chat", load_policy("chat"), tmp_path / "out", base="chat:base")
+    assert not (tmp_path / "out").exists()
+
+
 def test_worlds_have_preferences_of_their_own():
     pairs = world_preferences(load_policy("chat"), "chat")
     assert len(pairs) == 64

@@ -133,6 +133,8 @@ def repair(
     check_range("repair.refine", refine, low=0)
     limits, options = limits or DriftLimits(), options or CheckOptions()
     first, second = find_subjects(before, after, base=base)
+    if (first.folder, first.adapter) == (second.folder, second.adapter):
+        raise UserError("before and after must be two models, got the same twice: there is nothing to repair. Check the paths.")
     origin, _ = find_subjects(base, base)
     what = open_realignment(origin.folder, _weights(first), [_weights(second)], start=start)
     if isinstance(pairs, Path):
