@@ -47,6 +47,13 @@ def test_every_method_says_how_it_stands_to_its_source_and_why(methods):
     assert silent == []
 
 
+def test_a_methods_page_says_the_same(methods):
+    pages = {method: ROOT / "docs/methods" / f"{method.slug}.md" for method in methods}
+    told = {method: page.read_text("utf-8").lower() for method, page in pages.items() if page.exists()}
+    assert len(told) > 10
+    assert [m.slug for m, text in told.items() if f"*{m.fidelity}*" not in text and f"a {m.fidelity}" not in text] == []
+
+
 def test_entry_points_exist_and_stand_in_their_room(methods):
     from importlib import import_module
 
