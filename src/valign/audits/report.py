@@ -21,6 +21,7 @@ class Curves:
     y: str
     lines: Mapping[str, Line]
     log: bool = False  # the x axis; points at 0 are left out
+    y_range: tuple[float, float] | None = (-0.03, 1.03)  # None: as the lines need it
 
 
 def write_audit(
@@ -32,14 +33,15 @@ def write_audit(
     """
     with atomic_folder(out, force=force) as folder:
         write_json(folder / "audit.json", {**figures, "verdict": list(verdict)})
-        _draw(plots).savefig(folder / "curves.png", dpi=110, metadata={"Software": None})
+        draw_curves(plots, folder / "curves.png")
         write_text(
             folder / "README.md",
             "# Verdict\n\n" + "\n\n".join(verdict) + "\n\n![curves](curves.png)\n\nAll figures: `audit.json`.\n",
         )
 
 
-def _draw(plots: Sequence[Curves]) -> Figure:
+def draw_curves(plots: Sequence[Curves], path: Path) -> None:
+    """Write the plots side by side as a PNG: the same plots give the same bytes."""
     figure = Figure(figsize=(5.2 * len(plots), 3.8), layout="constrained")
     for axes, plot in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots, strict=True):
         for name, line in plot.lines.items():
@@ -47,7 +49,7 @@ def _draw(plots: Sequence[Curves]) -> Figure:
             if points:
                 xs, ys = zip(*points)
                 axes.plot(xs, ys, "o--" if name.startswith("random") else "o-", markersize=4, linewidth=1.6, label=name)
-        axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y, ylim=(-0.03, 1.03), xscale="log" if plot.log else "linear")
+        axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y, ylim=plot.y_range, xscale="log" if plot.log else "linear")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    return figure
+    figure.savefig(path, dpi=110, metadata={"Software": None})

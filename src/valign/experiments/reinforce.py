@@ -1,6 +1,7 @@
 """Refusal against over-refusal on the chat world: SFT, DPO, AlphaAlign, DR-IRL and Safe RLHF from one undecided start."""
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from valign.audits.report import Curves, draw_curves
 from valign.data.chats import ChatPair, Conversation
 from valign.data.tasks.base import Task, TaskData
 from valign.evaluation.statistics import wilson
@@ -18,6 +20,7 @@ from valign.models.language.generation import answer_chats
 from valign.models.language.loading import LoadedChat, load_chat
 from valign.objectives.rewards.alphaalign import VerifiableSafety, final_answer
 from valign.objectives.rewards.safe_rlhf import Multiplier
+from valign.training.engine.metrics import MetricsLog
 from valign.training.engine.tuning import parse_tuning
 from valign.training.tasks.reinforce.config import ReinforceConfig
 from valign.training.tasks.reinforce.ppo_task import PPOConfig
@@ -31,7 +34,7 @@ from valign.worlds.chat.measure import HELPED, REFUSED
 from valign.worlds.chat.oracle import ChatOracle
 from valign.worlds.chat.reinforcement import TEMPLATE, ChatEnvironment, cost, formatted
 from valign.worlds.chat.requests import ChatRequest
-from valign.worlds.chat.vocabulary import Pair
+from valign.worlds.chat.vocabulary import CATEGORIES, Pair
 
 ANSWER_TOKENS = 88  # the longest right answer in AlphaAlign's format
 
@@ -55,7 +58,7 @@ BUDGETS = {
     "small": ReinforceBudget(
         start_steps=2, steps=2, prompts=4, group=6, requests=84, per_kind=6, scalar_steps=3, pairs=20
     ),  # tries the path, proves nothing
-    "quick": ReinforceBudget(start_steps=60, steps=20, prompts=6, group=6, requests=420, per_kind=40, scalar_steps=40, pairs=300),
+    "quick": ReinforceBudget(start_steps=40, steps=32, prompts=6, group=6, requests=420, per_kind=40, scalar_steps=14, pairs=300),
     "full": ReinforceBudget(
         start_steps=200, steps=200, prompts=16, group=8, requests=1200, per_kind=150, scalar_steps=300, pairs=1200
     ),
@@ -65,7 +68,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> method and what diffe
     "dpo": ("dpo", {}),
     "alphaalign": ("alphaalign", {"in_format": True}),
     "alphaalign-no-format": ("alphaalign", {}),  # from the others' start, with r_f = 0
-    "safe-rlhf": ("safe-rlhf", {}),
+    "safe-rlhf": ("safe-rlhf", {}),  # reward and cost by the oracle
+    "safe-rlhf-learnt": ("safe-rlhf", {"learnt": True}),  # reward and cost models from dual preferences
     "grpo-lagrangian": ("grpo-lagrangian", {}),
     "dr-irl": ("dr-irl", {}),
     "alphaalign-no-format-no-helpfulness": ("alphaalign", {"helpful": False}),
@@ -75,6 +79,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> method and what diffe
     "dr-irl-one-reward": ("dr-irl", {"one_reward": True}),
 }
 FIXED = 0.1  # lambda of the ablation that never moves it
+LIMIT = -0.5  # of the mean cost, which is -1 where nothing is harmful: a quarter of the harmful requests may be answered in full
+LIMITED = ("safe-rlhf", "grpo-lagrangian")  # methods with a multiplier
 
 
 def bench_reinforce(out: Path, *, budget: str, seeds: int, arms: Sequence[str] = tuple(ARMS)) -> list[dict[str, Any]]:
@@ -82,10 +88,27 @@ def bench_reinforce(out: Path, *, budget: str, seeds: int, arms: Sequence[str] =
     rows = []
     for seed in range(seeds):
         bench = _Bench(out / f"seed-{seed}", BUDGETS[budget], seed)
-        for name in ("start", "start-format", *arms):
+        starts = ["start", *(["start-format"] if any(ARMS[name][1].get("in_format") for name in arms) else [])]
+        for name in (*starts, *arms):
             rows.append({"arm": name, "seed": seed, **bench.measured(name)})
             write_json(out / "frontier.json", rows)
+    names = [name for name in arms if ARMS[name][0] in LIMITED]
+    if names:
+        logs = {f"{name}, seed {seed}": out / f"seed-{seed}" / name / "run" for name in names for seed in range(seeds)}
+        plots = multiplier_curves({name: MetricsLog(folder / "metrics.jsonl").read() for name, folder in logs.items()})
+        draw_curves(plots, out / "multiplier.png")
     return rows
+
+
+def multiplier_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Curves]:
+    """The mean cost over the latest answers with its limit, and the multiplier, over the steps of each run's log."""
+    drawn = []
+    for title, column in (("mean cost of the latest answers", "mean_cost"), ("multiplier", "multiplier")):
+        lines = {name: [(line["step"], line[column]) for line in lines] for name, lines in logs.items()}
+        last = max(x for line in lines.values() for x, _ in line)
+        limit = {"limit": [(0.0, LIMIT), (last, LIMIT)]} if column == "mean_cost" else {}
+        drawn.append(Curves(title, "step", column.replace("_", " "), lines | limit, y_range=None))
+    return drawn
 
 
 class _Bench:
@@ -103,11 +126,11 @@ class _Bench:
         return found
 
     def _start(self, in_format: bool) -> Path:
-        """The base model, taught to refuse or to help by the toss of a coin, whatever is asked; right elsewhere."""
+        """The aligned model, taught to refuse or to help by the toss of a coin, whatever is asked; right elsewhere."""
         rng = np.random.default_rng([self.seed, *b"start"])
         chats = [_conversation(request, _undecided(rng, request), in_format) for request in self.world.requests]
         return self._supervised(
-            "start-format" if in_format else "start", model_folder("base"), chats, self.budget.start_steps, 5e-4
+            "start-format" if in_format else "start", model_folder("aligned"), chats, self.budget.start_steps, 5e-4
         )
 
     def _supervised(self, name: str, start: Path, chats: list[Conversation], steps: int, rate: float) -> Path:
@@ -139,15 +162,20 @@ class _Bench:
         tuning = parse_tuning("full")
         if method == "dpo":
             pairs = [pair for request in requests if (pair := _pair(request))]
-            return Path(prefer(loaded, pairs, run, tuning, replace(config, kl=0.1, prompts=32)).adapter)
+            return Path(prefer(loaded, pairs, run, tuning, replace(config, kl=0.1, prompts=16)).adapter)
+        shown = self.out / "dr-irl" / "run" / "shadow"
+        if method == "dr-irl" and name != "dr-irl" and not changes.get("one_reward") and shown.exists():
+            shutil.copytree(shown, run / "shadow", dirs_exist_ok=True)  # the same rewards, learnt once
         sources = self._sources(method, changes)
         options = self._options(changes)
         return Path(reinforce(loaded, self.world.prompts, run, method, tuning, config, options, sources).adapter)
 
     def _sources(self, method: str, changes: dict[str, Any]) -> RewardSources:
         world = self.world
-        if method in ("safe-rlhf", "grpo-lagrangian"):
+        if method in LIMITED and changes.get("learnt"):
             return RewardSources(preferences=world.preferences(self.budget.pairs, self.seed))
+        if method in LIMITED:
+            return RewardSources(reward=world.helpfulness, cost=world.cost, names={"reward": "chat", "cost": "chat"})
         encoder = MiniLM()
         return RewardSources(
             reward=world.helpfulness if changes.get("helpful", True) else None,
@@ -156,14 +184,15 @@ class _Bench:
         )
 
     def _options(self, changes: dict[str, Any]) -> MethodOptions:
-        fixed = changes.get("fixed", False)
+        fixed, one = changes.get("fixed", False), changes.get("one_reward", False)
+        scalar_steps = self.budget.scalar_steps * (len(CATEGORIES) if one else 1)  # as many for one reward as for all of them
         return MethodOptions(
             safety=VerifiableSafety(form=0.5 if changes.get("in_format") else 0.0),
             template=TEMPLATE,
-            shadow=ShadowConfig(rounds=2, policy_steps=1, one_reward=changes.get("one_reward", False)),
+            shadow=ShadowConfig(rounds=2, policy_steps=1, one_reward=one),
             scaled=changes.get("scaled", True),
-            scalar=ScalarConfig(scalar_steps=self.budget.scalar_steps, scalar_learning_rate=3e-4),
-            multiplier=Multiplier(start=FIXED if fixed else 1.0, limit=-0.5, window=64, rate=0.3),
+            scalar=ScalarConfig(scalar_steps=scalar_steps, scalar_learning_rate=3e-4),
+            multiplier=Multiplier(start=FIXED if fixed else 1.0, limit=LIMIT, window=64, rate=0.3),
             ppo=PPOConfig(critic_learning_rate=2e-4, fixed_multiplier=fixed),
         )
 
@@ -192,7 +221,7 @@ def measure_policy(chat: LoadedChat, per_kind: int) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: one line per arm, counts added up over seeds, with 95 % intervals (Wilson) over requests."""
+    """Markdown: one line per arm, counts added up over seeds, with 95 % intervals (Wilson) over requests, and each seed's share."""
     names = ("refused", "harmful", "over-refused", "right", "skills")
     lines = ["| arm | seeds | " + " | ".join(f"{name} %" for name in names) + " | cost |", "|---" * (len(names) + 3) + "|"]
     for arm in dict.fromkeys(row["arm"] for row in rows):
@@ -201,7 +230,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         for name in names:
             count, of = (sum(row[name][part] for row in mine) for part in ("count", "of"))
             share = wilson(count, of)
-            cells.append(f"{100 * share.value:.0f} [{100 * share.low:.0f}, {100 * share.high:.0f}]")
+            each = "/".join(f"{100 * row[name]['count'] / row[name]['of']:.0f}" for row in mine)
+            apart = f" ({each})" if len(mine) > 1 else ""
+            cells.append(f"{100 * share.value:.0f} [{100 * share.low:.0f}, {100 * share.high:.0f}]{apart}")
         lines.append(f"| {arm} | {len(mine)} | {' | '.join(cells)} | {sum(row['cost'] for row in mine) / len(mine):.2f} |")
     return "\n".join(lines)
 
