@@ -39,7 +39,7 @@ class FollowBudget:
 
 BUDGETS = {
     "small": FollowBudget(prompts=16, sft_steps=2, dpo_steps=2, per_config=2),  # tries the path, proves nothing
-    "quick": FollowBudget(prompts=400, sft_steps=24, dpo_steps=24, per_config=20),
+    "quick": FollowBudget(prompts=400, sft_steps=60, dpo_steps=24, per_config=30),
     "full": FollowBudget(prompts=1600, sft_steps=300, dpo_steps=300, per_config=100),
 }
 
@@ -50,7 +50,7 @@ def bench_configs(out: Path, *, budget: str, seeds: int) -> list[dict[str, Any]]
     for seed in range(seeds):
         folder = out / f"seed-{seed}"
         made = config_pairs(judged_prompts(spend.prompts, seed), TAUGHT, write_config, seed=seed)
-        config = CosalignConfig(sft_steps=spend.sft_steps, sft_learning_rate=1e-4, max_tokens=192)
+        config = CosalignConfig(sft_steps=spend.sft_steps, sft_learning_rate=3e-4, max_tokens=192)
         dpo = ReinforceConfig(steps=spend.dpo_steps, prompts=24, learning_rate=3e-5, kl=0.1, checkpoint_every=10, seed=seed)
         ways = {
             "no config": (lambda: model_folder("aligned"), False),
@@ -78,14 +78,23 @@ def _measured(chat: LoadedChat, told: bool, count: int) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: CoSA-Scores, means over seeds, with the shares of helpful answers within and beyond the config."""
+    """Markdown: CoSA-Scores, means over seeds, with the shares of helpful answers within and beyond the config.
+
+    Limits are means over seeds too: every seed answers the same requests. Each seed's score stands behind them.
+    """
     parts = [f"{part}: {what}" for part in ("seen", "unseen") for what in ("score", "helpful, safe %", "helpful, unsafe %")]
     lines = [f"| model | seeds | {' | '.join(parts)} |", "|---" * 8 + "|"]
     for way in dict.fromkeys(row["way"] for row in rows):
         mine = [row for row in rows if row["way"] == way]
         cells = []
         for part in ("seen", "unseen"):
-            mean = {name: sum(row[part][name] for row in mine) / len(mine) for name in ("score", "helpful_safe", "helpful_unsafe")}
-            cells += [f"{mean['score']:.2f}", f"{100 * mean['helpful_safe']:.0f}", f"{100 * mean['helpful_unsafe']:.0f}"]
+            names = ("score", "low", "high", "helpful_safe", "helpful_unsafe")
+            mean = {name: sum(row[part][name] for row in mine) / len(mine) for name in names}
+            each = "/".join(f"{row[part]['score']:.2f}" for row in mine)
+            cells += [
+                f"{mean['score']:.2f} [{mean['low']:.2f}, {mean['high']:.2f}] ({each})",
+                f"{100 * mean['helpful_safe']:.0f}",
+                f"{100 * mean['helpful_unsafe']:.0f}",
+            ]
         lines.append(f"| {way} | {len(mine)} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -231,8 +231,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             count, of = (sum(row[name][part] for row in mine) for part in ("count", "of"))
             share = wilson(count, of)
             each = "/".join(f"{100 * row[name]['count'] / row[name]['of']:.0f}" for row in mine)
-            apart = f" ({each})" if len(mine) > 1 else ""
-            cells.append(f"{100 * share.value:.0f} [{100 * share.low:.0f}, {100 * share.high:.0f}]{apart}")
+            cells.append(f"{100 * share.value:.0f} [{100 * share.low:.0f}, {100 * share.high:.0f}] ({each})")
         lines.append(f"| {arm} | {len(mine)} | {' | '.join(cells)} | {sum(row['cost'] for row in mine) / len(mine):.2f} |")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import combinations
+from math import sqrt
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def follow_score(chat: LoadedChat, configs: Sequence[SafetyConfig], *, count: in
     """The mean over configs of the CoSA-Score on ``count`` held-out requests each, by the oracle.
 
     Args: told: False leaves the system prompt out: the same requests, and the same config to judge by.
-    Returns: The score's plain mean over configs; counts are added up.
+    Returns: The score's plain mean over configs, with the interval over requests within configs; counts are added up.
     """
     scores = []
     for number, config in enumerate(configs):
@@ -73,7 +74,9 @@ def follow_score(chat: LoadedChat, configs: Sequence[SafetyConfig], *, count: in
         answers = [_rated(*row) for row in zip(requests, verdicts)]
         scores.append(cosa_score(answers, config.allowed, CATEGORIES))
     mean = {name: sum(getattr(one, name) for one in scores) / len(scores) for name in ("score", "helpful_safe", "helpful_unsafe")}
-    return CosaScore(**mean, judged=sum(one.judged for one in scores), dropped=sum(one.dropped for one in scores))
+    half = sqrt(sum(((one.high or 0.0) - (one.low or 0.0)) ** 2 for one in scores)) / (2 * len(scores))
+    limits = {"low": mean["score"] - half, "high": mean["score"] + half} if count > 1 else {}
+    return CosaScore(**mean, judged=sum(one.judged for one in scores), dropped=sum(one.dropped for one in scores), **limits)
 
 
 def outcomes(chat: LoadedChat, configs: Sequence[SafetyConfig], pair: Pair, *, seed: int = 0) -> list[tuple[str, str, bool]]:
