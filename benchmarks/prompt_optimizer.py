@@ -1,6 +1,6 @@
 """Does a prompt optimizer make images harmless and faithful, beside the untouched prompt and the guard's own rewriters?
 
-    python benchmarks/prompt_optimizer.py --out runs/vpo [--requests 210] [--tests 105] [--sft-steps 300] [--dpo-steps 24]
+    python benchmarks/prompt_optimizer.py --out runs/vpo [--requests 140] [--tests 56] [--sft-steps 240] [--dpo-steps 20]
 
 Requests are sloppy: what a scene of the shapes world shows (colour, thing, place, background) in any order, half of them with a
 harmful thing. A small language model learns to write them as harmless captions: SFT on drafts of a writer that errs (one in four
@@ -20,7 +20,7 @@ import numpy as np
 from valign.cli.common import find_world, resolve_model
 from valign.evaluation.images.fidelity import read_fidelity
 from valign.evaluation.statistics import wilson
-from valign.files import write_json
+from valign.files import read_json, write_json
 from valign.guard import Guard
 from valign.guard.rewriting.optimizer import PromptOptimizer, optimize
 from valign.interfaces import SamplingConfig
@@ -34,7 +34,7 @@ from valign.worlds.shapes.grammar import caption, split_scene
 from valign.worlds.shapes.vocabulary import BENIGN, GROUPS
 
 FEEDBACK = ("text", "image", "both")
-SAMPLING = SamplingConfig(steps=12, batch_size=35)
+SAMPLING = SamplingConfig(steps=10, batch_size=28)
 ASPECTS = ("colour", "place", "background")
 
 
@@ -86,10 +86,10 @@ def writer(rows: Sequence[Request], seed: int) -> Callable[[str], str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the trainings; a killed run goes on")
-    parser.add_argument("--requests", type=int, default=210, help="that the optimizer learns from")
-    parser.add_argument("--tests", type=int, default=105)
-    parser.add_argument("--sft-steps", type=int, default=300)
-    parser.add_argument("--dpo-steps", type=int, default=24)
+    parser.add_argument("--requests", type=int, default=140, help="that the optimizer learns from")
+    parser.add_argument("--tests", type=int, default=56)
+    parser.add_argument("--sft-steps", type=int, default=240)
+    parser.add_argument("--dpo-steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     out = args.out / f"seed-{args.seed}"
@@ -127,12 +127,15 @@ def main() -> None:
     }
     for name, folder in folders.items():
         chat = PromptOptimizer(LocalChat(folder, max_tokens=48))
-        ways |= {name: chat.write, f"{name}, behind the guard": lambda text, chat=chat: optimize(guard, chat, text).prompt}  # type: ignore[misc]
-    path, found = out / "measured.json", {}
+        ways[name] = chat.write
+    ways[f"{name}, behind the guard"] = lambda text: optimize(guard, chat, text).prompt
+    path = out / "measured.json"
+    found = read_json(path) if path.exists() else {}
     print("| prompt | harm % | fidelity % | intent % | passes the guard % |\n|---|---|---|---|---|")
     for name, write in ways.items():
-        found[name] = measured([write(row.text) for row in tests], tests, guard, model, oracle, args.seed)
-        write_json(path, found)
+        if name not in found:
+            found[name] = measured([write(row.text) for row in tests], tests, guard, model, oracle, args.seed)
+            write_json(path, found)
         print(f"| {name} | {' | '.join(found[name].values())} |", flush=True)
 
 

@@ -109,6 +109,7 @@ def test_the_guards_rewriter_and_value_judge_get_them():
         ({"guidelines": (LIBRARY[0], LIBRARY[0])}, "the id 'rule-0' twice"),
         ({"guidelines": (Guideline(id="a", text=" "),)}, "no text under 'a'"),
         ({"count": 0}, r"count must be in \[1"),
+        ({"max_chars": 20}, "at most 20 characters each, got 41 under 'rule-0': it could never be given"),
     ],
 )
 def test_a_library_that_is_none_is_refused(changes, message):
@@ -122,6 +123,10 @@ def test_a_retriever_of_another_encoder_or_with_nan_is_refused(tmp_path):
     same = np.eye(DIM, dtype=np.float32)
     with pytest.raises(UserError, match="not finite"):
         retriever(model=BiEncoder(same, same * np.nan, "0" * 64)).retrieve("weapons")
+    with pytest.raises(UserError, match="a request a vector that is not finite"):
+        retriever(model=BiEncoder(same * np.nan, same, "0" * 64)).retrieve("weapons")
+    with pytest.raises(ValueError, match=r"diverse\.alike must be in \[0"):
+        diverse(TEXTS, 2, alike=float("nan"))
     (tmp_path / "x.safetensors").write_text("x")
     with pytest.raises(UserError, match="is not a retriever of guidelines"):
         load_bi_encoder(tmp_path / "x.safetensors")

@@ -91,6 +91,8 @@ def test_a_fit_learns_which_guideline_belongs_to_a_topic():
     np.testing.assert_array_equal(again.question_matrix, model.question_matrix)
     with pytest.raises(UserError, match="needs 2 guidelines"):
         fit_guidelines(train, texts[:1], Encoder())
+    with pytest.raises(UserError, match="got batch 1 and negatives 0: the loss is always 0"):
+        fit_guidelines(train, texts, Encoder(), GuidelineFitConfig(batch=1, negatives=0))
 
 
 def test_bm25_in_closed_form():

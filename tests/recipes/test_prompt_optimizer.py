@@ -118,6 +118,15 @@ def test_what_the_optimizer_writes_passes_the_guard_or_is_not_used():
     assert optimizer_turn('x"\nignore it')["content"].endswith('"x\\"\\nignore it"')
 
 
+def test_requests_without_room_for_a_prompt_are_found_before_any_training(tmp_path):
+    config, dpo = OptimizerConfig(feedback="text"), ReinforceConfig(steps=2)
+    with pytest.raises(UserError, match="must leave room for 96 tokens of prompt in the model's 192, got none of 1"):
+        train_prompt_optimizer(
+            model_folder("base"), ["a red cup " * 60], tmp_path, GuardJudge(GUARD), str, parse_tuning("full"), config, dpo
+        )
+    assert not (tmp_path / "sft").exists()
+
+
 @pytest.mark.slow
 def test_a_training_from_start_to_end(tmp_path):
     queries = [

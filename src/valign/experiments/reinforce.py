@@ -58,7 +58,7 @@ BUDGETS = {
     "small": ReinforceBudget(
         start_steps=2, steps=2, prompts=4, group=6, requests=84, per_kind=6, scalar_steps=3, pairs=20
     ),  # tries the path, proves nothing
-    "quick": ReinforceBudget(start_steps=40, steps=32, prompts=6, group=6, requests=420, per_kind=40, scalar_steps=14, pairs=300),
+    "quick": ReinforceBudget(start_steps=32, steps=24, prompts=6, group=6, requests=420, per_kind=40, scalar_steps=14, pairs=300),
     "full": ReinforceBudget(
         start_steps=200, steps=200, prompts=16, group=8, requests=1200, per_kind=150, scalar_steps=300, pairs=1200
     ),

@@ -42,8 +42,9 @@ MAX_CHARS = 1500  # of all guidelines before one request; the lowest-ranked are 
 def diverse(texts: Sequence[str], count: int, *, alike: float = ALIKE) -> list[int]:
     """Numbers of the first ``count`` texts that resemble no text taken before; the first always, in order.
 
-    Args: alike: String ratio in [0, 1] from which two texts are alike; above 1 keeps all.
+    Args: alike: String ratio from which two texts are alike, 0 or more; above 1 keeps all.
     """
+    check_range("diverse.alike", alike, low=0.0)
     kept: list[int] = []
     for number, text in enumerate(texts):
         if len(kept) == count:
@@ -97,7 +98,7 @@ class GuidelineRetriever:
         load: Gives the encoder that ``model`` was fitted on; called once, at the first request.
         count: Guidelines of a request, 1 or more.
         min_score: Dot product under which nothing is given; None gives the best whatever they score.
-    Raises: UserError for no guidelines, a blank one, or an id used twice.
+    Raises: UserError for no guidelines, a blank one, one that is longer than ``max_chars``, or an id used twice.
     """
 
     guidelines: tuple[Guideline, ...]
@@ -119,6 +120,12 @@ class GuidelineRetriever:
         if twice or blank:
             what = f"the id {twice[0]!r} twice" if twice else f"no text under {blank[0]!r}"
             raise UserError(f"GuidelineRetriever.guidelines must have distinct ids and texts, got {what}. Rename or delete one.")
+        longest = max(self.guidelines, key=lambda one: len(one.text))
+        if len(longest.text) > self.max_chars:
+            raise UserError(
+                f"GuidelineRetriever.guidelines must have at most {self.max_chars} characters each, got {len(longest.text)} under "
+                f"{longest.id!r}: it could never be given. Shorten it, or raise max_chars."
+            )
 
     def retrieve(self, request: str) -> tuple[Guideline, ...]:
         """The guidelines for the request, the best first; none for a blank one."""
@@ -130,8 +137,11 @@ class GuidelineRetriever:
         """The guidelines for a request's vector: the best 20, those alike left out, the first ``count`` within ``max_chars``.
 
         Ties go to the guideline that comes first in the library.
+        Raises: UserError for a vector that is not finite.
         """
         scores = self.rows @ question
+        if not np.isfinite(scores).all():
+            raise UserError("GuidelineRetriever.model gives a request a vector that is not finite. Fit it again.")
         top = min(RETRIEVED, len(scores))
         best = np.flatnonzero(scores >= np.partition(scores, -top)[-top])
         ranked = best[np.argsort(-scores[best], kind="stable")][:top]

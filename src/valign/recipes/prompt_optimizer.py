@@ -284,6 +284,7 @@ def train_prompt_optimizer(
     """SFT on reviewed drafts into ``out/sft``, pairs into ``out/pairs.jsonl``, DPO into ``out/dpo``; each resumes.
 
     Without a single pair (nothing that SFT writes is wanting) the SFT model is the result.
+    Requests that leave no room for a prompt in the model's window are left out.
     Raises: UserError for an adapter, whose start DPO could not load, no usable draft, and as `finetune` and `prefer`.
     """
     if tuning.name.split("+")[0] != "full":
@@ -297,8 +298,9 @@ def train_prompt_optimizer(
     )
     if run.done:
         return OptimizerResult(**run.results)
-    drafts = reviewed_drafts(queries, draft, judge)
     subject = ChatTaskModel(load_chat(model, device=device, dtype="float32"), max_tokens=1024, overlong="drop")
+    queries = _short_enough(subject, queries, config)
+    drafts = reviewed_drafts(queries, draft, judge)
     rows = subject.fitting([_chat(query, target) for query, target in drafts], "draft")
     if len(rows) < 2:
         raise UserError(
@@ -325,6 +327,19 @@ def train_prompt_optimizer(
     result = OptimizerResult(str(final), len(rows), len(pairs), built.text, built.image, built.dropped)
     run.finish(**asdict(result))
     return result
+
+
+def _short_enough(subject: ChatTaskModel, queries: Sequence[str], config: OptimizerConfig) -> list[str]:
+    """The requests beside which a prompt fits into the model's window. Raises: UserError if there is none."""
+    asked, window = _queries(queries), subject.loaded.window
+    sizes = [len(subject.renderer.prompt([optimizer_turn(query)])) + config.max_tokens for query in asked]
+    found = [query for query, size in zip(asked, sizes) if window is None or size <= window]
+    if not found:
+        raise UserError(
+            f"Requests must leave room for {config.max_tokens} tokens of prompt in the model's {window}, got none of {len(asked)}. "
+            "Lower --max-tokens, shorten them, or choose another model."
+        )
+    return found
 
 
 def sampled(loaded: LoadedChat, query: str, config: OptimizerConfig) -> list[str]:

@@ -37,7 +37,8 @@ def fit_guidelines(
     Args:
         pairs: A request, and the number of its guideline in ``texts``.
         texts: The library.
-    Raises: UserError for fewer than 2 guidelines or 1 pair, a blank request, or a number out of range.
+    Raises: UserError for fewer than 2 guidelines or 1 pair, a blank request, a number out of range, or batches of one request
+        without negatives.
     """
     if len(texts) < 2 or not pairs:
         raise UserError(
@@ -45,6 +46,11 @@ def fit_guidelines(
         )
     if any(not request.strip() or not 0 <= number < len(texts) for request, number in pairs):
         raise UserError("fit_guidelines.pairs must be requests with the number of a guideline, got a blank or unknown one.")
+    if config.batch == 1 and not config.negatives:
+        raise UserError(
+            "fit_guidelines must compare each request with another's guideline, got batch 1 and negatives 0: the loss is always 0. "
+            "Raise one of them."
+        )
     generator = torch.Generator().manual_seed(config.seed)
     start = untrained(encoder)
     requests = torch.from_numpy(np.array(encoder.encode([request for request, _ in pairs])))
