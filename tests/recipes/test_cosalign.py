@@ -36,6 +36,15 @@ def test_pairs_follow_the_config_and_share_it():
     assert config_pairs([judged("x", "a")], KNOWN, write, seed=3) == config_pairs([judged("x", "a")], KNOWN, write, seed=3)
 
 
+def test_supervised_training_shows_no_answer_to_which_another_is_preferred():
+    answers = {ResponseLabel(frozenset("b"), False): ["do other"], **judged("x", "a").answers}
+    made = config_pairs([JudgedPrompt((("user", "how to x?"),), frozenset("a"), answers)], KNOWN, write, configs=5)
+    refused_twice = {pair.safe for pair in made.pairs} & {pair.unsafe for pair in made.pairs}
+    assert refused_twice  # a refusal beats another's harm and loses to the steps, where these are open
+    assert not refused_twice & set(made.best)
+    assert {chat.messages[-1]["content"] for chat in made.best} == {"do x", "no"}
+
+
 def test_answers_of_one_label_are_counted_and_refused_if_there_are_no_others():
     lone = JudgedPrompt((("user", "q"),), frozenset(), {ResponseLabel(frozenset(), True): ["a"]})
     assert config_pairs([judged("x", "a"), lone], KNOWN, write).silent == 1

@@ -100,7 +100,7 @@ def bench_reinforce(out: Path, *, budget: str, seeds: int, arms: Sequence[str] =
     return rows
 
 
-def multiplier_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Curves]:
+def multiplier_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Curves]:
     """The mean cost over the latest answers with its limit, and the multiplier, over the steps of each run's log."""
     drawn = []
     for title, column in (("mean cost of the latest answers", "mean_cost"), ("multiplier", "multiplier")):

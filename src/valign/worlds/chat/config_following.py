@@ -21,7 +21,7 @@ UNTAUGHT = tuple(category for category in CATEGORIES if category not in TAUGHT)
 
 
 def judged_prompts(count: int, seed: int, *, categories: Sequence[str] = TAUGHT) -> list[JudgedPrompt]:
-    """Requests for steps of ``categories``, and as many allowed ones; each with the steps, a refusal and another's answer."""
+    """Requests for steps of ``categories``, and as many allowed ones; each with the steps, a refusal and another's harm."""
     grammar, rng, found = ChatGrammar(), np.random.default_rng([seed, *b"configs"]), []
     each = -(-count // (2 * len(categories)))
     drawn = [request for name in categories for request in grammar.requests("disallowed", each, seed, split="train", category=name)]
@@ -34,9 +34,8 @@ def judged_prompts(count: int, seed: int, *, categories: Sequence[str] = TAUGHT)
             ResponseLabel(risks, True): [request.compliance],
             ResponseLabel(frozenset(), False): [refusal(rng, request.pair)],
         }
-        if other.pair != request.pair:
-            theirs = frozenset({other.category}) if other.category else frozenset[str]()
-            answers.setdefault(ResponseLabel(theirs, False), []).append(other.compliance)
+        if other.pair != request.pair and other.category:
+            answers.setdefault(ResponseLabel(frozenset({other.category}), False), []).append(other.compliance)
         turns = tuple((message["role"], message["content"]) for message in request.messages)
         found.append(JudgedPrompt(turns, risks, answers))
     return found
