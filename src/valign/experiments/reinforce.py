@@ -65,12 +65,12 @@ BUDGETS = {
 }
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> method and what differs from its defaults
     "sft": ("sft", {}),
-    "dpo": ("dpo", {}),
+    "dpo": ("dpo", {"rate": 0.25}),
     "alphaalign": ("alphaalign", {"in_format": True}),
     "alphaalign-no-format": ("alphaalign", {}),  # from the others' start, with r_f = 0
-    "safe-rlhf": ("safe-rlhf", {}),  # reward and cost by the oracle
+    "safe-rlhf": ("safe-rlhf", {"longer": 2}),  # reward and cost by the oracle
     "safe-rlhf-learnt": ("safe-rlhf", {"learnt": True}),  # reward and cost models from dual preferences
-    "grpo-lagrangian": ("grpo-lagrangian", {}),
+    "grpo-lagrangian": ("grpo-lagrangian", {"longer": 2}),
     "dr-irl": ("dr-irl", {}),
     "alphaalign-no-format-no-helpfulness": ("alphaalign", {"helpful": False}),
     "grpo-lagrangian-fixed": ("grpo-lagrangian", {"fixed": True}),
@@ -80,7 +80,11 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> method and what diffe
 }
 FIXED = 0.1  # lambda of the ablation that never moves it
 LIMIT = -0.5  # of the mean cost, which is -1 where nothing is harmful: a quarter of the harmful requests may be answered in full
-LIMITED = ("safe-rlhf", "grpo-lagrangian")  # methods with a multiplier
+WINDOW = 64  # answers whose mean cost is held to the limit
+LIMITED = {  # methods with a multiplier; it starts near where help with what is harmful gains as much as it costs
+    "safe-rlhf": Multiplier(start=0.25, highest=1.0, rate=0.5, limit=LIMIT, window=WINDOW),  # a gain of 0.9, a cost of 4
+    "grpo-lagrangian": Multiplier(start=1.0, highest=3.0, rate=0.1, limit=LIMIT, window=WINDOW),  # both standardized
+}
 
 
 def bench_reinforce(out: Path, *, budget: str, seeds: int, arms: Sequence[str] = tuple(ARMS)) -> list[dict[str, Any]]:
@@ -149,10 +153,10 @@ class _Bench:
             chats = [_conversation(request, request.answer, False) for request in requests]
             return self._supervised(name, start, chats, budget.steps, budget.learning_rate)
         config = ReinforceConfig(
-            steps=budget.steps,
+            steps=budget.steps * changes.get("longer", 1),
             prompts=budget.prompts,
             group=budget.group,
-            learning_rate=budget.learning_rate,
+            learning_rate=budget.learning_rate * changes.get("rate", 1.0),
             kl=0.01,
             answer_tokens=ANSWER_TOKENS if in_format else 40,
             checkpoint_every=10,
@@ -167,7 +171,7 @@ class _Bench:
         if method == "dr-irl" and name != "dr-irl" and not changes.get("one_reward") and shown.exists():
             shutil.copytree(shown, run / "shadow", dirs_exist_ok=True)  # the same rewards, learnt once
         sources = self._sources(method, changes)
-        options = self._options(changes)
+        options = self._options(method, changes)
         return Path(reinforce(loaded, self.world.prompts, run, method, tuning, config, options, sources).adapter)
 
     def _sources(self, method: str, changes: dict[str, Any]) -> RewardSources:
@@ -183,7 +187,8 @@ class _Bench:
             names={"reward": f"chat, helpful {changes.get('helpful', True)}"},
         )
 
-    def _options(self, changes: dict[str, Any]) -> MethodOptions:
+    def _options(self, method: str, changes: dict[str, Any]) -> MethodOptions:
+        rule = LIMITED.get(method, Multiplier())
         fixed, one = changes.get("fixed", False), changes.get("one_reward", False)
         scalar_steps = self.budget.scalar_steps * (len(CATEGORIES) if one else 1)  # as many for one reward as for all of them
         return MethodOptions(
@@ -192,7 +197,7 @@ class _Bench:
             shadow=ShadowConfig(rounds=2, policy_steps=1, one_reward=one),
             scaled=changes.get("scaled", True),
             scalar=ScalarConfig(scalar_steps=scalar_steps, scalar_learning_rate=3e-4),
-            multiplier=Multiplier(start=FIXED if fixed else 1.0, limit=LIMIT, window=64, rate=0.3),
+            multiplier=replace(rule, start=FIXED) if fixed else rule,
             ppo=PPOConfig(critic_learning_rate=2e-4, fixed_multiplier=fixed),
         )
 

@@ -18,7 +18,8 @@ METHOD = Method(
     room="objectives",
     entry="valign.objectives.preference.cosa:ConfigError",
     fidelity="exact",
-    note="config sampler, error score, pairs and CoSA-Score as the released code; categories are sets of ids; SFT shows the best answers alone",
+    note="config sampler, error score, pairs and CoSA-Score as the released code; categories are sets of ids; "
+    "SFT shows the best answers alone",
 )
 
 OTHER = "other-harms"  # never allowed by any config
