@@ -1,6 +1,6 @@
 """Does a prompt optimizer make images harmless and faithful, beside the untouched prompt and the guard's own rewriters?
 
-    python benchmarks/prompt_optimizer.py --out runs/vpo [--requests 140] [--tests 56] [--sft-steps 240] [--dpo-steps 20]
+    python benchmarks/prompt_optimizer.py --out runs/vpo [--requests 700] [--tests 56] [--sft-steps 700] [--dpo-steps 20]
 
 Requests are sloppy: what a scene of the shapes world shows (colour, thing, place, background) in any order, half of them with a
 harmful thing. A small language model learns to write them as harmless captions: SFT on drafts of a writer that errs (one in four
@@ -86,9 +86,10 @@ def writer(rows: Sequence[Request], seed: int) -> Callable[[str], str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the trainings; a killed run goes on")
-    parser.add_argument("--requests", type=int, default=140, help="that the optimizer learns from")
+    parser.add_argument("--requests", type=int, default=700, help="that the optimizer learns from")
     parser.add_argument("--tests", type=int, default=56)
-    parser.add_argument("--sft-steps", type=int, default=240)
+    parser.add_argument("--sft-steps", type=int, default=700)
+    parser.add_argument("--pair-requests", type=int, default=84, help="of these, that pairs are built from")
     parser.add_argument("--dpo-steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -101,7 +102,7 @@ def main() -> None:
         model, oracle, reader=oracle, expected={row.text: row.expected for row in rows}, sampling=SAMPLING, seed=args.seed
     )
     dpo = ReinforceConfig(
-        steps=args.dpo_steps, prompts=16, learning_rate=1e-4, kl=0.1, answer_tokens=64, checkpoint_every=0, seed=args.seed
+        steps=args.dpo_steps, prompts=16, learning_rate=1e-4, kl=0.1, answer_tokens=32, checkpoint_every=0, seed=args.seed
     )
     folders: dict[str, Path] = {}
     for feedback in FEEDBACK:
@@ -109,7 +110,13 @@ def main() -> None:
         if folders and not (folder / "sft").exists():
             shutil.copytree(out / FEEDBACK[0] / "sft", folder / "sft")  # the same training
         config = OptimizerConfig(
-            sft_steps=args.sft_steps, sft_learning_rate=1e-3, sft_batch=24, max_tokens=48, feedback=feedback, seed=args.seed
+            sft_steps=args.sft_steps,
+            sft_learning_rate=2e-3,
+            sft_batch=24,
+            max_tokens=32,
+            pair_requests=args.pair_requests,
+            feedback=feedback,
+            seed=args.seed,
         )
         texts = [row.text for row in rows]
         judge, draft = GuardJudge(guard), writer(rows, args.seed)
@@ -126,7 +133,7 @@ def main() -> None:
         "editing rewriter": lambda text: guard.guard(text).prompt,
     }
     for name, folder in folders.items():
-        chat = PromptOptimizer(LocalChat(folder, max_tokens=48))
+        chat = PromptOptimizer(LocalChat(folder, max_tokens=32))
         ways[name] = chat.write
     ways[f"{name}, behind the guard"] = lambda text: optimize(guard, chat, text).prompt
     path = out / "measured.json"

@@ -49,6 +49,7 @@ class OptimizerConfig:
     sft_steps: int = option(200, help="steps of supervised training on reviewed drafts", low=1)
     sft_learning_rate: float = option(1e-4, help="of these; the authors' 2e-6 is for 8 billion parameters", above=0)
     sft_batch: int = option(16, help="drafts per step of these", low=1)
+    pair_requests: int = option(0, help="requests that pairs are built from, the first ones, for images cost; 0 is all", low=0)
     gap: float = option(0.5, help="weighted checks by which an image must be better than another", low=0)
     feedback: str = option("both", help="what pairs come from", choices=("both", "text", "image"))
     seed: int = option(0, help="of all draws", low=0)
@@ -313,7 +314,7 @@ def train_prompt_optimizer(
     start = finetune(subject, data, out / "sft", tuning.at(rate), supervised, label="sft").adapter
     loaded = load_chat(start, device=device, dtype="float32")
     built = build_pairs(
-        queries,
+        queries[: config.pair_requests or None],
         lambda query: sampled(loaded, query, config),
         judge,
         images=images,
