@@ -82,7 +82,7 @@ def beside(files):
     def given(*parts):
         names = {part for part in parts if part}
         if "pairs" in names:
-            return PreserveData(pairs=known["pairs"], calibration=tuple(pair.safe for pair in known["pairs"]))
+            return PreserveData(pairs=known["pairs"])  # their safe sides are the calibration
         return PreserveData(**{name: known[name] for name in names})
 
     return given

@@ -306,7 +306,7 @@ def _beside(task: str, given: SafetyOptions, read: Any, reading: Any) -> Any:
     pairs: Any = ()
     if given.calibration is not None and task == "chat" and is_pair_file(given.calibration, reading):
         pairs = tuple(read_chat_pairs(given.calibration, reading))
-    calibration = [pair.safe for pair in pairs] if pairs else read(given.calibration) if given.calibration else ()
+    calibration = read(given.calibration) if given.calibration and not pairs else ()
     return PreserveData(
         calibration=tuple(calibration),
         pairs=pairs,

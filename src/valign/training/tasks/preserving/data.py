@@ -43,6 +43,8 @@ class PreserveData:
     def __post_init__(self) -> None:
         if self.rows_per_step is not None:
             check_range("PreserveData.rows_per_step", self.rows_per_step, low=1)
+        if self.pairs and not self.calibration:
+            object.__setattr__(self, "calibration", tuple(pair.safe for pair in self.pairs))
 
     def record(self) -> dict[str, Any]:
         """Contents, for the hash of a run's inputs."""
