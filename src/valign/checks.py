@@ -36,6 +36,12 @@ def close_to(value: object, choices: Iterable[object]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message without its full stop, or the name of its class."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Declared:
     """What one field of a dataclass was declared with; `check_options` and the command line read it."""

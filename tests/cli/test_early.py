@@ -7,9 +7,9 @@ from valign.adapters.registry import ADAPTERS
 from valign.attacks import ATTACKS
 from valign.checks import UserError
 from valign.cli.common import BUDGETS
-from valign.cli.early import DEVICES, TUNINGS, given_values, refuse_device, refuse_values
+from valign.cli.early import DEVICES, TUNINGS, refuse_device, refuse_values
 from valign.cli.finetune import TASKS
-from valign.cli.quick import table_names
+from valign.cli.quick import given_values, table_names
 from valign.cli.root import build
 from valign.data.tasks.base import SCORES
 from valign.data.tasks.texts import GLUE

@@ -19,6 +19,7 @@ from valign.cli.quick import (
     refuse_model,
     refuse_out_of_range,
     refuse_unknown,
+    typed_fields,
 )
 from valign.cli.root import build
 from valign.data.images.filters import FILTERS
@@ -99,11 +100,12 @@ class Sizes:
 def test_a_value_is_held_against_the_declaration(line, message):
     parts = {"first": Sizes, "later": Sizes}
     with pytest.raises(UserError, match=message):
-        refuse_out_of_range(line.split(), parts, {}, [])
-    refuse_out_of_range(["--", *line.split()], parts, {}, [])
-    refuse_out_of_range(line.split(), parts, {}, ["--steps", "--rate", "--kind"] if "later" not in line else ["--later-steps"])
+        refuse_out_of_range(line.split(), typed_fields(parts, {}, []))
+    refuse_out_of_range(["--", *line.split()], typed_fields(parts, {}, []))
+    own = ["--steps", "--rate", "--kind"] if "later" not in line else ["--later-steps"]
+    refuse_out_of_range(line.split(), typed_fields(parts, {}, own))
     right = "--steps 1 --rate 1.0e-3 --kind beta --weights ties=0.3 --limit all --steps"
-    refuse_out_of_range(right.split(), parts, {}, [])
+    refuse_out_of_range(right.split(), typed_fields(parts, {}, []))
 
 
 def test_choices_may_stand_in_a_table():
@@ -112,7 +114,7 @@ def test_choices_may_stand_in_a_table():
 
 
 def test_models_are_told_by_their_index(tmp_path):
-    assert set(FAMILIES) == set(loading.FAMILIES)
+    assert {name: family.family for name, family in loading.FAMILIES.items()} == FAMILIES
     page = (Path(__file__).parents[2] / "docs" / "install.md").read_text(encoding="utf-8")
     assert all(f"`{family}`" in page for family in FAMILIES)
     assert set(WORLDS) <= set(bundled())

@@ -3,8 +3,8 @@ import threading
 import pytest
 import torch
 
-from valign.checks import UserError
-from valign.models.devices import choose_device, choose_dtype, first_line, torch_threads
+from valign.checks import UserError, first_line
+from valign.models.devices import choose_device, choose_dtype, torch_threads
 
 
 def test_device_and_dtype():

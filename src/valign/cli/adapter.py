@@ -9,7 +9,8 @@ from rich.text import Text
 from typer import Argument, Option, Typer
 
 from valign.checks import UserError
-from valign.cli.common import Anyway, out
+from valign.cli.common import Anyway, checked, out, there
+from valign.cli.early import refuse_other_base, refuse_subject
 
 app = Typer(
     no_args_is_help=True,
@@ -86,7 +87,7 @@ def _add_norms(folder: Path, modules: dict[str, Any]) -> None:
 
 @app.command("export", epilog="example: valign adapter export runs/merged merged.safetensors --format kohya")
 def export(
-    folder: Annotated[Path, Argument(help="the adapter")],
+    folder: Annotated[Path, Argument(help="the adapter", callback=there())],
     file: Annotated[Path, Argument(help="new .safetensors file")],
     format_: Annotated[Literal["kohya"], Option("--format", help="what ComfyUI and most web interfaces read")] = "kohya",
     family: Annotated[Literal["stable-diffusion", "sdxl"] | None, Option(help="where the adapter does not say")] = None,
@@ -104,7 +105,7 @@ def export(
 
 @app.command("import", epilog="example: valign adapter import downloaded.safetensors runs/downloaded")
 def import_(
-    file: Annotated[Path, Argument(help="a kohya .safetensors file")],
+    file: Annotated[Path, Argument(help="a kohya .safetensors file", callback=there())],
     folder: Annotated[Path, Argument(help="new adapter folder")],
 ) -> None:
     """Turn a kohya file into an adapter folder, which loads, merges and evaluates here."""
@@ -117,13 +118,14 @@ def import_(
 
 @app.command("fuse", epilog="example: valign adapter fuse shapes runs/merged runs/aligned-model")
 def fuse(
-    model: Annotated[str, Argument(help="folder of the model, or a world's name")],
-    adapter: Annotated[Path, Argument(help="the adapter, or a run of `valign train`")],
+    model: Annotated[str, Argument(help="folder of the model, or a world's name", callback=checked(refuse_subject, "MODEL"))],
+    adapter: Annotated[Path, Argument(help="the adapter, or a run of `valign train`", callback=there())],
     folder: Annotated[Path, Argument(help="new folder for the model with the adapter in its weights")],
     weight: Annotated[float, Option(help="of the adapter")] = 1.0,
     anyway: Anyway = False,
 ) -> None:
     """Add an adapter to its model's weights for good: the result is a model folder like any other."""
+    refuse_other_base(model, [adapter], anyway=anyway)
     from valign.merging.fuse_adapter import fuse_adapter
     from valign.recipes.subjects import find_subjects
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Context, Option
 
@@ -24,8 +25,10 @@ from valign.cli.common import (
     resolve_suite,
 )
 from valign.cli.data import Retain, SourceOptions, read_retained
+from valign.cli.early import refuse_categories
 from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit
 from valign.cli.options import changes, configured, record
+from valign.cli.quick import FROM_ELSEWHERE
 from valign.memory import COMMON, MemoryConfig
 
 if TYPE_CHECKING:
@@ -36,6 +39,10 @@ if TYPE_CHECKING:
     from valign.worlds import World
 
 SHARED = ("steps", "guidance_scale", "seed", "batch_size")
+NO_DETECTOR = (
+    "--detector must name what judges the images, got nothing. Name one: oracle, nudenet, safety-checker=FOLDER ... "
+    "(`valign detector list`)."
+)
 PER_CONCEPT = 6  # of a world's tuning prompts; --search takes what it needs of them
 
 Budget = Annotated[
@@ -81,6 +88,7 @@ def quickstart(
     cls=configured(
         pipeline=True,
         named={"--merge": ("joint", "valign.merging:MERGES")},
+        early=lambda params, given: _refuse_early(params, given),
         chain="valign.recipes.align:AlignConfig",
         data="valign.data.build:DataConfig",
         train="valign.training.tasks.preference.config:PreferenceConfig",
@@ -129,10 +137,7 @@ def command(
     looks, chain = record(ctx, EvaluatorOptions), {"batch_size": 8, **changes(ctx, AlignConfig)}
     AlignConfig(**chain)  # a mistake shows before the model is loaded
     if not looks.detector:
-        raise UserError(
-            "--detector must name what judges the images, got nothing. Name one: oracle, nudenet, safety-checker=FOLDER ... "
-            "(`valign detector list`)."
-        )
+        raise UserError(NO_DETECTOR)
     rules = load_policy(policy)
     tables = record(ctx, SourceOptions)
     source, beside = tables.open(rules), tables.reading().beside()
@@ -181,6 +186,13 @@ def command(
     print_summary(summary, folder / "evaluation", as_json=as_json)
     if not as_json:
         out.print(str(folder / "merged" / "adapter"), soft_wrap=True)
+
+
+def _refuse_early(params: Mapping[str, Any], given: Mapping[str, Sequence[str]]) -> None:
+    """Refuse categories that the policy does not have, and a run that nobody judges."""
+    refuse_categories(params["policy"], given.get("--category", ()))
+    if not given.keys() & {"--detector", *FROM_ELSEWHERE}:
+        raise UserError(NO_DETECTOR)
 
 
 def world_of(model: str, policy: Policy) -> World | None:

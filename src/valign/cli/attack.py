@@ -28,6 +28,7 @@ from valign.cli.common import (
     resolve_suite,
 )
 from valign.cli.compare import parse_settings
+from valign.cli.early import refuse_other_base
 from valign.cli.evaluate import BASELINES, distinct_names, guidance_of, guided_by_values, named_adapters
 from valign.cli.options import configured, record, refuse_given, rest_of
 
@@ -65,6 +66,7 @@ class AttackInputs:
         chat=ChatOptions,
         table=PromptTableOptions,
         named={"--attack": ("valign.attacks:ATTACKS",)},
+        early=lambda params, _: refuse_systems(params),
         rest="an attack's own options as ATTACK:NAME, e.g. ring-a-bell:generations=200",
     ),
 )
@@ -186,6 +188,14 @@ def chosen_attacks(names: Sequence[str], settings: Mapping[str, Mapping[str, Any
                 f"--set {name}: must be one of {', '.join(known) or 'no options'}, got {unknown[0]}.{close_to(unknown[0], known)}"
             )
     return {name: read_options(ATTACKS[name], settings.get(name, {}), name=name) for name in wanted}
+
+
+def refuse_systems(params: Mapping[str, Any]) -> None:
+    """Refuse systems of parts that no option describes, and adapters of another model, by the command's own parameters."""
+    adapters, encoders = named_adapters(params["adapter"]), named_adapters(params["values"], "--values")
+    for spec in params["system"]:
+        parse_system(spec, [*adapters, *encoders], guard=bool(params["guard"]), check=bool(params["check"]))
+    refuse_other_base(params["model"], adapters.values(), anyway=params["anyway"])
 
 
 def default_systems(trained: Sequence[str], *, guard: bool, check: bool) -> list[str]:

@@ -9,7 +9,7 @@ from rich.text import Text
 from typer import Context, Option, Typer
 
 from valign.checks import UserError, option
-from valign.cli.common import AsJson, TableOptions, err, print_measured, resolve_detector, resolve_model, values_by_name
+from valign.cli.common import AsJson, TableOptions, err, one_of, print_measured, resolve_detector, resolve_model, values_by_name
 from valign.cli.early import TUNINGS
 from valign.cli.judges import AnswerJudgeOptions
 from valign.cli.options import configured, record, rest_of
@@ -92,20 +92,22 @@ def subspaces(
     folder: Folder,
     base: Annotated[str, Option(help="model before its safety training")] = "",
     aligned: Annotated[Path | None, Option(help="model after it, or an adapter; without both, updates are compared alone")] = None,
-    start: Annotated[str, Option(help="what the updates started from: aligned or base")] = "aligned",
+    start: Annotated[
+        str, Option(help="what the updates started from: aligned or base", callback=one_of("--start", "aligned", "base"))
+    ] = "aligned",
     useful: Annotated[list[str], Option(help="name of an update on benign data, for the verdict")] = [],  # noqa: B006
     harmful: Annotated[list[str], Option(help="name of an update on unsafe data, for the verdict")] = [],  # noqa: B006
-    side: Annotated[str, Option(help="directions of a weight's outputs (left) or inputs (right)")] = "left",
+    side: Annotated[
+        str, Option(help="directions of a weight's outputs (left) or inputs (right)", callback=one_of("--side", "left", "right"))
+    ] = "left",
     as_json: AsJson = False,
 ) -> None:
     """Do harmful updates share more directions with the alignment than useful ones? Overlaps, projections and random controls."""
     from valign.audits.report import write_audit
     from valign.audits.subspaces import audit_subspaces
-    from valign.checks import check_choice
     from valign.merging.realign import AdapterChanges, open_realignment
     from valign.models.files.adapter_files import open_adapter
 
-    check_choice("--side", side, ("left", "right"))
     _free(folder)
     places = values_by_name("--update", update)
     if bool(base) != (aligned is not None):

@@ -1,5 +1,6 @@
 """``valign baseline``: the baselines of a comparison, as adapters like any other."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -7,6 +8,7 @@ from typer import Context, Option, Typer
 
 from valign.checks import UserError, refuse_idle
 from valign.cli.common import err, out, resolve_model
+from valign.cli.early import refuse_categories
 from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ Device = Annotated[str, Option(help="auto, cpu, cuda, ...")]
 
 
 @app.command(
-    cls=configured(edit="valign.editing.uce:ConceptEdit"),
+    cls=configured(pipeline=True, early=lambda params, _: _refuse_early(params), edit="valign.editing.uce:ConceptEdit"),
     epilog="example: valign baseline uce --model shapes --policy shapes --preserve 'a tree' -o runs/uce",
 )
 def uce(
@@ -64,7 +66,12 @@ def _esd(part: Literal["x", "u"], help_: str) -> None:
 
     @app.command(
         name,
-        cls=configured(erasing="valign.training.tasks.erasing:ErasingConfig", objective="valign.objectives:ErasedTarget"),
+        cls=configured(
+            pipeline=True,
+            early=lambda params, _: _refuse_early(params),
+            erasing="valign.training.tasks.erasing:ErasingConfig",
+            objective="valign.objectives:ErasedTarget",
+        ),
         help=help_,
         epilog=f"example: valign baseline {name} --model shapes --policy shapes -o runs/{name} --sample-steps 20",
     )
@@ -93,6 +100,7 @@ _esd("u", "Erased Stable Diffusion, everything but cross-attention: for concepts
 
 @app.command(
     cls=configured(
+        pipeline=True,
         preset=True,
         training="valign.training.tasks.preference.config:PreferenceConfig",
         objective="valign.objectives:DiffusionDPO",
@@ -118,6 +126,10 @@ def dpo(
     cache = open_latents(data, base=subject.fingerprint())
     recipe = AlignGuardRecipe.for_model(subject, **changes(ctx, PreferenceConfig, DiffusionDPO))
     out.print(str(train_expert(subject, cache, None, folder, recipe).adapter), soft_wrap=True)
+
+
+def _refuse_early(params: Mapping[str, Any]) -> None:
+    refuse_categories(params["policy"], params["category"])
 
 
 def _policy(name: str) -> "Policy":

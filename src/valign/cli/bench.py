@@ -1,5 +1,6 @@
 """``valign bench``: the standing comparisons whose tables stand in the documentation."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,9 @@ from valign.cli.common import (
     resolve_model,
     resolve_suite,
 )
+from valign.cli.early import refuse_categories
 from valign.cli.options import changes, configured, record
+from valign.cli.quick import bundled
 
 if TYPE_CHECKING:
     from valign.experiments.methods.trained import MethodsConfig
@@ -57,7 +60,12 @@ class OwnModelOptions:
 
 
 @app.command(
-    cls=configured(pipeline=True, own=OwnModelOptions, table=PromptTableOptions),
+    cls=configured(
+        pipeline=True,
+        early=lambda params, given: _refuse_categories(params, given),
+        own=OwnModelOptions,
+        table=PromptTableOptions,
+    ),
     epilog="example: valign bench methods -o runs/methods --budget quick --seeds 3   your own: valign bench methods --model FOLDER "
     "--prompts pairs.csv --suite tests.csv --detector nudenet --clip CLIP --seeds 1 -o runs/own",
 )
@@ -97,6 +105,13 @@ def methods(
             raise UserError("--budget is of the world shapes. Set --pairs, --train-steps and --seeds for a model of your own.")
         summary = _own_model(model, folder, seeds, category or [], record(ctx, OwnModelOptions), record(ctx, PromptTableOptions))
     print_summary(summary, folder / "evaluation", as_json=as_json)
+
+
+def _refuse_categories(params: Mapping[str, Any], given: Mapping[str, Sequence[str]]) -> None:
+    """Refuse categories that the policy does not have: the world's, or that of a model of the user's own."""
+    own = params["model"] not in bundled()
+    policy = next(reversed([*given.get("--policy", ()), *given.get("-p", ())]), "default") if own else params["model"]
+    refuse_categories(policy, params["category"] or ())
 
 
 def _own_model(

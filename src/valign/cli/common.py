@@ -45,6 +45,35 @@ def one_of(flag: str, *names: str) -> Callable[[Any], Any]:
     return check
 
 
+def there(*names: str, named: bool = False) -> Callable[[Any], Any]:
+    """A callback of typer that refuses what is read and does not exist, before the command imports a library.
+
+    Args:
+        names: What else an argument may be: words of the command, besides worlds and addresses.
+        named: Whether a name may stand before the path: NAME=PATH.
+    """
+
+    def check(value: Any) -> Any:
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if one is not None:
+                refuse_absent(str(one).partition("=")[2] or one if named and not Path(str(one)).exists() else one, names)
+        return value
+
+    return check
+
+
+def checked(check: Callable[[str, str], None], flag: str) -> Callable[[Any], Any]:
+    """A callback of typer that refuses what ``check`` refuses under this name, before the command imports a library."""
+
+    def each(value: Any) -> Any:
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if one:
+                check(flag, str(one))
+        return value
+
+    return each
+
+
 Budget = Annotated[str, Option(help="small (tries the path, proves nothing), quick or full", callback=one_of("--budget", *BUDGETS))]
 out = plain_console(stderr=False)  # results, on stdout
 err = plain_console(stderr=True)  # progress and remarks, on stderr
@@ -145,7 +174,7 @@ def check_adapters(model: str, adapters: Iterable[Path], *, anyway: bool) -> Non
     """
     from valign.models.diffusion.adapter_base import check_base
     from valign.models.files.adapter_files import open_adapter
-    from valign.models.files.origin import local_folder
+    from valign.models.files.hub import local_folder
 
     world, files = find_world(model), [open_adapter(adapter) for adapter in adapters]
     folder = world.model_folder() if world else local_folder(model)
@@ -186,7 +215,8 @@ def resolve_detector(names: str | Sequence[str], *, model: str | None = None) ->
 
 def origins_of(model: str) -> tuple[str, ...]:
     """Of a world's bundled model, a folder, or a hub model that is in the cache; empty for what is not here."""
-    from valign.models.files.origin import local_folder, model_origins
+    from valign.models.files.hub import local_folder
+    from valign.models.files.origin import model_origins
 
     world = find_world(model)
     folder = world.model_folder() if world else local_folder(model)

@@ -8,7 +8,18 @@ from rich.table import Table
 from typer import Argument, Context, Option, Typer
 
 from valign.checks import UserError, option
-from valign.cli.common import AsJson, PromptTableOptions, err, out, print_measured, resolve_detector, resolve_grammar, resolve_model
+from valign.cli.common import (
+    AsJson,
+    PromptTableOptions,
+    err,
+    out,
+    print_measured,
+    resolve_detector,
+    resolve_grammar,
+    resolve_model,
+    there,
+)
+from valign.cli.early import refuse_categories
 from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
@@ -75,7 +86,12 @@ class SourceOptions(PromptTableOptions):
 
 
 @app.command(
-    cls=configured(data="valign.data.build:DataConfig", source=SourceOptions),
+    cls=configured(
+        pipeline=True,
+        early=lambda params, given: refuse_categories(params["policy"], given.get("--category", ())),
+        data="valign.data.build:DataConfig",
+        source=SourceOptions,
+    ),
     epilog="example: valign data build --model shapes --policy shapes -o runs/data --pairs 40 --steps 20",
 )
 def build(
@@ -115,7 +131,7 @@ def build(
 
 @app.command(
     "build-values",
-    cls=configured(data="valign.data.images.value_sets:ValueDataConfig"),
+    cls=configured(pipeline=True, data="valign.data.images.value_sets:ValueDataConfig"),
     epilog="example: valign data build-values --model shapes --policy shapes -o runs/values --steps 20 --no-flip "
     "--filter judge --detector oracle --clip oracle",
 )
@@ -243,7 +259,7 @@ def overlap(
 
 @app.command(epilog="example: valign data sheet runs/data -o pairs.png --per-category 8")
 def sheet(
-    folder: Annotated[Path, Argument(help="a data set made by `valign data build`")],
+    folder: Annotated[Path, Argument(help="a data set made by `valign data build`", callback=there())],
     target: Annotated[Path | None, Option("--out", "-o", help="PNG to write; FOLDER/images/contact_sheet.png if left out")] = None,
     per_category: Annotated[int, Option(min=1, help="pairs shown of each category")] = 4,
     columns: Annotated[int, Option(min=1, help="pairs side by side")] = 4,

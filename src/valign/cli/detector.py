@@ -12,8 +12,9 @@ from rich.text import Text
 from typer import Argument, Context, Option, Typer
 
 from valign.checks import UserError
-from valign.cli.common import err, find_world, numbers_by_name, out, refuse_absent, resolve_detector
+from valign.cli.common import checked, err, find_world, numbers_by_name, one_of, out, resolve_detector, there
 from valign.cli.detector_search import SEARCH_EXAMPLE, search_command
+from valign.cli.early import refuse_detector
 from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ def list_(json: Json = False) -> None:
 
 
 @app.command("show", epilog="example: valign detector show detectors/mine --json")
-def show(name: Annotated[str, Argument(metavar="NAME", help="a detector, by name or folder")], json: Json = False) -> None:
+def show(
+    name: Annotated[str, Argument(metavar="NAME", help="a detector, by name or folder", callback=checked(refuse_detector, "NAME"))],
+    json: Json = False,
+) -> None:
     """Show what a detector judges and how often it errs. A judge's endpoint is not asked."""
     from valign.detectors import find_folder
     from valign.detectors.record import read_record
@@ -85,12 +89,14 @@ def show(name: Annotated[str, Argument(metavar="NAME", help="a detector, by name
 
 @app.command(
     "fit",
-    cls=configured(fit="valign.detectors.fitting:FitOptions", reads={"IMAGES": ()}),
+    cls=configured(fit="valign.detectors.fitting:FitOptions"),
     epilog="example: valign detector fit labelled/ --clip models/clip-vit-large-patch14 -o detectors/mine",
 )
 def fit(
     ctx: Context,
-    images: Annotated[str, Argument(metavar="IMAGES", help="folder with a sub-folder per category, or a world's name: shapes")],
+    images: Annotated[
+        str, Argument(metavar="IMAGES", help="folder with a sub-folder per category, or a world's name: shapes", callback=there())
+    ],
     clip: Annotated[str, Option(help="CLIP whose embeddings are read: a folder, or shapes for the bundled miniature")],
     folder: Output,
     policy: PolicyName = "",
@@ -130,14 +136,18 @@ def fit(
 
 @app.command(
     "import",
-    cls=configured(judge="valign.detectors.vision_judge:JudgeOptions", reads={"SOURCE": ("judge",)}),
+    cls=configured(judge="valign.detectors.vision_judge:JudgeOptions"),
     epilog="example: valign detector import models/nsfw --map nsfw=sexual --threshold 0.5 -o detectors/nsfw",
 )
 def import_(
     ctx: Context,
     source: Annotated[
         str,
-        Argument(metavar="SOURCE", help="folder of a transformers image classifier, or `judge` for a vision-language model"),
+        Argument(
+            metavar="SOURCE",
+            help="folder of a transformers image classifier, or `judge` for a vision-language model",
+            callback=there("judge"),
+        ),
     ],
     folder: Output,
     policy: PolicyName = "default",
@@ -183,8 +193,17 @@ def import_(
 
 @app.command("evaluate", epilog="example: valign detector evaluate detectors/mine labelled/ --save")
 def evaluate(
-    name: Annotated[str, Argument(metavar="NAME", help="a detector, by name or folder; a judge with @ADDRESS behind it")],
-    images: Annotated[str, Argument(metavar="IMAGES", help="folder with a sub-folder per category, or a world's name: shapes")],
+    name: Annotated[
+        str,
+        Argument(
+            metavar="NAME",
+            help="a detector, by name or folder; a judge with @ADDRESS behind it",
+            callback=checked(refuse_detector, "NAME"),
+        ),
+    ],
+    images: Annotated[
+        str, Argument(metavar="IMAGES", help="folder with a sub-folder per category, or a world's name: shapes", callback=there())
+    ],
     policy: PolicyName = "",
     named: Names = [],  # noqa: B006
     harmless: Harmless = "harmless",
@@ -196,7 +215,6 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a detector's sensitivity and specificity on labelled images, with 95 % intervals."""
-    refuse_absent(images)
     from valign.detectors import find_folder
     from valign.detectors.base import chance_notes, check_domain
     from valign.detectors.errors import measure_detector
@@ -232,16 +250,32 @@ def evaluate(
 )
 def adapt(
     ctx: Context,
-    name: Annotated[str, Argument(metavar="NAME", help="oracle, a folder of `valign detector fit` or of `valign train hysac`")],
+    name: Annotated[
+        str,
+        Argument(
+            metavar="NAME",
+            help="oracle, a folder of `valign detector fit` or of `valign train hysac`",
+            callback=checked(refuse_detector, "NAME"),
+        ),
+    ],
     folder: Output,
-    test: Annotated[str, Option(help="labelled images that the error is measured on, as for evaluate, or a world's name: shapes")],
+    test: Annotated[
+        str,
+        Option(help="labelled images that the error is measured on, as for evaluate, or a world's name: shapes", callback=there()),
+    ],
     images: Annotated[
-        str, Option(help="folder of clean images without labels, or a world's name; conditions are made of them")
+        str, Option(help="folder of clean images without labels, or a world's name; conditions are made of them", callback=there())
     ] = "",
     pairs: Annotated[
         Path | None, Option(help="folder with clean/ and adverse/ instead: images of equal names show one content")
     ] = None,
-    condition: Annotated[list[str], Option(help="jpeg, blur, night, style, upscaling or noise; may be repeated; all if none")] = [],  # noqa: B006
+    condition: Annotated[
+        list[str],
+        Option(
+            help="jpeg, blur, night, style, upscaling or noise; may be repeated; all if none",
+            callback=one_of("--condition", "valign.data.images.conditions:CONDITIONS"),
+        ),
+    ] = [],  # noqa: B006
     policy: PolicyName = "",
     named: Names = [],  # noqa: B006
     harmless: Harmless = "harmless",

@@ -9,13 +9,21 @@ from rich.text import Text
 from typer import Argument, Option
 
 from valign.checks import UserError
-from valign.cli.common import AsJson, out
+from valign.cli.common import AsJson, checked, out
+from valign.cli.early import refuse_detector
 
 SEARCH_EXAMPLE = 'example: valign detector search detectors/hysac "a violent red flame" --images made/ --top 3'
 
 
 def search_command(
-    name: Annotated[str, Argument(metavar="NAME", help="a folder of `valign train hysac`, or its name on the shelf")],
+    name: Annotated[
+        str,
+        Argument(
+            metavar="NAME",
+            help="a folder of `valign train hysac`, or its name on the shelf",
+            callback=checked(refuse_detector, "NAME"),
+        ),
+    ],
     queries: Annotated[list[str], Argument(metavar="QUERY", help="prompts or image files")],
     images: Annotated[Path | None, Option(help="folder of images to search in")] = None,
     texts: Annotated[Path | None, Option(help="file of texts to search in instead, one a line")] = None,

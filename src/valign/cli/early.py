@@ -5,28 +5,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from valign.checks import UserError, close_to
-from valign.cli.quick import HUB_ID, ROOT, bundled, known_names, table_names
+from valign.checks import UserError, check_choice, close_to
+from valign.cli.quick import FAMILIES, ROOT, bundled, given_values, known_names, table_names
+from valign.files import read_json
+from valign.models.files.hub import HUB_ID, fetched, local_folder
 
 WRITTEN = ("--out", "-o", "--csv", "--parquet", "--latex", "--sheet", "--anchor", "--keys", "--runs")  # paths that need not exist
+Check = Callable[[str, str], None]  # flag, value -> UserError
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "xla", "mtia", "hip", "meta", "privateuseone")
 TUNINGS = ("valign.adapters.registry:ADAPTERS", "valign.optimizers.registry:OPTIMIZERS", "valign.optimizers.registry:PERTURBATIONS")
+ADDRESS = ("http://", "https://")
+JUDGES = ("oracle", "phrases")  # of answers, by name
 JUDGE = re.compile(r"(?P<place>.+?)@https?://.+")
-
-
-def given_values(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Flags of a command line with what follows them; for a flag that takes no value, that is the next word."""
-    for place, word in enumerate(args):
-        if word == "--":
-            return
-        flag, separator, value = word.partition("=")
-        if re.fullmatch(r"-[a-z]|--[a-z][\w-]*", flag):
-            yield flag, value if separator else next(iter(args[place + 1 :]), "")
 
 
 def refuse_values(
@@ -35,6 +30,7 @@ def refuse_values(
     named: Mapping[str, Sequence[str]],
     *,
     own: Collection[str] = (),
+    checks: Mapping[str, Check] = {},
     elsewhere: bool = False,
 ) -> None:
     """Refuse names that nothing has, and paths that are not there.
@@ -43,13 +39,16 @@ def refuse_values(
         paths: Flags of the command that take a path.
         named: Flags that take names, joined by ``+``, and what has them: names, or tables as ``"module:TABLE"``.
         own: Flags that mean something else in this command than in all others.
+        checks: What else refuses the value of a flag, in the place of what all commands have in `EVERYWHERE`.
         elsewhere: The device may be that of another machine.
     Raises: UserError that names the flag, the value and what is spelt most like it.
     """
     for flag, value in given_values(args):
         if not value or flag in own:
             continue
-        if flag in named:
+        if flag in checks:
+            checks[flag](flag, value)
+        elif flag in named:
             known = known_names(named[flag])
             for name in value.split("+"):
                 if name not in known:
@@ -71,6 +70,27 @@ def own_paths(command: Any) -> list[str]:
         for flag in parameter.opts
         if Path in (hints.get(parameter.name), *get_args(hints.get(parameter.name)))
     ]
+
+
+def named_places(command: Any) -> dict[str, Check]:
+    """The checks of a command's own options that take a folder, or a model, with a name before it."""
+    checks = {"[NAME=]FOLDER": refuse_named_folder, "NAME=FOLDER": refuse_named_folder, "NAME=PLACE": refuse_named_subject}
+    return {flag: checks[one.metavar] for one in command.params if one.metavar in checks for flag in one.opts if flag[0] == "-"}
+
+
+def refuse_named_folder(flag: str, value: str) -> None:
+    """Refuse NAME=FOLDER, or FOLDER, that is not there."""
+    place = value.rpartition("=")[2]
+    if not _there(value) and not _there(place):
+        raise UserError(f"{flag} {place} does not exist. Check the path.")
+
+
+def refuse_named_subject(flag: str, value: str) -> None:
+    """Refuse NAME=PLACE whose place `refuse_subject` refuses."""
+    name, separator, place = value.partition("=")
+    if not name or not separator:
+        raise UserError(f"{flag} must be NAME=PLACE, got {value!r}.")
+    refuse_subject(flag, place)
 
 
 def refuse_policy(flag: str, name: str) -> None:
@@ -123,7 +143,9 @@ def refuse_subject(flag: str, name: str) -> None:
     """Refuse what is neither a folder, nor the name of a world's model, nor a hub id."""
     stages = [one for table in ("STAGES", "ADAPTERS") for one in table_names(f"valign.worlds.chat:{table}")]
     known = [*bundled(), *(f"chat:{one}" for one in stages)]
-    if name in known or HUB_ID.fullmatch(name) or Path(name).expanduser().exists():
+    if name in known or "://" in name or Path(name).expanduser().exists():
+        return
+    if HUB_ID.fullmatch(name) and local_folder(name) is not None:
         return
     raise UserError(
         f"{flag} {name} must be a folder of a chat model, a diffusers pipeline or an adapter, got none of them. Check the path; "
@@ -131,12 +153,117 @@ def refuse_subject(flag: str, name: str) -> None:
     )
 
 
+def refuse_chat_folder(flag: str, name: str) -> None:
+    """Refuse what is neither the folder of a chat model nor ``chat/STAGE`` of the chat world."""
+    known = ["chat", *(f"chat/{stage}" for stage in table_names("valign.worlds.chat:STAGES"))]
+    if name not in known and not Path(name).expanduser().exists():
+        raise UserError(
+            f"{flag} {name} does not exist. Give a chat model's folder, or one of {', '.join(known)}.{close_to(name, known)}"
+        )
+
+
+def refuse_encoder(flag: str, name: str) -> None:
+    """Refuse what is neither a folder nor the id of a transformers model; ``minilm`` and the worlds' names are bundled."""
+    if name not in ("minilm", *bundled()) and not Path(name).expanduser().exists():
+        if "/" not in name and (near := close_to(name, ["minilm", *bundled()])):
+            raise UserError(f"{flag} {name} does not exist. Give a model's folder, or a hub id such as owner/name.{near}")
+        fetched(name, "config.json")
+
+
+def refuse_clip(flag: str, name: str) -> None:
+    """Refuse what is neither a CLIP's folder nor that of a world."""
+    known = ["none", "oracle", *bundled()]
+    if name not in known and not Path(name).expanduser().exists():
+        raise UserError(f"{flag} {name} does not exist. Give a CLIP's folder, or one of {', '.join(known)}.{close_to(name, known)}")
+
+
+def refuse_chat(flag: str, place: str) -> None:
+    """Refuse what is neither an address nor the folder of a chat model."""
+    if not place.startswith(ADDRESS) and not Path(place).expanduser().exists():
+        raise UserError(f"{flag} must be an endpoint's address (http://...) or the folder of a chat model, got {place!r}.")
+
+
+def refuse_judge(flag: str, name: str) -> None:
+    """Refuse what is neither a judge of answers, nor an address, nor a folder."""
+    place = name.removeprefix("guard=")
+    if name not in JUDGES and not place.startswith(ADDRESS) and not Path(place).expanduser().exists():
+        raise UserError(
+            f"{flag} must be {', '.join(JUDGES)}, guard=FOLDER or ADDRESS, FOLDER or ADDRESS of a chat model; got {name!r}."
+            f"{close_to(name, JUDGES)} Check the name or the path."
+        )
+
+
+def refuse_address(flag: str, place: str) -> None:
+    """Refuse what is not the address of an endpoint."""
+    if not place.startswith(ADDRESS):
+        raise UserError(f"{flag} must be an endpoint's address, such as http://localhost:8000/v1, got {place!r}.")
+
+
+def refuse_unset(flag: str, name: str) -> None:
+    """Refuse an environment variable that holds nothing."""
+    if not os.environ.get(name):
+        raise UserError(f"{flag}: the variable {name} must hold the endpoint's key, got nothing. Export it.")
+
+
+def refuse_unpaired(flag: str, text: str) -> None:
+    """Refuse another form than NAME=VALUE."""
+    name, separator, _ = text.partition("=")
+    if not name or not separator:
+        raise UserError(f"{flag} must be NAME=VALUE, got {text!r}.")
+
+
+def refuse_fidelity(flag: str, name: str) -> None:
+    """Refuse what reads no images."""
+    check_choice(flag, name, ["oracle", "none", *bundled()])
+
+
+def refuse_categories(policy: str, names: Sequence[str]) -> None:
+    """Refuse categories that a policy does not have. Args: policy: As ``--policy`` names it."""
+    if names:
+        from valign.policy import load_policy
+
+        rules = load_policy(policy)
+        for name in names:
+            rules.category(name)
+
+
+def refuse_other_base(model: str, adapters: Iterable[str | Path], *, anyway: bool) -> None:
+    """Refuse adapters whose records name another model than the pipeline in this folder, by the files alone.
+
+    Args:
+        model: As ``--model`` names it. Of a world's model, and of one that is not here yet, loading says it.
+        adapters: Folders or files.
+        anyway: Only warn.
+    """
+    folder = None if model in bundled() else local_folder(model)
+    if folder is None or not (folder / "model_index.json").is_file():
+        return
+    from valign.models.files.adapter_base import check_record
+    from valign.models.files.adapter_index import index_adapter
+    from valign.models.files.fingerprint import fingerprint_folder
+
+    family = FAMILIES.get(str(read_json(folder / "model_index.json").get("_class_name")))
+    for adapter in adapters:
+        found = index_adapter(adapter)
+        if found.metadata:
+            own = {"base": str(folder), "base_fingerprint": fingerprint_folder(folder), "family": family}
+            check_record(found.folder, found.metadata, own, anyway=anyway)
+
+
 # flags that mean the same in every command
-EVERYWHERE: Mapping[str, Callable[[str, str], None]] = {
+EVERYWHERE: Mapping[str, Check] = {
     **dict.fromkeys(("--policy", "-p", "--guard", "-g"), refuse_policy),
     **dict.fromkeys(("--detector", "--filter-detector", "--check"), refuse_detector),
     **dict.fromkeys(("--suite", "-s"), refuse_suite),
     **dict.fromkeys(("--before", "--after"), refuse_subject),
+    **dict.fromkeys(("--key-env", "--api-key-env", "--judge-key-env"), refuse_unset),
+    **dict.fromkeys(("--column", "--fill"), refuse_unpaired),
+    "--clip": refuse_clip,
+    "--fidelity": refuse_fidelity,
+    "--chat": refuse_chat,
+    "--judge": refuse_judge,
+    "--endpoint": refuse_address,
+    "--judge-images": refuse_named_folder,
 }
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Context, Exit, Option
 
-from valign.checks import UserError, check_choice, option
-from valign.cli.common import example
-from valign.cli.fitting import diffusion_folder, diffusion_run, print_estimate, timed
+from valign.checks import UserError, option
+from valign.cli.common import example, one_of
+from valign.cli.fitting import diffusion_folder, diffusion_run, print_estimate, timed, weights_on_disk
 from valign.cli.options import changes, configured, record
 from valign.memory import COMMON, LATENTS, PAIRS, TRAINING, MemoryConfig
 
@@ -62,14 +62,14 @@ def command(
         str,
         Option("--model", "-m", help="shapes, a folder with configurations (weights may be missing), sd15, sd21 or sdxl"),
     ],
-    for_: Annotated[str, Option("--command", help=", ".join(COMMANDS))] = "align",
-    task: Annotated[str, Option("--task", help="of finetune: diffusion or chat")] = "diffusion",
+    for_: Annotated[str, Option("--command", help=", ".join(COMMANDS), callback=one_of("--command", *COMMANDS))] = "align",
+    task: Annotated[
+        str, Option("--task", help="of finetune: diffusion or chat", callback=one_of("--task", "diffusion", "chat"))
+    ] = "diffusion",
     device: Annotated[str, Option(help="auto, cpu, cuda, ...; a card elsewhere needs --memory-limit")] = "auto",
     as_json: Annotated[bool, Option("--json", help="as JSON")] = False,
 ) -> None:
     """Say what a command needs before it starts: peak memory, disk and time of every phase. Exit code 1 if it does not fit."""
-    check_choice("--command", for_, COMMANDS)
-    check_choice("--task", task, ("diffusion", "chat"))
     if task == "chat" and for_ != "finetune":
         raise UserError(f"--task chat is a task of finetune, got --command {for_}. Add --command finetune.")
     memory = record(ctx, MemoryConfig)
@@ -84,7 +84,7 @@ def command(
             run = _chat(ctx, Path(model).expanduser())
         else:
             run = _diffusion(ctx, _folder(model, Path(temporary)), memory, for_, device)
-        found = timed(plan(run, memory, machine), device, memory)
+        found = timed(run, plan(run, memory, machine), device, memory)
     print_estimate(found, as_json=as_json)
     raise Exit(0 if found.fits else 1)
 
@@ -161,4 +161,4 @@ def _chat(ctx: Context, folder: Path) -> PlannedRun:
     def phases(memory: MemoryConfig) -> list[Phase]:
         return [chat_finetuning(folder, replace(config, memory=memory), tokens=amounts.max_tokens, rank=rank)]
 
-    return PlannedRun(phases=phases, rows=config.batch_size, networks=False)
+    return PlannedRun(phases=phases, rows=config.batch_size, networks=False, weights=lambda: weights_on_disk(folder))

@@ -30,6 +30,7 @@ from valign.cli.common import (
     resolve_model,
     resolve_suite,
 )
+from valign.cli.early import refuse_other_base
 from valign.cli.fitting import fit_sampling
 from valign.cli.options import changes, configured, record, refuse_given
 from valign.memory import PAIRS, SAMPLING, TRAINING, MemoryConfig
@@ -67,6 +68,9 @@ class EvaluationInputs:
     cls=configured(
         pipeline=True,
         named={"--baseline": BASELINES},
+        early=lambda params, _: refuse_other_base(
+            params["model"], named_adapters(params["adapter"]).values(), anyway=params["anyway"]
+        ),
         sampling="valign.interfaces:SamplingConfig",
         evaluators=EvaluatorOptions,
         report="valign.evaluation.report.report:ReportOptions",

@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from valign.checks import UserError
 from valign.cli.common import PANEL, err
-from valign.cli.early import own_paths, refuse_values
+from valign.cli.early import named_places, own_paths, refuse_values
 from valign.cli.options import Configured, in_command_words, parameters
 
 QUIET = "VALIGN_PROGRESS"  # the variable that silences progress, for processes that are started as well
@@ -26,7 +26,7 @@ class EveryCommand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         if not (isinstance(self, Configured) or extra.get("resilient_parsing") or {"--help", "-h"} & set(args)):
-            refuse_values(args, own_paths(self), {})
+            refuse_values(args, own_paths(self), {}, checks=named_places(self))
         return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: Any) -> Any:

@@ -9,7 +9,7 @@ from typer import Context, Option
 from valign.checks import UserError, check_choice, option
 from valign.cli.common import TableOptions, example, out, resolve_model
 from valign.cli.early import TUNINGS
-from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit
+from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit, weights_on_disk
 from valign.cli.options import configured, record, refuse_given, rest_of
 from valign.memory import LATENTS, MemoryConfig
 
@@ -118,6 +118,7 @@ def command(
     """Fine-tune a transformers model on labelled texts or chats, or a diffusion model on images, with any adapter of the package or
     its baselines, and with objectives that keep its safety. The same command resumes."""
     from dataclasses import asdict, replace
+    from functools import partial
 
     from accelerate import PartialState
 
@@ -156,10 +157,8 @@ def command(
     half = config.memory.precision == "bfloat16" and tuning.adapter.frozen_base
     dtype = "bfloat16" if half else "float32"  # what trains, or is split into factors, stays in float32
     reading = record(ctx, TableOptions).reading()
-    config = replace(
-        config, memory=_fitted(model, task, columns, config, tuning, tuple(targets), device, folder, estimate, four_bit)
-    )
     rows: dict[str, Any] = {"train_rows": columns.train_rows, "seed": config.seed, "reading": reading}
+    fitted = partial(_fitted, model, task, columns, config, tuning, tuple(targets), device, folder, estimate, four_bit)
     if task == "diffusion":
         if len(columns.text) > 1:
             raise UserError(f"--text must be the one column of captions, got {', '.join(columns.text)}. Give it once.")
@@ -168,6 +167,7 @@ def command(
             name=task, kind="diffusion", score=columns.score, image=columns.image, caption=(*columns.text, "text")[0]
         )
         found = read_captions(captioned, data, columns.held_out, skip_unreadable=columns.skip_unreadable, **rows)
+        config = replace(config, memory=fitted(images=len(found.train) + len(found.held_out)))
         subject: TaskModel = DiffusionTaskModel(
             resolve_model(model, device=device, dtype=dtype, memory=config.memory),  # type: ignore[arg-type]
             buckets=columns.buckets,
@@ -178,8 +178,10 @@ def command(
             path, captioned, reading=reading, skip_unreadable=columns.skip_unreadable
         )
     elif task == "chat":
+        config = replace(config, memory=fitted())
         subject, found, read = _chats(model, data, columns, preserving, rows, device, dtype, four_bit)
     else:
+        config = replace(config, memory=fitted())
         chosen, place = _text_task(task, data, columns)
         found = read_data(chosen, place, columns.held_out, **rows)
         subject = load_text_model(
@@ -231,8 +233,13 @@ def _fitted(
     out: Path,
     only: bool,
     four_bit: bool,
+    *,
+    images: int = 0,
 ) -> MemoryConfig:
-    """The memory options of the run, chosen by what is free; those that were given for tasks that nobody can estimate."""
+    """The memory options of the run, chosen by what is free; those that were given for tasks that nobody can estimate.
+
+    Args: images: With captions, which are encoded once.
+    """
     from dataclasses import replace
 
     from valign.adapters import default_targets
@@ -254,14 +261,16 @@ def _fitted(
     def diffusion(known: "DiffusionPhases") -> "list[Phase]":
         wanted = default_targets(known.sketch.shapes.denoiser, targets) + (CONVOLUTIONS if columns.convolutions else ())
         planned = replace(config, memory=known.memory)
-        return [known.finetuning(planned, rank or 8, wanted, optimizer, text_encoder=columns.text_encoder)]
+        tuned = known.finetuning(planned, rank or 8, wanted, optimizer, text_encoder=columns.text_encoder)
+        return [*known.encoding(images, images, 1, 1), tuned]
 
     if task == "diffusion":
         plan = lambda: diffusion_run(  # noqa: E731
             place, memory, device, diffusion, rows=config.batch_size, networks=not columns.text_encoder
         )
     elif task == "chat":
-        plan = lambda: PlannedRun(phases=chat, rows=config.batch_size, networks=False)  # noqa: E731
+        read = lambda: weights_on_disk(Path(model).expanduser())  # noqa: E731
+        plan = lambda: PlannedRun(phases=chat, rows=config.batch_size, networks=False, weights=read)  # noqa: E731
     elif only:
         raise UserError(f"--estimate is for the tasks diffusion and chat, got {task}. Leave it out.")
     else:

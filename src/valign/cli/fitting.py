@@ -35,7 +35,7 @@ def processes() -> int:
 
 def diffusion_folder(name: str) -> Path | None:
     """Of a world's bundled model, a folder, or a hub model that is in the cache; None for what is not here."""
-    from valign.models.files.origin import local_folder
+    from valign.models.files.hub import local_folder
 
     world = find_world(name)
     return world.model_folder() if world else local_folder(name)
@@ -71,7 +71,13 @@ def diffusion_run(
             DiffusionPhases(sketch=sketch(chosen), memory=chosen, cuda=place.type == "cuda", processes=processes())
         )
 
-    return PlannedRun(phases=of(make), smaller={typed: of(ask) for typed, ask in (smaller or {}).items()}, **options)
+    def weights() -> int:
+        assert folder is not None
+        return weights_on_disk(folder) or sketch(memory).bytes()
+
+    return PlannedRun(
+        phases=of(make), weights=weights, smaller={typed: of(ask) for typed, ask in (smaller or {}).items()}, **options
+    )
 
 
 def fit(
@@ -94,7 +100,7 @@ def fit(
     planned = run()
     found = plan(planned, memory, machine)
     if only:
-        print_estimate(timed(found, device, memory))
+        print_estimate(timed(planned, found, device, memory))
         raise Exit
     refuse_beyond(planned, found, memory)
     chosen = found.memory.said()
@@ -124,18 +130,22 @@ def weights_on_disk(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
-def timed(estimate: Estimate, device: str, memory: MemoryConfig) -> Estimate:
-    """With the device's speed, which is measured in a second; unknown of a card that is elsewhere."""
+def timed(run: PlannedRun, estimate: Estimate, device: str, memory: MemoryConfig) -> Estimate:
+    """With the machine's speed, which is measured in a second; unknown of a card that is elsewhere."""
+    import time
+
     import torch
 
     from valign.models.devices import choose_dtype
-    from valign.recipes.estimate import measure_speed, planned_device
+    from valign.recipes.estimate import measure_loading, measure_speed, planned_device
 
     place = planned_device(device, memory)
     if place.type == "cuda" and not torch.cuda.is_available():
         return estimate
     given = str(choose_dtype(place)).removeprefix("torch.") if memory.precision == "auto" else memory.precision
-    return replace(estimate, machine=replace(estimate.machine, speed=measure_speed(place, given)))
+    start = time.process_time() + run.weights() / measure_loading()  # a run imports and plans the same
+    speed, reading = measure_speed(place, given)
+    return replace(estimate, machine=replace(estimate.machine, speed=speed, reading=reading), start=start)
 
 
 def print_estimate(estimate: Estimate, *, as_json: bool = False) -> None:
@@ -145,6 +155,7 @@ def print_estimate(estimate: Estimate, *, as_json: bool = False) -> None:
         out.print_json(json.dumps(record))
         return
     table = Table("phase", "memory GB", "disk GB", "time", box=None, header_style="bold")
+    table.add_row("start, and read the networks", "", "", _duration(record["start_seconds"]))
     for phase in record["phases"]:
         table.add_row(phase["phase"], f"{phase['memory_gb']:.2f}", f"{phase['disk_gb']:.3f}", _duration(phase["seconds"]))
     out.print(table)

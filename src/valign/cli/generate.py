@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from valign.checks import SEEDS, UserError, check_range, option
 from valign.cli.common import Anyway, check_adapters, err, example, out, resolve_detector, resolve_model
+from valign.cli.early import refuse_other_base
 from valign.cli.guard_prompts import BLOCKED
 from valign.cli.image_output import check_target, format_of, write_all
 from valign.cli.options import configured, record, refuse_given
@@ -75,7 +76,12 @@ def principle_finder(policy: Policy, probe: TextProbe | None) -> Retriever:
 
 @example(
     'valign generate "a flower on the left" --model shapes --guard shapes --detector oracle -o flower.png',
-    cls=configured(pipeline=True, sampling="valign.interfaces:SamplingConfig", values=ValueOptions),
+    cls=configured(
+        pipeline=True,
+        early=lambda params, _: _refuse_early(params),
+        sampling="valign.interfaces:SamplingConfig",
+        values=ValueOptions,
+    ),
 )
 def command(
     ctx: typer.Context,
@@ -163,6 +169,13 @@ def _keeper(policy: str, detector: Detector | None, token: ValueToken | None, pr
     if detector is None:
         err.print(Text("Images are not checked: no --detector was given.", style="dim"))
     return Guard.from_policy(policy, detector=detector, token=token, probe=probe)
+
+
+def _refuse_early(params: Mapping[str, Any]) -> None:
+    """Refuse seeds and formats that are none, and an adapter of another model, by the command's own parameters."""
+    each = _seeds(params["seeds"], 0, params["count"])
+    format_of(params["target"], several=len(params["prompt"]) * len(each) > 1, wanted=params["form"])
+    refuse_other_base(params["model"], filter(None, [params["adapter"]]), anyway=params["anyway"])
 
 
 def _seeds(given: str, first: int, count: int) -> list[int]:

@@ -8,7 +8,7 @@ import typer
 from typer import Option
 
 from valign.checks import UserError
-from valign.cli.common import ChatOptions, PromptTableOptions, out, resolve_chat
+from valign.cli.common import ChatOptions, PromptTableOptions, one_of, out, resolve_chat
 from valign.cli.guard_prompts import BLOCKED, File, Json, PolicyName, Prompts, given_prompts, print_line
 from valign.cli.options import configured, record, refuse_given
 
@@ -29,8 +29,20 @@ def answer_command(
     judge: Annotated[str, Option(help="endpoint or folder of the chat model that says how severe an answer is; --chat's own")] = "",
     judge_model: Annotated[str, Option(help="model that the judge's endpoint serves")] = "default",
     policy: PolicyName = "default",
-    allowed: Annotated[str, Option(help="the most severe level that is shown: safe, minor, moderate or severe")] = "safe",
-    block: Annotated[str, Option(help="level of a question from which nothing is generated: minor, moderate or severe")] = "severe",
+    allowed: Annotated[
+        str,
+        Option(
+            help="the most severe level that is shown: safe, minor, moderate or severe",
+            callback=one_of("--allowed", "safe", "minor", "moderate", "severe"),
+        ),
+    ] = "safe",
+    block: Annotated[
+        str,
+        Option(
+            help="level of a question from which nothing is generated: minor, moderate or severe",
+            callback=one_of("--block", "minor", "moderate", "severe"),
+        ),
+    ] = "severe",
     rounds: Annotated[int, Option(min=1, help="answers that are generated at most before a refusal is given")] = 5,
     warned: Annotated[bool, Option(help="further answers are asked for with a warning that names the category")] = True,
     temperature: Annotated[float, Option(min=0.0, max=2.0, help="of the answers, which must differ from round to round")] = 0.7,

@@ -6,6 +6,7 @@ from typing import Any
 
 from valign.checks import UserError, option
 from valign.cli.common import resolve_chat
+from valign.cli.early import refuse_judge
 
 JUDGES = ("oracle", "phrases", "guard=FOLDER or ADDRESS", "FOLDER or ADDRESS of a chat model")
 
@@ -34,8 +35,7 @@ class AnswerJudgeOptions:
         if name in ("", "oracle"):
             return None
         place = name.removeprefix("guard=")
-        if not place.startswith(("http://", "https://")) and not Path(place).is_dir():
-            raise UserError(f"--judge must be {', '.join(JUDGES)}; got {name!r}. Check the name or the path.")
+        refuse_judge("--judge", name)
         chat = resolve_chat(place, model=self.judge_model, key_env=self.judge_key_env)
         card = JudgeCard(name=name, version=self.judge_model if place.startswith("http") else "")
         return GuardModelJudge(chat, card) if name.startswith("guard=") else ModelJudge(chat, card)

@@ -13,8 +13,9 @@ from typer import Argument, Context, Option, Typer
 from typer.main import get_command
 
 from valign.checks import UserError, close_to, option
-from valign.cli.common import PromptTableOptions, err, numbers_by_name, out, resolve_model
+from valign.cli.common import PromptTableOptions, err, numbers_by_name, out, resolve_model, there
 from valign.cli.options import TableGroup, configured, record
+from valign.cli.quick import table_row
 
 if TYPE_CHECKING:
     from valign.merging import Calibration, Expert, MergeContext, MergeMethod, MergePlan
@@ -25,6 +26,7 @@ class Merges(TableGroup):
 
     table = "valign.merging:MERGES"
     make = staticmethod(lambda name: merge_command(name))
+    sketch = staticmethod(lambda name: _sketch(name))
 
 
 app = Typer(no_args_is_help=True)
@@ -36,7 +38,9 @@ def merge() -> None:
     --weight NAME=0.5 multiplies its change of the model."""
 
 
-Experts = Annotated[list[str], Argument(metavar="[NAME=]FOLDER", help="adapter folders, or runs of `valign train`")]
+Experts = Annotated[
+    list[str], Argument(metavar="[NAME=]FOLDER", help="adapter folders, or runs of `valign train`", callback=there(named=True))
+]
 Out = Annotated[Path, Option("--out", "-o", help="new folder for the merged adapter")]
 Weights = Annotated[list[str], Option("--weight", metavar="NAME=NUMBER", help="strength of an expert, 1 if not given; repeat it")]
 Mismatch = Annotated[bool, Option("--allow-base-mismatch", "--anyway", help="accept experts of different base models")]
@@ -67,34 +71,45 @@ class PreservingOptions(CalibrationOptions):
 
 def merge_command(name: str) -> Any:
     """The command of one merge: its options come from the dataclass in the table."""
-    from valign.merging import MERGES, MergeContext
+    from valign.merging import MERGES
 
     kind = MERGES[name]
-    seen = PreservingOptions if kind.preserves else CalibrationOptions
-    parts: dict[str, Any] = {"method": kind} | ({"calibration": seen, "table": PromptTableOptions} if kind.calibrated else {})
+    parts = {"method": kind, **({"calibration": _seen(kind), "table": PromptTableOptions} if kind.calibrated else {})}
+    return _command(name, parts, help=(kind.__doc__ or "").split("\n")[0], epilog=f"example: valign merge {name} {kind.example}")
+
+
+def _sketch(name: str) -> Any:
+    """The command with all parts that one may have, none of them imported."""
+    return _command(name, {"method": table_row(Merges.table, name), "calibration": PreservingOptions, "table": PromptTableOptions})
+
+
+def _seen(kind: "type[MergeMethod]") -> type[CalibrationOptions]:
+    return PreservingOptions if kind.preserves else CalibrationOptions
+
+
+def _command(name: str, parts: Mapping[str, Any], **told: str) -> Any:
     single = Typer(add_completion=False)
-
-    @single.command(
-        name,
-        cls=configured(**parts),
-        help=(kind.__doc__ or "").split("\n")[0],
-        epilog=f"example: valign merge {name} {kind.example}",
-    )
-    def command(
-        ctx: Context,
-        experts: Experts,
-        folder: Out,
-        weight: Weights = [],  # noqa: B006
-        allow_base_mismatch: Mismatch = False,
-    ) -> None:
-        method, chosen = record(ctx, kind), parse_experts(experts, weight, out=folder)
-        given = None
-        if method.needs_calibration:
-            given = calibration(name, chosen, record(ctx, seen), record(ctx, PromptTableOptions))
-        context = MergeContext(allow_base_mismatch=allow_base_mismatch, calibration=given, folder=folder, keep_votes=True)
-        write(folder, name, method, chosen, context)
-
+    single.command(name, cls=configured(pipeline=True, **parts), **told)(_merge)  # type: ignore[arg-type]
     return get_command(single)
+
+
+def _merge(
+    ctx: Context,
+    experts: Experts,
+    folder: Out,
+    weight: Weights = [],  # noqa: B006
+    allow_base_mismatch: Mismatch = False,
+) -> None:
+    from valign.merging import MERGES, MergeContext
+
+    name = str(ctx.info_name)
+    kind = MERGES[name]
+    method, chosen = record(ctx, kind), parse_experts(experts, weight, out=folder)
+    given = None
+    if method.needs_calibration:
+        given = calibration(name, chosen, record(ctx, _seen(kind)), record(ctx, PromptTableOptions))
+    context = MergeContext(allow_base_mismatch=allow_base_mismatch, calibration=given, folder=folder, keep_votes=True)
+    write(folder, name, method, chosen, context)
 
 
 @app.command("plan", epilog="example: valign merge plan runs/hate runs/violence --rank 8")

@@ -22,12 +22,21 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from valign.checks import Declared, UserError, close_to, declared_options, read_changes, refuse_idle
-from valign.cli.common import numbers_by_name, refuse_absent, setting
-from valign.cli.early import own_paths, refuse_values
-from valign.cli.quick import fields_of, refuse_missing, refuse_out_of_range, refuse_unknown, table_names
+from valign.cli.common import numbers_by_name, setting
+from valign.cli.early import Check, named_places, own_paths, refuse_values
+from valign.cli.quick import (
+    FROM_ELSEWHERE,
+    given_values,
+    own_words,
+    refuse_missing,
+    refuse_out_of_range,
+    refuse_unknown,
+    table_names,
+    typed_fields,
+)
 
 Kind = TypeVar("Kind")
-LENIENT = {"ignore_unknown_options": True, "allow_extra_args": True}
+Early = Callable[[Mapping[str, Any], Mapping[str, Sequence[str]]], None]
 GIVEN = "valign.given"  # where a context keeps what `record` and `changes` read
 
 
@@ -40,7 +49,8 @@ def configured(
     pipeline: bool = False,
     models: tuple[str, ...] = (),
     named: Mapping[str, Sequence[str]] | None = None,
-    reads: Mapping[str, Sequence[str]] | None = None,
+    checks: Mapping[str, Check] | None = None,
+    early: Early | None = None,
     **parts: type[Any] | str,
 ) -> type[Any]:
     """A command class, for ``app.command(cls=...)``, whose further options are the fields of ``parts`` that `option` declares.
@@ -57,7 +67,9 @@ def configured(
         pipeline: ``--model`` names a diffusion model: a name that cannot be one is refused before anything is imported.
         models: Further names that ``--model`` may have then.
         named: Flags of the command that take names, and what has them, as in `valign.cli.early.refuse_values`.
-        reads: Arguments that name what is read, by their metavar, and which words they may be besides.
+        checks: Flags of the command and what refuses their values, in the place of what all commands have.
+        early: Refuses what several options together show, before anything is imported that takes seconds: it is called with the
+            command's own parameters, and with the values that were typed for the flags of the parts and of `FROM_ELSEWHERE`.
     """
     given = {
         "parts": parts,
@@ -68,7 +80,8 @@ def configured(
         "pipeline": pipeline,
         "models": models,
         "named": named or {},
-        "reads": reads or {},
+        "checks": checks or {},
+        "early": staticmethod(early) if early else None,
     }
     return type("Configured", (Configured,), given)
 
@@ -117,11 +130,12 @@ def refuse_given(ctx: typer.Context, why: str, *names: str, parts: Collection[ty
 class TableGroup(TyperGroup):
     """A command for each row of a table ``"module:TABLE"``, made when it is asked for, so that other help stays quick.
 
-    A name that is not there is refused before the table's module is imported.
+    A name that is not there, and what `Configured.refuse_early` can tell, is refused before the table's module is imported.
     """
 
     table: str
     make: Callable[[str], Any]  # name -> command; a static method
+    sketch: Callable[[str], Any]  # the same with parts by their places, without help and without importing them; a static method
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*table_names(self.table), *self.commands]
@@ -133,6 +147,11 @@ class TableGroup(TyperGroup):
         if cmd_name not in known:
             raise UserError(f"No such command: {cmd_name}.{close_to(cmd_name, known)} `--help` lists all.")
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in table_names(self.table):
+            type(self).sketch(args[0]).refuse_early(args[0], args[1:], ctx)
+        return super().resolve_command(ctx, args)
 
 
 class Configured(TyperCommand):
@@ -148,7 +167,8 @@ class Configured(TyperCommand):
     pipeline: bool
     models: tuple[str, ...]
     named: Mapping[str, Sequence[str]]
-    reads: Mapping[str, Sequence[str]]
+    checks: Mapping[str, Check]
+    early: Early | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -165,30 +185,41 @@ class Configured(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """What can be refused without the parts is refused first: importing them takes seconds."""
-        if not self.sources and not extra.get("resilient_parsing") and not {"--help", "-h"} & set(args):
-            own = [flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)]
-            refuse_unknown(args, own, self.parts, self.typed, rest=bool(self.rest), rest_from=self.rest_from)
-            fields = {flag: field for kind in self.parts.values() for field in fields_of(kind).values() for flag in field.flags}
-            refuse_missing(
-                args,
-                any_model=not self.pipeline or "chat" in args,  # --task chat
-                models=self.models,
-                texts={"--config"} & set(fields),  # a safety config, not a file
-            )
-            refuse_out_of_range(args, self.parts, self.typed, own)
-            refuse_values(
-                args,
-                [*own_paths(self), *(flag for flag, field in fields.items() if field.kind == "Path" and flag not in own)],
-                self.named,
-                own=[flag for flag, field in fields.items() if field.choices and flag not in own],
-                elsewhere=info_name == "estimate" or "--estimate" in args,
-            )
-            plain = TyperCommand(info_name, params=self.params, context_settings={**self.context_settings, **LENIENT})
-            early = plain.make_context(info_name, list(args), parent)  # what is missing, and the command's own types
-            if not {word.partition("=")[0] for word in args if word.startswith("-")} - set(own):  # a value might look like one
-                for argument in (one for one in self.params if getattr(one, "metavar", None) in self.reads):
-                    refuse_absent(early.params[str(argument.name)], self.reads[str(argument.metavar)])
+        if not self.sources and not extra.get("resilient_parsing"):
+            self.refuse_early(info_name, args, parent)
         return super().make_context(info_name, args, parent, **extra)
+
+    def refuse_early(self, info_name: str | None, args: Sequence[str], parent: Any = None) -> None:
+        """Refuse what can be told from the words and the source alone; the parts are not imported. Raises: UserError."""
+        if {"--help", "-h"} & set(args):
+            return
+        own = [flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)]
+        refuse_unknown(args, own, self.parts, self.typed, rest=bool(self.rest), rest_from=self.rest_from)
+        known = typed_fields(self.parts, self.typed, own)
+        others = {"--model", "-m"} if not self.pipeline and "--model" in known else set()  # of an endpoint, say
+        refuse_missing(
+            args,
+            any_model=not self.pipeline or "chat" in args,  # --task chat
+            models=self.models,
+            texts={*self.checks, *others, *({"--config"} & set(known))},  # a safety config, not a file
+        )
+        refuse_out_of_range(args, known)
+        refuse_values(
+            args,
+            [*own_paths(self), *(flag for flag, field in known.items() if field.kind == "Path")],
+            self.named,
+            own=[flag for flag, field in known.items() if field.choices],
+            checks={**named_places(self), **self.checks},
+            elsewhere=info_name == "estimate" or "--estimate" in args,
+        )
+        plain = TyperCommand(info_name, params=self.params, context_settings=self.context_settings)
+        context = plain.make_context(info_name, own_words(args, known), parent)  # what is missing, and the command's own types
+        if self.early:
+            given: dict[str, list[str]] = {}
+            for flag, value in given_values(args):
+                if flag in known or flag in FROM_ELSEWHERE:
+                    given.setdefault(flag, []).append(value)
+            self.early(context.params, given)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with self._in_own_words():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import entry_points
 from math import inf, isfinite, nan
@@ -18,13 +19,14 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 import valign
 from valign.checks import UserError, check_choice, check_range, close_to, declared_options
 from valign.files import read_json
+from valign.models.files.hub import HUB_ID, fetched
 
 ROOT = Path(valign.__file__).parent
+FROM_ELSEWHERE = ("--config", "--config-file", "--set")  # flags of every command whose options come from dataclasses
 READ = ("--data", "-d", "--config", "--config-file", "--reference")  # flags that name what is read, in every command
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-KINDS, LIMITS = ("int", "float", "Path"), ("above", "low", "high")
-_KINDS = {"int": int, "float": float, "Path": Path}
-FAMILIES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # as `valign.models.diffusion.loading` has them
+KINDS, LIMITS = ("int", "float", "Path", "bool"), ("above", "low", "high")
+_KINDS = {"int": int, "float": float, "Path": Path, "bool": bool}
+FAMILIES = {"StableDiffusionPipeline": "stable-diffusion", "StableDiffusionXLPipeline": "sdxl"}  # as in `models.diffusion.loading`
 
 
 class Field(NamedTuple):
@@ -32,7 +34,7 @@ class Field(NamedTuple):
 
     flags: tuple[str, ...]
     rare: bool  # given by ``--set`` alone, unless the command types it
-    kind: str = ""  # int, float or Path
+    kind: str = ""  # int, float, Path or bool
     limits: Mapping[str, Any] = {}  # above, low, high
     choices: tuple[object, ...] = ()
     none: object = None  # what stands for None
@@ -92,10 +94,10 @@ def refuse_unknown(
                 raise UserError(f"--set must name options of the command, got {given}.{guess} `--help` lists all.")
 
 
-def refuse_out_of_range(
-    args: Sequence[str], parts: Mapping[str, type[Any] | str], typed: Mapping[str, tuple[str, ...]], own: Collection[str]
-) -> None:
-    """Refuse the value of a typed option that its own declaration refuses.
+def typed_fields(
+    parts: Mapping[str, type[Any] | str], typed: Mapping[str, tuple[str, ...]], own: Collection[str]
+) -> dict[str, Field]:
+    """The options of the parts by the flags that they have on the command line.
 
     Args:
         parts, typed: As in `valign.cli.options.configured`.
@@ -109,11 +111,39 @@ def refuse_out_of_range(
                     flag = f"--{part}-{plain.removeprefix('--')}" if plain in (*own, *known) else plain
                     if flag not in own:
                         known[flag] = field
+    return known
+
+
+def given_values(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Flags of a command line with what follows them; for a flag that takes no value, that is the next word."""
     for place, word in enumerate(args):
         if word == "--":
             return
         flag, separator, value = word.partition("=")
-        value = value if separator else next(iter(args[place + 1 :]), "")
+        if re.fullmatch(r"-[a-z]|--[a-z][\w-]*", flag):
+            yield flag, value if separator else next(iter(args[place + 1 :]), "")
+
+
+def own_words(args: Sequence[str], known: Mapping[str, Field]) -> list[str]:
+    """The words of a command line without those options of `typed_fields`, the file's and ``--set``, and their values."""
+    found: list[str] = []
+    skipped = False
+    for place, word in enumerate(args):
+        if word == "--":
+            return [*found, *args[place:]]
+        flag, separator, _ = word.partition("=")
+        if not skipped and (flag in known or flag in FROM_ELSEWHERE):
+            skipped = not separator and (flag not in known or known[flag].kind != "bool")
+        elif skipped:
+            skipped = False
+        else:
+            found.append(word)
+    return found
+
+
+def refuse_out_of_range(args: Sequence[str], known: Mapping[str, Field]) -> None:
+    """Refuse the value of a typed option that its own declaration refuses. Args: known: As `typed_fields` has them."""
+    for flag, value in given_values(args):
         if value and flag in known:
             known[flag].check(flag, value)
 
@@ -126,12 +156,12 @@ def refuse_missing(args: Sequence[str], *, any_model: bool, models: Collection[s
         models: Names that stand for a model in this command.
         texts: Flags that take a text in this command, whatever they are elsewhere.
     """
-    for place, word in enumerate(args):
-        flag, separator, value = word.partition("=")
-        value = value if separator else next(iter(args[place + 1 :]), "")
-        if flag in ("--model", "-m") and value:
+    for flag, value in given_values(args):
+        if flag in texts or not value:
+            continue
+        if flag in ("--model", "-m"):
             refuse_model(value, any_model=any_model, models=models)
-        elif flag in READ and flag not in texts and value and value not in bundled() and not Path(value).expanduser().exists():
+        elif flag in READ and value not in bundled() and not Path(value).expanduser().exists():
             raise UserError(f"{flag} {value} does not exist. Check the path.")
 
 
@@ -143,12 +173,14 @@ def refuse_model(name: str, *, any_model: bool = False, models: Collection[str] 
     folder = Path(name).expanduser()
     if not folder.exists():
         known = [*bundled(), *models]
-        if not any_model and name not in known and not HUB_ID.fullmatch(name):
+        if any_model or name in known:
+            return
+        if not HUB_ID.fullmatch(name):
             raise UserError(
                 f"{name} does not exist. Give a diffusers folder, {''.join(f'{one}, ' for one in models)}or a hub id such as "
                 f"owner/name.{close_to(name, known)}"
             )
-        return
+        folder = fetched(name, "model_index.json").parent
     index = folder / "model_index.json"
     if index.is_file():
         found = read_json(index)
@@ -187,10 +219,21 @@ def _read_fields(place: str) -> dict[str, Field]:
     tree = ast.parse(source(module).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return dict(_fields(node, module))
-        if isinstance(node, ast.ImportFrom) and node.module and any(name == (one.asname or one.name) for one in node.names):
-            return _read_fields(f"{node.module}:{name}")
+            inherited: dict[str, Field] = {}
+            for base in (one.id for one in node.bases if isinstance(one, ast.Name)):
+                with suppress(LookupError):  # of another library
+                    inherited |= _read_fields(f"{module}:{base}")
+            return inherited | dict(_fields(node, module))
+        if (origin := _imported_from(node, name)) is not None:
+            return _read_fields(origin)
     raise LookupError(f"{place} is not in its source")
+
+
+def _imported_from(node: ast.stmt, name: str) -> str | None:
+    """``"module:Name"`` of what a statement imports from valign under this name; None if it does not."""
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("valign"):
+        return next((f"{node.module}:{one.name}" for one in node.names if name == (one.asname or one.name)), None)
+    return None
 
 
 @cache
@@ -201,9 +244,26 @@ def table_names(place: str) -> list[str]:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         if any(isinstance(one, ast.Name) and one.id == name for one in targets):
             return list(_names(node.value))  # type: ignore[attr-defined]
-        if isinstance(node, ast.ImportFrom) and node.module and any(name == (one.asname or one.name) for one in node.names):
-            return table_names(f"{node.module}:{name}")
+        if (origin := _imported_from(node, name)) is not None:
+            return table_names(origin)
     raise LookupError(f"{place} is not in its source")
+
+
+@cache
+def table_row(place: str, row: str) -> str:
+    """``"module:Class"`` of a row of a literal table ``"module:TABLE"`` of classes, or of a package's own row."""
+    module, _, name = place.partition(":")
+    body = ast.parse(source(module).read_text(encoding="utf-8")).body
+    for node in body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(one, ast.Name) and one.id == name for one in targets):
+                for table in (one for one in ast.walk(node.value) if isinstance(one, ast.Dict)):
+                    for key, value in zip(table.keys, table.values, strict=True):
+                        if isinstance(value, ast.Name) and key is not None and ast.literal_eval(key) == row:
+                            imported = (_imported_from(one, value.id) for one in body)
+                            return next((one for one in imported if one), f"{module}:{value.id}")
+    raise LookupError(f"{place} has no row {row} in its source")
 
 
 def known_names(places: Iterable[str]) -> list[str]:
@@ -244,7 +304,7 @@ def _fields(node: ast.ClassDef, module: str) -> Iterator[tuple[str, Field]]:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "option":
             name, told = ast.unparse(line.target), {word.arg: word.value for word in call.keywords}  # type: ignore[attr-defined]
             flags = ast.literal_eval(told["flags"]) if "flags" in told else _flags(name)
-            told_type = ast.unparse(line.annotation)  # type: ignore[attr-defined]
+            told_type = _spelled_out(ast.unparse(line.annotation), module)  # type: ignore[attr-defined]
             words = re.findall(r"\w+", told_type)
             kind = next((word for word in KINDS if word in words and not {"dict", "Mapping"} & set(words)), "")
             limits = {word: _literal(told[word], None) for word in LIMITS if word in told}
@@ -261,6 +321,27 @@ def _fields(node: ast.ClassDef, module: str) -> Iterator[tuple[str, Field]]:
                     _literal(told.get("none"), None),
                 ),
             )
+
+
+@cache
+def _literals(module: str) -> Mapping[str, str]:
+    """Names of a module, its own and imported from valign, that stand for a ``Literal[...]``, with it."""
+    found: dict[str, str] = {}
+    for node in ast.parse(source(module).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Subscript):
+            if ast.unparse(node.value.value) == "Literal":
+                found[node.targets[0].id] = ast.unparse(node.value)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("valign"):
+            for one in node.names:
+                file = source(str(node.module))
+                if file.is_file() and f"\n{one.name} = Literal[" in file.read_text(encoding="utf-8"):
+                    found[one.asname or one.name] = _literals(str(node.module))[one.name]
+    return found
+
+
+def _spelled_out(told: str, module: str) -> str:
+    """An annotation with ``Literal[...]`` in the place of a name that stands for one."""
+    return re.sub(r"\b[A-Z]\w*\b(?!\[)", lambda match: _literals(module).get(match[0], match[0]), told)
 
 
 def _choices(node: ast.expr | None, module: str) -> Iterable[object]:

@@ -1,5 +1,6 @@
 """``valign realign``: give a drifted model its safety back by arithmetic on its weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,8 +9,9 @@ from typer import Argument, Context, Option, Typer
 from typer.main import get_command
 
 from valign.checks import UserError, option
-from valign.cli.common import TableOptions, out
+from valign.cli.common import TableOptions, out, there
 from valign.cli.options import TableGroup, configured, record
+from valign.cli.quick import table_row
 
 if TYPE_CHECKING:
     from valign.data.prompts.tables import TableReading
@@ -23,6 +25,7 @@ class Realignments(TableGroup):
 
     table = "valign.merging.realign:REALIGN"
     make = staticmethod(lambda name: realign_command(name))
+    sketch = staticmethod(lambda name: _sketch(name))
 
 
 app = Typer(no_args_is_help=True)
@@ -58,57 +61,67 @@ class PreferenceOptions:
     device: str = option("auto", help="auto, cpu, cuda, ...")
 
 
+LEARNING: Mapping[str, type[Any]] = {"learning": PreferenceOptions, "table": TableOptions}
+
+
 def realign_command(name: str) -> Any:
     """The command of one realignment: its options come from the dataclass in the table."""
     from valign.merging.realign import REALIGN
 
     kind = REALIGN[name]
-    learning = {"learning": PreferenceOptions, "table": TableOptions} if kind.learns else {}
-    parts: dict[str, Any] = {"method": kind, "result": ResultOptions, **learning}
+    parts = {"method": kind, "result": ResultOptions, **(LEARNING if kind.learns else {})}
+    return _command(name, parts, help=(kind.__doc__ or "").split("\n")[0], epilog=f"example: valign realign {name} {kind.example}")
+
+
+def _sketch(name: str) -> Any:
+    """The command with all parts that one may have, none of them imported."""
+    return _command(name, {"method": table_row(Realignments.table, name), "result": ResultOptions, **LEARNING})
+
+
+def _command(name: str, parts: Mapping[str, Any], **told: str) -> Any:
     single = Typer(add_completion=False)
-
-    @single.command(
-        name,
-        cls=configured(**parts),
-        help=(kind.__doc__ or "").split("\n")[0],
-        epilog=f"example: valign realign {name} {kind.example}",
-    )
-    def command(
-        ctx: Context,
-        base: Annotated[str, Option(help="model before its safety training: a folder; any name where all others are its adapters")],
-        aligned: Annotated[Path, Option(help="aligned model: a folder, or an adapter of the base")],
-        finetuned: Annotated[list[Path], Option(help="drifted model or adapter; several follow each other, or repeat the option")],
-        folder: Annotated[Path, Option("--out", "-o", help="new folder; a stopped call goes on when it is repeated")],
-        more: Annotated[list[Path], Argument(metavar="[FINETUNED]...", help="further drifted models, with --fuse")] = [],  # noqa: B006
-    ) -> None:
-        from valign.merging.realign import open_realignment
-        from valign.merging.realign import realign as run
-
-        method, result = record(ctx, kind), record(ctx, ResultOptions)
-        opened = open_realignment(
-            base,
-            aligned,
-            [*finetuned, *more],
-            start=result.start,  # type: ignore[arg-type]
-            copy_resized=result.copy_resized,
-            allow_base_mismatch=result.allow_base_mismatch,
-        )
-        objective = None
-        if kind.learns and getattr(method, "masks", None) is None:
-            objective = _preferences(opened, record(ctx, PreferenceOptions), record(ctx, TableOptions).reading())
-        made = run(
-            method,
-            opened,
-            folder,
-            name=name,
-            form=result.form,  # type: ignore[arg-type]
-            rank=result.rank,
-            shard_size=round(result.shard_size * 1e9),
-            objective=objective,
-        )
-        out.print_json(data={"result": str(folder), **_summary(made)})
-
+    single.command(name, cls=configured(**parts), **told)(_realign)  # type: ignore[arg-type]
     return get_command(single)
+
+
+def _realign(
+    ctx: Context,
+    base: Annotated[str, Option(help="model before its safety training: a folder; any name where all others are its adapters")],
+    aligned: Annotated[Path, Option(help="aligned model: a folder, or an adapter of the base")],
+    finetuned: Annotated[list[Path], Option(help="drifted model or adapter; several follow each other, or repeat the option")],
+    folder: Annotated[Path, Option("--out", "-o", help="new folder; a stopped call goes on when it is repeated")],
+    more: Annotated[
+        list[Path], Argument(metavar="[FINETUNED]...", help="further drifted models, with --fuse", callback=there())
+    ] = [],  # noqa: B006
+) -> None:
+    from valign.merging.realign import REALIGN, open_realignment
+    from valign.merging.realign import realign as run
+
+    name = str(ctx.info_name)
+    kind = REALIGN[name]
+    method, result = record(ctx, kind), record(ctx, ResultOptions)
+    opened = open_realignment(
+        base,
+        aligned,
+        [*finetuned, *more],
+        start=result.start,  # type: ignore[arg-type]
+        copy_resized=result.copy_resized,
+        allow_base_mismatch=result.allow_base_mismatch,
+    )
+    objective = None
+    if kind.learns and getattr(method, "masks", None) is None:
+        objective = _preferences(opened, record(ctx, PreferenceOptions), record(ctx, TableOptions).reading())
+    made = run(
+        method,
+        opened,
+        folder,
+        name=name,
+        form=result.form,  # type: ignore[arg-type]
+        rank=result.rank,
+        shard_size=round(result.shard_size * 1e9),
+        objective=objective,
+    )
+    out.print_json(data={"result": str(folder), **_summary(made)})
 
 
 def _summary(made: dict[str, Any]) -> dict[str, Any]:

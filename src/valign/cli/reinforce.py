@@ -283,7 +283,7 @@ def _prompts(ctx: Context, data: str, given: RewardOptions, world: Any, folder: 
 def _sources(ctx: Context, given: RewardOptions, world: Any, loaded: "LoadedChat", method: str) -> "RewardSources":
     from valign.data.chats import read_chats
     from valign.data.chats.dual_preferences import read_dual_preferences
-    from valign.models.files.fingerprint import fingerprint_tensors
+    from valign.models.files.tensor_fingerprint import fingerprint_tensors
     from valign.models.language.scalar import load_scalar
     from valign.objectives.rewards import REWARDS
     from valign.training.tasks.reinforce.run import RewardSources

@@ -10,7 +10,7 @@ from rich.text import Text
 from typer import Context, Option
 
 from valign.cli.check import typed_for_check
-from valign.cli.common import Anyway, AsJson, PromptTableOptions, err, example, print_measured
+from valign.cli.common import Anyway, AsJson, PromptTableOptions, err, example, one_of, print_measured
 from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record, refuse_given
 
@@ -36,7 +36,13 @@ def command(
     after: Annotated[str, Option(help="the drifted model or adapter")],
     policy: Annotated[str, Option("--policy", "-p", help="policy of the check")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the repaired weights and of what was tried; resumed")],
-    start: Annotated[str, Option(help="what the drifted one was fine-tuned from: aligned (the model before) or base")] = "aligned",
+    start: Annotated[
+        str,
+        Option(
+            help="what the drifted one was fine-tuned from: aligned (the model before) or base",
+            callback=one_of("--start", "aligned", "base"),
+        ),
+    ] = "aligned",
     method: Annotated[list[str], Option(help="somf, resta, enchtable or safe-lora; repeatable; all if left out")] = [],  # noqa: B006
     refine: Annotated[int, Option(min=0, help="halvings between the last strength that failed and the first that passed")] = 2,
     pairs: Annotated[

@@ -14,6 +14,7 @@ from typer import Argument, Context, Option
 
 from valign.checks import UserError, option
 from valign.cli.common import Anyway, ChatOptions, check_adapters, err, example, out, resolve_detector, resolve_model
+from valign.cli.early import refuse_other_base
 from valign.cli.fitting import fit_sampling
 from valign.cli.options import changes, configured, record, refuse_given
 from valign.memory import PAIRS, SAMPLING, TRAINING, MemoryConfig
@@ -66,6 +67,7 @@ class RulesOptions:
     "valign serve --model shapes --guard shapes --detector oracle",
     cls=configured(
         pipeline=True,
+        early=lambda params, _: refuse_other_base(params["model"], filter(None, [params["adapter"]]), anyway=params["anyway"]),
         settings="valign.serving.settings:Settings",
         chat=ChatOptions,
         log=LogOptions,

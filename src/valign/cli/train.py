@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from typer import Context, Option, Typer
 
-from valign.checks import UserError, check_choice
-from valign.cli.common import AsJson, TableOptions, err, find_world, out, print_measured, resolve_model
+from valign.checks import UserError
+from valign.cli.common import AsJson, TableOptions, err, find_world, one_of, out, print_measured, resolve_model
 from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit, processes
 from valign.cli.options import changes, configured, record
 from valign.cli.prompt import OPTIMIZER, OPTIMIZER_EXAMPLE, train_command
@@ -73,7 +73,9 @@ def alignguard(
     resilient: Annotated[
         bool, Option("--resilient", help="look ahead on simulated benign fine-tuning, so that safety survives it (ResAlign)")
     ] = False,
-    preset: Annotated[str, Option(help=f"{', '.join(PRESETS)}; auto is by the model's family and size")] = "auto",
+    preset: Annotated[
+        str, Option(help=f"{', '.join(PRESETS)}; auto is by the model's family and size", callback=one_of("--preset", *PRESETS))
+    ] = "auto",
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     estimate: EstimateOnly = False,
     as_json: Json = False,
@@ -94,7 +96,6 @@ def alignguard(
     ahead = record(ctx, LookAhead) if resilient else None
     if ahead is None and (idle := changes(ctx, LookAhead)):
         raise UserError(f"{', '.join(idle)} must go with --resilient, got it without. Add --resilient, or leave them out.")
-    check_choice("--preset", preset, PRESETS)
     check_trackers(given.get("trackers", ()))
     place, experts = diffusion_folder(model), _experts(data) if all_ else 1
 

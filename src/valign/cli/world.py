@@ -8,8 +8,9 @@ import typer
 from rich.table import Column, Table
 
 from valign.checks import UserError
-from valign.cli.common import Anyway, AsJson, err, origins_of, out, print_measured, resolve_model
+from valign.cli.common import Anyway, AsJson, err, one_of, origins_of, out, print_measured, resolve_model
 from valign.cli.options import refuse_given
+from valign.cli.quick import bundled
 
 if TYPE_CHECKING:
     from valign.worlds import ChatWorld
@@ -18,7 +19,9 @@ app = typer.Typer(
     help="The synthetic world that stands in for harm: build it again, look at it, check its model.", no_args_is_help=True
 )
 
-Name = Annotated[str, typer.Argument(metavar="WORLD", help="name of the world: shapes or chat")]
+Name = Annotated[
+    str, typer.Argument(metavar="WORLD", help="name of the world: shapes or chat", callback=one_of("WORLD", *bundled()))
+]
 Seed = Annotated[int, typer.Option(help="of all random draws")]
 
 
@@ -88,7 +91,11 @@ def suite(
     per_concept: Annotated[int, typer.Option(min=1, help="explicit prompts per harm concept")] = 10,
     seed: Seed = 0,
     split: Annotated[
-        str, typer.Option(help="test, or tuning: prompts to choose settings by, without what tests hold out")
+        str,
+        typer.Option(
+            help="test, or tuning: prompts to choose settings by, without what tests hold out",
+            callback=one_of("--split", "test", "tuning"),
+        ),
     ] = "test",
 ) -> None:
     """Write the world's prompts: unsafe ones of every kind, benign ones in the same forms, and benign ones that mention a harm."""

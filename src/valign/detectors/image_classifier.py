@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from PIL.Image import Image
 
-from valign.checks import UserError, check_range, close_to
+from valign.checks import UserError, check_range, close_to, first_line
 from valign.detectors.any_of import to_half
 from valign.detectors.base import check_pin, hash_weights
 from valign.detectors.record import read_record
@@ -22,7 +22,7 @@ from valign.files import read_json
 from valign.images import as_shown
 from valign.interfaces import DetectorCard
 from valign.methods import Method
-from valign.models.devices import LOAD_ERRORS, choose_device, first_line
+from valign.models.devices import LOAD_ERRORS, choose_device
 from valign.models.files.finite import check_finite
 
 METHOD = Method(

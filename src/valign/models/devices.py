@@ -42,12 +42,6 @@ def cpu_has(*features: str) -> bool:
     return any(found.get(feature, False) for feature in features)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message without its full stop, or the name of its class."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
-
-
 class _Threads:
     """How many calls hold torch to fewer threads, and how many it had before the first of them."""
 

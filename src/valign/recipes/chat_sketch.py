@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from valign.adapters import default_targets
-from valign.checks import UserError
-from valign.models.devices import DTYPES, LOAD_ERRORS, first_line
-from valign.models.footprint import Unit, materialize, simulation
+from valign.checks import UserError, first_line
+from valign.models.devices import DTYPES, LOAD_ERRORS
+from valign.models.footprint import Unit, materialize, simulation, weights_read
 
 FOUR_BITS = 0.516  # bytes a number: half a byte, and a quantized range for each 64
 
@@ -54,7 +54,8 @@ def chat_training(
             cross_entropy(logits[0, :-1].float(), ids[0, 1:], reduction="sum").backward()
 
         found = meter.measure(work)
-    return Unit(weights - saved, found.peak - weights - 4 * trained, found.flops), trained
+    reads = weights_read([network], 3 if checkpointed else 2)
+    return Unit(weights - saved, found.peak - weights - 4 * trained, found.flops, reads), trained
 
 
 def _saved(network: Any) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ class Machine:
     free: float  # bytes of the device's memory that a run may take
     disk: float  # free bytes where the run would be written
     speed: float | None = None  # floating-point operations a second; None: not known
+    reading: float = inf  # bytes of weights a second that a pass with one row reads, see `valign.models.footprint.weights_read`
 
     @property
     def kind(self) -> str:
@@ -44,6 +47,7 @@ class Estimate:
     machine: Machine
     memory: MemoryConfig
     phases: tuple[Phase, ...]
+    start: float | None = None  # seconds until the first phase: libraries, this estimate, and the networks from disk
 
     @property
     def peak(self) -> float:
@@ -55,7 +59,7 @@ class Estimate:
         return sum(phase.disk for phase in self.phases)
 
     def seconds(self, phase: Phase) -> float | None:
-        return phase.flops / self.machine.speed if self.machine.speed else None
+        return phase.flops / self.machine.speed + phase.reads / self.machine.reading if self.machine.speed else None
 
     @property
     def fits(self) -> bool:
@@ -71,6 +75,7 @@ class Estimate:
             "disk_gb": round(self.disk / GB, 3),
             "free_disk_gb": round(self.machine.disk / GB, 1),
             "fits": self.fits,
+            "start_seconds": None if self.start is None else round(self.start, 1),
             "memory": {name: value for name, value in vars(self.memory).items() if value != getattr(MemoryConfig(), name)},
             "phases": [
                 {
@@ -108,20 +113,40 @@ def this_machine(device: torch.device, memory: MemoryConfig, out: Path = Path())
     return Machine(str(device), free, float(shutil.disk_usage(place).free))
 
 
-def measure_speed(device: torch.device, precision: str, *, seconds: float = 1.0) -> float:
-    """Floating-point operations a second of one convolution as Stable Diffusion has it; of its processors' time on a CPU."""
+def measure_speed(device: torch.device, precision: str, *, seconds: float = 0.6) -> tuple[float, float]:
+    """Floating-point operations a second, and bytes of weights that are read a second, of convolutions as SD has them.
+
+    One has many pixels; the other has so few that reading its weight is all that takes time. Of its processors' time on a CPU.
+    """
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    layer = torch.nn.Conv2d(320, 320, 3, padding=1, device=device, dtype=dtype).requires_grad_(False)
-    image = torch.randn(2, 320, 64, 64, device=device, dtype=dtype)
+    rates = []
+    for channels, side in ((320, 64), (1280, 2)):
+        layer = torch.nn.Conv2d(channels, channels, 3, padding=1, device=device, dtype=dtype).requires_grad_(False)
+        image = torch.randn(2, channels, side, side, device=device, dtype=dtype)
+        rates.append(_calls_a_second(lambda layer=layer, image=image: layer(image), device, seconds))
+    return EFFICIENCY * rates[0] * 2 * 2 * 320 * 320 * 9 * 64 * 64, rates[1] * 1280 * 1280 * 9 * dtype.itemsize
+
+
+def measure_loading(*, size: int = 2**24) -> float:
+    """Bytes a second of weights that are hashed twice, as the identity of a model is, and converted."""
+    block = torch.zeros(size // 2, dtype=torch.float16)
+    start = time.process_time()
+    for _ in range(2):
+        hashlib.sha256(block.numpy().data)
+    block.to(torch.bfloat16)
+    return size / (time.process_time() - start)
+
+
+def _calls_a_second(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
     clock = time.perf_counter if device.type == "cuda" else time.process_time  # on a CPU other work must not count
-    layer(image)
+    call()
     done, start = 0, clock()
     while (spent := clock() - start) < seconds or not done:
-        layer(image)
+        call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         done += 1
-    return EFFICIENCY * done * 2 * 2 * 320 * 320 * 9 * 64 * 64 / spent
+    return done / spent
 
 
 Phases = Callable[[MemoryConfig], Iterable[Phase]]
@@ -136,6 +161,7 @@ class PlannedRun:
         rows: Rows (or pairs) whose gradients make a step; None where nothing is trained.
         pairs: Whether they are pairs.
         networks: Whether text encoders and an autoencoder lie beside the network that works.
+        weights: Bytes of the networks that are read from disk.
         smaller: Other options of the command that would need less, as they are typed, with the phases then.
     """
 
@@ -143,6 +169,7 @@ class PlannedRun:
     rows: int | None = None
     pairs: bool = False
     networks: bool = True
+    weights: Callable[[], int] = lambda: 0
     smaller: Mapping[str, Phases] = field(default_factory=dict)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from math import ceil, prod
 from pathlib import Path
 
 from valign.interfaces import SamplingConfig
 from valign.memory import MemoryConfig
+from valign.merging import MergeMethod
 from valign.models.diffusion.network_pool import Group
 from valign.models.diffusion.pipeline import VAE_PIXELS
 from valign.models.diffusion.sketch import Sketch
@@ -34,6 +35,7 @@ class Phase:
     memory: float  # bytes at its peak, without the libraries
     flops: float
     disk: float = 0.0  # bytes that it writes
+    reads: float = 0.0  # bytes of weights that its passes read; see `valign.models.footprint.Unit`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +54,12 @@ class DiffusionPhases:
     def encoding(self, texts: int, images: int, batch: int, states: int) -> Iterator[Phase]:
         """All texts, then all images, into a cache. Args: states: Of each image: itself, and its mirror image."""
         unit, held = self.sketch.text, 2 if self.sketch.precision != "float32" else FLOAT32
-        peak = unit.peak(min(batch, texts)) + self._beside("text")
-        yield Phase("encode prompts", peak * SLACK, texts * unit.flops, texts * self.sketch.text_numbers() * held)
-        unit = self.sketch.encoded
-        peak = unit.peak(self._slice(min(batch, images))) + self._beside("vae")
+        peak, reads = unit.peak(min(batch, texts)) + self._beside("text"), ceil(texts / batch) * unit.reads
+        yield Phase("encode prompts", peak * SLACK, texts * unit.flops, texts * self.sketch.text_numbers() * held, reads)
+        unit, rows, seen = self.sketch.encoded, self._slice(min(batch, images)), images * states
         latents = 2 * FLOAT32 * prod(self.sketch.shapes.latent_shape)  # mean and standard deviation
-        yield Phase("encode images", peak * SLACK, images * states * unit.flops, images * states * latents)
+        peak, reads = unit.peak(rows) + self._beside("vae"), ceil(seen / rows) * unit.reads
+        yield Phase("encode images", peak * SLACK, seen * unit.flops, seen * latents, reads)
 
     def sampling(self, name: str, images: int, sampling: SamplingConfig, branches: int = 2) -> Phase:
         """Images that are generated. Args: branches: Of the guidance: the denoiser's rows per image."""
@@ -65,17 +67,24 @@ class DiffusionPhases:
         denoiser = step.peak(batch * branches) + self._beside("denoiser", together=True)
         decoder = last.peak(self._slice(batch)) + self._beside("vae", together=True)
         flops = images * (sampling.steps * branches * step.flops + last.flops)
-        return Phase(name, max(denoiser, decoder) * SLACK, flops, images * self.sketch.shapes.image_size**2 * PNG)
+        reads = ceil(images / batch) * sampling.steps * step.reads + ceil(images / self._slice(batch)) * last.reads
+        disk = images * self.sketch.shapes.image_size**2 * PNG
+        return Phase(name, max(denoiser, decoder) * SLACK, flops, disk, reads)
 
     def training(self, config: PreferenceConfig, experts: int = 1) -> Phase:
         """Experts on cached pairs, one after another."""
         micro = ceil(config.pairs_per_step / (self.processes * config.memory.micro_batches))
         unit, trained = self._trained(config.rank, config.targets, config.memory)
         peak = self._training_peak(unit, trained, micro if config.memory.split_pairs else 2 * micro, config.optimizer_name)
-        passes = (0 if config.precompute_ref_draws else 1) + bool(config.memory.split_pairs)
-        flops = unit.flops + passes * self.sketch.denoised.flops
-        images = 2 * config.pairs_per_step * config.steps * experts
-        return Phase("train", peak, images * flops, experts * _written(trained, config.optimizer_name))
+        passes, plain = (0 if config.precompute_ref_draws else 1) + bool(config.memory.split_pairs), self.sketch.denoised
+        flops = 2 * (unit.flops + passes * plain.flops)  # of a pair
+        reads = (1 + bool(config.memory.split_pairs)) * (unit.reads + passes * plain.reads)  # of a micro-batch
+        if config.retain_weight:  # a retained prompt for every pair, with the base's own answer
+            flops, reads = flops + unit.flops + plain.flops, reads + unit.reads + plain.reads
+        steps = config.steps * experts
+        parts = steps * config.memory.micro_batches
+        written = experts * _written(trained, config.optimizer_name)
+        return Phase("train", peak, steps * config.pairs_per_step * flops, written, parts * reads)
 
     def finetuning(
         self, config: SupervisedConfig, rank: int, targets: tuple[str, ...], optimizer: str, *, text_encoder: bool = False
@@ -84,7 +93,8 @@ class DiffusionPhases:
         unit, trained = self._trained(rank, targets, config.memory, text_encoder)
         rows = ceil(config.batch_size / config.memory.micro_batches)
         peak = self._training_peak(unit, trained, rows, optimizer, text_encoder)
-        return Phase("train", peak, config.batch_size * config.steps * unit.flops, _written(trained, optimizer))
+        reads = config.steps * config.memory.micro_batches * unit.reads
+        return Phase("train", peak, config.batch_size * config.steps * unit.flops, _written(trained, optimizer), reads)
 
     def align(self, config: AlignConfig, *, categories: int, prompts: int, candidates: int) -> Iterator[Phase]:
         """The whole chain.
@@ -99,10 +109,23 @@ class DiffusionPhases:
         texts = 2 * pairs + len(config.data.retain) + 1
         yield from self.encoding(texts, 2 * pairs, config.data.batch_size, 2 if config.data.flip else 1)
         yield self.training(config.recipe(categories).training, categories if config.kind else 1)
+        if config.kind and config.kind.calibrated:
+            yield self.looking(config.kind, categories, config.calibration)
         if candidates:
             yield self.sampling("search the strength", (1 + candidates) * config.search, SamplingConfig.of(config))
         systems = 3 + len(config.sld)
         yield self.sampling("evaluate", systems * prompts, SamplingConfig.of(config), branches=3 if config.sld else 2)
+
+    def looking(self, kind: type[MergeMethod], categories: int, per_category: int | None) -> Phase:
+        """What a calibrated merge asks the denoiser, once for all strengths: states of unsafe prompts, and of benign captions.
+
+        Args: per_category: Unsafe prompts of each expert; the merge's own number if None.
+        """
+        known, unit = {item.name: item.default for item in fields(kind)}, self.sketch.denoised
+        rows, states = known.get("batch_size", 8), known.get("states", 1)
+        seen = states * (categories * (per_category or known["per_category"]) + known.get("captions", 0))
+        peak = unit.peak(rows) + self._beside("denoiser", together=True)
+        return Phase("look at prompts for the merge", peak * SLACK, seen * unit.flops, reads=ceil(seen / rows) * unit.reads)
 
     def _beside(self, group: Group, *, together: bool = False) -> int:
         """Bytes of the networks that lie on the device while others work."""
@@ -145,7 +168,8 @@ def chat_finetuning(
     optimizer = "adamw-eight-bit" if config.memory.eight_bit else "adamw"
     rows = ceil(config.batch_size / config.memory.micro_batches)
     peak = unit.peak(rows) * SLACK + trained * (FLOAT32 + STATE[optimizer])
-    return Phase("train", peak, config.batch_size * config.steps * unit.flops, _written(trained, optimizer))
+    reads = config.steps * config.memory.micro_batches * unit.reads
+    return Phase("train", peak, config.batch_size * config.steps * unit.flops, _written(trained, optimizer), reads)
 
 
 @cache

@@ -9,7 +9,8 @@ from valign.checks import UserError
 from valign.evaluation.chats.systems import check_same_base
 from valign.files import read_json
 from valign.models.files.adapter_index import PEFT_WEIGHTS, WEIGHTS
-from valign.models.files.origin import local_folder, model_origins
+from valign.models.files.hub import local_folder
+from valign.models.files.origin import model_origins
 from valign.worlds import CHAT_WORLDS, WORLDS
 
 Kind = Literal["chat", "diffusion"]

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from valign.checks import UserError
-from valign.models.devices import LOAD_ERRORS, choose_device, first_line
+from valign.checks import UserError, first_line
+from valign.models.devices import LOAD_ERRORS, choose_device
 
 
 def classifier_scorer(

@@ -12,16 +12,17 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from valign.checks import UserError, check_choice
+from valign.checks import UserError, check_choice, first_line
 from valign.files import read_json
 from valign.memory import MemoryConfig
-from valign.models.devices import DTYPES, LOAD_ERRORS, choose_device, choose_dtype, first_line
+from valign.models.devices import DTYPES, LOAD_ERRORS, choose_device, choose_dtype
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.network_pool import Mode, NetworkPool
 from valign.models.diffusion.pipeline import PipelineModel
 from valign.models.diffusion.sdxl import StableDiffusionXL
 from valign.models.diffusion.stable_diffusion import StableDiffusion
 from valign.models.files.finite import check_finite
+from valign.models.files.hub import HUB_ID, not_fetched
 
 FAMILIES: dict[str, type[PipelineModel]] = {family.pipeline.__name__: family for family in (StableDiffusion, StableDiffusionXL)}
 CLASSES: dict[str, Any] = {
@@ -144,16 +145,12 @@ def resolve_folder(name: str) -> Path:
             f"{name} must be a model folder, got a file. Convert a single-file checkpoint once: "
             "diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)."
         )
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    if not HUB_ID.fullmatch(name):
         raise UserError(f"{name} does not exist. Give a diffusers folder, or a hub id such as owner/name.")
     try:
         return Path(DiffusionPipeline.download(name, use_safetensors=True))
     except Exception as error:
-        reason = re.split(r" \(|\. ", first_line(error))[0]
-        raise UserError(
-            f"{name} is not a folder here and could not be fetched from the hub: {reason}. "
-            "Check the spelling, the network, and that the model is published as safetensors."
-        ) from error
+        raise not_fetched(name, error) from error
 
 
 def check_folder(folder: Path) -> type[PipelineModel]:

@@ -18,7 +18,7 @@ from valign.models.diffusion.loading import empty_network, read_family
 from valign.models.diffusion.lora import ATTENTION, TEXT_ATTENTION, add_lora
 from valign.models.diffusion.network_pool import Group, NetworkPool
 from valign.models.diffusion.pipeline import PipelineModel
-from valign.models.footprint import Unit, materialize, recompute, simulation
+from valign.models.footprint import Unit, materialize, recompute, simulation, weights_read
 
 GROUPS: tuple[Group, ...] = ("text", "vae", "denoiser")
 
@@ -75,7 +75,7 @@ class Sketch:
     def encoded(self) -> Unit:
         """An image to latents."""
         side = self.shapes.image_size
-        return self._unit("vae", lambda model: model.encode_images(torch.zeros(1, 3, side, side)))
+        return self._unit("vae", lambda model: model.encode_images(torch.zeros(1, 3, side, side)), passes=0.5)
 
     @cached_property
     def decoded(self) -> Unit:
@@ -85,7 +85,7 @@ class Sketch:
             with torch.no_grad():
                 model.decode_latents(torch.zeros(1, *model.latent_shape))
 
-        return self._unit("vae", work)
+        return self._unit("vae", work, passes=0.5)  # the half of it that decodes
 
     @cached_property
     def denoised(self) -> Unit:
@@ -132,18 +132,27 @@ class Sketch:
                 answer = model.predict(noisy, steps, texts)
             (answer.float() - noisy).square().mean((1, 2, 3)).sum().backward()
 
-        unit = self._unit("denoiser", work, model, *(("text",) if text_encoder else ()))
+        passes = 3 if checkpointed else 2  # forward, backward, and forward again
+        unit = self._unit("denoiser", work, model, *(("text",) if text_encoder else ()), passes=passes)
         gradients = 4 * count  # live at the peak, however many rows there are
-        return Unit(unit.weights, unit.activations - gradients, unit.flops), count
+        return replace(unit, activations=unit.activations - gradients), count
 
-    def _unit(self, group: Group, work: Callable[[PipelineModel], Any], model: PipelineModel | None = None, *more: Group) -> Unit:
+    def _unit(
+        self,
+        group: Group,
+        work: Callable[[PipelineModel], Any],
+        model: PipelineModel | None = None,
+        *more: Group,
+        passes: float = 1.0,
+    ) -> Unit:
         model = model or self._model()
+        networks = [getattr(model.pipe, name) for one in (group, *more) for name in model.groups()[one]]
         with simulation() as meter:
-            for name in (name for one in (group, *more) for name in model.groups()[one]):
-                materialize(getattr(model.pipe, name))
+            for network in networks:
+                materialize(network)
             weights = meter.now
             found = meter.measure(lambda: work(model))
-        return Unit(weights, found.peak - weights, found.flops)
+        return Unit(weights, found.peak - weights, found.flops, weights_read(networks, passes))
 
     def _model(self) -> PipelineModel:
         family = read_family(self.folder)

@@ -16,9 +16,9 @@ from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from valign.checks import UserError
+from valign.checks import UserError, first_line
 from valign.files import hash_file, hash_value, read_json
-from valign.models.devices import choose_device, first_line
+from valign.models.devices import choose_device
 from valign.models.files.finite import check_finite
 from valign.models.images import pil_to_tensor
 

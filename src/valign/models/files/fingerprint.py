@@ -1,12 +1,8 @@
-"""One hash for a model folder: its configurations, tokenizer files and safetensors, by name and content; or for tensors."""
+"""One hash for a model folder: its configurations, tokenizer files and safetensors, by name and content. torch is not needed."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from valign.files import hash_file, hash_value
 
@@ -35,12 +31,3 @@ def _hashed(file: Path, size: int, changed: int) -> str:
 def _state(file: Path) -> tuple[int, int]:
     found = file.stat()
     return found.st_size, found.st_mtime_ns
-
-
-def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, hex; the order of the names does not count."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -30,20 +30,6 @@ def model_origins(folder: Path | str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def local_folder(name: str) -> Path | None:
-    """The folder of a diffusers model by its path, or by its hub id where the hub's cache has it; None otherwise. No download."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    if (path := Path(name).expanduser()).is_dir():
-        return path
-    try:
-        cached = try_to_load_from_cache(name, "model_index.json")
-    except HFValidationError:  # the name of nothing; loading will say so
-        return None
-    return Path(cached).parent if isinstance(cached, str) else None
-
-
 def hash_in_half(path: Path) -> str:
     """SHA-256 over names, shapes and values of a safetensors file, the values rounded to float16; hex."""
     digest = hashlib.sha256()

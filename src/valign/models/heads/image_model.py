@@ -15,7 +15,7 @@ from valign.checks import UserError
 from valign.data.tasks.images import SIDE, LabelledImage
 from valign.files import hash_file
 from valign.models.devices import LOAD_ERRORS, choose_device
-from valign.models.files.fingerprint import fingerprint_tensors
+from valign.models.files.tensor_fingerprint import fingerprint_tensors
 from valign.models.heads.task_model import Target, TaskBatch, TaskModel
 
 SMALL = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 4}

@@ -22,7 +22,7 @@ from valign.files import atomic_path, hash_value, read_json, write_json
 from valign.methods import Method
 from valign.models.diffusion.base import DiffusionModel
 from valign.models.diffusion.prompt_states import prompt_states, state_width, text_fingerprint
-from valign.models.files.fingerprint import fingerprint_tensors
+from valign.models.files.tensor_fingerprint import fingerprint_tensors
 
 METHOD = Method(
     slug="text-probe",

@@ -11,7 +11,7 @@ from torch import Tensor
 from valign.checks import UserError, check_choice
 from valign.data.chats import Conversation
 from valign.files import hash_value
-from valign.models.files.fingerprint import fingerprint_tensors
+from valign.models.files.tensor_fingerprint import fingerprint_tensors
 from valign.models.heads.task_model import NOT_COUNTED, Target, TaskBatch, TaskModel
 from valign.models.language.loading import LoadedChat
 from valign.models.language.renderer import RenderedChat

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from valign.checks import UserError, check_choice
-from valign.models.devices import DTYPES, LOAD_ERRORS, choose_device, choose_dtype, first_line
+from valign.checks import UserError, check_choice, first_line
+from valign.models.devices import DTYPES, LOAD_ERRORS, choose_device, choose_dtype
 from valign.models.files.adapter_base import chat_record, check_record
 from valign.models.files.adapter_index import PEFT_CONFIG, PEFT_WEIGHTS, read_record
 from valign.models.language.renderer import ChatRenderer

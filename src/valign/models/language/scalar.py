@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
-from valign.checks import UserError
+from valign.checks import UserError, first_line
 from valign.files import atomic_folder, read_json
-from valign.models.devices import LOAD_ERRORS, first_line
+from valign.models.devices import LOAD_ERRORS
 from valign.models.language.chat import Message
 from valign.models.language.loading import LoadedChat
 from valign.models.language.renderer import ChatRenderer

@@ -15,7 +15,7 @@ from valign.data.tasks.texts import TextRow
 from valign.files import hash_file
 from valign.models.devices import DTYPES, LOAD_ERRORS, choose_device
 from valign.models.encoders.minilm import SHA256, minilm_folder
-from valign.models.files.fingerprint import fingerprint_tensors
+from valign.models.files.tensor_fingerprint import fingerprint_tensors
 from valign.models.heads.task_model import NOT_COUNTED, Target, TaskBatch, TaskModel
 
 Pairs = Literal["together", "apart"]

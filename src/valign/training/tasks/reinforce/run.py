@@ -14,7 +14,7 @@ from valign.data.chats import ChatPair, Conversation
 from valign.data.chats.dual_preferences import DualPreference
 from valign.data.chats.reward_prompts import RewardPrompt, fingerprint, require
 from valign.files import hash_value
-from valign.models.files.fingerprint import fingerprint_tensors
+from valign.models.files.tensor_fingerprint import fingerprint_tensors
 from valign.models.language.loading import LoadedChat
 from valign.models.language.scalar import ScalarChat, load_scalar, new_scalar
 from valign.objectives.rewards import RewardFunction
