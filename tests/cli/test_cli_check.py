@@ -25,6 +25,8 @@ PLACES = ("--before", "chat", "--after", "chat", "--policy", "chat")
         (*PLACES, "--max-drift", "7", "--out", "x"),
         (*PLACES, "--max-drift", "much", "--out", "x"),
         (*PLACES, "--judge", "nobody", "--out", "x"),
+        (*PLACES, "--anyway", "--out", "x"),
+        (*PLACES, "--steps", "3", "--out", "x"),
         ("--before", "chat", "--after", "nowhere", "--policy", "chat", "--out", "x"),
         (*PLACES, "--policy", "nowhere.yaml", "--out", "x"),
     ],

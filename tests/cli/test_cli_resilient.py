@@ -34,7 +34,7 @@ def test_an_audit_of_images_needs_images_and_a_detector(tiny_sd, tmp_path):
         run(audit.app, "fragility", "--model", tiny_sd, "-o", tmp_path / "out")
     with pytest.raises(ValueError, match="--task must be one of benign-outline"):
         run(audit.app, "fragility", "--model", "shapes", "--task", "counterparts", "-o", tmp_path / "out")
-    with pytest.raises(UserError, match="A judge of answers has no effect on images"):
+    with pytest.raises(UserError, match="--judge has no effect on a diffusion model"):
         run(audit.app, "fragility", "--model", "shapes", "--judge", "phrases", "-o", tmp_path / "out")
 
 

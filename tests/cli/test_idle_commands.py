@@ -6,6 +6,8 @@ from typer.testing import CliRunner
 from valign.checks import UserError
 from valign.cli.root import build
 
+SHAPES = "--base shapes --before shapes --after shapes -p shapes"
+CHATS = "--before chat --after chat:base"
 FINETUNE = "finetune --model minilm --data . --out o --task"
 
 
@@ -46,6 +48,19 @@ FINETUNE = "finetune --model minilm --data . --out o --task"
         ),
         ("train rl --model m --data p.csv --out o --method grpo --chat c", "--chat has no effect with --method grpo"),
         ("train rl --model m --data p.csv --out o --method grpo-lagrangian --set gae=0.9", "gae has no effect with --method"),
+        (f"repair --base chat:base {CHATS} -p chat -o o --seed 1 --steps 3", "--steps has no effect on a chat model"),
+        (f"repair --base chat:base {CHATS} -p chat -o o --detector oracle", "--detector has no effect on a chat model"),
+        (f"repair {SHAPES} -o o --max-tokens 9", "--max-tokens has no effect on a diffusion model"),
+        (f"repair {SHAPES} -o o --judge phrases", "--judge has no effect on a diffusion model"),
+        (f"repair {SHAPES} -o o --samples 3 -s mine.csv", "--samples has no effect beside --suite"),
+        (f"repair --base chat:base {CHATS} -p chat -o o --anyway", "--anyway has no effect without an adapter"),
+        ("driftcheck run -m a=chat -m b=chat:base -o o --anyway", "--anyway has no effect without an adapter"),
+        ("red-eval --model chat -t t.txt -o o --anyway", "--anyway has no effect without an adapter"),
+        ("audit fragility -m chat -o o --set image_batch=4", "--set asked.image_batch has no effect on a chat model"),
+        ("audit fragility -m shapes -o o --task benign-tilted -d p.csv", "--task has no effect with --data"),
+        ("bench methods --pairs 3", "--pairs has no effect on shapes, which brings its own"),
+        ("evaluate --judge-images . -o o --suite shapes", "--suite has no effect on images that were made elsewhere"),
+        ("evaluate --judge-images . -o o --precision bfloat16", "--precision has no effect on images that were made elsewhere"),
         ("generate lamp --model shapes -o o.png --anyway", "--anyway has no effect without --adapter"),
         ("serve --model shapes --anyway", "--anyway has no effect without --adapter"),
         ("evaluate --model shapes --suite shapes -o o --anyway", "--anyway has no effect without --adapter"),

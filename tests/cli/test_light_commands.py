@@ -64,12 +64,37 @@ print(f"loaded={{[name for name in {heavy!r} if name in sys.modules]}} code={{co
         (["detector", "fit", "--clip", "shapes", "nowhere", "-o", "d"], 2),
         (["detector", "import", "nowhere", "--map", "a=b", "-o", "d"], 2),
         (["report", "nowhere", "--csv", "x.csv"], 2),
+        (["generate", "a lamp", "-o", "a.png", "--model", "models/sd16"], 2),
+        (["generate", "a lamp", "-o", "a.png", "--model", "base", "--adapter", "other"], 2),
+        (["evaluate", "--model", "base", "--adapter", "mine=other", "-o", "o", "--detector", "nudenet"], 2),
+        (["attack", "--model", "shapes", "--system", "grd", "-o", "o"], 2),
+        (["realign", "resta", "--base", "b", "--aligned", "nowhere/at", "--finetuned", ".", "-o", "o"], 2),
+        (["realign", "somf", "--base", "b", "--aligned", ".", "--finetuned", ".", "-o", "o", "--spce", "x"], 2),
+        (["merge", "regmean", "mine=nowhere", "-o", "o"], 2),
+        (["merge", "co-merge", ".", "-o", "o", "--states", "0"], 2),
+        (["merge", "plan", "nowhere"], 2),
+        (["bench", "methods", "--category", "hat"], 2),
+        (["align", "--model", "shapes", "--category", "hat", "--detector", "oracle", "-o", "o"], 2),
+        (["align", "--model", "shapes", "-o", "o"], 2),
+        (["align", "--model", "shapes", "-o", "o", "--detector", "oracle", "--column", "prompt"], 2),
+        (["evaluate", "--model", "shapes", "-o", "o", "--precision", "bfloat61"], 2),
+        (["estimate", "--model", "sd15", "--command", "algn"], 2),
+        (["adapter", "fuse", "shapes", "nowhere", "out"], 2),
+        (["detector", "show", "nowhere"], 2),
+        (["driftcheck", "run", "-m", "a=chat", "-m", "b=nowhere", "-o", "o"], 2),
+        (["check", "--before", "chat", "--after", "chat:base", "-p", "chat", "-o", "o", "--judge", "phrasse"], 3),
+        (["world", "sheet", "shpes"], 2),
     ],
 )
 def test_light_commands_and_their_refusals_import_no_heavy_library(tmp_path, arguments, code):
     (tmp_path / "flux").mkdir()
     (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     names = [f"unet.mid_block.attentions.0.to_q.lora_{half}.weight" for half in "AB"]
+    for folder in ("base", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "base" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (tmp_path / "other" / "valign.json").write_text('{"base": "theirs", "base_fingerprint": "abc", "family": "sdxl"}')
+    save_file({name: np.ones((2, 2), "float32") for name in names}, tmp_path / "other" / "pytorch_lora_weights.safetensors")
     save_file({name: np.ones((2, 2), "float32") for name in names}, tmp_path / "lora.safetensors")
     (tmp_path / "prompts.csv").write_text("prompt,label\na lamp,0\n")
     program = CODE.format(arguments=arguments, heavy=HEAVY)

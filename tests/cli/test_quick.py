@@ -8,22 +8,26 @@ import pytest
 import typer.main
 
 from valign.adapters.registry import ADAPTERS
-from valign.checks import UserError, option
+from valign.checks import UserError, declared_options, option
 from valign.cli.options import Configured
 from valign.cli.quick import (
     FAMILIES,
     bundled,
     fields_in,
     fields_of,
+    own_words,
     refuse_missing,
     refuse_model,
     refuse_out_of_range,
     refuse_unknown,
+    table_row,
     typed_fields,
 )
 from valign.cli.root import build
 from valign.data.images.filters import FILTERS
 from valign.data.images.pairs import PAIRINGS
+from valign.merging import MERGES
+from valign.merging.realign import REALIGN
 from valign.models.diffusion import loading
 from valign.objectives import PRESERVING
 from valign.optimizers.registry import OPTIMIZERS, PERTURBATIONS
@@ -118,7 +122,6 @@ def test_models_are_told_by_their_index(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "install.md").read_text(encoding="utf-8")
     assert all(f"`{family}`" in page for family in FAMILIES)
     assert set(WORLDS) <= set(bundled())
-    refuse_model("owner/name")
     refuse_model("shapes")
     with pytest.raises(UserError, match=r"shapse does not exist\..* Did you mean 'shapes'"):
         refuse_model("shapse")
@@ -126,9 +129,52 @@ def test_models_are_told_by_their_index(tmp_path):
     refuse_model("sd15", models=("sd15",))
     with pytest.raises(UserError, match=r"sd16 does not exist\..* Did you mean 'sd15'"):
         refuse_model("sd16", models=("sd15",))
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({"_class_name": "FluxPipeline"}))
     with pytest.raises(UserError, match=r"must be one of StableDiffusionPipeline, StableDiffusionXLPipeline; got FluxPipeline"):
         refuse_model(str(tmp_path), any_model=True)
+
+
+def test_a_model_of_the_hub_is_asked_for_before_anything_is_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "sd15").mkdir(parents=True)
+    index, asked = tmp_path / "model_index.json", []
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: None)
+    monkeypatch.setattr("huggingface_hub.model_info", lambda name, timeout: asked.append((name, timeout)))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(index))
+    index.write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    refuse_model("owner/name")
+    index.write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(UserError, match=r"must be one of StableDiffusionPipeline, StableDiffusionXLPipeline; got FluxPipeline"):
+        refuse_model("owner/name")
+    assert asked == [("owner/name", 5)] * 2
+
+    def unknown(name, timeout):
+        raise OSError("404 Client Error. (Request ID: x)\nmore")
+
+    monkeypatch.setattr("huggingface_hub.model_info", unknown)
+    message = (
+        r"^models/sd16 is not a folder here and could not be fetched from the hub: 404 Client Error\. Did you mean 'models/sd15'"
+    )
+    with pytest.raises(UserError, match=message):
+        refuse_model("models/sd16")
+
+
+def test_options_of_base_classes_and_rows_of_tables_are_read_from_the_source():
+    for name, kind in {**MERGES, **REALIGN}.items():
+        table = "valign.merging:MERGES" if name in MERGES else "valign.merging.realign:REALIGN"
+        assert set(fields_of(table_row(table, name))) == set(declared_options(kind)), name
+    assert table_row("valign.merging:MERGES", "regmean") == "valign.merging.regmean:RegMean"
+    with pytest.raises(LookupError, match="has no row nothing"):
+        table_row("valign.merging:MERGES", "nothing")
+    assert fields_of("valign.memory:MemoryConfig")["precision"].choices == ("auto", "float32", "bfloat16", "float16")
+
+
+def test_words_without_the_options_of_the_parts():
+    known = typed_fields({"memory": "valign.memory:MemoryConfig"}, {}, [])
+    assert known["--phased"].kind == "bool"
+    line = "a --accumulation 2 b --phased c --precision=float32 --set x=1 d --config f.yaml -o e -- --accumulation"
+    assert own_words(line.split(), known) == ["a", "b", "c", "d", "-o", "e", "--", "--accumulation"]
 
 
 def test_files_to_read_must_be_there(tmp_path):

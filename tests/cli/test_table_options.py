@@ -5,7 +5,9 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from valign.cli.common import TableOptions
+from valign.checks import UserError
+from valign.cli.common import PromptTableOptions, TableOptions
+from valign.cli.early import refuse_other_tables
 from valign.cli.options import Configured
 from valign.cli.root import build
 from valign.data.prompts.tables import TableReading
@@ -96,3 +98,18 @@ def test_a_check_reads_labelled_answers_of_other_columns(monkeypatch):
 def test_columns_of_a_second_table_are_not_looked_for_in_the_first():
     whole = TableReading(columns={"prompt": "ask", "answer": "reply"}, fill={"label": 1})
     assert whole.without(("answer",)) == TableReading(columns={"prompt": "ask"}, fill={"label": 1})
+
+
+def test_another_table_has_names_of_its_own():
+    given = PromptTableOptions(column=("prompt=ask", "suite.prompt=text", "suite.label=bad"))
+    reading = given.reading()
+    assert reading.columns == {"prompt": "ask"}
+    assert reading.beside("suite").columns == {"prompt": "text", "label": "bad"}
+    assert reading.beside("retain").columns == {"prompt": "ask"}
+    with pytest.raises(UserError, match=r"--column must name one of .*; got promt\. Did you mean 'prompt'"):
+        PromptTableOptions(column=("suite.promt=text",)).reading()
+    with pytest.raises(
+        UserError, match=r"^--column suit\.prompt=text must name a table's option .*, got suit\. Did you mean '--suite'"
+    ):
+        refuse_other_tables(["--column", "suit.prompt=text"], ["--suite", "--retain"])
+    refuse_other_tables(["--column=suite.prompt=text", "--column", "prompt=a.b"], ["--suite"])

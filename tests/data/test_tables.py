@@ -173,3 +173,6 @@ def test_columns_are_renamed_and_blanks_filled(tmp_path):
         read_table(tmp_path / "a.csv", TableReading(columns={"prompt": "captoin"}))
     beside = TableReading(columns={"kind": "sort", "prompt": "caption"}, fill={"label": 1}).beside()
     assert read_table(tmp_path / "a.csv", beside)[1] == {"caption": "two", "kind": "loud", "prompt": "two"}
+    both = TableReading(columns={"prompt": "ask"}, of_others={"suite": {"prompt": "caption"}})
+    assert read_table(tmp_path / "a.csv", both.beside("suite"))[0]["prompt"] == "one"
+    assert "prompt" not in read_table(tmp_path / "a.csv", both.beside("retain"))[0]

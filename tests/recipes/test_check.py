@@ -209,20 +209,6 @@ def test_other_policies_need_requests(tmp_path):
         check("chat", "chat", load_policy("default"), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("places", "policy", "given", "more", "message"),
-    [
-        (("chat", "chat:base"), "chat", ["seed", "steps"], {}, "--steps has no effect on a chat model"),
-        (("chat", "chat:base"), "chat", ["detector"], {}, "--detector has no effect on a chat model"),
-        (("shapes", "shapes"), "shapes", ["max_tokens"], {}, "--max-tokens has no effect on a diffusion model"),
-        (("shapes", "shapes"), "shapes", ["samples"], {"suite": "own.csv"}, "--samples has no effect beside --suite"),
-    ],
-)
-def test_options_without_effect_are_refused(places, policy, given, more, message, tmp_path):
-    with pytest.raises(UserError, match=message):
-        check(*places, load_policy(policy), tmp_path, given=given, **more)
-
-
 def test_requests_that_were_trained_on_are_refused(tmp_path):
     from valign.worlds.chat.judge import chat_cases
 

@@ -140,8 +140,8 @@ def command(
         raise UserError(NO_DETECTOR)
     rules = load_policy(policy)
     tables = record(ctx, SourceOptions)
-    source, beside = tables.open(rules), tables.reading().beside()
-    tested = resolve_suite(suite, rules, beside=beside) if suite else policy_suite(rules)
+    source, reading = tables.open(rules), tables.reading()
+    tested = resolve_suite(suite, rules, beside=reading.beside("suite")) if suite else policy_suite(rules)
     world = world_of(model, rules)
     judge, reader, encoder = (
         resolve_detector(looks.detector, model=model),
@@ -163,7 +163,7 @@ def command(
     counted_categories(tested, judge, wanted)
     own = world_tuning(world, tested, per_concept=PER_CONCEPT, seed=int(chain.get("seed", 0))) if world else None
     tuning = of_categories(own, wanted) if own else None
-    data = DataConfig(**given | ({"retain": read_retained(retain, rules, beside)} if retain else {}))
+    data = DataConfig(**given | ({"retain": read_retained(retain, rules, reading)} if retain else {}))
     refuse_idle(data, changes(ctx, DataConfig))
     check_trackers(changes(ctx, PreferenceConfig).get("trackers", ()))
     trained = {"flip": data.flip, "seed": data.seed} | changes(ctx, PreferenceConfig, DiffusionDPO)

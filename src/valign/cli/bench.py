@@ -22,7 +22,7 @@ from valign.cli.common import (
     resolve_suite,
 )
 from valign.cli.early import refuse_categories
-from valign.cli.options import changes, configured, record
+from valign.cli.options import changes, configured, record, refuse_given
 from valign.cli.quick import bundled
 
 if TYPE_CHECKING:
@@ -90,14 +90,10 @@ def methods(
     """
     from valign.cli.evaluate import print_summary
 
-    given = changes(ctx, OwnModelOptions, PromptTableOptions)
     if find_world(model):
         from valign.experiments.methods.bench import bench_methods
 
-        if given:
-            raise UserError(
-                f"--{next(iter(given)).replace('_', '-')} has no effect on {model}, which brings its own. Leave it out."
-            )
+        refuse_given(ctx, f"on {model}, which brings its own", parts=(OwnModelOptions, PromptTableOptions))
         shapes, configs = _configs(budget or "full", seeds, category or [])
         summary = bench_methods(shapes, resolve_model(shapes.name), folder, configs)
     else:
@@ -138,7 +134,10 @@ def _own_model(
     assert given.prompts is not None
     rules, reading = load_policy(given.policy), table.reading()
     wanted = tuple(rules.category(name).id for name in categories) or None
-    tests, judge = resolve_suite(str(given.suite), rules, beside=reading.beside()), resolve_detector(given.detector, model=model)
+    tests, judge = (
+        resolve_suite(str(given.suite), rules, beside=reading.beside("suite")),
+        resolve_detector(given.detector, model=model),
+    )
     keeper = resolve_detector(given.filter_detector, model=model) if given.filter_detector else None
     counted_categories(tests, judge, wanted or rules.category_ids())
     retain, clip = read_retained(given.retain, rules, reading), resolve_clip(given.clip, model=model)

@@ -15,7 +15,7 @@ from typer import Context, Exit, Option
 
 from valign.cli.common import Anyway, PromptTableOptions, err, example, out
 from valign.cli.judges import MeasuredJudgeOptions
-from valign.cli.options import changes, configured, record
+from valign.cli.options import configured, record, refuse_given
 
 ERROR = 3  # exit code: nothing can be said
 
@@ -125,6 +125,7 @@ def command(
     from valign.policy import load_policy
     from valign.recipes.check import CheckOptions, check
 
+    refuse_idle_checking(ctx, before, after, base, suite)
     table, judging = record(ctx, PromptTableOptions), record(ctx, MeasuredJudgeOptions)
     result = check(
         before,
@@ -144,7 +145,6 @@ def command(
         trained_on=_texts(trained_on, table),
         device=device,
         anyway=anyway,
-        given=typed_for_check(ctx),
     )
     if json:
         print(dumps(result, indent=2))
@@ -153,14 +153,22 @@ def command(
     sys.exit(result["exit_code"])
 
 
-def typed_for_check(ctx: Context) -> list[str]:
-    """Options that were given and concern one kind of model, or a world's own prompts."""
-    from valign.interfaces import SamplingConfig
-    from valign.recipes.check import CheckOptions
+def refuse_idle_checking(ctx: Context, before: str, after: str, base: str, suite: str) -> None:
+    """Refuse options that do nothing for these models and prompts, by the models' files alone."""
+    from dataclasses import fields
 
-    source = ctx.get_parameter_source("detector")
-    own = ["detector"] if source is not None and source.name != "DEFAULT" else []
-    return [*own, *changes(ctx, CheckOptions, SamplingConfig)]
+    from valign.interfaces import SamplingConfig
+    from valign.recipes.subjects import find_subjects
+
+    sides = find_subjects(before, after, base=base)
+    images = ("detector", *(item.name for item in fields(SamplingConfig) if item.name != "seed"))
+    answers = ("max_tokens", "answer_batch", "judge", "judge_labels", "refusal")
+    kind = sides[0].kind
+    refuse_given(ctx, f"on a {kind} model", *(images if kind == "chat" else answers))
+    if suite:
+        refuse_given(ctx, "beside --suite", "samples")
+    if all(side.adapter is None for side in sides):
+        refuse_given(ctx, "without an adapter", "anyway")
 
 
 def _texts(sources: list[Path], table: PromptTableOptions) -> list[str]:
@@ -175,7 +183,7 @@ def _texts(sources: list[Path], table: PromptTableOptions) -> list[str]:
         if pairs.name == "pairs.parquet":
             found += [text for pair in load_pairs(pairs) for text in (pair.unsafe, pair.safe)]
         else:
-            found += prompt_texts(source, reading=table.reading(also=ANSWER_COLUMNS).beside())
+            found += prompt_texts(source, reading=table.reading(also=ANSWER_COLUMNS).beside("trained-on"))
     return found
 
 

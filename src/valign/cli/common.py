@@ -236,14 +236,20 @@ def _check_world(option: str, world: World, model: str) -> None:
 class TableOptions:
     """How the columns of the command's tables are read."""
 
-    column: tuple[str, ...] = option((), help="NAME=THEIRS: the file's own name of a column, e.g. prompt=caption")
+    column: tuple[str, ...] = option(
+        (), help="NAME=THEIRS: the file's own name of a column, as prompt=caption; another table's: OPTION.NAME=THEIRS"
+    )
     fill: tuple[str, ...] = option((), help="NAME=VALUE: what the file lacks or leaves blank, e.g. label=1 or category=hate")
 
     def reading(self) -> TableReading:
         """Raises: UserError for another form than NAME=VALUE."""
         from valign.data.prompts.tables import TableReading
 
-        return TableReading(columns=values_by_name("--column", self.column), fill=values_by_name("--fill", self.fill))
+        columns, of_others = {}, dict[str, dict[str, str]]()
+        for name, theirs in values_by_name("--column", self.column).items():
+            table, separator, inner = name.partition(".")
+            (of_others.setdefault(table, {}) if separator else columns)[inner or name] = theirs
+        return TableReading(columns=columns, fill=values_by_name("--fill", self.fill), of_others=of_others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +263,8 @@ class PromptTableOptions(TableOptions):
         from valign.data.prompts.records import named_columns
 
         found = super().reading()
-        named_columns(found.without(also).columns)
+        for columns in (found.columns, *found.of_others.values()):
+            named_columns({name: theirs for name, theirs in columns.items() if name not in also})
         return found
 
 

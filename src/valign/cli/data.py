@@ -221,7 +221,7 @@ def read(
     for reason, count in {**prompts.dropped, **pairs.dropped}.items():
         out.print(f"not used: {count} {reason.replace('_', ' ')}")
     if against:
-        seen = measure_overlap(prompt_texts(against, reading=reading.beside()), prompts.rows)
+        seen = measure_overlap(prompt_texts(against, reading=reading.beside("against")), prompts.rows)
         out.print(f"{seen.rows} of {seen.test} prompts ({seen.share:.1%}) stand in {against.name} too", soft_wrap=True)
 
 
@@ -296,7 +296,7 @@ def read_retained(path: Path | None, policy: "Policy", reading: "TableReading | 
 
     if path is None:
         return ()
-    as_safe = replace((reading or AS_IT_IS).beside(), fill={"label": 0})
+    as_safe = replace((reading or AS_IT_IS).beside("retain"), fill={"label": 0})
     rows = scan_prompts(path, reading=as_safe, known=policy.category_ids()).rows
     found = tuple(dict.fromkeys(row.prompt for row in rows if row.label == 0))
     if not found:

@@ -83,6 +83,8 @@ def run(
         raise UserError("--model must have names of their own, got one twice. Give NAME=PLACE.")
     first = next(iter(places.values()))
     subjects = {name: find_subjects(first, place)[1] for name, place in places.items()}
+    if all(one.adapter is None for one in subjects.values()):
+        refuse_given(ctx, "without an adapter", "anyway")
     named, table = record(ctx, AnswerJudgeOptions).resolve(), record(ctx, PromptTableOptions)
     if toxicity is None:
         refuse_given(ctx, "without --toxicity", "toxic_label")

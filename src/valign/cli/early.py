@@ -212,6 +212,16 @@ def refuse_unpaired(flag: str, text: str) -> None:
         raise UserError(f"{flag} must be NAME=VALUE, got {text!r}.")
 
 
+def refuse_other_tables(args: Sequence[str], flags: Collection[str]) -> None:
+    """Refuse ``--column OPTION.NAME=THEIRS`` of an option that the command does not have. Args: flags: All that it has."""
+    for flag, text in given_values(args):
+        table, separator, _ = text.partition("=")[0].partition(".")
+        if flag == "--column" and separator and f"--{table}" not in flags:
+            raise UserError(
+                f"--column {text} must name a table's option before the dot, got {table}.{close_to(f'--{table}', flags)}"
+            )
+
+
 def refuse_fidelity(flag: str, name: str) -> None:
     """Refuse what reads no images."""
     check_choice(flag, name, ["oracle", "none", *bundled()])

@@ -32,7 +32,7 @@ from valign.cli.common import (
 )
 from valign.cli.early import refuse_other_base
 from valign.cli.fitting import fit_sampling
-from valign.cli.options import changes, configured, record, refuse_given
+from valign.cli.options import configured, record, refuse_given
 from valign.memory import PAIRS, SAMPLING, TRAINING, MemoryConfig
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def command(
 
     rules, table = load_policy(policy or (world.policy if world else "default")), record(ctx, PromptTableOptions)
     tests = resolve_suite(suite, rules, table)
-    _refuse_trained(tests, inputs.trained_on, table.reading().beside())
+    _refuse_trained(tests, inputs.trained_on, table.reading().beside("trained-on"))
     judge = resolve_detector(looks.detector or suite, model=model)
     reader = resolve_fidelity(looks.fidelity or (suite if world else "none"), model=model)
     encoder = resolve_clip(looks.clip or (suite if world else "none"), model=model)
@@ -182,7 +182,7 @@ def _judge_images(ctx: Context, inputs: EvaluationInputs, model: str, policy: st
     same_prompts(first, others)
     if not inputs.skip_unreadable:
         refuse_unreadable(made.values())
-    _refuse_trained(first.suite, inputs.trained_on, reading.beside())
+    _refuse_trained(first.suite, inputs.trained_on, reading.beside("trained-on"))
     tests = first.suite.take(limit)
     counted_categories(tests, judge)
     unnamed = [f"{one.unnamed} images in {one.folder} are not in its manifest and were not looked at." for one in made.values()]
@@ -201,13 +201,8 @@ def _refuse_with_images(ctx: Context) -> None:
     """Refuse options that do nothing where the images are given."""
     from valign.interfaces import SamplingConfig
 
-    idle = ("suite", "adapter", "values", "value_retriever", "baseline", "reference", "device", "anyway")
-    sources = {name: ctx.get_parameter_source(name) for name in idle}
-    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
-    if changes(ctx, PromptTableOptions).get("format"):
-        given.append("format")
-    if given := [*given, *changes(ctx, SamplingConfig, MemoryConfig)]:
-        raise UserError(f"--{given[0].replace('_', '-')} has no effect on images that were made elsewhere. Leave it out.")
+    idle = ("suite", "adapter", "values", "value_retriever", "baseline", "reference", "device", "anyway", "format")
+    refuse_given(ctx, "on images that were made elsewhere", *idle, parts=(SamplingConfig, MemoryConfig))
 
 
 def _named_folders(given: Sequence[str], option: str) -> dict[str, Path]:

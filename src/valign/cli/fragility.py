@@ -10,7 +10,7 @@ from typer import Context
 from valign.checks import UserError, check_choice, option
 from valign.cli.common import TableOptions
 from valign.cli.judges import AnswerJudgeOptions
-from valign.cli.options import changes, record
+from valign.cli.options import record, refuse_given
 
 if TYPE_CHECKING:
     from valign.audits.sweep import SweepPlan
@@ -43,15 +43,16 @@ class FragilityOptions:
 
 
 ON_IMAGES = ("policy", "detector", "image", "caption", "sample_steps", "guidance_scale", "image_batch")
-ON_ANSWERS = ("answer_tokens", "max_tokens")
+ON_ANSWERS = ("answer_tokens", "max_tokens", "judge")
 
 
 def _refuse_other(ctx: Context, names: Sequence[str], what: str, *, data: str, suite: str) -> None:
     """Refuse options of the other kind of model, and those of a world's own data and prompts where others were named."""
-    given = changes(ctx, FragilityOptions)
-    for idle, why in ((names, f"on {what}"), (("task",) * bool(data), "with --data"), (("samples",) * bool(suite), "with --suite")):
-        if found := [name for name in idle if name in given]:
-            raise UserError(f"--{found[0].replace('_', '-')} has no effect {why}. Leave it out.")
+    refuse_given(ctx, f"on {what}", *names)
+    if data:
+        refuse_given(ctx, "with --data", "task")
+    if suite:
+        refuse_given(ctx, "with --suite", "samples")
 
 
 def chat_sweep(
@@ -91,7 +92,10 @@ def chat_sweep(
         chats,
         suite_cases(read_suite(suite)) if suite else world.cases(asked.samples or 100, asked.seed) if world else [],
         named or (PhraseJudge() if suite or world is None else world.judge()),
-        replace(plan, beside=PreserveData(calibration=tuple(read_chats(calibration, reading.beside()))) if calibration else None),
+        replace(
+            plan,
+            beside=PreserveData(calibration=tuple(read_chats(calibration, reading.beside("calibration")))) if calibration else None,
+        ),
         out,
         max_tokens=asked.max_tokens,
         answer_tokens=asked.answer_tokens,
@@ -115,8 +119,6 @@ def image_sweep(
 
     reading, asked = record(ctx, TableOptions).reading(), record(ctx, FragilityOptions)
     _refuse_other(ctx, ON_ANSWERS, "a diffusion model", data=data, suite=suite)
-    if record(ctx, AnswerJudgeOptions).resolve() is not None:
-        raise UserError("A judge of answers has no effect on images, got one. Name a --detector.")
     origins = set(model_origins(subject.folder))
     world = next((one for one in WORLDS.values() if set(one.origins) & origins), None)
     policy = load_policy(asked.policy or (world.policy if world else "default"))
@@ -133,7 +135,7 @@ def image_sweep(
     tests = read_suite(suite, known=policy.category_ids()) if suite else None
     options = CheckOptions(samples=asked.samples or 3, seed=asked.seed)
     prompts, evaluators = image_tests(policy, tests, asked.detector, subject, options)
-    kept = tuple(read_caption_rows(calibration, task, reading=reading.beside())) if calibration else ()
+    kept = tuple(read_caption_rows(calibration, task, reading=reading.beside("calibration"))) if calibration else ()
     return audit_images(
         subject.folder,
         rows,

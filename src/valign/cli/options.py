@@ -23,7 +23,7 @@ from typer.main import get_command
 
 from valign.checks import Declared, UserError, close_to, declared_options, read_changes, refuse_idle
 from valign.cli.common import numbers_by_name, setting
-from valign.cli.early import Check, named_places, own_paths, refuse_values
+from valign.cli.early import Check, named_places, own_paths, refuse_other_tables, refuse_values
 from valign.cli.quick import (
     FROM_ELSEWHERE,
     given_values,
@@ -196,6 +196,7 @@ class Configured(TyperCommand):
         own = [flag for parameter in self.params for flag in (*parameter.opts, *parameter.secondary_opts)]
         refuse_unknown(args, own, self.parts, self.typed, rest=bool(self.rest), rest_from=self.rest_from)
         known = typed_fields(self.parts, self.typed, own)
+        refuse_other_tables(args, [*own, *known])
         others = {"--model", "-m"} if not self.pipeline and "--model" in known else set()  # of an endpoint, say
         refuse_missing(
             args,

@@ -53,12 +53,15 @@ def command(
     from valign.evaluation.chats.red_eval import read_questions, read_template
     from valign.recipes.check import MeasuredJudge
     from valign.recipes.red_eval import red_eval
+    from valign.recipes.subjects import find_subjects
 
     table, judging = record(ctx, TableOptions), record(ctx, MeasuredJudgeOptions)
     if model.startswith(ADDRESS):
         refuse_given(ctx, "on an endpoint", "base", "device", "anyway")
     else:
         refuse_given(ctx, "on a model in a folder", "served", "key_env")
+        if find_subjects(model, model, base=base)[0].adapter is None:
+            refuse_given(ctx, "without an adapter", "anyway")
     templates = [read_template(path, places=places) for path in template]
     worlds = [name for name in questions if name in _worlds()]
     if worlds and len(questions) > 1:
@@ -73,7 +76,9 @@ def command(
     chosen = judging.resolve()
     used = chosen or (_worlds()[worlds[0]].judge() if worlds else PhraseJudge())
     if judging.judge_labels is not None:
-        used = MeasuredJudge(used, measure_judge(used, read_labelled_answers(judging.judge_labels, table.reading().beside())))
+        used = MeasuredJudge(
+            used, measure_judge(used, read_labelled_answers(judging.judge_labels, table.reading().beside("judge-labels")))
+        )
     options = asdict(record(ctx, AnswerOptions)) | {"device": device, "anyway": anyway}
     found = red_eval(_system(model, base, served, key_env, options), banks, templates, used, folder)
     err.print(rates_table(found))

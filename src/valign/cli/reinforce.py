@@ -306,14 +306,16 @@ def _sources(ctx: Context, given: RewardOptions, world: Any, loaded: "LoadedChat
         else:
             known = [*named[what], *(REWARDS if what == "reward" else ()), "or a folder of a model with a scalar head"]
             raise UserError(f"--{what} must be one of {', '.join(known)}; got {place!r}.{close_to(place, known)}")
-    reading = record(ctx, TableOptions).reading().beside()
+    reading = record(ctx, TableOptions).reading()
     if given.preferences:
         drawn = given.preferences == WORLD
         found["preferences"] = (
-            world.preferences(given.preference_count, 0) if drawn else read_dual_preferences(Path(given.preferences), reading)
+            world.preferences(given.preference_count, 0)
+            if drawn
+            else read_dual_preferences(Path(given.preferences), reading.beside("preferences"))
         )
     if given.ptx_data is not None:
-        found["ptx"] = read_chats(given.ptx_data, reading)
+        found["ptx"] = read_chats(given.ptx_data, reading.beside("ptx-data"))
     if method == "dr-irl":
         found["encoder"] = _encoder()
     return RewardSources(**found)

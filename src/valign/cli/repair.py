@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Context, Option
 
-from valign.cli.check import typed_for_check
+from valign.cli.check import refuse_idle_checking
 from valign.cli.common import Anyway, AsJson, PromptTableOptions, err, example, one_of, print_measured
 from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record, refuse_given
@@ -68,6 +68,7 @@ def command(
     from valign.recipes.check import CheckOptions
     from valign.recipes.repair import repair
 
+    refuse_idle_checking(ctx, before, after, base, suite)
     if method and "somf" not in method:
         refuse_given(ctx, "without --method somf", "pairs", "mask_steps")
     judging, table = record(ctx, MeasuredJudgeOptions), record(ctx, PromptTableOptions)
@@ -82,7 +83,7 @@ def command(
         methods=method,
         refine=refine,
         pairs=pairs,
-        pairs_reading=reading.beside() if suite else reading.without(ANSWER_COLUMNS),
+        pairs_reading=reading.beside("pairs") if suite else reading.without(ANSWER_COLUMNS),
         mask_steps=mask_steps,
         sampling=record(ctx, SamplingConfig),
         limits=record(ctx, DriftLimits),
@@ -95,7 +96,6 @@ def command(
         detector=detector,
         device=device,
         anyway=anyway,
-        given=typed_for_check(ctx),
     )
     attempts = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("method", "strength", "moved", "kept", "verdict"):

@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,6 @@ def check(
     trained_on: Collection[str] = (),
     device: str = "auto",
     anyway: bool = False,
-    given: Collection[str] = (),
 ) -> dict[str, Any]:
     """Compare two models, or a model and an adapter, by name; returns what ``out/check.json`` holds.
 
@@ -136,12 +135,10 @@ def check(
         judge_labels: Table of labelled answers on which the judge's error is measured first.
         detector: Of images, by name; a world's oracle for its models.
         trained_on: Texts that no prompt may be.
-        given: Names of options that somebody set: those that do nothing for these models and prompts are refused.
     Raises: UserError, before long work, for whatever cannot be checked; see `check_chats` and `check_images`.
     """
     limits, options = limits or DriftLimits(), options or CheckOptions()
     first, second = find_subjects(str(before), str(after), base=base)
-    _refuse_idle(first.kind, given, bool(suite))
     names: dict[str, str] = {"before": str(before), "after": str(after), "policy": policy.id}
     tests = read_suite(suite, layout, reading=reading.without(ANSWER_COLUMNS), known=policy.category_ids()) if suite else None
     if first.kind == "chat":
@@ -150,7 +147,9 @@ def check(
             _refuse_trained(cases, trained_on)
         chosen = judge or own
         if judge_labels is not None:
-            chosen = MeasuredJudge(chosen, measure_judge(chosen, read_labelled_answers(judge_labels, reading.beside())))
+            chosen = MeasuredJudge(
+                chosen, measure_judge(chosen, read_labelled_answers(judge_labels, reading.beside("judge-labels")))
+            )
         answers: dict[str, Any] = {
             "max_tokens": options.max_tokens,
             "batch_size": options.answer_batch,
@@ -188,15 +187,6 @@ def check(
 
 
 # ---- chats -----------------------------------------------------------------------------------------------------------
-
-
-def _refuse_idle(kind: str, given: Collection[str], suite: bool) -> None:
-    """Raise UserError for an option that has no effect on models of this kind, or beside a suite."""
-    answers = ["max_tokens", "answer_batch"]
-    images = ["detector", *(item.name for item in fields(SamplingConfig) if item.name != "seed")]
-    for names, why in ((images if kind == "chat" else answers, f"on a {kind} model"), (["samples"] * suite, "beside --suite")):
-        if found := [name for name in names if name in given]:
-            raise UserError(f"--{found[0].replace('_', '-')} has no effect {why}. Leave it out.")
 
 
 def check_chats(

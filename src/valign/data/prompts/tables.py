@@ -22,15 +22,22 @@ class TableReading:
         columns: The file's own name of a field, by the field's name.
         fill: Values of fields that the file lacks or leaves blank.
         strict: A named column that the file lacks is refused; else the field is looked for under its own name.
+        of_others: The same as ``columns`` for the other tables of the command, by the option that names one: ``--column
+            suite.prompt=text``.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     fill: Mapping[str, object] = field(default_factory=dict)
     strict: bool = True
+    of_others: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    def beside(self) -> "TableReading":
-        """For a second table of the same command: columns where it has them, and nothing filled in."""
-        return TableReading(columns=self.columns, strict=False)
+    def beside(self, option: str = "") -> "TableReading":
+        """For a second table of the same command: columns where it has them, and nothing filled in.
+
+        Args: option: That names the table, without its dashes; its own columns come first.
+        """
+        own = self.of_others.get(option, {})
+        return TableReading(columns={**self.columns, **own}, strict=False, of_others=self.of_others)
 
     def without(self, names: Collection[str]) -> "TableReading":
         """Without columns that only a second table of the command has."""
