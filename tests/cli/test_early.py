@@ -99,8 +99,10 @@ def test_what_is_there_passes(tmp_path, monkeypatch):
         ["--guard", "none", "--suite", "mine.yaml", "-s", "shapes", "--out", "new", "--adapter", "full+dct-adamw"], ["--out"], NAMED
     )
     refuse_values(["--start", "shipped"], ["--start"], {})
-    for place in ("chat", "shapes", "chat:base", "chat:safety", "owner/name", "judge"):
+    for place in ("chat", "shapes", "chat:base", "chat:safety", "http://here/v1", "judge"):
         refuse_values(["--before", place, "--after", place], [], {})
+    with pytest.raises(UserError, match="--before owner/name must be a folder"):  # not in the hub's cache
+        refuse_values(["--before", "owner/name"], [], {})
     refuse_values(["--guard", "anything"], [], {}, own=["--guard"])
     assert list(given_values(["a", "--x=1", "-o", "b", "--flag"])) == [("--x", "1"), ("-o", "b"), ("--flag", "")]
 

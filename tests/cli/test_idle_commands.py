@@ -46,7 +46,7 @@ FINETUNE = "finetune --model minilm --data . --out o --task"
             "train rl --model m --data p.csv --out o --method alphaalign --cost chat",
             "--cost has no effect with --method",
         ),
-        ("train rl --model m --data p.csv --out o --method grpo --chat c", "--chat has no effect with --method grpo"),
+        ("train rl --model m --data p.csv --out o --method grpo --chat m", "--chat has no effect with --method grpo"),
         ("train rl --model m --data p.csv --out o --method grpo-lagrangian --set gae=0.9", "gae has no effect with --method"),
         (f"repair --base chat:base {CHATS} -p chat -o o --seed 1 --steps 3", "--steps has no effect on a chat model"),
         (f"repair --base chat:base {CHATS} -p chat -o o --detector oracle", "--detector has no effect on a chat model"),
@@ -72,6 +72,7 @@ FINETUNE = "finetune --model minilm --data . --out o --task"
 )
 def test_an_option_without_effect_is_refused(line, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEY", "of an endpoint")
     for name in ("mine.csv", "p.csv"):
         (tmp_path / name).write_text("prompt,label\na lamp,0\n")
     (tmp_path / "t.txt").write_text("say <question>")

@@ -1,5 +1,7 @@
 """Of the options that are open the cheapest that fits is taken; a run beyond the machine is refused with what would make it fit."""
 
+from dataclasses import replace
+
 import pytest
 
 from valign.checks import UserError
@@ -91,5 +93,8 @@ def test_the_record_names_every_phase():
     assert record["fits"]
     assert [phase["phase"] for phase in record["phases"]] == ["encode", "train"]
     assert record["phases"][1] == {"phase": "train", "memory_gb": 18.9, "disk_gb": 1.0, "seconds": 1.0}
+    reading = replace(machine(20), reading=4.0)  # bytes of weights a second
+    found = replace(plan(RUN, MemoryConfig(), reading), phases=(Phase("train", 1e9, 2.0, reads=6.0),), start=7.04).record()
+    assert (found["phases"][0]["seconds"], found["start_seconds"]) == (2.5, 7.0)
     unknown = Machine("cpu", 100e9, 100e9)
     assert plan(RUN, MemoryConfig(), unknown).record()["phases"][0]["seconds"] is None

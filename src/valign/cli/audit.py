@@ -10,7 +10,7 @@ from typer import Context, Option, Typer
 
 from valign.checks import UserError, option
 from valign.cli.common import AsJson, TableOptions, err, one_of, print_measured, resolve_detector, resolve_model, values_by_name
-from valign.cli.early import TUNINGS
+from valign.cli.early import TUNINGS, refuse_subject
 from valign.cli.judges import AnswerJudgeOptions
 from valign.cli.options import configured, record, rest_of
 from valign.files import read_json
@@ -31,6 +31,7 @@ def audit() -> None:
 @app.command(
     cls=configured(
         rest_from=("adapters", "optimizers", "objectives/preserving"),
+        checks=dict.fromkeys(("--model", "-m"), refuse_subject),
         named={"--adapter": TUNINGS, "-a": TUNINGS, "--preserve": ("valign.objectives:PRESERVING",)},
         rest="the adapter's own and the objectives', such as dropout=0.05 or agl.lambda_A=1",
         grid="valign.audits.fragility:FragilityGrid",
@@ -164,7 +165,11 @@ class SubjectOptions:
 
 @app.command(
     "concentration",
-    cls=configured(audit="valign.audits.concentration:Concentration", subject=SubjectOptions),
+    cls=configured(
+        checks=dict.fromkeys(("--model", "-m"), refuse_subject),
+        audit="valign.audits.concentration:Concentration",
+        subject=SubjectOptions,
+    ),
     epilog="examples: valign audit concentration --model FOLDER --prompts prompts.csv -o audit   "
     "the chat world: valign audit concentration --model FOLDER --world chat -o audit   "
     "a safety checker: valign audit concentration --model PIPELINE --part checker --flagged-images bad "

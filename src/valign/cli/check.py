@@ -14,6 +14,7 @@ from rich.text import Text
 from typer import Context, Exit, Option
 
 from valign.cli.common import Anyway, PromptTableOptions, err, example, out
+from valign.cli.early import refuse_subject
 from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record, refuse_given
 
@@ -22,6 +23,7 @@ ERROR = 3  # exit code: nothing can be said
 
 class _Check(
     configured(  # type: ignore[misc]
+        checks={"--base": refuse_subject},
         check="valign.recipes.check:CheckOptions",
         limits="valign.evaluation.checking.decision:DriftLimits",
         sampling="valign.interfaces:SamplingConfig",

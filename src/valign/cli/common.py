@@ -245,7 +245,7 @@ class TableOptions:
         """Raises: UserError for another form than NAME=VALUE."""
         from valign.data.prompts.tables import TableReading
 
-        columns, of_others = {}, dict[str, dict[str, str]]()
+        columns, of_others = dict[str, str](), dict[str, dict[str, str]]()
         for name, theirs in values_by_name("--column", self.column).items():
             table, separator, inner = name.partition(".")
             (of_others.setdefault(table, {}) if separator else columns)[inner or name] = theirs

@@ -10,7 +10,8 @@ from rich.text import Text
 from typer import Option, Typer
 
 from valign.checks import UserError
-from valign.cli.common import AsJson, err, one_of, print_measured, setting
+from valign.cli.common import AsJson, checked, err, one_of, print_measured, setting
+from valign.cli.early import refuse_encoder
 
 app = Typer(no_args_is_help=True, help="Compare methods fairly: seeds, intervals, paired tests, retention, cost.")
 
@@ -41,7 +42,15 @@ def adapters(
         str,
         Option(help="tiny (tries the path, proves nothing), quick or full", callback=one_of("--budget", "tiny", "quick", "full")),
     ] = "quick",
-    model: Annotated[str, Option("--model", "-m", help="minilm, or a folder or hub id of a transformers encoder")] = "minilm",
+    model: Annotated[
+        str,
+        Option(
+            "--model",
+            "-m",
+            help="minilm, or a folder or hub id of a transformers encoder",
+            callback=checked(refuse_encoder, "--model"),
+        ),
+    ] = "minilm",
     set_: Annotated[
         list[str], Option("--set", metavar="METHOD:NAME=VALUE", help="an option of one method, e.g. lora:rank=4; may be repeated")
     ] = [],  # noqa: B006

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from valign.checks import UserError, check_choice, close_to
-from valign.cli.quick import FAMILIES, ROOT, bundled, given_values, known_names, table_names
+from valign.cli.quick import FAMILIES, ROOT, bundled, given_values, known_names, refuse_model, table_names
 from valign.files import read_json
 from valign.models.files.hub import HUB_ID, fetched, local_folder
 
@@ -160,6 +160,11 @@ def refuse_chat_folder(flag: str, name: str) -> None:
         raise UserError(
             f"{flag} {name} does not exist. Give a chat model's folder, or one of {', '.join(known)}.{close_to(name, known)}"
         )
+
+
+def refuse_pipeline(flag: str, name: str) -> None:
+    """Refuse what is not a diffusion model, whatever flag names it."""
+    refuse_model(name)
 
 
 def refuse_encoder(flag: str, name: str) -> None:

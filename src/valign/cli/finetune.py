@@ -8,7 +8,7 @@ from typer import Context, Option
 
 from valign.checks import UserError, check_choice, option
 from valign.cli.common import TableOptions, example, out, resolve_model
-from valign.cli.early import TUNINGS
+from valign.cli.early import TUNINGS, refuse_chat_folder, refuse_encoder, refuse_pipeline
 from valign.cli.fitting import EstimateOnly, diffusion_folder, diffusion_run, fit, weights_on_disk
 from valign.cli.options import configured, record, refuse_given, rest_of
 from valign.memory import LATENTS, MemoryConfig
@@ -83,6 +83,7 @@ class SafetyOptions:
     "--out runs/style",
     cls=configured(
         rest_from=("adapters", "optimizers", "objectives/preserving"),
+        early=lambda params, _: _refuse_model(params["task"], params["model"]),
         named={"--adapter": TUNINGS, "-a": TUNINGS, "--task": TASKS, "-t": TASKS, "--preserve": ("valign.objectives:PRESERVING",)},
         rest="the adapter's own and the objectives', such as rank=4, learning_rate=1.0e-3 or agl.lambda_A=1",
         columns=ColumnOptions,
@@ -208,6 +209,12 @@ def command(
     )
     if PartialState().is_main_process:
         out.print_json(data=asdict(result))
+
+
+def _refuse_model(task: str, name: str) -> None:
+    """Refuse what is not a model of the task's kind."""
+    check = {"diffusion": refuse_pipeline, "chat": refuse_chat_folder}.get(task, refuse_encoder)
+    check("--model", name)
 
 
 def _check_four_bit(task: str, tuning: "Tuning", estimate: bool) -> None:

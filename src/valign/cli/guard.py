@@ -15,6 +15,7 @@ from typer import Option
 
 from valign.checks import UserError, close_to, option
 from valign.cli.common import AsJson, ChatOptions, PromptTableOptions, err, numbers_by_name, out, print_measured, resolve_model
+from valign.cli.early import refuse_pipeline
 from valign.cli.guard_answer import ANSWER, answer_command
 from valign.cli.guard_prompts import BLOCKED, File, Json, PolicyName, Prompts, given_prompts, print_line, table_layout
 from valign.cli.options import configured, record, refuse_given
@@ -75,7 +76,9 @@ class GuardOptions:
         return load_probe(self.probe, resolve_model(self.model))
 
 
-GUARDED = configured(guard=GuardOptions, chat=ChatOptions, table=PromptTableOptions)
+GUARDED = configured(
+    checks=dict.fromkeys(("--model", "-m"), refuse_pipeline), guard=GuardOptions, chat=ChatOptions, table=PromptTableOptions
+)
 
 
 @app.command("check", cls=GUARDED, epilog='example: valign guard check "a cat on a sofa" --json')

@@ -150,7 +150,12 @@ class TableGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] in table_names(self.table):
-            type(self).sketch(args[0]).refuse_early(args[0], args[1:], ctx)
+            try:
+                command = type(self).sketch(args[0])
+            except LookupError:  # of another package, whose source is not read
+                command = None
+            if command:
+                command.refuse_early(args[0], args[1:], ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -213,7 +218,7 @@ class Configured(TyperCommand):
             checks={**named_places(self), **self.checks},
             elsewhere=info_name == "estimate" or "--estimate" in args,
         )
-        plain = TyperCommand(info_name, params=self.params, context_settings=self.context_settings)
+        plain = TyperCommand(info_name, params=self.params, context_settings=dict(self.context_settings))
         context = plain.make_context(info_name, own_words(args, known), parent)  # what is missing, and the command's own types
         if self.early:
             given: dict[str, list[str]] = {}

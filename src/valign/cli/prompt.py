@@ -13,6 +13,7 @@ from typer import Argument, Context, Option
 
 from valign.checks import UserError, option
 from valign.cli.common import ChatOptions, PromptTableOptions, err, out, resolve_detector, resolve_model
+from valign.cli.early import refuse_chat_folder, refuse_pipeline
 from valign.cli.options import configured, record
 from valign.cli.reinforce import chat_folder
 
@@ -64,6 +65,7 @@ class FeedbackOptions:
 
 
 OPTIMIZER = configured(
+    checks={**dict.fromkeys(("--model", "-m"), refuse_chat_folder), "--image-model": refuse_pipeline},
     optimizer="valign.recipes.prompt_optimizer:OptimizerConfig",
     feedback=FeedbackOptions,
     chat=ChatOptions,

@@ -12,6 +12,7 @@ from typer import Context, Option
 
 from valign.checks import UserError, option
 from valign.cli.common import Anyway, AsJson, TableOptions, err, example, print_measured
+from valign.cli.early import refuse_subject
 from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record, refuse_given
 
@@ -29,7 +30,12 @@ class AnswerOptions:
 
 @example(
     "valign red-eval --model FOLDER --questions questions.csv --template plain.txt --judge guard=FOLDER -o runs/red",
-    cls=configured(table=TableOptions, judging=MeasuredJudgeOptions, answers=AnswerOptions),
+    cls=configured(
+        checks=dict.fromkeys(("--model", "-m", "--base"), refuse_subject),
+        table=TableOptions,
+        judging=MeasuredJudgeOptions,
+        answers=AnswerOptions,
+    ),
 )
 def command(
     ctx: Context,

@@ -9,7 +9,7 @@ from typer import Context, Option
 
 from valign.checks import UserError, close_to, option
 from valign.cli.common import TableOptions, out
-from valign.cli.early import TUNINGS
+from valign.cli.early import TUNINGS, refuse_chat_folder
 from valign.cli.options import configured, record, refuse_given, rest_of
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class RewardOptions:
 
 
 RL = configured(
+    checks=dict.fromkeys(("--model", "-m"), refuse_chat_folder),
     rest_from=("adapters", "optimizers"),
     named={"--adapter": TUNINGS, "-a": TUNINGS, "--method": ("valign.training.tasks.reinforce.run:METHODS",)},
     rest="the adapter's own, such as rank=8",
@@ -155,6 +156,7 @@ def _refuse_of_others(ctx: Context, method: str, data: str) -> None:
 
 
 DPO = configured(
+    checks=dict.fromkeys(("--model", "-m"), refuse_chat_folder),
     rest_from=("adapters", "optimizers"),
     named={"--adapter": TUNINGS, "-a": TUNINGS},
     rest="the adapter's own, such as rank=8",
@@ -197,6 +199,7 @@ class ConfigOptions:
 
 
 COSALIGN = configured(
+    checks=dict.fromkeys(("--model", "-m"), refuse_chat_folder),
     cosalign="valign.recipes.cosalign:CosalignConfig",
     training="valign.training.tasks.reinforce.config:ReinforceConfig",
     error="valign.objectives.preference.cosa:ConfigError",

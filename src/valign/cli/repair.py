@@ -11,6 +11,7 @@ from typer import Context, Option
 
 from valign.cli.check import refuse_idle_checking
 from valign.cli.common import Anyway, AsJson, PromptTableOptions, err, example, one_of, print_measured
+from valign.cli.early import refuse_subject
 from valign.cli.judges import MeasuredJudgeOptions
 from valign.cli.options import configured, record, refuse_given
 
@@ -21,6 +22,7 @@ SOMF = "Of the method somf"  # panel of the help
     "valign repair --base chat:base --before chat --after runs/drifted --policy chat -o runs/repaired   "
     "a diffusion model: valign repair --base shapes --before runs/expert --after runs/tuned --policy shapes -o runs/repaired",
     cls=configured(
+        checks={"--base": refuse_subject},
         check="valign.recipes.check:CheckOptions",
         limits="valign.evaluation.checking.decision:DriftLimits",
         sampling="valign.interfaces:SamplingConfig",

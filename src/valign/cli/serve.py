@@ -117,12 +117,12 @@ def command(
     if adapter is None:
         refuse_given(ctx, "without --adapter", "anyway")
     check_adapters(model, [adapter] if adapter else [], anyway=anyway)
-    memory = fit_sampling(model, memory, device, Path(), settings.batch_size, sampling)
     load_rules = _rules(
         RulesOptions(
             model=model, policy=guard, detector=detector, head=head, chat=chat, keys=keys, threads=guard_threads, configs=configs
         )
     )
+    memory = fit_sampling(model, memory, device, Path(), settings.batch_size, sampling)  # what is free beside the detector
     locked = bool(_keys(keys).names)
     if listening.host not in LOOPBACK and not listening.open and not locked:
         raise UserError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from math import ceil, prod
 from pathlib import Path
+from typing import Any
 
 from valign.interfaces import SamplingConfig
 from valign.memory import MemoryConfig
@@ -121,7 +122,8 @@ class DiffusionPhases:
 
         Args: per_category: Unsafe prompts of each expert; the merge's own number if None.
         """
-        known, unit = {item.name: item.default for item in fields(kind)}, self.sketch.denoised
+        known: dict[str, Any] = {item.name: item.default for item in fields(kind)}
+        unit = self.sketch.denoised
         rows, states = known.get("batch_size", 8), known.get("states", 1)
         seen = states * (categories * (per_category or known["per_category"]) + known.get("captions", 0))
         peak = unit.peak(rows) + self._beside("denoiser", together=True)
