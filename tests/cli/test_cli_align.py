@@ -23,7 +23,7 @@ class Judge:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, hub):
     def refuse(name, **options):
         raise AssertionError("loaded")
 

@@ -17,6 +17,7 @@ from valign.cli import evaluate as cli
 from valign.evaluation import EvalPrompt, Suite, write_suite
 from valign.interfaces import DetectorCard
 
+pytestmark = pytest.mark.usefixtures("hub")
 runner = CliRunner(env={"COLUMNS": "200"})
 app = typer.Typer()
 app.command(**cli.command.options)(cli.command)
@@ -165,7 +166,7 @@ def refusal(tmp_path, *arguments):
     ("arguments", "message"),
     [
         (["--baseline", "sld-huge"], "--baseline must be one of negative-prompt, sld-weak"),
-        (["--adapter", "a=/nowhere"], "--adapter must name a folder, /nowhere does not exist"),
+        (["--adapter", "a=/nowhere"], "--adapter /nowhere does not exist"),
         (["--suite", __file__], "--detector must name what judges the images"),
         (["--policy", "shapes"], "--policy has no effect without --baseline or --values"),
         (

@@ -127,4 +127,4 @@ def test_nothing_of_a_prompt_that_a_block_rule_stopped_is_kept(tiny_sd, tmp_path
 )
 def test_options_that_do_not_fit_are_refused_before_the_model_is_loaded(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
-        run("generate", "a heart", "--model", "owner/nowhere", *options, "-o", tmp_path / "a.png")
+        run("generate", "a heart", "--model", "shapes", *options, "-o", tmp_path / "a.png")
