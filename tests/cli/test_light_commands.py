@@ -84,6 +84,7 @@ print(f"loaded={{[name for name in {heavy!r} if name in sys.modules]}} code={{co
         (["driftcheck", "run", "-m", "a=chat", "-m", "b=nowhere", "-o", "o"], 2),
         (["check", "--before", "chat", "--after", "chat:base", "-p", "chat", "-o", "o", "--judge", "phrasse"], 3),
         (["world", "sheet", "shpes"], 2),
+        (["align", "--model", "shapes", "-o", "o", "--detector", "oracle", "--format", "i2"], 2),
         (["train", "dpo", "--model", "chat/bas", "--data", ".", "--out", "o"], 2),
         (["finetune", "--model", "nowhere", "--task", "chat", "--data", ".", "--out", "o"], 2),
         (["finetune", "--model", "minilmm", "--task", "classification", "--data", ".", "--out", "o"], 2),

@@ -227,6 +227,13 @@ def refuse_other_tables(args: Sequence[str], flags: Collection[str]) -> None:
             )
 
 
+def refuse_layout(flag: str, name: str) -> None:
+    """Refuse what is not a layout of prompt files."""
+    from valign.data.prompts.layouts import LAYOUTS
+
+    check_choice(flag, name, LAYOUTS)
+
+
 def refuse_fidelity(flag: str, name: str) -> None:
     """Refuse what reads no images."""
     check_choice(flag, name, ["oracle", "none", *bundled()])

@@ -23,7 +23,7 @@ from typer.main import get_command
 
 from valign.checks import Declared, UserError, close_to, declared_options, read_changes, refuse_idle
 from valign.cli.common import numbers_by_name, setting
-from valign.cli.early import Check, named_places, own_paths, refuse_other_tables, refuse_values
+from valign.cli.early import Check, named_places, own_paths, refuse_layout, refuse_other_tables, refuse_values
 from valign.cli.quick import (
     FROM_ELSEWHERE,
     given_values,
@@ -215,7 +215,7 @@ class Configured(TyperCommand):
             [*own_paths(self), *(flag for flag, field in known.items() if field.kind == "Path")],
             self.named,
             own=[flag for flag, field in known.items() if field.choices],
-            checks={**named_places(self), **self.checks},
+            checks={**named_places(self), **({"--format": refuse_layout} if "--format" in known else {}), **self.checks},
             elsewhere=info_name == "estimate" or "--estimate" in args,
         )
         plain = TyperCommand(info_name, params=self.params, context_settings=dict(self.context_settings))

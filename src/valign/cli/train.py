@@ -139,7 +139,13 @@ def livo(
     model: Annotated[str, Option("--model", "-m", help="the model to guide: shapes, a pipeline folder or a hub id")],
     data: Annotated[Path, Option("--data", "-d", help="data set of `valign data build-values`, made with the same model")],
     folder: Annotated[Path, Option("--out", "-o", help="folder of the run; the value encoder is OUT/values")],
-    objective: Annotated[str, Option(help="livo, or diffusion-dpo on the same value encoder")] = "livo",
+    objective: Annotated[
+        str,
+        Option(
+            help="livo, or diffusion-dpo on the same value encoder",
+            callback=one_of("--objective", "diffusion-dpo", "livo"),
+        ),
+    ] = "livo",
     device: Annotated[str, Option(help="auto, cpu, cuda, ...")] = "auto",
     as_json: Json = False,
 ) -> None:
