@@ -154,7 +154,7 @@ def print_estimate(estimate: Estimate, *, as_json: bool = False) -> None:
     if as_json:
         out.print_json(json.dumps(record))
         return
-    table = Table("phase", "memory GB", "disk GB", "time", box=None, header_style="bold")
+    table = Table("phase", "memory GB", "disk GB", "time, at least", box=None, header_style="bold")
     table.add_row("start, and read the networks", "", "", _duration(record["start_seconds"]))
     for phase in record["phases"]:
         table.add_row(phase["phase"], f"{phase['memory_gb']:.2f}", f"{phase['disk_gb']:.3f}", _duration(phase["seconds"]))
