@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 from valign.checks import UserError
 from valign.cli.root import build
 
+CHAT = "finetune --model m --data . --out o --task chat"
 SHAPES = "--base shapes --before shapes --after shapes -p shapes"
 CHATS = "--before chat --after chat:base"
 FINETUNE = "finetune --model minilm --data . --out o --task"
@@ -14,13 +15,13 @@ FINETUNE = "finetune --model minilm --data . --out o --task"
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (f"{FINETUNE} chat --text ask", "--text has no effect on the task chat"),
-        (f"{FINETUNE} chat --no-buckets", "--buckets has no effect on the task chat"),
+        (f"{CHAT} --text ask", "--text has no effect on the task chat"),
+        (f"{CHAT} --no-buckets", "--buckets has no effect on the task chat"),
         (f"{FINETUNE} diffusion --max-tokens 9 --model shapes", "--max-tokens has no effect on the task diffusion"),
         (f"{FINETUNE} sst2 --target stars", "--target has no effect on the task sst2, which names its columns itself"),
         (f"{FINETUNE} classification --set previews=2", "--set preserving.previews has no effect on the task classification"),
-        (f"{FINETUNE} chat --guard chat --preserve agl", "--guard has no effect without --preserve star-dss"),
-        (f"{FINETUNE} chat --refusal no", "--refusal has no effect unless calibration is set"),
+        (f"{CHAT} --guard chat --preserve agl", "--guard has no effect without --preserve star-dss"),
+        (f"{CHAT} --refusal no", "--refusal has no effect unless calibration is set"),
         ("driftcheck run -m a=chat -m b=chat:base -o o --suite mine.csv --samples 9", "--samples has no effect beside a suite"),
         ("driftcheck run -m a=chat -m b=chat:base -o o --toxic-label bad", "--toxic-label has no effect without --toxicity"),
         ("driftcheck run -m a=chat -m b=chat:base -o o --column prompt=text", "--column has no effect on the chat world's own"),

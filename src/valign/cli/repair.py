@@ -70,9 +70,9 @@ def command(
     from valign.recipes.check import CheckOptions
     from valign.recipes.repair import repair
 
-    refuse_idle_checking(ctx, before, after, base, suite)
     if method and "somf" not in method:
         refuse_given(ctx, "without --method somf", "pairs", "mask_steps")
+    refuse_idle_checking(ctx, before, after, base, suite)
     judging, table = record(ctx, MeasuredJudgeOptions), record(ctx, PromptTableOptions)
     reading = table.reading(also=(*PAIR_COLUMNS, *ANSWER_COLUMNS))
     found = repair(
