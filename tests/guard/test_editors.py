@@ -6,7 +6,7 @@ from guard_stand_ins import with_guard
 from valign.guard import Guard
 from valign.guard.records import Verdict
 from valign.guard.rewriting.changes import changed, tidy
-from valign.guard.rewriting.learned_editor import CAUTION, _Reading
+from valign.guard.rewriting.learned_editor import CAUTION, _PromptMemory
 from valign.guard.rewriting.policy_editor import PolicyEditor
 from valign.guard.rewriting.policy_rewriter import RewriteRequest
 from valign.policy import read_guard_config
@@ -145,7 +145,7 @@ def learned(shipped):
 
 
 def read(editor):
-    return _Reading(editor.model, editor.encoder)
+    return _PromptMemory(editor.model, editor.encoder)
 
 
 def test_all_words_of_a_listed_phrase_change(learned):

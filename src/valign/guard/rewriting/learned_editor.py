@@ -67,7 +67,7 @@ class LearnedEditor:
         """The model's own proposal, then those of the search, each once. None for a broken norm or a sign."""
         if request.role != "harm":
             return
-        seen, read = {fold(request.prompt)}, _Reading(self.model, self.encoder)
+        seen, read = {fold(request.prompt)}, _PromptMemory(self.model, self.encoder)
         first, search = partial(self._first, read), partial(self._search, read, request.risks)
         for ways_of, most in ((first, len(NEAR)), (search, SEARCHED)):
             numbered = cache(ways_of)
@@ -77,7 +77,7 @@ class LearnedEditor:
                     seen.add(fold(text))
                     yield text
 
-    def _first(self, read: "_Reading", text: str) -> list[list[Change]]:
+    def _first(self, read: "_PromptMemory", text: str) -> list[list[Change]]:
         """What the model would change by itself, one way per entry of `NEAR`."""
         tags = read.tags(text)
         chosen = self.chosen(text, tags)
@@ -85,7 +85,7 @@ class LearnedEditor:
         gone = [(tags[place].start, tags[place].end, "") for place in chosen if tags[place].delete]
         return [[*gone, *fills] for fills in self._fills(read, text, kept, gone, NEAR)]
 
-    def _search(self, read: "_Reading", risks: Risks, text: str) -> list[list[Change]]:
+    def _search(self, read: "_PromptMemory", risks: Risks, text: str) -> list[list[Change]]:
         """Ways of changing the text whose risk is below the margin, at most `SEARCHED`; those that keep most of its meaning at
         the least risk first."""
         tags, content, listed = read.tags(text), self._open(text), self.listed(text)
@@ -132,7 +132,7 @@ class LearnedEditor:
         words = word_spans(prompt)
         return {number for number, (start, end) in enumerate(words) if any(start < last and first < end for first, last in places)}
 
-    def _cuts(self, read: "_Reading", text: str, words: Sequence[int]) -> Iterator[list[Change]]:
+    def _cuts(self, read: "_PromptMemory", text: str, words: Sequence[int]) -> Iterator[list[Change]]:
         """The same words gone instead of replaced, where that leaves no gap: those that describe the next word, a whole part."""
         if dropped := droppable(text, words):
             others, tags = [word for word in words if word not in dropped], read.tags(text)
@@ -142,7 +142,7 @@ class LearnedEditor:
             yield [(*part, "")]
 
     def _fills(
-        self, read: "_Reading", text: str, words: Sequence[int], gone: Sequence[Change], near: Sequence[float]
+        self, read: "_PromptMemory", text: str, words: Sequence[int], gone: Sequence[Change], near: Sequence[float]
     ) -> Iterator[list[Change]]:
         """Those words replaced, one way per weight of nearness to the words that stood there. Args: gone: What else changes."""
         fills = [read.tags(text)[word] for word in words]
@@ -174,7 +174,7 @@ class LearnedEditor:
         return torch.tensor(sorted(self._numbers[word] for word in words if word in self._numbers), dtype=torch.long)
 
 
-class _Reading:
+class _PromptMemory:
     """What the model and the encoder made of one prompt's texts and words, each once."""
 
     def __init__(self, model: EditModel, encoder: MiniLM) -> None:
