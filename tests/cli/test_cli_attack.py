@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 from valign.checks import UserError
 from valign.cli import attack as cli
 from valign.cli.data import SourceOptions
+from valign.cli.root import build
+from valign.data.prompts.pairs import load_pairs
 from valign.evaluation import EvalPrompt, Suite, write_suite
 from valign.interfaces import DetectorCard
 from valign.models.diffusion.loading import load_model
@@ -161,3 +163,35 @@ def test_a_value_encoder_is_a_model_part(tiny_sd, suite_file, tmp_path, monkeypa
     assert {one["name"]: one["description"] for one in summary["systems"]} == {"base": "as published", "livo": "value encoder"}
     with pytest.raises(UserError, match="--values must have names of their own, got livo twice"):
         cli.distinct_names(["livo"], ["livo"])
+
+
+@pytest.mark.slow
+def test_what_was_found_is_trained_on_and_the_result_attacked_anew(tiny_sd, suite_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "resolve_detector", lambda name, model: Parity())
+    attack = ["attack", "--model", tiny_sd, "--detector", "oracle", "--steps", 1, "--queries", 3, "--policy", "shapes"]
+    attack += ["--attack", "look-alikes", "--suite", suite_file, "--no-transfer"]
+    valign(*attack, "--system", "base", "-o", tmp_path / "attack-1")
+    found = [json.loads(line) for line in (tmp_path / "attack-1" / "found.jsonl").read_text().splitlines()]
+    assert found
+    data = ["data", "build", "--model", tiny_sd, "--policy", "shapes", "--from-attacks", tmp_path / "attack-1", "--steps", 1]
+    valign(*data, "--no-flip", "-o", tmp_path / "data")
+    assert {pair.unsafe for pair in load_pairs(tmp_path / "data" / "prompts" / "pairs.parquet")} == {row["unsafe"] for row in found}
+    train = ["baseline", "dpo", "--model", tiny_sd, "--data", tmp_path / "data", "--steps", 1, "--rank", 2]
+    valign(*train, "--set", "val_pairs=1", "--set", "pairs_per_step=1", "-o", tmp_path / "round")
+    adapter = f"two={tmp_path / 'round' / 'adapter'}"
+    valign(*attack, "--adapter", adapter, "--system", "base", "--system", "two", "--seed", 1, "-o", tmp_path / "attack-2")
+    first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("attack-1", "attack-2"))
+    assert [one["name"] for one in second["systems"]] == ["base", "two"]
+    prompts = [
+        {json.loads(line)["prompt"] for line in (tmp_path / name / "journal.jsonl").read_text().splitlines()} - {""}
+        for name in ("attack-1", "attack-2")
+    ]
+    goals = {f"a red bolt {i}" for i in range(3)}
+    assert not (prompts[0] - goals) & (prompts[1] - goals)  # searched anew, not sent again
+    assert first["settings"]["seed"] == 0
+    assert second["settings"]["seed"] == 1
+
+
+def valign(*arguments):
+    result = runner.invoke(build(), list(map(str, arguments)))
+    assert result.exit_code == 0, (result.output, result.exception)
