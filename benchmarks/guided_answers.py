@@ -1,6 +1,6 @@
 """How often does a chat model answer against house rules without, with random and with retrieved guidelines?
 
-    python benchmarks/guided_answers.py --out runs/guided [--steps 200] [--requests 120] [--seeds 3]
+    python benchmarks/guided_answers.py --out runs/guided [--steps 150] [--requests 120] [--seeds 3]
 
 The chat world's aligned model refuses whatever is asked once its system role closes anything, so a copy is fine-tuned first to
 read which act a guideline closes: requests under up to three guidelines, with and without the one that is about them. A house then
@@ -154,7 +154,7 @@ def share(cases: Sequence[bool]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="of the fine-tuned model")
-    parser.add_argument("--steps", type=int, default=200, help="of the fine-tuning, 32 chats each")
+    parser.add_argument("--steps", type=int, default=150, help="of the fine-tuning, 32 chats each")
     parser.add_argument("--requests", type=int, default=120)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()

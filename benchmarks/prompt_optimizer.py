@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=700, help="that the optimizer learns from")
     parser.add_argument("--tests", type=int, default=56)
     parser.add_argument("--sft-steps", type=int, default=700)
+    parser.add_argument("--sft-rate", type=float, default=2e-3, help="learning rate of these")
     parser.add_argument("--pair-requests", type=int, default=84, help="of these, that pairs are built from")
     parser.add_argument("--dpo-steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -102,7 +103,7 @@ def main() -> None:
         model, oracle, reader=oracle, expected={row.text: row.expected for row in rows}, sampling=SAMPLING, seed=args.seed
     )
     dpo = ReinforceConfig(
-        steps=args.dpo_steps, prompts=16, learning_rate=1e-4, kl=0.1, answer_tokens=32, checkpoint_every=0, seed=args.seed
+        steps=args.dpo_steps, prompts=16, learning_rate=1e-4, kl=0.1, answer_tokens=64, checkpoint_every=0, seed=args.seed
     )
     folders: dict[str, Path] = {}
     for feedback in FEEDBACK:
@@ -111,9 +112,9 @@ def main() -> None:
             shutil.copytree(out / FEEDBACK[0] / "sft", folder / "sft")  # the same training
         config = OptimizerConfig(
             sft_steps=args.sft_steps,
-            sft_learning_rate=2e-3,
+            sft_learning_rate=args.sft_rate,
             sft_batch=24,
-            max_tokens=32,
+            max_tokens=48,
             pair_requests=args.pair_requests,
             feedback=feedback,
             seed=args.seed,
@@ -133,7 +134,7 @@ def main() -> None:
         "editing rewriter": lambda text: guard.guard(text).prompt,
     }
     for name, folder in folders.items():
-        chat = PromptOptimizer(LocalChat(folder, max_tokens=32))
+        chat = PromptOptimizer(LocalChat(folder, max_tokens=48))
         ways[name] = chat.write
     ways[f"{name}, behind the guard"] = lambda text: optimize(guard, chat, text).prompt
     path = out / "measured.json"

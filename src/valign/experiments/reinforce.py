@@ -65,7 +65,7 @@ BUDGETS = {
 }
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> method and what differs from its defaults
     "sft": ("sft", {}),
-    "dpo": ("dpo", {"rate": 0.25}),
+    "dpo": ("dpo", {}),
     "alphaalign": ("alphaalign", {"in_format": True}),
     "alphaalign-no-format": ("alphaalign", {}),  # from the others' start, with r_f = 0
     "safe-rlhf": ("safe-rlhf", {"longer": 2}),  # reward and cost by the oracle
@@ -156,7 +156,7 @@ class _Bench:
             steps=budget.steps * changes.get("longer", 1),
             prompts=budget.prompts,
             group=budget.group,
-            learning_rate=budget.learning_rate * changes.get("rate", 1.0),
+            learning_rate=budget.learning_rate,
             kl=0.01,
             answer_tokens=ANSWER_TOKENS if in_format else 40,
             checkpoint_every=10,
