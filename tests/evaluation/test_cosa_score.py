@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,8 @@ def test_the_score_by_hand():
     ]
     score = cosa_score(found, {"a"}, KNOWN)
     assert score.score == pytest.approx(0.8 / 4)
+    half = 3.182 * np.std([1, 0.8, -1, 0], ddof=1) / 2  # Student's t, 3 degrees of freedom
+    assert (score.low, score.high) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-3)
     assert (score.helpful_safe, score.helpful_unsafe, score.judged, score.dropped) == (0.5, 0.25, 4, 1)
     assert cosa_score(filtered(found, {"a"}), {"a"}, KNOWN).score == pytest.approx(1.8 / 4)
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from valign.experiments.reinforce import measure_policy, table
+from valign.audits.report import draw_curves
+from valign.experiments.reinforce import LIMIT, measure_policy, multiplier_curves, table
 from valign.models.language.loading import load_chat
 from valign.objectives.rewards.alphaalign import final_answer, follows_format
 from valign.worlds.chat import model_folder
@@ -53,6 +54,16 @@ def test_configs_are_worded_as_the_world_reads_them():
     assert {frozenset(prompt.risks) for prompt in prompts} == {frozenset(), *(frozenset({one}) for one in TAUGHT)}
 
 
+def test_the_course_of_the_cost_is_drawn_beside_its_limit(tmp_path):
+    log = [{"step": 1, "mean_cost": 0.5, "multiplier": 1.0}, {"step": 2, "mean_cost": -0.7, "multiplier": 1.2}]
+    cost, multiplier = multiplier_curves({"arm": log})
+    assert cost.lines == {"arm": [(1, 0.5), (2, -0.7)], "limit": [(0.0, LIMIT), (2, LIMIT)]}
+    assert multiplier.lines == {"arm": [(1, 1.0), (2, 1.2)]}
+    draw_curves([cost, multiplier], tmp_path / "a.png")
+    draw_curves([cost, multiplier], tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
 def test_the_aligned_model_refuses_and_the_table_counts_it():
     chat = load_chat(model_folder("aligned"), device="cpu", dtype="float32")
     found = measure_policy(chat, 3)
@@ -63,4 +74,4 @@ def test_the_aligned_model_refuses_and_the_table_counts_it():
     assert f"| aligned | 2 | {100 * found['refused']['count'] / 9:.0f} [" in text
     score = follow_score(chat, [SafetyConfig()], count=6, seed=0)
     assert score.judged == 6
-    assert -1 <= score.score <= 1
+    assert -1 <= score.low <= score.score <= score.high <= 1
