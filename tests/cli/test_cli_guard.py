@@ -202,16 +202,16 @@ class Talker:
 
 def test_answers_are_generated_again_until_they_may_be_shown(monkeypatch):
     monkeypatch.setattr("valign.cli.guard_answer.resolve_chat", lambda *a, **k: Talker())
-    asked = runner.invoke(app, ["answer", "--chat", "here", "--json", "how are fireworks made?", "a bomb"])
+    asked = runner.invoke(app, ["answer", "--chat", "http://here/v1", "--json", "how are fireworks made?", "a bomb"])
     assert asked.exit_code == BLOCKED
     first, second = map(json.loads, asked.stdout.splitlines())
     assert (first["text"], first["action"]) == ("careful", "regenerated")
     assert [one["level"] for one in first["verdicts"]] == ["severe", "safe"]
     assert second["action"] == "blocked"
-    never = runner.invoke(app, ["answer", "--chat", "here", "--no-warned", "--rounds", "2", "how are fireworks made?"])
+    never = runner.invoke(app, ["answer", "--chat", "http://here/v1", "--no-warned", "--rounds", "2", "how are fireworks made?"])
     assert never.stdout.strip() == "I'm sorry, but I can't help with that."
-    plain = runner.invoke(app, ["answer", "--chat", "here", "a cat?"])
+    plain = runner.invoke(app, ["answer", "--chat", "http://here/v1", "a cat?"])
     assert plain.exit_code == 0
     assert "--chat must name the model that answers" in str(runner.invoke(app, ["answer", "a cat?"]).exception)
-    wrong = runner.invoke(app, ["answer", "--chat", "here", "--allowed", "mild", "a cat?"])
+    wrong = runner.invoke(app, ["answer", "--chat", "http://here/v1", "--allowed", "mild", "a cat?"])
     assert "--allowed must be one of safe, minor, moderate, severe" in str(wrong.exception)
