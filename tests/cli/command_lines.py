@@ -2,6 +2,9 @@
 
 import re
 import shlex
+from itertools import pairwise
+from pathlib import Path
+from unittest.mock import patch
 
 import typer.main
 
@@ -21,8 +24,13 @@ def find(words: list[str]) -> tuple[typer.core.TyperCommand, typer.Context, list
 
 
 def parse(line: str) -> typer.Context:
-    """The context of ``valign ...`` with every argument and option in its type. Raises: what a mistake raises."""
+    """The context of ``valign ...`` with every argument and option in its type.
+
+    All that it reads is taken to exist, and nothing that it writes. Raises: what a mistake raises.
+    """
     line = re.split(r"\s[|>]\s", line.partition("valign ")[2])[0]
     command, context, words = find(shlex.split(line, comments=True))
-    command.parse_args(context, words)
+    written = {word for flag, word in pairwise(words) if flag in ("-o", "--out")}
+    with patch.object(Path, "exists", lambda path: str(path) not in written):
+        command.parse_args(context, words)
     return context

@@ -104,9 +104,10 @@ def test_a_detector_is_adapted_by_command(trained, tmp_path):
         "detector", "adapt", trained, "--images", clean, "-o", tmp_path / "robust", *quick
     )
     assert "needs --images IMAGES or --pairs FOLDER" in said(*adapt, "-o", tmp_path / "x", *quick)
-    assert "must be a folder of images or a world's name" in said(
-        "detector", "adapt", trained, "--images", "no", "-o", tmp_path / "x", *quick
-    )
+    assert "no does not exist" in said(*adapt, "--images", "no", "-o", tmp_path / "x", *quick)
+    file = tmp_path / "notes.txt"
+    file.write_text("words")
+    assert "must be a folder of images or a world's name" in said(*adapt, "--images", file, "-o", tmp_path / "x", *quick)
 
 
 def test_mistakes_stop_before_the_model_is_loaded(data, tmp_path):
