@@ -38,6 +38,7 @@ print(f"loaded={{[name for name in {heavy!r} if name in sys.modules]}} code={{co
         (["evaluate", "--model", "flux", "-o", "o"], 2),
         (["train", "alignguard", "--model", "shapes", "--data", "nowhere", "--all", "-o", "o"], 2),
         (["finetune", "--model", "shapes", "--task", "diffusion", "--data", ".", "--out", "o", "--lr", "1"], 2),
+        (["finetune", "--model", "shapes", "--task", "diffusion", "--data", ".", "--out", "o", "--tracker", "wanbd"], 2),
         (["generate", "--model", "nowhere", "a lamp", "-o", "o.png"], 2),
         (["align"], 2),
         (["align", "--model", "shapes", "-o", "o", "--detector", "orcale"], 2),

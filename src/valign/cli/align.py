@@ -130,8 +130,8 @@ def command(
     from valign.recipes.alignguard import AlignGuardRecipe
     from valign.recipes.quickstart import of_categories, world_tuning
     from valign.recipes.tuning import searched
+    from valign.trackers import check_trackers
     from valign.training import PreferenceConfig
-    from valign.training.engine.processes import check_trackers
 
     memory = record(ctx, MemoryConfig)
     looks, chain = record(ctx, EvaluatorOptions), {"batch_size": 8, **changes(ctx, AlignConfig)}

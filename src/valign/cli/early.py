@@ -14,6 +14,7 @@ from valign.checks import UserError, check_choice, close_to
 from valign.cli.quick import FAMILIES, ROOT, bundled, given_values, known_names, refuse_model, table_names
 from valign.files import read_json
 from valign.models.files.hub import HUB_ID, fetched, local_folder
+from valign.trackers import check_trackers
 
 WRITTEN = ("--out", "-o", "--csv", "--parquet", "--latex", "--sheet", "--anchor", "--keys", "--runs")  # paths that need not exist
 Check = Callable[[str, str], None]  # flag, value -> UserError
@@ -217,6 +218,11 @@ def refuse_unpaired(flag: str, text: str) -> None:
         raise UserError(f"{flag} must be NAME=VALUE, got {text!r}.")
 
 
+def refuse_tracker(flag: str, name: str) -> None:
+    """Refuse a tracker that accelerate does not bring, or whose package is missing."""
+    check_trackers([name])
+
+
 def refuse_other_tables(args: Sequence[str], flags: Collection[str]) -> None:
     """Refuse ``--column OPTION.NAME=THEIRS`` of an option that the command does not have. Args: flags: All that it has."""
     for flag, text in given_values(args):
@@ -286,6 +292,7 @@ EVERYWHERE: Mapping[str, Check] = {
     "--judge": refuse_judge,
     "--endpoint": refuse_address,
     "--judge-images": refuse_named_folder,
+    "--tracker": refuse_tracker,
 }
 
 

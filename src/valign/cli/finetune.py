@@ -128,7 +128,8 @@ def command(
     from valign.data.tasks.texts import GLUE, read_data, read_rows
     from valign.models.heads.task_model import Target, TaskModel
     from valign.models.language.text_model import load_text_model
-    from valign.training.engine.processes import check_trackers, local_device
+    from valign.trackers import check_trackers
+    from valign.training.engine.processes import local_device
     from valign.training.engine.tuning import parse_tuning
     from valign.training.tasks.preserving import parse_preserving
     from valign.training.tasks.supervised import DiffusionTaskModel, SupervisedConfig, finetune

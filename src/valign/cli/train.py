@@ -86,8 +86,9 @@ def alignguard(
     from valign.objectives.robust.look_ahead import LookAhead
     from valign.policy import normalize_category
     from valign.recipes.alignguard import JOINT, AlignGuardRecipe, train_expert, train_experts
+    from valign.trackers import check_trackers
     from valign.training import PreferenceConfig
-    from valign.training.engine.processes import check_trackers, local_device
+    from valign.training.engine.processes import local_device
 
     if bool(category) + all_ + joint != 1:
         raise UserError("train alignguard needs one of --category NAME, --all or --joint. Choose one.")
@@ -153,8 +154,9 @@ def livo(
     from valign.data.images.value_sets import open_values
     from valign.objectives import DiffusionDPO, LiVO
     from valign.recipes.livo import LivoRecipe, train_livo
+    from valign.trackers import check_trackers
     from valign.training import PreferenceConfig
-    from valign.training.engine.processes import check_trackers, local_device
+    from valign.training.engine.processes import local_device
 
     given = changes(ctx, DiffusionDPO, LiVO, PreferenceConfig, LivoRecipe, MemoryConfig)
     LivoRecipe().with_objective(objective).changed(**given)  # a mistake shows before the model is loaded

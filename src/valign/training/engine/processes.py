@@ -2,31 +2,18 @@
 
 import os
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from valign.checks import UserError, check_choice
+from valign.trackers import check_trackers
 
 T = TypeVar("T")
-PACKAGES = {  # of the trackers that accelerate brings, any of each
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "wandb": ("wandb",),
-    "comet_ml": ("comet_ml",),
-    "aim": ("aim",),
-    "mlflow": ("mlflow",),
-    "clearml": ("clearml",),
-    "dvclive": ("dvclive",),
-    "swanlab": ("swanlab",),
-    "trackio": ("trackio",),
-}
 
 
 def start_processes(
@@ -41,16 +28,6 @@ def start_processes(
     if accelerator.device.type == "cpu" and accelerator.num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     return accelerator
-
-
-def check_trackers(trackers: Sequence[str]) -> None:
-    """Raises: UserError for one that accelerate does not know, or whose package is missing: it would be left out without a word."""
-    for name in trackers:
-        check_choice("--tracker", name, LOGGER_TYPE_TO_CLASS)
-        if PACKAGES.get(name) and not any(find_spec(package) for package in PACKAGES[name]):
-            raise UserError(
-                f"--tracker {name} needs the package {PACKAGES[name][0]}, which is missing: pip install {PACKAGES[name][0]}."
-            )
 
 
 def _accelerator(**options: Any) -> Accelerator:
