@@ -12,13 +12,16 @@ from valign.checks import UserError, declared_options, option
 from valign.cli.options import Configured
 from valign.cli.quick import (
     FAMILIES,
+    Field,
     bundled,
+    chosen_rows,
     fields_in,
     fields_of,
     own_words,
     refuse_missing,
     refuse_model,
     refuse_out_of_range,
+    refuse_settings,
     refuse_unknown,
     table_row,
     typed_fields,
@@ -110,6 +113,38 @@ def test_a_value_is_held_against_the_declaration(line, message):
     refuse_out_of_range(line.split(), typed_fields(parts, {}, own))
     right = "--steps 1 --rate 1.0e-3 --kind beta --weights ties=0.3 --limit all --steps"
     refuse_out_of_range(right.split(), typed_fields(parts, {}, []))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("steps=0", r"^--set steps must be in \[1, inf\), got 0"),
+        ("first.rate=2", r"^--set first\.rate must be in \(0, 1\], got 2"),
+        ("kind=alhpa", r"^--set kind must be one of alpha, beta; got 'alhpa'\. Did you mean 'alpha'"),
+    ],
+)
+def test_a_setting_is_held_against_every_declaration_of_its_name(word, message):
+    parts = [fields_of(Sizes), fields_of("valign.memory:MemoryConfig")]
+    with pytest.raises(UserError, match=message):
+        refuse_settings(["--set", word], parts)
+    name = word.partition("=")[0]
+    for kept in ("null", "[0, 1]", "{a: 0}", "$X"):
+        refuse_settings([f"--set={name}={kept}"], parts)
+    refuse_settings(["--set", word], [{"steps": Field((), False), "rate": Field((), False), "kind": Field((), False)}, *parts])
+    refuse_settings(["--set", "unknown=0"], parts)
+
+
+def test_what_was_chosen_by_name_has_its_own_settings():
+    named = {"--adapter": ("valign.adapters.registry:ADAPTERS", "none"), "--preserve": ("valign.objectives:PRESERVING",)}
+    args = ["--adapter", "lora+none", "--preserve=kl+agl", "--adapter", "nothing"]
+    rows = [
+        "valign.adapters.lora:LoraOptions",
+        "valign.objectives.preserving.kl_to_start:KlToStart",
+        "valign.objectives.preserving.agl:AGL",
+    ]
+    assert list(chosen_rows(args, named)) == rows
+    with pytest.raises(UserError, match=r"^--set agl\.lambda_A must be in \[0, inf\), got -1"):
+        refuse_settings(["--set", "agl.lambda_A=-1"], [fields_of(row) for row in rows])
 
 
 def test_choices_may_stand_in_a_table():

@@ -26,14 +26,18 @@ from valign.cli.common import numbers_by_name, setting
 from valign.cli.early import Check, named_places, own_paths, refuse_layout, refuse_other_tables, refuse_values
 from valign.cli.quick import (
     FROM_ELSEWHERE,
+    chosen_rows,
+    fields_of,
     given_values,
     own_words,
     refuse_missing,
     refuse_out_of_range,
+    refuse_settings,
     refuse_unknown,
     table_names,
     typed_fields,
 )
+from valign.memory import MemoryConfig
 
 Kind = TypeVar("Kind")
 Early = Callable[[Mapping[str, Any], Mapping[str, Sequence[str]]], None]
@@ -210,6 +214,9 @@ class Configured(TyperCommand):
             texts={*self.checks, *others, *({"--config"} & set(known))},  # a safety config, not a file
         )
         refuse_out_of_range(args, known)
+        refuse_settings(args, [fields_of(part) for part in (*self.parts.values(), *chosen_rows(args, self.named))])
+        if {"--phased", "--offload"} <= {flag for flag, _ in given_values(args)} & set(known):
+            MemoryConfig(phased=True, offload=True)  # says why not
         refuse_values(
             args,
             [*own_paths(self), *(flag for flag, field in known.items() if field.kind == "Path")],

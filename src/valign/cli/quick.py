@@ -148,6 +148,30 @@ def refuse_out_of_range(args: Sequence[str], known: Mapping[str, Field]) -> None
             known[flag].check(flag, value)
 
 
+def refuse_settings(args: Sequence[str], parts: Iterable[Mapping[str, Field]]) -> None:
+    """Refuse the value of a ``--set`` that every declaration of its name refuses; lists, mappings and null are left to the parts.
+
+    Args: parts: The options that the command has, by part, and those of what was chosen by name.
+    """
+    for flag, word in given_values(args):
+        given, _, value = word.partition("=")
+        declared = [part[name] for part in parts if (name := given.rpartition(".")[2]) in part]
+        if flag != "--set" or not declared or not re.fullmatch(r"[\w.+-]+", value) or value in ("null", "Null", "NULL"):
+            continue
+        refused = [error for one in declared if (error := _refusal(one, f"--set {given}", value))]
+        if len(refused) == len(declared):
+            raise refused[0]
+
+
+def chosen_rows(args: Sequence[str], named: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """``"module:Class"`` of the rows of valign's own tables that were chosen by name. Args: named: As in `configured`."""
+    for flag, value in given_values(args):
+        tables = [place for place in named.get(flag, ()) if ":" in place]
+        for table, name in ((table, name) for table in tables for name in value.split("+") if name in table_names(table)):
+            with suppress(LookupError, ValueError):  # of a package, whose source is not read, or not a class
+                yield table_row(table, name)
+
+
 def refuse_missing(args: Sequence[str], *, any_model: bool, models: Collection[str] = (), texts: Collection[str] = ()) -> None:
     """Refuse the name of a model that cannot be one, and files to read that do not exist; a world's name may stand for its own.
 
@@ -366,6 +390,14 @@ def _literal(node: ast.expr | None, otherwise: Any) -> Any:
         return otherwise if node is None else ast.literal_eval(node)
     except ValueError:
         return otherwise
+
+
+def _refusal(field: Field, flag: str, value: str) -> UserError | None:
+    try:
+        field.check(flag, value)
+    except UserError as error:
+        return error
+    return None
 
 
 def _number(flag: str, value: str, kind: str) -> float:
