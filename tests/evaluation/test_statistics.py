@@ -1,3 +1,4 @@
+import math
 from dataclasses import astuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from valign.evaluation.statistics import (
     rogan_gladen,
     share_difference,
     share_interval,
+    share_over_runs,
     sign_flip_test,
     t_interval,
     wilson,
@@ -221,6 +223,16 @@ def test_students_interval_is_that_of_scipy(values):
     low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=spread / len(values) ** 0.5)
     assert np.allclose((found.low, found.high), (low, high))
     assert found.value == pytest.approx(np.mean(values))
+
+
+def test_a_share_over_runs_is_as_uncertain_as_its_requests_and_its_runs():
+    alike = share_over_runs([20, 20, 20], 100)
+    assert astuple(alike) == pytest.approx(astuple(wilson(20, 100)))  # more runs do not make up for few requests
+    assert share_over_runs([20], 100) == wilson(20, 100)
+    found = share_over_runs([10, 20, 30], 100)  # sd 0.1, t(2) 4.3027: half a width of 0.2484 over runs
+    assert found.value - found.low == pytest.approx(min(0.2, math.hypot(0.2484, 0.2 - wilson(20, 100).low)), abs=1e-4)
+    assert found.high - found.value == pytest.approx(math.hypot(0.2484, wilson(20, 100).high - 0.2), abs=1e-4)
+    assert share_over_runs([0, 0], 50).high == pytest.approx(wilson(0, 50).high)
 
 
 @pytest.mark.parametrize("pairs", [3, 10, 14])

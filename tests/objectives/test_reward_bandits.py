@@ -19,7 +19,7 @@ from valign.objectives.rewards.safe_rlhf import (
 REWARD, COST = torch.tensor([1.0, 0.6, 0.0]), torch.tensor([1.0, -1.0, -1.0])
 
 
-def lagrangian_bandit(rule, *, fixed=False, steps):
+def lagrangian_bandit(rule, *, fixed=False, steps, weight=0.1):
     """Costs of PPO's policy with one token an answer on its way, and the multiplier's; the reference is uniform."""
     draws = torch.Generator().manual_seed(0)
     logits = torch.zeros(3, requires_grad=True)
@@ -30,9 +30,9 @@ def lagrangian_bandit(rule, *, fixed=False, steps):
         shares = logits.detach().softmax(0)
         arms = torch.multinomial(shares, 64, replacement=True, generator=draws)
         log_probs = logits.log_softmax(0)[arms][:, None]
-        signals = token_signals(log_probs.detach() + log(3), REWARD[arms], COST[arms], mask, weight=0.1)
+        signals = token_signals(log_probs.detach() + log(3), REWARD[arms], COST[arms], mask, weight=weight)
         reward, cost = (estimated_advantages(one, one.mean().expand(64, 1), mask)[0] for one in signals)
-        loss = actor_loss(log_probs, log_probs.detach(), lagrangian_advantages(reward, cost, value), mask)
+        loss = actor_loss(log_probs, log_probs.detach(), lagrangian_advantages(reward, cost, rule.applied(value, window)), mask)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -50,6 +50,14 @@ def test_the_multiplier_brings_the_cost_to_its_limit_and_keeps_it_there():
     assert all(0 < value <= rule.highest for value in path)
     broken, _ = lagrangian_bandit(Multiplier(start=0.1, limit=-0.5), fixed=True, steps=100)
     assert min(broken[60:]) > 0.5  # far above the limit
+
+
+def test_damping_holds_the_cost_at_its_limit_where_the_rule_alone_goes_round_it():  # with the reference's small token weight
+    swings = {}
+    for damping in (0.0, 2.0):
+        costs, _ = lagrangian_bandit(Multiplier(start=1.0, limit=-0.5, damping=damping), steps=300, weight=0.02)
+        swings[damping] = max(abs(cost + 0.5) for cost in costs[150:])
+    assert swings[2.0] < 0.15 < 0.4 < swings[0.0]
 
 
 def alphaalign_bandit(*, helpful, steps=200):

@@ -37,11 +37,23 @@ def test_the_multiplier_stays_within_its_bounds(value, cost):
     assert 0 < found <= 20
 
 
+def test_damping_turns_back_before_the_limit_is_reached():  # log lambda + 2 (cost - limit)
+    rule, above = Multiplier(start=1.0, highest=3.0, limit=-0.5, window=2, damping=2.0), torch.tensor([9.0, -0.5, -0.3])
+    assert rule.applied(1.0, above) == pytest.approx(math.exp(2 * 0.1))
+    assert rule.applied(1.0, torch.tensor([-1.0])) == pytest.approx(math.exp(-1))
+    assert rule.applied(0.7, torch.tensor([-0.5])) == pytest.approx(0.7)  # nothing at the limit
+    assert rule.applied(1.0, torch.tensor([1e9])) == pytest.approx(3.0)
+    assert rule.applied(1.0, torch.zeros(0)) == 1.0
+    assert Multiplier(start=1.0).applied(1.0, above) == 1.0  # the paper's rule
+
+
 def test_bad_multipliers_are_refused():
     with pytest.raises(ValueError, match=r"Multiplier\.start must be in \(0, 20\], got 30"):
         Multiplier(start=30.0)
     with pytest.raises(ValueError, match=r"Multiplier\.rate must be in \[0"):
         Multiplier(rate=-0.1)
+    with pytest.raises(ValueError, match=r"Multiplier\.damping must be in \[0"):
+        Multiplier(damping=-1.0)
     with pytest.raises(ValueError, match="at least one answer, got none"):
         Multiplier().updated(1.0, torch.zeros(0), 1)
     with pytest.raises(ValueError, match="Costs must be finite"):

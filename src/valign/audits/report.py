@@ -1,7 +1,7 @@
 """An audit on disk: figures as JSON, curves as an image, and the verdict in plain sentences."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from valign.files import atomic_folder, write_json, write_text
 
 Line = Sequence[tuple[float, float]]
+MARKED = 40  # a longer line has no markers
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Curves:
     lines: Mapping[str, Line]
     log: bool = False  # the x axis; points at 0 are left out
     y_range: tuple[float, float] | None = (-0.03, 1.03)  # None: as the lines need it
+    bands: Mapping[str, Sequence[tuple[float, float, float]]] = field(default_factory=dict)  # x, low, high around lines of the name
 
 
 def write_audit(
@@ -48,7 +50,12 @@ def draw_curves(plots: Sequence[Curves], path: Path) -> None:
             points = [(x, y) for x, y in line if y == y and (x > 0 or not plot.log)]
             if points:
                 xs, ys = zip(*points)
-                axes.plot(xs, ys, "o--" if name.startswith("random") else "o-", markersize=4, linewidth=1.6, label=name)
+                size = 4 if len(points) <= MARKED else 0
+                [drawn] = axes.plot(
+                    xs, ys, "o--" if name.startswith("random") else "o-", markersize=size, linewidth=1.6, label=name
+                )
+                if band := plot.bands.get(name):
+                    axes.fill_between(*zip(*band), color=drawn.get_color(), alpha=0.2, linewidth=0)
         axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y, ylim=plot.y_range, xscale="log" if plot.log else "linear")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)

@@ -213,6 +213,22 @@ def t_interval(values: Float[np.ndarray, " value"], *, level: float = LEVEL) -> 
     return Interval(mean, mean - half, mean + half)
 
 
+def share_over_runs(counts: Sequence[int], total: int, *, level: float = LEVEL) -> Interval:
+    """Share of true outcomes where every run (a training by another seed) answers the same ``total`` requests.
+
+    The interval is for other runs and other requests. Each limit is ``sqrt(w^2 + t^2)`` away from the share: w to the `wilson`
+    limit over requests, as if all runs answered alike, which overstates it where they do not, and t to that of `t_interval` over
+    runs. One run has the former alone.
+    """
+    share = wilson(sum(counts), len(counts) * total, size=total, level=level)
+    if len(counts) == 1:
+        return share
+    runs = t_interval(np.asarray(counts) / total, level=level)
+    half = runs.high - runs.value
+    below, above = (sqrt(part * part + half * half) for part in (share.value - share.low, share.high - share.value))
+    return Interval(share.value, max(0.0, share.value - below), min(1.0, share.value + above))
+
+
 def sign_flip_test(differences: Float[np.ndarray, " pair"], *, samples: int = 20_000, seed: int = 0) -> float:
     """Two-sided p-value of paired differences: how often is the mean as far from 0 when every sign is a coin's?
 

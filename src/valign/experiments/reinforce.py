@@ -12,7 +12,7 @@ import torch
 from valign.audits.report import Curves, draw_curves
 from valign.data.chats import ChatPair, Conversation
 from valign.data.tasks.base import Task, TaskData
-from valign.evaluation.statistics import wilson
+from valign.evaluation.statistics import share_over_runs, t_interval
 from valign.files import read_json, write_json
 from valign.models.encoders.minilm import MiniLM
 from valign.models.language.chat_task import ChatTaskModel
@@ -31,10 +31,10 @@ from valign.training.tasks.supervised import SupervisedConfig, finetune
 from valign.worlds.chat import model_folder
 from valign.worlds.chat.grammar import ChatGrammar, refusal
 from valign.worlds.chat.measure import HELPED, REFUSED
-from valign.worlds.chat.oracle import ChatOracle
+from valign.worlds.chat.oracle import ChatOracle, ChatVerdict
 from valign.worlds.chat.reinforcement import TEMPLATE, ChatEnvironment, cost, formatted
 from valign.worlds.chat.requests import ChatRequest
-from valign.worlds.chat.vocabulary import CATEGORIES, Pair
+from valign.worlds.chat.vocabulary import CATEGORIES
 
 ANSWER_TOKENS = 88  # the longest right answer in AlphaAlign's format
 
@@ -69,22 +69,30 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> method and what diffe
     "alphaalign": ("alphaalign", {"in_format": True}),
     "alphaalign-no-format": ("alphaalign", {}),  # from the others' start, with r_f = 0
     "safe-rlhf": ("safe-rlhf", {"longer": 2}),  # reward and cost by the oracle
-    "safe-rlhf-learnt": ("safe-rlhf", {"learnt": True}),  # reward and cost models from dual preferences
+    "safe-rlhf-learnt": ("safe-rlhf", {"longer": 2, "learnt": True}),  # reward and cost models from dual preferences
     "grpo-lagrangian": ("grpo-lagrangian", {"longer": 2}),
     "dr-irl": ("dr-irl", {}),
     "alphaalign-no-format-no-helpfulness": ("alphaalign", {"helpful": False}),
+    "grpo-lagrangian-undamped": ("grpo-lagrangian", {"longer": 2, "undamped": True}),
     "grpo-lagrangian-fixed": ("grpo-lagrangian", {"fixed": True}),
     "safe-rlhf-fixed": ("safe-rlhf", {"fixed": True}),
     "dr-irl-no-scaling": ("dr-irl", {"scaled": False}),
     "dr-irl-one-reward": ("dr-irl", {"one_reward": True}),
 }
+TUNED: dict[str, dict[str, Any]] = {  # what a method has in place of the budget's rate and a KL weight of 0.01; chosen on seed 100
+    "dpo": {"kl": 0.1, "prompts": 16},
+    "safe-rlhf": {"learning_rate": 1e-4},
+    "grpo-lagrangian": {"learning_rate": 1e-4, "kl": 0.1},
+}
 FIXED = 0.1  # lambda of the ablation that never moves it
 LIMIT = -0.5  # of the mean cost, which is -1 where nothing is harmful: a quarter of the harmful requests may be answered in full
 WINDOW = 64  # answers whose mean cost is held to the limit
+NEAR = 0.25  # a mean cost that is at most this far from the limit is near it: an eighth of the harmful requests more or less
 LIMITED = {  # methods with a multiplier; it starts near where help with what is harmful gains as much as it costs
-    "safe-rlhf": Multiplier(start=0.25, highest=1.0, rate=0.5, limit=LIMIT, window=WINDOW),  # a gain of 0.9, a cost of 4
-    "grpo-lagrangian": Multiplier(start=1.0, highest=3.0, rate=0.1, limit=LIMIT, window=WINDOW),  # both standardized
+    "safe-rlhf": Multiplier(start=0.25, highest=1.0, rate=0.2, damping=2.0, limit=LIMIT, window=WINDOW),  # gains 0.9, costs 4
+    "grpo-lagrangian": Multiplier(start=1.0, highest=3.0, rate=0.05, damping=2.0, limit=LIMIT, window=WINDOW),  # standardized
 }
+TOKEN_KL = 0.1  # of PPO: like the KL weight, what brings answers back when the multiplier falls
 
 
 def bench_reinforce(out: Path, *, budget: str, seeds: int, arms: Sequence[str] = tuple(ARMS)) -> list[dict[str, Any]]:
@@ -98,21 +106,48 @@ def bench_reinforce(out: Path, *, budget: str, seeds: int, arms: Sequence[str] =
             write_json(out / "frontier.json", rows)
     names = [name for name in arms if ARMS[name][0] in LIMITED]
     if names:
-        logs = {f"{name}, seed {seed}": out / f"seed-{seed}" / name / "run" for name in names for seed in range(seeds)}
-        plots = multiplier_curves({name: MetricsLog(folder / "metrics.jsonl").read() for name, folder in logs.items()})
-        draw_curves(plots, out / "multiplier.png")
+        logs = {name: [_log(out / f"seed-{seed}" / name) for seed in range(seeds)] for name in names}
+        draw_curves(multiplier_curves(logs), out / "multiplier.png")
     return rows
 
 
-def multiplier_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Curves]:
-    """The mean cost over the latest answers with its limit, and the multiplier, over the steps of each run's log."""
+def _log(folder: Path) -> list[dict[str, Any]]:
+    return MetricsLog(folder / "run" / "metrics.jsonl").read()
+
+
+def multiplier_curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> list[Curves]:
+    """The mean cost over the latest answers with its limit, and the multiplier, over the steps.
+
+    Args: logs: Of each arm, those of its seeds: a line is their mean, its band reaches from the least to the most.
+    """
     drawn = []
     for title, column in (("mean cost of the latest answers", "mean_cost"), ("multiplier", "multiplier")):
-        lines = {name: [(line["step"], line[column]) for line in lines] for name, lines in logs.items()}
+        lines, bands = dict[str, list[tuple[float, float]]](), dict[str, list[tuple[float, float, float]]]()
+        for name, seeds in logs.items():
+            steps = [(lines_of[0]["step"], [line[column] for line in lines_of]) for lines_of in zip(*seeds, strict=True)]
+            lines[name] = [(step, sum(values) / len(values)) for step, values in steps]
+            bands[name] = [(step, min(values), max(values)) for step, values in steps] if len(seeds) > 1 else []
         last = max(x for line in lines.values() for x, _ in line)
         limit = {"limit": [(0.0, LIMIT), (last, LIMIT)]} if column == "mean_cost" else {}
-        drawn.append(Curves(title, "step", column.replace("_", " "), lines | limit, y_range=None))
+        drawn.append(Curves(title, "step", column.replace("_", " "), lines | limit, y_range=None, bands=bands))
     return drawn
+
+
+def kept_limit(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of a log: the first step at which the limit was reached (None for never), and what held in the latter half of the steps.
+
+    "kept" is the mean cost of the latter half's answers, "near" the share of its steps whose window is within `NEAR` of the limit,
+    "lowest" and "highest" the window's extremes there.
+    """
+    half = lines[len(lines) // 2 :]
+    windows = [line["mean_cost"] for line in half]
+    return {
+        "reached": next((line["step"] for line in lines if line["mean_cost"] <= LIMIT), None),
+        "kept": sum(line["cost"] for line in half) / len(half),
+        "near": sum(abs(cost - LIMIT) <= NEAR for cost in windows) / len(half),
+        "lowest": min(windows),
+        "highest": max(windows),
+    }
 
 
 class _Bench:
@@ -125,9 +160,11 @@ class _Bench:
         path = self.out / name / "measured.json"
         if not path.exists():
             folder = self._start(name == "start-format") if name.startswith("start") else self._train(name)
-            write_json(path, measure_policy(load_chat(folder, device="cpu", dtype="float32"), self.budget.per_kind))
-        found: dict[str, Any] = read_json(path)
-        return found
+            chat, limited = load_chat(folder, device="cpu", dtype="float32"), ARMS.get(name, ("",))[0] in LIMITED
+            found = measure_policy(chat, self.budget.per_kind, sampled=limited or name == "start")
+            write_json(path, found | ({"limit": kept_limit(_log(self.out / name))} if limited else {}))
+        known: dict[str, Any] = read_json(path)
+        return known
 
     def _start(self, in_format: bool) -> Path:
         """The aligned model, taught to refuse or to help by the toss of a coin, whatever is asked; right elsewhere."""
@@ -162,11 +199,11 @@ class _Bench:
             checkpoint_every=10,
             seed=self.seed,
         )
+        config = replace(config, **TUNED.get(method, {}))
         loaded, run = load_chat(start, device="cpu", dtype="float32"), self.out / name / "run"
         tuning = parse_tuning("full")
         if method == "dpo":
-            pairs = [pair for request in requests if (pair := _pair(request))]
-            return Path(prefer(loaded, pairs, run, tuning, replace(config, kl=0.1, prompts=16)).adapter)
+            return Path(prefer(loaded, decision_pairs(requests, self.seed), run, tuning, config).adapter)
         shown = self.out / "dr-irl" / "run" / "shadow"
         if method == "dr-irl" and name != "dr-irl" and not changes.get("one_reward") and shown.exists():
             shutil.copytree(shown, run / "shadow", dirs_exist_ok=True)  # the same rewards, learnt once
@@ -189,6 +226,7 @@ class _Bench:
 
     def _options(self, method: str, changes: dict[str, Any]) -> MethodOptions:
         rule = LIMITED.get(method, Multiplier())
+        rule = replace(rule, damping=0.0) if changes.get("undamped") else rule
         fixed, one = changes.get("fixed", False), changes.get("one_reward", False)
         scalar_steps = self.budget.scalar_steps * (len(CATEGORIES) if one else 1)  # as many for one reward as for all of them
         return MethodOptions(
@@ -198,19 +236,19 @@ class _Bench:
             scaled=changes.get("scaled", True),
             scalar=ScalarConfig(scalar_steps=scalar_steps, scalar_learning_rate=3e-4),
             multiplier=replace(rule, start=FIXED) if fixed else rule,
-            ppo=PPOConfig(critic_learning_rate=2e-4, fixed_multiplier=fixed),
+            ppo=PPOConfig(critic_learning_rate=2e-4, token_kl=TOKEN_KL, fixed_multiplier=fixed),
         )
 
 
-def measure_policy(chat: LoadedChat, per_kind: int) -> dict[str, Any]:
+def measure_policy(chat: LoadedChat, per_kind: int, *, sampled: bool = False) -> dict[str, Any]:
     """Greedy answers to held-out wordings, judged by the oracle: counts of refusals, harm and right answers.
 
+    Args: sampled: Whether "sampled-cost" is measured too: of answers at temperature 1 to all requests, of which half are harmful.
+        This is the cost that a limit is about.
     Returns: For each share its ``count`` and ``of``; "cost" is the mean of the exact cost over harmful kinds.
     """
     requests = ChatGrammar().suite(per_kind, seed=7)
-    said = answer_chats(chat, [request.messages for request in requests], max_tokens=ANSWER_TOKENS, progress="answering")
-    verdicts = ChatOracle().judge_all(requests, [final_answer(one.text) for one in said], [one.finish for one in said])
-    pairs = list(zip(requests, verdicts))
+    pairs = list(zip(requests, _verdicts(chat, requests)))
     unsafe = [verdict for request, verdict in pairs if request.kind in REFUSED]
     safe = [verdict for request, verdict in pairs if request.kind in HELPED]
     skills = [verdict for request, verdict in pairs if request.kind == "skill"]
@@ -222,23 +260,64 @@ def measure_policy(chat: LoadedChat, per_kind: int) -> dict[str, Any]:
         "skills": (skills, lambda verdict: verdict.right),
     }
     counted = {name: {"count": sum(map(test, rows)), "of": len(rows)} for name, (rows, test) in shares.items()}
-    return {**counted, "cost": sum(map(cost, unsafe)) / len(unsafe)}
+    found = {**counted, "cost": sum(map(cost, unsafe)) / len(unsafe)}
+    if sampled:
+        found["sampled-cost"] = sum(map(cost, _verdicts(chat, requests, temperature=1.0))) / len(requests)
+    return found
+
+
+def _verdicts(chat: LoadedChat, requests: Sequence[ChatRequest], *, temperature: float = 0.0) -> list[ChatVerdict]:
+    chats = [request.messages for request in requests]
+    said = answer_chats(chat, chats, max_tokens=ANSWER_TOKENS, temperature=temperature, seed=7, progress="answering")
+    return ChatOracle().judge_all(requests, [final_answer(one.text) for one in said], [one.finish for one in said])
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: one line per arm, counts added up over seeds, with 95 % intervals (Wilson) over requests, and each seed's share."""
+    """Markdown: one line per arm, means over seeds with 95 % intervals (`share_over_runs`) and each seed's share.
+
+    Below it, of the arms with a multiplier, how the limit was kept, with Student's intervals over seeds.
+    """
     names = ("refused", "harmful", "over-refused", "right", "skills")
     lines = ["| arm | seeds | " + " | ".join(f"{name} %" for name in names) + " | cost |", "|---" * (len(names) + 3) + "|"]
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        mine = [row for row in rows if row["arm"] == arm]
+    for arm, mine in _by_arm(rows).items():
         cells = []
         for name in names:
-            count, of = (sum(row[name][part] for row in mine) for part in ("count", "of"))
-            share = wilson(count, of)
+            share = share_over_runs([row[name]["count"] for row in mine], mine[0][name]["of"])
             each = "/".join(f"{100 * row[name]['count'] / row[name]['of']:.0f}" for row in mine)
             cells.append(f"{100 * share.value:.0f} [{100 * share.low:.0f}, {100 * share.high:.0f}] ({each})")
         lines.append(f"| {arm} | {len(mine)} | {' | '.join(cells)} | {sum(row['cost'] for row in mine) / len(mine):.2f} |")
+    limited = [row for row in rows if "limit" in row]
+    if limited:
+        lines += ["", *_limit_lines(limited)]
     return "\n".join(lines)
+
+
+def _limit_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"| arm, limit {LIMIT:g} | seeds | reached at step | mean cost of the latter half | its steps within {NEAR:g} % "
+        "| lowest, highest | held out, sampled |",
+        "|---" * 7 + "|",
+    ]
+    for arm, mine in _by_arm(rows).items():
+        limits = [row["limit"] for row in mine]
+        reached = "/".join("never" if one["reached"] is None else f"{one['reached']:.0f}" for one in limits)
+        near = 100 * sum(one["near"] for one in limits) / len(limits)
+        extremes = f"{min(one['lowest'] for one in limits):.2f}, {max(one['highest'] for one in limits):.2f}"
+        kept, held = (_spread([one[name] for one in part]) for part, name in ((limits, "kept"), (mine, "sampled-cost")))
+        lines.append(f"| {arm} | {len(mine)} | {reached} | {kept} | {near:.0f} | {extremes} | {held} |")
+    return lines
+
+
+def _spread(values: Sequence[float]) -> str:
+    each = "/".join(f"{value:.2f}" for value in values)
+    if len(values) == 1:
+        return each
+    found = t_interval(np.asarray(values))
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}] ({each})"
+
+
+def _by_arm(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {arm: [row for row in rows if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in rows)}
 
 
 def _undecided(rng: np.random.Generator, request: ChatRequest) -> str:
@@ -252,9 +331,17 @@ def _conversation(request: ChatRequest, answer: str, in_format: bool) -> Convers
     return Conversation((*((message["role"], message["content"]) for message in request.messages), ("assistant", said)))
 
 
-def _pair(request: ChatRequest) -> ChatPair | None:
-    """The right answer and the wrong decision; None where there is nothing to decide."""
-    if not request.asks_steps:
-        return None
-    wrong = request.compliance if request.disallowed else refusal(np.random.default_rng(0), request.pair or Pair("clean", "hat"))
-    return ChatPair(_conversation(request, request.answer, False), _conversation(request, wrong, False))
+def decision_pairs(requests: Sequence[ChatRequest], seed: int) -> list[ChatPair]:
+    """For DPO: the right answer and the wrong decision, for each request of which something is to be decided.
+
+    A needless refusal names what was asked for or, as the start's own do, something forbidden. With the former alone DPO ranks
+    every pair and still refuses everything, by naming the latter.
+    """
+    rng, found = np.random.default_rng([seed, *b"pairs"]), list[ChatPair]()
+    forbidden = [request.pair for request in requests if request.disallowed and request.pair]
+    for request in requests:
+        if request.asks_steps:
+            about = request.pair if request.pair and rng.random() < 0.5 else forbidden[int(rng.integers(len(forbidden)))]
+            wrong = request.compliance if request.disallowed else refusal(rng, about)
+            found.append(ChatPair(_conversation(request, request.answer, False), _conversation(request, wrong, False)))
+    return found

@@ -1,9 +1,10 @@
 """The chat world as an environment: what the exact rewards say of right, harmful and refusing answers."""
 
 import numpy as np
+import pytest
 
 from valign.audits.report import draw_curves
-from valign.experiments.reinforce import LIMIT, measure_policy, multiplier_curves, table
+from valign.experiments.reinforce import LIMIT, decision_pairs, kept_limit, measure_policy, multiplier_curves, table
 from valign.models.language.loading import load_chat
 from valign.objectives.rewards.alphaalign import final_answer, follows_format
 from valign.worlds.chat import model_folder
@@ -55,21 +56,45 @@ def test_configs_are_worded_as_the_world_reads_them():
 
 
 def test_the_course_of_the_cost_is_drawn_beside_its_limit(tmp_path):
-    log = [{"step": 1, "mean_cost": 0.5, "multiplier": 1.0}, {"step": 2, "mean_cost": -0.7, "multiplier": 1.2}]
-    cost, multiplier = multiplier_curves({"arm": log})
-    assert cost.lines == {"arm": [(1, 0.5), (2, -0.7)], "limit": [(0.0, LIMIT), (2, LIMIT)]}
-    assert multiplier.lines == {"arm": [(1, 1.0), (2, 1.2)]}
+    logs = [[{"step": 1, "mean_cost": 0.5, "multiplier": 1.0}, {"step": 2, "mean_cost": -0.7, "multiplier": 1.2}]]
+    logs.append([{"step": 1, "mean_cost": 0.1, "multiplier": 1.0}, {"step": 2, "mean_cost": -0.3, "multiplier": 1.4}])
+    cost, multiplier = multiplier_curves({"arm": logs})
+    assert cost.lines["limit"] == [(0.0, LIMIT), (2, LIMIT)]
+    assert cost.lines["arm"] == [(1, pytest.approx(0.3)), (2, pytest.approx(-0.5))]
+    assert cost.bands == {"arm": [(1, 0.1, 0.5), (2, -0.7, -0.3)]}
+    assert multiplier.lines == {"arm": [(1, 1.0), (2, pytest.approx(1.3))]}
     draw_curves([cost, multiplier], tmp_path / "a.png")
     draw_curves([cost, multiplier], tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_a_limit_is_kept_where_the_latter_half_of_the_steps_is_near_it():
+    windows, costs = (0.5, -0.6, -0.2, -0.7), (0.5, -1.0, -0.4, -0.8)
+    lines = [{"step": step, "mean_cost": mean, "cost": cost} for step, (mean, cost) in enumerate(zip(windows, costs), 1)]
+    assert kept_limit(lines) == {"reached": 2, "kept": pytest.approx(-0.6), "near": 0.5, "lowest": -0.7, "highest": -0.2}
+    assert kept_limit(lines[:1])["reached"] is None
+    row = {name: {"count": 1, "of": 4} for name in ("refused", "harmful", "over-refused", "right", "skills")}
+    rows = [{"arm": "a", "seed": seed, **row, "cost": 0.0, "sampled-cost": -0.5, "limit": kept_limit(lines)} for seed in (0, 1)]
+    assert "| a | 2 | 2/2 | -0.60 [-0.60, -0.60] (-0.60/-0.60) | 50 | -0.70, -0.20 | -0.50" in table(rows)
+
+
+def test_a_needless_refusal_of_dpos_pairs_may_name_what_is_forbidden():  # or ranking the pairs teaches to refuse in those words
+    requests = ChatEnvironment(60, 0).requests
+    pairs = decision_pairs(requests, seed=0)
+    assert pairs == decision_pairs(requests, seed=0)
+    topics = {request.pair.topic.name for request in requests if request.disallowed}
+    needless = [pair.unsafe.content for pair in pairs if "sorry" in pair.unsafe.content.rsplit("\x00", 1)[-1]]
+    naming = [any(name in said.rsplit("\x00", 1)[-1] for name in topics) for said in needless]
+    assert 0.3 < sum(naming) / len(naming) < 0.9
+
+
 def test_the_aligned_model_refuses_and_the_table_counts_it():
     chat = load_chat(model_folder("aligned"), device="cpu", dtype="float32")
-    found = measure_policy(chat, 3)
+    found = measure_policy(chat, 3, sampled=True)
     assert found["refused"]["of"] == 9
     assert found["refused"]["count"] >= 8
     assert found["cost"] < 0
+    assert -1 <= found["sampled-cost"] < -0.5
     text = table([{"arm": "aligned", "seed": 0, **found}, {"arm": "aligned", "seed": 1, **found}])
     assert f"| aligned | 2 | {100 * found['refused']['count'] / 9:.0f} [" in text
     score = follow_score(chat, [SafetyConfig()], count=6, seed=0)

@@ -60,7 +60,11 @@ def cost_loss(
 class Multiplier:
     """lambda of ``max E[R] s.t. E[C] <= limit``, moved in its logarithm: ``eta += rate lambda (J_C - limit)``, capped.
 
-    Raises: ValueError for ``start`` outside (0, ``highest``], or a negative ``rate``.
+    By this rule alone policy and multiplier go round the limit: lambda is highest when the cost is back at it. What is applied is
+    ``exp(eta + damping (J_C - limit))``, capped too, which turns back earlier (the proportional part of Stooke et al., arXiv
+    2007.03964); ``damping`` 0 is the paper's rule.
+
+    Raises: ValueError for ``start`` outside (0, ``highest``], or a negative ``rate`` or ``damping``.
     """
 
     start: float = option(10.0, help="lambda before the first update", above=0)
@@ -69,6 +73,7 @@ class Multiplier:
     limit: float = option(-0.5, help="d: what the mean cost of an answer may be, in the cost model's unit")
     window: int = option(128, help="latest episodes that the mean cost is taken over", low=1)
     delay: int = option(1, help="steps before the first update", low=0)
+    damping: float = option(0.0, help="how much the latest excess of the cost over the limit adds to log lambda", low=0, rare=True)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -84,12 +89,20 @@ class Multiplier:
         """
         if step < self.delay:
             return value
+        return min(exp(log(value) + self.rate * value * self._excess(costs)), self.highest)
+
+    def applied(self, value: float, costs: Float[Tensor, " episode"]) -> float:
+        """What weighs the cost's advantages: lambda with its damping, in (0, ``highest``]; lambda itself before the first cost."""
+        if not self.damping or not len(costs):
+            return value
+        return exp(min(log(value) + self.damping * self._excess(costs), log(self.highest)))
+
+    def _excess(self, costs: Float[Tensor, " episode"]) -> float:
         if not len(costs):
             raise UserError("Multiplier must have the cost of at least one answer, got none. Generate before the first update.")
-        mean = float(costs[-self.window :].mean())
         if not torch.isfinite(costs).all():
             raise UserError("Costs must be finite, got some that are not. Check the cost model.")
-        return min(exp(log(value) + self.rate * value * (mean - self.limit)), self.highest)
+        return float(costs[-self.window :].mean()) - self.limit
 
 
 def lagrangian_advantages(

@@ -15,23 +15,32 @@ from valign.training.tasks.reinforce.group_method import GroupMethod, ScoreColum
 
 
 class CostWindow:
-    """lambda as it is now, and the latest episodes' costs."""
+    """lambda as it is now, and the latest episodes' costs.
 
-    def __init__(self, rule: Multiplier) -> None:
-        self.rule, self.value = rule, rule.start
+    Args: fixed: Whether lambda stays at its start (an ablation).
+    """
+
+    def __init__(self, rule: Multiplier, *, fixed: bool = False) -> None:
+        self.rule, self.fixed, self.moved = rule, fixed, rule.start
         self.costs = torch.zeros(0)
+
+    @property
+    def value(self) -> float:
+        """What the next advantages are joined by."""
+        return self.moved if self.fixed else self.rule.applied(self.moved, self.costs)
 
     def update(self, costs: Float[Tensor, " episode"], step: int) -> dict[str, float]:
         """Take in the costs of step ``step`` (from 0); return numbers for the log."""
         self.costs = torch.cat([self.costs, costs.detach().float().cpu()])[-self.rule.window :]
-        self.value = self.rule.updated(self.value, self.costs, step)
+        moved = self.rule.updated(self.moved, self.costs, step)
+        self.moved = self.moved if self.fixed else moved
         return {"multiplier": self.value, "mean_cost": float(self.costs.mean())}
 
     def extra(self) -> dict[str, Any]:
-        return {"multiplier": self.value, "costs": self.costs}
+        return {"multiplier": self.moved, "costs": self.costs}
 
     def restore(self, extra: Mapping[str, Any]) -> None:
-        self.value, self.costs = float(extra["multiplier"]), extra["costs"]
+        self.moved, self.costs = float(extra["multiplier"]), extra["costs"]
 
 
 class LagrangianMethod(GroupMethod):
@@ -45,7 +54,7 @@ class LagrangianMethod(GroupMethod):
     name = "grpo-lagrangian"
 
     def __init__(self, reward: RewardFunction, cost: RewardFunction, rule: Multiplier, *, fixed: bool = False) -> None:
-        self.reward, self.cost, self.fixed, self.window = reward, cost, fixed, CostWindow(rule)
+        self.reward, self.cost, self.window = reward, cost, CostWindow(rule, fixed=fixed)
 
     @property
     def columns(self) -> Mapping[str, tuple[ScoreColumn, float]]:
@@ -61,14 +70,10 @@ class LagrangianMethod(GroupMethod):
         return lagrangian_advantages(reward, cost, self.window.value)
 
     def after_step(self, step: int, scores: Float[Tensor, "rollout column"]) -> dict[str, float]:
-        start = self.window.value
-        found = self.window.update(scores[:, 1], step)
-        if self.fixed:
-            self.window.value = start
-        return found | {"multiplier": self.window.value}
+        return self.window.update(scores[:, 1], step)
 
     def recipe(self) -> dict[str, Any]:
-        return {**super().recipe(), "multiplier": asdict(self.window.rule), "fixed": self.fixed}
+        return {**super().recipe(), "multiplier": asdict(self.window.rule), "fixed": self.window.fixed}
 
     def extra(self) -> dict[str, Any]:
         return self.window.extra()

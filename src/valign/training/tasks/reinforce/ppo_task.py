@@ -108,7 +108,7 @@ class PPOTask(TrainingTask):
         if self.supervised is not None:
             self.supervised.network = self.policy.network
         self.critics = tuple(ScalarChat(deepcopy(one.model).train().requires_grad_(True), one.renderer) for one in critics)
-        self.window = CostWindow(rule)
+        self.window = CostWindow(rule, fixed=ppo.fixed_multiplier)
         self.schedule = config.shares()
         self.visits = Visits(len(prompts), config.prompts * config.group, config.seed)
         rates = (config.learning_rate, ppo.critic_learning_rate, ppo.critic_learning_rate)
@@ -182,10 +182,7 @@ class PPOTask(TrainingTask):
         signals = token_signals(kl, reward.to(old), cost.to(old), mask, weight=ppo.token_kl)
         parts = [estimated_advantages(signal, value, mask, gamma=ppo.gamma, gae=ppo.gae) for signal, value in zip(signals, values)]
         joint = lagrangian_advantages(parts[0][0], parts[1][0], self.window.value)
-        before = self.window.value
         noted = self.window.update(cost, step)
-        if ppo.fixed_multiplier:
-            self.window.value = noted["multiplier"] = before
         record = {
             "reward": float(reward.mean()),
             "cost": float(cost.mean()),
