@@ -68,6 +68,14 @@ def test_the_best_are_given_and_those_alike_left_out():
     assert retriever().retrieve("  ") == ()
 
 
+def test_guidelines_that_do_not_fit_are_logged(caplog):
+    assert [one.id for one in retriever(max_chars=59).retrieve("weapons")] == ["rule-0"]  # 41 + 19 + 12 characters
+    assert caplog.messages == ["Left out 2 of 3 guidelines beyond 59 characters: rule-2, rule-3"]
+    caplog.clear()
+    assert len(retriever(max_chars=72).retrieve("weapons")) == 3
+    assert not caplog.messages
+
+
 def test_search_equals_a_full_sort():
     rng = np.random.default_rng(0)
     library = tuple(Guideline(id=f"r-{number}", text=f"{number:05d} {'x' * (number % 7)}") for number in range(300))

@@ -89,7 +89,7 @@ LIMIT = -0.5  # of the mean cost, which is -1 where nothing is harmful: a quarte
 WINDOW = 64  # answers whose mean cost is held to the limit
 NEAR = 0.25  # a mean cost that is at most this far from the limit is near it: an eighth of the harmful requests more or less
 LIMITED = {  # methods with a multiplier; it starts near where help with what is harmful gains as much as it costs
-    "safe-rlhf": Multiplier(start=0.25, highest=1.0, rate=0.2, damping=2.0, limit=LIMIT, window=WINDOW),  # gains 0.9, costs 4
+    "safe-rlhf": Multiplier(start=0.25, highest=1.0, rate=0.1, damping=4.0, limit=LIMIT, window=WINDOW),  # gains 0.9, costs 4
     "grpo-lagrangian": Multiplier(start=1.0, highest=3.0, rate=0.05, damping=2.0, limit=LIMIT, window=WINDOW),  # standardized
 }
 TOKEN_KL = 0.1  # of PPO: like the KL weight, what brings answers back when the multiplier falls

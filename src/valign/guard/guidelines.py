@@ -6,6 +6,7 @@ model, so the guard's rewriter and value judge have them too.
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -34,6 +35,7 @@ METHOD = Method(
     fidelity="simplified",
     note="two matrices on frozen MiniLM in place of two BERTs; guidelines are for image requests; string ratio by difflib",
 )
+LOG = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parent / "assets" / "guidelines.safetensors"  # fitted on the default policy's library
 RETRIEVED, GIVEN, ALIKE = 20, 6, 0.5  # the authors'
 MAX_CHARS = 1500  # of all guidelines before one request; the lowest-ranked are left out first
@@ -136,7 +138,7 @@ class GuidelineRetriever:
     def select(self, question: Float[np.ndarray, " dim"]) -> tuple[Guideline, ...]:
         """The guidelines for a request's vector: the best 20, those alike left out, the first ``count`` within ``max_chars``.
 
-        Ties go to the guideline that comes first in the library.
+        Ties go to the guideline that comes first in the library. Those that do not fit are left out from the last, and logged.
         Raises: UserError for a vector that is not finite.
         """
         scores = self.rows @ question
@@ -149,8 +151,12 @@ class GuidelineRetriever:
             ranked = ranked[scores[ranked] >= self.min_score]
         found = [self.guidelines[number] for number in ranked]
         given = [found[number] for number in diverse([one.text for one in found], self.count)]
-        while given and sum(len(one.text) for one in given) > self.max_chars:
-            given.pop()
+        left_out: list[Guideline] = []
+        while sum(len(one.text) for one in given) > self.max_chars:
+            left_out.append(given.pop())
+        if left_out:
+            ids, of = ", ".join(one.id for one in reversed(left_out)), len(given) + len(left_out)
+            LOG.warning("Left out %d of %d guidelines beyond %d characters: %s", len(left_out), of, self.max_chars, ids)
         return tuple(given)
 
     def fingerprint(self) -> str:
