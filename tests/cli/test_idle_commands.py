@@ -67,6 +67,7 @@ FINETUNE = "finetune --model minilm --data . --out o --task"
         ("evaluate --model shapes --suite shapes -o o --anyway", "--anyway has no effect without --adapter"),
         ("attack -o o --anyway", "--anyway has no effect without --adapter"),
         ("attack -o o --head p.csv", "--head has no effect without --guard"),
+        ("attack -o o --edits p.csv", "--edits has no effect without --guard"),
         ("train dpo --model m --data p.csv --out o --group 3", "--group has no effect on pairs of answers"),
         ("train cosalign --model m --data chat --out o --policy shapes", "--policy has no effect on the chat world's own prompts"),
     ],

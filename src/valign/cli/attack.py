@@ -17,6 +17,7 @@ from valign.cli.common import (
     Anyway,
     AsJson,
     ChatOptions,
+    GuardParts,
     PromptTableOptions,
     err,
     example,
@@ -50,7 +51,6 @@ class AttackInputs:
 
     detector: tuple[str, ...] = option((), help="judges the images: oracle, nudenet, safety-checker=FOLDER ...; several are joined")
     clip: str = option("", help="the attacker's shadow CLIP: shapes, a folder, or none")
-    head: Path | None = option(None, help="the guard's head, made by `valign guard fit`; the shipped one if left out")
     adaptive: bool = option(True, help="the attacker knows the guard: its word lists, and a copy to try prompts on")
     from_outside: bool = option(False, help="the attacker does not see the model: attacks that need its inside are refused")
     transfer: bool = option(True, help="send what was found on one system to the others, once each")
@@ -63,6 +63,7 @@ class AttackInputs:
         sampling="valign.interfaces:SamplingConfig",
         budget="valign.attacks.base:AttackBudget",
         inputs=AttackInputs,
+        guarding=GuardParts,
         chat=ChatOptions,
         table=PromptTableOptions,
         named={"--attack": ("valign.attacks:ATTACKS",)},
@@ -130,7 +131,7 @@ def command(
     if not adapters:
         refuse_given(ctx, "without --adapter", "anyway")
     if not guard:
-        refuse_given(ctx, "without --guard", "head")
+        refuse_given(ctx, "without --guard", parts=[GuardParts])
     distinct_names(adapters, encoders)
     if value_retriever and not encoders:
         raise UserError("--value-retriever finds the principles of --values, which names no encoder. Name one, or drop it.")
@@ -150,7 +151,7 @@ def command(
     clip = resolve_clip(inputs.clip or (world.name if world else "none"), model=model)
     subject = resolve_model(model, device=device)
     guided = dict(zip(encoders, guided_by_values(subject, encoders, value_retriever, rules, sampling)))
-    options = _TargetOptions(subject, adapters, guided, rules, sampling, guard, watcher, inputs, anyway)
+    options = _TargetOptions(subject, adapters, guided, rules, sampling, guard, record(ctx, GuardParts), watcher, inputs, anyway)
     attackers = Attackers(
         judge=judge, policy=rules, clip=clip, chat=record(ctx, ChatOptions).load(), adaptive=inputs.adaptive, safe=safe
     )
@@ -240,6 +241,7 @@ class _TargetOptions:
     policy: Policy
     sampling: SamplingConfig
     guard: str
+    guarding: GuardParts
     check: Detector | None
     inputs: AttackInputs
     anyway: bool
@@ -274,7 +276,7 @@ class _TargetOptions:
     def _guard(self, check: Detector | None) -> Guard:
         from valign.guard import Guard
 
-        return Guard.from_policy(self.guard, detector=check, head=self.inputs.head)
+        return Guard.from_policy(self.guard, detector=check, head=self.guarding.head, edits=self.guarding.edits)
 
 
 def print_attacks(summary: Mapping[str, Any], folder: Path, *, as_json: bool = False) -> None:

@@ -296,6 +296,16 @@ class ChatOptions:
         return resolve_chat(self.chat, model=self.chat_model, key_env=self.key_env) if self.chat else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class GuardParts:
+    """The guard's own trained parts."""
+
+    head: Path | None = option(None, help="the guard's head, made by `valign guard fit`; the shipped one if left out")
+    edits: Path | None = option(
+        None, help="the guard's editing model, made by `valign guard fit-rewriter`; the shipped one if left out"
+    )
+
+
 def resolve_chat(place: str, *, model: str, key_env: str | None = None, temperature: float = 0.0) -> ChatModel:
     """A chat model that judges or answers: an endpoint's address, behind a circuit breaker, or a folder with a local model."""
     if not place.startswith(("http://", "https://")):

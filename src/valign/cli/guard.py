@@ -14,7 +14,17 @@ from rich.text import Text
 from typer import Option
 
 from valign.checks import UserError, close_to, option
-from valign.cli.common import AsJson, ChatOptions, PromptTableOptions, err, numbers_by_name, out, print_measured, resolve_model
+from valign.cli.common import (
+    AsJson,
+    ChatOptions,
+    GuardParts,
+    PromptTableOptions,
+    err,
+    numbers_by_name,
+    out,
+    print_measured,
+    resolve_model,
+)
 from valign.cli.early import refuse_pipeline
 from valign.cli.guard_answer import ANSWER, answer_command
 from valign.cli.guard_prompts import BLOCKED, File, Json, PolicyName, Prompts, given_prompts, print_line, table_layout
@@ -38,12 +48,10 @@ Data = Annotated[list[Path], Option("--data", "-d", help="file or folder of labe
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardOptions:
+class GuardOptions(GuardParts):
     """Which guard."""
 
     policy: str = option("default", help="default, shapes, or a policy file", flags=("--policy", "-p"))
-    head: Path | None = option(None, help="a head made by `valign guard fit`; the shipped one")
-    edits: Path | None = option(None, help="an editing model made by `valign guard fit-rewriter`; the shipped one")
     threads: int = option(1, help="threads of torch that check a prompt; 0 is as many as torch takes", low=0)
     probe: Path | None = option(None, help="for the stage `probe`: a probe of `valign train retriever`, with its --model")
     model: str = option("", help="the model whose text encoders the probe reads with", flags=("--model", "-m"), needs={"probe": ()})

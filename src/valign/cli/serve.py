@@ -13,7 +13,7 @@ from rich.text import Text
 from typer import Argument, Context, Option
 
 from valign.checks import UserError, option
-from valign.cli.common import Anyway, ChatOptions, check_adapters, err, example, out, resolve_detector, resolve_model
+from valign.cli.common import Anyway, ChatOptions, GuardParts, check_adapters, err, example, out, resolve_detector, resolve_model
 from valign.cli.early import refuse_other_base
 from valign.cli.fitting import fit_sampling
 from valign.cli.options import changes, configured, record, refuse_given
@@ -56,7 +56,7 @@ class RulesOptions:
     model: str
     policy: str
     detector: str
-    head: Path | None
+    trained: GuardParts
     chat: ChatOptions
     keys: Path | None
     threads: int
@@ -70,6 +70,7 @@ class RulesOptions:
         early=lambda params, _: refuse_other_base(params["model"], filter(None, [params["adapter"]]), anyway=params["anyway"]),
         settings="valign.serving.settings:Settings",
         chat=ChatOptions,
+        guarding=GuardParts,
         log=LogOptions,
         listen=ListenOptions,
         memory="valign.memory:MemoryConfig",
@@ -84,7 +85,6 @@ def command(
     detector: Annotated[
         str, Option(help="detector that checks images: oracle, nudenet, safety-checker=FOLDER ..., joined by +; none must be said")
     ] = "",
-    head: Annotated[Path | None, Option(help="a head made by `valign guard fit`; the shipped one")] = None,
     guard_threads: Annotated[
         int, Option(min=0, help="threads of torch that check a prompt; 0 is as many as torch takes, best on an idle machine only")
     ] = 1,
@@ -119,7 +119,14 @@ def command(
     check_adapters(model, [adapter] if adapter else [], anyway=anyway)
     load_rules = _rules(
         RulesOptions(
-            model=model, policy=guard, detector=detector, head=head, chat=chat, keys=keys, threads=guard_threads, configs=configs
+            model=model,
+            policy=guard,
+            detector=detector,
+            trained=record(ctx, GuardParts),
+            chat=chat,
+            keys=keys,
+            threads=guard_threads,
+            configs=configs,
         )
     )
     memory = fit_sampling(model, memory, device, Path(), settings.batch_size, sampling)  # what is free beside the detector
@@ -188,7 +195,8 @@ def _rules(options: RulesOptions) -> Any:
         from valign.serving.service import Rules
 
         rules = load_policy(options.policy)
-        guard = Guard.from_policy(rules, chat=judge, detector=watcher, head=options.head, threads=options.threads)
+        own = options.trained
+        guard = Guard.from_policy(rules, chat=judge, detector=watcher, head=own.head, edits=own.edits, threads=options.threads)
         known = _keys(options.keys)
         return Rules(guard, known, configs=_configs(options.configs, rules, known))
 
