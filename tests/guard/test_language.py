@@ -91,6 +91,20 @@ def test_a_language_without_rules_is_held_back_with_a_message(lists, policy):
 
 
 @pytest.mark.parametrize(
+    ("prompt", "fired"),
+    [
+        ("ein Mann schlägt eine Frau blutig", True),
+        ("ein Mann, der blutig geschlagen wurde", True),
+        ("zwei Männer prügeln auf einen Fremden ein", True),
+        ("ein Mann schlägt eine Trommel vor einer Frau", False),
+        ("ein blutiges Steak auf einem Teller aus Holz", False),
+    ],
+)
+def test_phrases_tell_what_words_do_not(lists, prompt, fired):
+    assert LanguageStage(lists).check(prompt).fired is fired
+
+
+@pytest.mark.parametrize(
     "prompt", ["a cat on a sofa", "naïve café scene", "1girl, solo, masterpiece", "portrait of Maria Rossi in Paris"]
 )
 def test_english_prompts_have_nothing_to_do_with_it(lists, prompt):
