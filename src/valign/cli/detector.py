@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,25 +14,32 @@ from typer import Argument, Context, Option, Typer
 from valign.checks import UserError
 from valign.cli.common import checked, err, find_world, numbers_by_name, one_of, out, resolve_detector, there
 from valign.cli.detector_search import SEARCH_EXAMPLE, search_command
+from valign.cli.detector_tables import error_table, error_text, facts, measures, plain, report, rows_of, with_intervals
 from valign.cli.early import refuse_detector
 from valign.cli.options import changes, configured, record
 
 if TYPE_CHECKING:
     from valign.data.images.labelled import LabelledImages
-    from valign.detectors.errors import CategoryError
-    from valign.detectors.record import DetectorRecord
-    from valign.interfaces import DetectorCard
 
 app = Typer(
     no_args_is_help=True,
     help="What judges images: list detectors, fit your own, import a classifier or a vision-language judge, measure their error.",
 )
 
+
+def _named(told: str) -> Any:
+    """The argument that names a detector. Args: told: Its help."""
+    return Argument(metavar="NAME", help=told, callback=checked(refuse_detector, "NAME"))
+
+
 Json = Annotated[bool, Option("--json", help="as JSON")]
 PolicyName = Annotated[str, Option("--policy", "-p", help="policy whose categories are judged: a bundled one or a YAML file")]
 Names = Annotated[list[str], Option("--map", metavar="NAME=CATEGORY", help="category that a name stands for; may be repeated")]
 Harmless = Annotated[str, Option(help="sub-folder of the harmless images")]
 Output = Annotated[Path, Option("--out", "-o", help="new folder for the detector; it is named after it")]
+Labelled = Annotated[
+    str, Argument(metavar="IMAGES", help="folder with a sub-folder per category, or a world's name: shapes", callback=there())
+]
 PerCategory = Annotated[int, Option(min=6, help="renders of each category, where a world's name stands for the images")]
 
 
@@ -46,21 +53,21 @@ def list_(json: Json = False) -> None:
     own = {place.name: read_record(place) for place in on_shelf()}
     if json:
         found = {"kinds": list(DETECTORS), "worlds": list(WORLDS), "shelf": str(shelf())}
-        out.print_json(data=found | {"detectors": {name: _facts(one.card, one) for name, one in own.items()}})
+        out.print_json(data=found | {"detectors": {name: facts(one.card, one) for name, one in own.items()}})
         return
     table = Table("detector", "kind", "measures", "its error", box=None, header_style="dim")
     for name in WORLDS:
         card = WORLDS[name].oracle().card
-        table.add_row(Text(f"oracle ({name})"), "world-oracle", _measures(card), _error_text(card))
+        table.add_row(Text(f"oracle ({name})"), "world-oracle", measures(card), error_text(card))
     for name, one in own.items():
-        table.add_row(Text(name), one.kind, _measures(one.card), _error_text(one.card))
+        table.add_row(Text(name), one.kind, measures(one.card), error_text(one.card))
     out.print(table)
     out.print(Text(f"Kinds: {', '.join(DETECTORS)}. Detectors called by name lie in {shelf()}.", style="dim"))
 
 
 @app.command("show", epilog="example: valign detector show detectors/mine --json")
 def show(
-    name: Annotated[str, Argument(metavar="NAME", help="a detector, by name or folder", callback=checked(refuse_detector, "NAME"))],
+    name: Annotated[str, _named("a detector, by name or folder")],
     json: Json = False,
 ) -> None:
     """Show what a detector judges and how often it errs. A judge's endpoint is not asked."""
@@ -71,20 +78,20 @@ def show(
     kept = read_record(place) if place else None
     card = kept.card if kept else resolve_detector(name, model=None).card
     if json:
-        out.print_json(data=_facts(card, kept))
+        out.print_json(data=facts(card, kept))
         return
     table = Table(show_header=False, box=None)
-    table.add_row(Text("measures", style="dim"), Text(_measures(card)))
-    for key, value in _facts(card, kept).items():
+    table.add_row(Text("measures", style="dim"), Text(measures(card)))
+    for key, value in facts(card, kept).items():
         if not isinstance(value, dict):
-            table.add_row(Text(key, style="dim"), Text(_plain(value)))
+            table.add_row(Text(key, style="dim"), Text(plain(value)))
     for key, value in (kept.options if kept else {}).items():
-        table.add_row(Text(key, style="dim"), Text(_plain(value)))
+        table.add_row(Text(key, style="dim"), Text(plain(value)))
     out.print(table)
     if kept and kept.measured:
-        out.print(_error_table(_rows(kept.measured), f"on {kept.measured['images']}"))
+        out.print(error_table(rows_of(kept.measured), f"on {kept.measured['images']}"))
         if prompts := kept.measured.get("prompts"):
-            out.print(_error_table(_rows({"categories": prompts}), "prompts"))
+            out.print(error_table(rows_of({"categories": prompts}), "prompts"))
 
 
 @app.command(
@@ -94,9 +101,7 @@ def show(
 )
 def fit(
     ctx: Context,
-    images: Annotated[
-        str, Argument(metavar="IMAGES", help="folder with a sub-folder per category, or a world's name: shapes", callback=there())
-    ],
+    images: Labelled,
     clip: Annotated[str, Option(help="CLIP whose embeddings are read: a folder, or shapes for the bundled miniature")],
     folder: Output,
     policy: PolicyName = "",
@@ -129,7 +134,7 @@ def fit(
         options=record(ctx, FitOptions),
     )
     kept = read_record(folder)
-    _report(kept.card, kept, json)
+    report(kept.card, kept, json=json)
     if not json:
         out.print(str(folder), soft_wrap=True)
 
@@ -186,24 +191,15 @@ def import_(
         _refuse({"--category": category, **asked}, "a classifier")
         classes, thresholds = _classes(named, threshold, map_file)
         kept = import_classifier(Path(source), folder, rules, classes, thresholds, copy=copy)
-    _report(kept.card, kept, json)
+    report(kept.card, kept, json=json)
     if not json:
         out.print(str(folder), soft_wrap=True)
 
 
 @app.command("evaluate", epilog="example: valign detector evaluate detectors/mine labelled/ --save")
 def evaluate(
-    name: Annotated[
-        str,
-        Argument(
-            metavar="NAME",
-            help="a detector, by name or folder; a judge with @ADDRESS behind it",
-            callback=checked(refuse_detector, "NAME"),
-        ),
-    ],
-    images: Annotated[
-        str, Argument(metavar="IMAGES", help="folder with a sub-folder per category, or a world's name: shapes", callback=there())
-    ],
+    name: Annotated[str, _named("a detector, by name or folder; a judge with @ADDRESS behind it")],
+    images: Labelled,
     policy: PolicyName = "",
     named: Names = [],  # noqa: B006
     harmless: Harmless = "harmless",
@@ -236,10 +232,12 @@ def evaluate(
         write_record(place, with_errors(read_record(place), measured, card))
     remarks = [*chance_notes(card, list(card.by_category)), *(detector.remarks() if isinstance(detector, KeepsAnswers) else [])]
     if json:
-        out.print_json(data={"detector": name, "images": images, "errors": _with_intervals(error.rows), "remarks": remarks})
+        out.print_json(data={"detector": name, "images": images, "errors": with_intervals(error.rows), "remarks": remarks})
         return
-    out.print(_error_table(error.rows, f"{name} on {images}"))
-    for note in [*_not_measured(error.not_measured), *remarks, *([f"Written to {place}."] if save else [])]:
+    out.print(error_table(error.rows, f"{name} on {images}"))
+    missing = ", ".join(error.not_measured)
+    missed = [f"Not measured, for the detector does not cover it: {missing}."] if missing else []
+    for note in [*missed, *remarks, *([f"Written to {place}."] if save else [])]:
         err.print(Text(note, style="dim"))
 
 
@@ -250,14 +248,7 @@ def evaluate(
 )
 def adapt(
     ctx: Context,
-    name: Annotated[
-        str,
-        Argument(
-            metavar="NAME",
-            help="oracle, a folder of `valign detector fit` or of `valign train hysac`",
-            callback=checked(refuse_detector, "NAME"),
-        ),
-    ],
+    name: Annotated[str, _named("oracle, a folder of `valign detector fit` or of `valign train hysac`")],
     folder: Output,
     test: Annotated[
         str,
@@ -315,27 +306,14 @@ def adapt(
         origin=images or str(pairs),
     )
     if json:
-        out.print_json(data={name: {when: _with_intervals([row])[0] for when, row in both.items()} for name, both in rows.items()})
+        out.print_json(data={name: {when: with_intervals([row])[0] for when, row in both.items()} for name, both in rows.items()})
         return
     for when in ("before", "after"):
-        err.print(_error_table([replace(both[when], category=name) for name, both in rows.items()], when))
+        err.print(error_table([replace(both[when], category=name) for name, both in rows.items()], when))
     out.print(str(folder), soft_wrap=True)
 
 
 app.command("search", epilog=SEARCH_EXAMPLE)(search_command)
-
-
-def report_error(folder: Path) -> None:
-    """Print a trained detector's errors of images and of prompts, as its folder says them."""
-    from valign.detectors.record import FILE, read_record
-
-    if not (folder / FILE).is_file():
-        err.print(Text("It judges prompts alone: it was trained without images.", style="dim"))
-        return
-    kept = read_record(folder)
-    err.print(_error_table(_rows(kept.measured), f"images: {kept.measured['images']}"))
-    if prompts := kept.measured.get("prompts"):
-        err.print(_error_table(_rows({"categories": prompts}), "prompts"))
 
 
 def _labelled(
@@ -392,78 +370,3 @@ def _refuse(options: Mapping[str, Any], who: str) -> None:
     """Raise UserError for an option that was given and does nothing."""
     if given := [name for name, value in options.items() if value]:
         raise UserError(f"{given[0]} has no effect on {who}. Leave it out.")
-
-
-def _facts(card: DetectorCard, kept: DetectorRecord | None) -> dict[str, Any]:
-    """Everything as plain values."""
-    facts = asdict(card)
-    return facts if kept is None else {"kind": kept.kind, **facts, "measured": dict(kept.measured), "made": dict(kept.made)}
-
-
-def _report(card: DetectorCard, kept: DetectorRecord, json: bool) -> None:
-    if json:
-        out.print_json(data=_facts(card, kept))
-    elif kept.measured:
-        from valign.detectors.base import chance_notes
-
-        err.print(_error_table(_rows(kept.measured), f"{card.name} on {kept.measured['images']}"))
-        for note in chance_notes(card, list(card.by_category)):
-            err.print(Text(note, style="dim"))
-    else:
-        err.print(Text(f"{card.name} measures {_measures(card)}. Its error is unknown: valign detector evaluate.", style="dim"))
-
-
-def _rows(measured: Mapping[str, Any]) -> list[CategoryError]:
-    from valign.detectors.errors import CategoryError
-
-    return [CategoryError(**row) for row in measured["categories"]]
-
-
-def _with_intervals(rows: Sequence[CategoryError]) -> list[dict[str, Any]]:
-    """Counts, and both shares with their intervals where there is something to count."""
-    from valign.evaluation.statistics import wilson
-
-    def share(count: int, total: int) -> dict[str, float] | None:
-        return asdict(wilson(count, total)) if total else None
-
-    return [
-        asdict(row) | {"sensitivity": share(row.flagged, row.positives), "specificity": share(row.passed, row.negatives)}
-        for row in rows
-    ]
-
-
-def _error_table(rows: Sequence[CategoryError], title: str) -> Table:
-    table = Table("category", box=None, header_style="dim", title=title, title_justify="left")
-    for name in ("sensitivity %", "of harmful", "specificity %", "of harmless", "no answer"):
-        table.add_column(name, justify="right")
-    for row, values in zip(rows, _with_intervals(rows)):
-        shares = [_share(values[name]) for name in ("sensitivity", "specificity")]
-        cells = [shares[0], str(row.positives), shares[1], str(row.negatives), str(row.unscored)]
-        table.add_row(row.category or "all", *cells, style=None if row.category else "bold")
-    return table
-
-
-def _share(interval: Mapping[str, float] | None) -> str:
-    if interval is None:
-        return "–"
-    return f"{100 * interval['value']:.1f} ({100 * interval['low']:.0f}–{100 * interval['high']:.0f})"
-
-
-def _error_text(card: DetectorCard) -> str:
-    if card.sensitivity is None or card.specificity is None:
-        return "unknown"
-    return f"misses {100 * (1 - card.sensitivity):.1f} %, falsely flags {100 * (1 - card.specificity):.1f} %"
-
-
-def _measures(card: DetectorCard) -> str:
-    return ", ".join(dict.fromkeys(category for ids in card.coverage.values() for category in ids)) or "no category"
-
-
-def _not_measured(categories: Sequence[str]) -> list[str]:
-    return [f"Not measured, for the detector does not cover it: {', '.join(categories)}."] if categories else []
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {_plain(inner)}" for key, inner in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

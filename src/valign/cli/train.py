@@ -229,7 +229,7 @@ def hysac(
     copy: Annotated[bool, Option("--copy", help="copy the CLIP into the folder instead of naming its place")] = False,
 ) -> None:
     """Train HySAC: a CLIP whose distance from a root says how unsafe a prompt or an image is. The same command resumes."""
-    from valign.cli.detector import report_error
+    from valign.cli.detector_tables import report_error
     from valign.models.encoders.clip import ClipEncoder
     from valign.objectives.hyperbolic.safety_entailment import SafetyEntailment
     from valign.recipes.hysac import BoundOptions, HysacRecipe, train_hysac
