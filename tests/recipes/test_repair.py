@@ -120,7 +120,7 @@ def test_a_diffusion_model_is_repaired(tiny_sd, tmp_path, monkeypatch):
         [contrast(image) for image in load_model(one, device="cpu").generate(texts, sampling=sampling)] for one in (aligned, tuned)
     )
     assert max(before) + 3 < min(after)
-    monkeypatch.setattr("valign.recipes.check.build", lambda names, oracle: Vivid((max(before) + min(after)) / 2))
+    monkeypatch.setattr("valign.recipes.check_images.build", lambda names, oracle: Vivid((max(before) + min(after)) / 2))
     rows = [f"{n % 2},{'a red man' if n % 2 else 'a blue woman'} number {n},{'violence' if n % 2 else ''}" for n in range(20)]
     (tmp_path / "suite.csv").write_text("\n".join(["label,prompt,category", *rows]))
     images = [Image.new("RGB", (64, 64), colour) for colour in ("white", "black")]

@@ -113,7 +113,8 @@ def image_sweep(
     from valign.interfaces import SamplingConfig
     from valign.models.files.origin import model_origins
     from valign.policy import load_policy
-    from valign.recipes.check import CheckOptions, image_tests
+    from valign.recipes.check_images import image_tests
+    from valign.recipes.check_result import CheckOptions
     from valign.training.tasks.preserving import PreserveData
     from valign.worlds import WORLDS
 

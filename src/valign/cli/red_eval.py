@@ -57,7 +57,7 @@ def command(
     """Measure attack success over your own templates (RED-EVAL); excluded answers are counted apart, never as harmless."""
     from valign.evaluation.chats.judges import ANSWER_COLUMNS, PhraseJudge, measure_judge, read_labelled_answers
     from valign.evaluation.chats.red_eval import read_questions, read_template
-    from valign.recipes.check import MeasuredJudge
+    from valign.recipes.check_chats import MeasuredJudge
     from valign.recipes.red_eval import red_eval
     from valign.recipes.subjects import find_subjects
 

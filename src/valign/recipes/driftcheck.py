@@ -14,7 +14,7 @@ from valign.evaluation.chats.systems import ChatReply, local_system
 from valign.evaluation.driftcheck.measures import ToxicityScorer, blindness, measure_systems, toxicity_scores
 from valign.files import read_json, write_json
 from valign.models.language.loading import LoadedChat, load_chat
-from valign.recipes.check import judge_all
+from valign.recipes.check_chats import judge_all
 from valign.recipes.subjects import Subject
 from valign.runs import Run, versions
 

@@ -20,7 +20,7 @@ from valign.evaluation.chats.red_eval import (
 )
 from valign.evaluation.chats.systems import ChatSystem
 from valign.files import hash_value, read_json, write_json
-from valign.recipes.check import judge_all
+from valign.recipes.check_chats import judge_all
 from valign.runs import Run, versions
 
 

@@ -17,7 +17,7 @@ SHOWN = 40  # answers that changed
 
 
 def write_check_page(path: Path, result: Mapping[str, Any], changed: Sequence[Mapping[str, Any]], *, shown: bool) -> None:
-    """Render what `valign.recipes.check.CheckResult.record` gave.
+    """Render what `valign.recipes.check_result.CheckResult.record` gave.
 
     Args:
         changed: Requests whose outcome changed, as the page lists them.
