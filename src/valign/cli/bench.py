@@ -309,6 +309,7 @@ def configs(
     ),
     budget: Budget = "full",
     seeds: Annotated[int, Option(min=1, help="how often everything is trained and tested anew, with seeds 0, 1, ...")] = 5,
+    held_out: Annotated[int, Option(min=1, max=3, help="categories that no training opens, for unseen configs")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """CoSA-Score on the chat world of a model that was trained to follow safety configs, told one, or not told."""
@@ -316,7 +317,7 @@ def configs(
 
     from valign.experiments.configs import bench_configs, table
 
-    rows = bench_configs(folder, budget=budget, seeds=seeds)
+    rows = bench_configs(folder, budget=budget, seeds=seeds, held_out=held_out)
     print_measured(rows, Markdown(table(rows)), as_json=as_json)
 
 

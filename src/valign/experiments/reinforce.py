@@ -80,7 +80,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> method and what diffe
     "dr-irl-one-reward": ("dr-irl", {"one_reward": True}),
 }
 TUNED: dict[str, dict[str, Any]] = {  # what a method has in place of the budget's rate and a KL weight of 0.01; chosen on seed 100
-    "dpo": {"kl": 0.1, "prompts": 16},
+    "dpo": {"learning_rate": 5e-5, "kl": 1.0, "prompts": 16},  # at a beta of 0.1 it refused 42 to 92 % of what is allowed
     "safe-rlhf": {"learning_rate": 1e-4},
     "grpo-lagrangian": {"learning_rate": 1e-4, "kl": 0.1},
 }

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from valign.audits.report import draw_curves
+from valign.experiments.configs import opened_categories, shown_configs
+from valign.experiments.configs import table as follow_table
 from valign.experiments.reinforce import LIMIT, decision_pairs, kept_limit, measure_policy, multiplier_curves, table
 from valign.models.language.loading import load_chat
 from valign.objectives.rewards.alphaalign import final_answer, follows_format
@@ -12,6 +14,7 @@ from valign.worlds.chat.config_following import UNTAUGHT, follow_score, judged_p
 from valign.worlds.chat.configs import TAUGHT, SafetyConfig
 from valign.worlds.chat.reading import read_config
 from valign.worlds.chat.reinforcement import ChatEnvironment, formatted
+from valign.worlds.chat.vocabulary import CATEGORIES
 
 
 def test_prompts_are_half_harmful_and_rewards_are_those_of_the_answers():
@@ -50,9 +53,26 @@ def test_configs_are_worded_as_the_world_reads_them():
     seen = frozenset().union(*(config.allowed for config in seen_configs()))
     assert not seen & set(UNTAUGHT)
     assert all(config.allowed & set(UNTAUGHT) for config in unseen_configs())
+    assert len(seen_configs()) == 7  # none, four, two of two
+    opened = opened_categories(1, 4)
+    assert opened == tuple(category for category in CATEGORIES if category != UNTAUGHT[1])
+    assert {frozenset(config.allowed) - set(opened) for config in unseen_configs(opened)} == {frozenset({UNTAUGHT[1]})}
+    assert not any(config.allowed - set(opened) for config in seen_configs(opened))
+    assert opened_categories(3, 1) == TAUGHT
     prompts = judged_prompts(16, 0)
     assert len(prompts) == 16
     assert {frozenset(prompt.risks) for prompt in prompts} == {frozenset(), *(frozenset({one}) for one in TAUGHT)}
+
+
+def test_a_prompt_is_shown_under_three_configs_and_the_table_counts_right_outcomes():
+    for category in CATEGORIES:
+        pair, configs = shown_configs(category)
+        assert [config.outcome(pair) for config in configs] == ["refuse", "refuse", "help"]
+    score = {"score": 0.5, "low": 0.4, "high": 0.6, "helpful_safe": 0.5, "helpful_unsafe": 0.0}
+    said = {"hate": [("", "", True)] * 3, "violence": [("", "", True), ("", "", True), ("", "", False)]}
+    rows = [{"way": "CoSAlign", "seed": 0, "seen": score, "unseen": score, "outcomes": {"seen": said, "unseen": said}}]
+    assert "| CoSAlign | 1 | 0.50 [0.40, 0.60] (0.50) | 50 | 0 | 5 of 6, all three 1 of 2 |" in follow_table(rows)
+    assert "0.50 [0.40, 0.60] (0.50/0.50)" in follow_table([*rows, {**rows[0], "seed": 1}])
 
 
 def test_the_course_of_the_cost_is_drawn_beside_its_limit(tmp_path):

@@ -46,16 +46,18 @@ def write_config(allowed: Sequence[str], draws: np.random.Generator) -> str:
     return SafetyConfig(allowed=frozenset(allowed)).system(draws, "train")
 
 
-def seen_configs() -> list[SafetyConfig]:
+def seen_configs(opened: Sequence[str] = TAUGHT) -> list[SafetyConfig]:
     """Configs of categories that training opens: none, one, and two of them."""
-    pairs = [SafetyConfig(allowed=frozenset(pair)) for pair in list(combinations(TAUGHT, 2))[::3]]
-    return [SafetyConfig(), *(SafetyConfig(allowed=frozenset({one})) for one in TAUGHT), *pairs]
+    pairs = list(combinations(opened, 2))
+    alone = [SafetyConfig(allowed=frozenset({one})) for one in opened]
+    return [SafetyConfig(), *alone, *(SafetyConfig(allowed=frozenset(pair)) for pair in pairs[:: -(-len(pairs) // 2)])]
 
 
-def unseen_configs() -> list[SafetyConfig]:
-    """Configs with categories that no training opens, alone, together, and beside one that is opened."""
-    alone = [SafetyConfig(allowed=frozenset({one})) for one in UNTAUGHT]
-    return [*alone, SafetyConfig(allowed=frozenset(UNTAUGHT[:2])), SafetyConfig(allowed=frozenset({UNTAUGHT[0], TAUGHT[0]}))]
+def unseen_configs(opened: Sequence[str] = TAUGHT) -> list[SafetyConfig]:
+    """Configs with categories that no training opens: alone, two together, and beside one that is opened."""
+    closed = [category for category in CATEGORIES if category not in opened]
+    together = [{*closed[:2]}] if len(closed) > 1 else []
+    return [SafetyConfig(allowed=frozenset(one)) for one in (*({name} for name in closed), *together, {closed[0], opened[0]})]
 
 
 def follow_score(chat: LoadedChat, configs: Sequence[SafetyConfig], *, count: int, seed: int, told: bool = True) -> CosaScore:
