@@ -18,7 +18,7 @@ METHOD = Method(
     room="objectives",
     entry="valign.objectives.rewards.safe_rlhf:Multiplier",
     fidelity="variant",
-    note="the reference code's formulas with the true response mask, which it lacks; the critic-free variant and damping (off) are additions",
+    note="the reference code's formulas with the true response mask; the critic-free variant and damping (off) are additions",
 )
 
 TOKEN_LIMIT = 50.0  # of a token's reward and cost
