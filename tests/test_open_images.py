@@ -10,7 +10,16 @@ import torch
 from PIL import Image, ImageCms
 
 from valign.checks import UserError
-from valign.images import ImageLimits, as_shown, count_frames, fit_square, image_tensor, open_frames, open_image
+from valign.images import (
+    ImageLimits,
+    as_shown,
+    count_frames,
+    fit_square,
+    image_tensor,
+    open_frames,
+    open_image,
+    write_animation,
+)
 
 GREEN, RED = (0, 255, 0), (220, 30, 30)
 
@@ -173,3 +182,20 @@ def test_cutting_before_scaling_gives_the_same_image(size):
 def test_one_pixel_beside_a_hundred_thousand_costs_what_the_result_costs():
     long = Image.new("RGB", (1, 100_000), RED)  # scaled whole to 64 it would take 1.2 GB
     assert torch.equal(image_tensor(long, 64), image_tensor(Image.new("RGB", (64, 64), RED), 64))
+
+
+def test_animations_are_written_side_by_side_there_and_back(tmp_path):
+    red, green, blue = (Image.new("RGB", (8, 6), colour) for colour in ("red", "green", "blue"))
+    write_animation(tmp_path / "clips.webp", [[red, green, blue], [blue, blue, red]])
+    frames = open_frames(tmp_path / "clips.webp")
+    assert [(frame.getpixel((0, 0)), frame.getpixel((15, 5))) for frame in frames] == [
+        (red.getpixel((0, 0)), blue.getpixel((0, 0))),
+        (green.getpixel((0, 0)), blue.getpixel((0, 0))),
+        (blue.getpixel((0, 0)), red.getpixel((0, 0))),
+        (green.getpixel((0, 0)), blue.getpixel((0, 0))),
+    ]
+    assert frames[0].size == (16, 6)
+    with pytest.raises(ValueError, match=r"must be animations of one length, got \[1, 2\]"):
+        write_animation(tmp_path / "no.webp", [[red], [red, blue]])
+    with pytest.raises(ValueError, match=r"of one length, got \[\]"):
+        write_animation(tmp_path / "no.webp", [])

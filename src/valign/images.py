@@ -1,7 +1,7 @@
-"""One opener for every image file, and one way to turn an image into pixels: those that a viewer or a browser shows."""
+"""One opener for every image file, one way to turn an image into pixels as a browser shows them, one writer of animations."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
 from valign.checks import UserError
+from valign.files import atomic_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")  # Pillow's names; other plug-ins of it start programs
@@ -119,6 +120,27 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
 def image_tensor(image: Image.Image, width: int, height: int | None = None) -> Float[Tensor, "3 height width"]:
     """An image in [-1, 1], float32, brought to size by `fit`; square without ``height``."""
     return torch.from_numpy(np.array(fit(image, width, height or width))).permute(2, 0, 1).float() / 127.5 - 1.0
+
+
+def write_animation(path: Path, clips: Sequence[Sequence[Image.Image]], *, milliseconds: int = 250) -> None:
+    """Animations of one length side by side in one lossless WebP, each frame shown so long, there and back without an end.
+
+    Raises: ValueError for no animation, or animations of several lengths.
+    """
+    lengths = {len(clip) for clip in clips}
+    if len(lengths) != 1 or not min(lengths):
+        raise ValueError(f"write_animation.clips must be animations of one length, got {sorted(lengths)}. Cut the longer ones.")
+    sheets = []
+    for images in zip(*clips):
+        width, height = images[0].size
+        sheet = Image.new("RGB", (width * len(images), height))
+        for place, image in enumerate(images):
+            sheet.paste(fit(image, width, height), (place * width, 0))
+        sheets.append(sheet)
+    sheets += sheets[-2:0:-1]
+    with atomic_path(path) as temporary:
+        options = {"duration": milliseconds, "loop": 0, "lossless": True, "minimize_size": False}
+        sheets[0].save(temporary, format="WEBP", save_all=True, append_images=sheets[1:], **options)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -135,6 +135,21 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class Animator(Protocol):
+    """A model that makes short animations of prompts, each a list of frames; see `valign.models.diffusion.animation.animate`."""
+
+    def animate(
+        self,
+        prompts: Sequence[str],
+        *,
+        frames: int,
+        seeds: Sequence[int] | None = None,
+        sampling: SamplingConfig = SamplingConfig(),
+    ) -> list[list[Image]]: ...
+    def fingerprint(self) -> str: ...
+
+
+@runtime_checkable
 class EncoderAndSampler(LatentEncoder, Sampler, Protocol):
     """Both sides: what building a data set needs."""
 

@@ -124,7 +124,37 @@ def test_requests_without_room_for_a_prompt_are_found_before_any_training(tmp_pa
         train_prompt_optimizer(
             model_folder("base"), ["a red cup " * 60], tmp_path, GuardJudge(GUARD), str, parse_tuning("full"), config, dpo
         )
-    assert not (tmp_path / "sft").exists()
+    assert not list(tmp_path.parent.glob(f"{tmp_path.name}/*"))  # nothing stays that would refuse a shorter --max-tokens
+
+
+def test_a_run_goes_on_with_the_same_images_alone_and_tells_when_no_draft_is_usable(tmp_path):
+    def train(**options):
+        return train_prompt_optimizer(
+            model_folder("base"),
+            ["a red cup", "a blue cup"],
+            tmp_path,
+            Judge(),
+            lambda query: "",
+            parse_tuning("full"),
+            OptimizerConfig(feedback="image"),
+            ReinforceConfig(steps=2),
+            images=stars,
+            rule=DominancePairs(),
+            **options,
+        )
+
+    with pytest.raises(UserError, match="needs 2 usable drafts or more, got 0 of 2"):
+        train(judged={"frames": 1})
+    with pytest.raises(UserError, match=r"images\.frames was 1 and is now 4"):
+        train(judged={"frames": 4})
+
+
+def test_drafts_are_asked_for_once(tmp_path):
+    asked = []
+    for _ in range(2):
+        made = reviewed_drafts(["a", "b"], lambda query: asked.append(query) or query, Judge(), journal=Journal(tmp_path / "d"))
+        assert made == [("a", "a"), ("b", "b")]
+    assert asked == ["a", "b"]
 
 
 @pytest.mark.slow

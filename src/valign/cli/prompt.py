@@ -62,6 +62,9 @@ class FeedbackOptions:
     image_model: str = option("", help="image model for image feedback; none leaves it out", flags=("--image-model",))
     detector: str = option("", help="detector that judges its images", flags=("--detector",), needs={"image_model": ()})
     image_steps: int = option(20, help="denoising steps of these images", low=1, needs={"image_model": ()})
+    frames: int = option(
+        1, help="of a short animation that is judged instead of an image", low=1, high=64, needs={"image_model": ()}
+    )
 
 
 OPTIMIZER = configured(
@@ -89,11 +92,12 @@ def train_command(
 
     Drafts are the guard's own rewrites, or those of --chat, which also judges; --kl is DPO's beta. The same command resumes."""
     from valign.data.prompts.records import prompt_texts
+    from valign.evaluation.images.prompt_checks import image_checks
     from valign.guard import Guard
     from valign.guard.rewriting.optimizer import PromptOptimizer
     from valign.interfaces import SamplingConfig
     from valign.objectives.preference.vpo import DominancePairs
-    from valign.recipes.prompt_optimizer import GuardJudge, OptimizerConfig, PrincipleJudge, image_checks, train_prompt_optimizer
+    from valign.recipes.prompt_optimizer import GuardJudge, OptimizerConfig, PrincipleJudge, train_prompt_optimizer
     from valign.training.engine.tuning import parse_tuning
     from valign.training.tasks.reinforce.config import ReinforceConfig
 
@@ -102,14 +106,26 @@ def train_command(
         raise UserError(
             f"--feedback {config.feedback} needs --image-model and --detector, got none. Name both, or --feedback text."
         )
+    if config.feedback == "text" and given.image_model:
+        raise UserError("--feedback text reads no images, got --image-model. Leave one of them out.")
     table = record(ctx, PromptTableOptions)
     queries = list(prompt_texts(requests, table.format, table.reading()))
     guard, chat = Guard.from_policy(given.policy), record(ctx, ChatOptions).load()
     images: Any = None
+    judged: dict[str, Any] = {}
     if given.image_model:
         detector = resolve_detector(given.detector, model=given.image_model)
-        sampling = SamplingConfig(steps=given.image_steps)
-        images = image_checks(resolve_model(given.image_model, device=device), detector, sampling=sampling, seed=config.seed)
+        painter = resolve_model(given.image_model, device=device)
+        images = image_checks(
+            painter,
+            detector,
+            sampling=SamplingConfig(steps=given.image_steps),
+            seed=config.seed,
+            frames=given.frames,
+            previews=folder / "previews",
+        )
+        judged = {"model": painter.fingerprint(), "detector": detector.card.weights_sha256}
+        judged |= {"steps": given.image_steps, "frames": given.frames}
     result = train_prompt_optimizer(
         chat_folder(model),
         queries,
@@ -121,6 +137,7 @@ def train_command(
         dpo,
         images=images,
         rule=DominancePairs(gap=config.gap),
+        judged=judged,
         device=device,
     )
     out.print_json(data=asdict(result))

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool
 
 from valign.checks import UserError, check_options, option
 from valign.data.chats import ChatPair, Conversation
 from valign.data.journal import Journal
 from valign.data.tasks.base import Task, TaskData
-from valign.evaluation.images.fidelity import FidelityReader
+from valign.evaluation.images.prompt_checks import ImageChecks
 from valign.files import hash_value
 from valign.guard.guard import Guard
 from valign.guard.rewriting.chat import ask, schema_of
 from valign.guard.rewriting.optimizer import PRINCIPLES, TASK, optimizer_turn
-from valign.interfaces import Detector, Sampler, SamplingConfig
 from valign.models.language.chat import ChatModel
 from valign.models.language.chat_task import ChatTaskModel
 from valign.models.language.generation import answer_chats
@@ -86,7 +84,11 @@ class GuardJudge:
 
     guard: Guard
     keep: float = 0.6
-    name: str = "guard"
+
+    @property
+    def name(self) -> str:
+        """With the guard's fingerprint: a run under another policy is another run."""
+        return f"guard {self.guard.fingerprint()[:12]}"
 
     def review(self, query: str, prompt: str) -> Review | None:
         safe = self.guard.guard(query).prompt
@@ -123,10 +125,6 @@ class PrincipleJudge:
         return None if word not in ("yes", "no") else Review(word == "yes", "" if word == "yes" else refined)
 
 
-# Judges images of the prompts of one query: one row of passed checks per prompt.
-ImageChecks = Callable[[str, Sequence[str]], Bool[np.ndarray, "candidate check"]]
-
-
 @dataclass(frozen=True)
 class BuiltPairs:
     """Pairs of a query: (query, chosen, rejected), with what was counted."""
@@ -137,40 +135,24 @@ class BuiltPairs:
     dropped: int  # candidates without a verdict
 
 
-def image_checks(
-    model: Sampler,
-    detector: Detector,
-    *,
-    reader: FidelityReader | None = None,
-    expected: Mapping[str, Mapping[str, str]] | None = None,
-    sampling: SamplingConfig = SamplingConfig(),
-    seed: int = 0,
-) -> ImageChecks:
-    """One image per prompt, all of one seed, and its checks: no class of the detector at its threshold, each thing expected seen.
+def reviewed_drafts(
+    queries: Sequence[str], draft: Callable[[str], str], judge: PromptJudge, *, journal: Journal | None = None
+) -> list[tuple[str, str]]:
+    """(query, target) for SFT: each query's draft, or its refinement where the judge finds it wanting; without a verdict, none.
 
-    Args: expected: By query, what ``reader`` must see in the image (an oracle's ``matches``); queries without one have the first
-        check alone.
+    Args: journal: Keeps finished queries, so that a killed build goes on.
     """
-
-    def passed(query: str, prompts: Sequence[str]) -> Bool[np.ndarray, "candidate check"]:
-        images = model.generate(list(prompts), seeds=[seed] * len(prompts), sampling=sampling)
-        columns = [np.asarray(detector.detect(images)).max(axis=1) < detector.card.threshold]
-        wanted = (expected or {}).get(query)
-        if reader is not None and wanted:
-            found = reader.matches(images, [wanted] * len(images))
-            columns += [np.asarray(found[name]) == 1 for name in sorted(found)]
-        return np.stack(columns, axis=1)
-
-    return passed
-
-
-def reviewed_drafts(queries: Sequence[str], draft: Callable[[str], str], judge: PromptJudge) -> list[tuple[str, str]]:
-    """(query, target) for SFT: each query's draft, or its refinement where the judge finds it wanting; without a verdict, none."""
     found = []
     for query in track(_queries(queries), "drafts"):
-        text = draft(query)
-        review = judge.review(query, text)
-        target = "" if review is None else text if review.good else review.refined
+        key = hash_value([judge.name, query])
+        if journal is None or key not in journal.entries:
+            text = draft(query)
+            review = judge.review(query, text)
+            target = "" if review is None else text if review.good else review.refined
+            if journal is not None:
+                journal.add({"key": key, "query": query, "draft": text, "target": target})
+        else:
+            target = journal.entries[key]["target"]
         if usable(target):
             found.append((query, target))
     return found
@@ -280,29 +262,37 @@ def train_prompt_optimizer(
     *,
     images: ImageChecks | None = None,
     rule: DominancePairs | None = None,
+    judged: Mapping[str, Any] | None = None,
     device: str = "auto",
 ) -> OptimizerResult:
     """SFT on reviewed drafts into ``out/sft``, pairs into ``out/pairs.jsonl``, DPO into ``out/dpo``; each resumes.
 
     Without a single pair (nothing that SFT writes is wanting) the SFT model is the result.
     Requests that leave no room for a prompt in the model's window are left out.
+
+    Args: judged: What makes and judges the images (model, detector, frames, steps), JSON-able: a run resumes only with the same.
     Raises: UserError for an adapter, whose start DPO could not load, no usable draft, and as `finetune` and `prefer`.
     """
     if tuning.name.split("+")[0] != "full":
         raise UserError(f"The prompt optimizer trains whole weights, SFT and then DPO, got {tuning.name}. Use --adapter full.")
+    recipe = {"config": asdict(config), "dpo": dpo.recipe(), "tuning": tuning.recipe(), "task": hash_value([TASK, PRINCIPLES])}
     run = Run.open(
         out,
         step="prompt-optimizer",
-        recipe={"config": asdict(config), "dpo": dpo.recipe(), "tuning": tuning.recipe(), "task": hash_value([TASK, PRINCIPLES])},
+        recipe=recipe | ({"images": dict(judged)} if judged else {}),
         inputs={"queries": hash_value(_queries(queries)), "judge": hash_value(judge.name), "model": hash_value(str(model))},
         seed=config.seed,
     )
     if run.done:
         return OptimizerResult(**run.results)
-    subject = ChatTaskModel(load_chat(model, device=device, dtype="float32"), max_tokens=1024, overlong="drop")
-    queries = _short_enough(subject, queries, config)
-    drafts = reviewed_drafts(queries, draft, judge)
-    rows = subject.fitting([_chat(query, target) for query, target in drafts], "draft")
+    try:
+        subject = ChatTaskModel(load_chat(model, device=device, dtype="float32"), max_tokens=1024, overlong="drop")
+        queries = _short_enough(subject, queries, config)
+    except UserError:
+        run.give_up()  # another model or length may be tried in the same folder
+        raise
+    drafts = reviewed_drafts(queries, draft, judge, journal=Journal(out / "drafts.jsonl"))
+    rows = subject.fitting([_chat(query, target) for query, target in drafts], "draft") if drafts else []
     if len(rows) < 2:
         raise UserError(
             f"The prompt optimizer needs 2 usable drafts or more, got {len(rows)} of {len(queries)} requests. Give more."

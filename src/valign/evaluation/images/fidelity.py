@@ -1,7 +1,7 @@
 """Does a prompt still get what it asked for: the glyph, its colour, its place, the background, the style?"""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL.Image import Image
@@ -17,6 +17,13 @@ class FidelityReader(Protocol):
     """A reader of images: per aspect, whether each image shows what its prompt expects."""
 
     def matches(self, images: Sequence[Image], expected: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]: ...
+
+
+@runtime_checkable
+class SceneReader(Protocol):
+    """A reader that says all that an image shows, as values that can be compared with each other."""
+
+    def read(self, images: Sequence[Image]) -> Sequence[Any]: ...
 
 
 def read_fidelity(reader: FidelityReader, images: Sequence[Image], expected: Sequence[Mapping[str, str]]) -> list[dict[str, bool]]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from valign.checks import UserError
+from valign.models.diffusion.animation import animate
 from valign.models.diffusion.base import Conditioning, LatentDist
 from valign.models.diffusion.network_pool import Group, NetworkPool
 from valign.models.diffusion.sampling import generate
@@ -193,6 +194,7 @@ class PipelineModel:
         return None
 
     generate = generate
+    animate = animate
 
     def fingerprint(self) -> str:
         """SHA-256 over the folder's configurations and weights, hex; loaded adapters do not count. Read once, then kept."""

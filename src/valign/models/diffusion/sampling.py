@@ -5,6 +5,7 @@ latents stay in float32 whatever precision the denoiser runs in. In float32 plai
 """
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
@@ -34,6 +35,7 @@ def generate(
     guidance: Guidance | None = None,
     start: Sequence[Image] | None = None,
     strength: float = 0.7,
+    toward: Sequence[tuple[int, float]] | None = None,
     progress: str | None = None,
 ) -> list[Image]:
     """One image per prompt, with the pipeline's own scheduler.
@@ -44,11 +46,13 @@ def generate(
         sampling: With ``start``, ``int(steps * strength)`` of its steps are made.
         guidance: Negative prompt or Safe Latent Diffusion; needs a ``guidance_scale`` above 1.
         start: One image per prompt to start from (image to image), noised to ``strength`` in (0, 1].
+        toward: Per prompt a second seed and a share in [0, 1]: the noise is turned from the first seed's to the second's by this
+            share of a quarter circle, and so stays standard normal. 0 is the first seed's image, 1 the second's.
         progress: Title of a progress bar over the batches; none when not given.
     Raises: ValueError for unequal lengths, numbers out of range, or ``guidance`` without a scale above 1.
     """
     seeds = sampling.seeds(len(prompts)) if seeds is None else seeds
-    _check(prompts, seeds, sampling, guidance, start, strength)
+    _check(prompts, seeds, sampling, guidance, start, strength, toward)
     known: dict[str, Conditioning] = {}
     branches = []  # texts beside the prompt: the unconditional one, then those of the guidance
     if sampling.guidance_scale > 1:
@@ -63,6 +67,8 @@ def generate(
             scheduler = deepcopy(model.pipe.scheduler)
             timesteps = _timesteps(scheduler, sampling.steps, model.device, strength if start is not None else None)
             latents = _first_latents(model, scheduler, generators, timesteps, start[rows] if start is not None else None)
+            if toward is not None:
+                latents = _turned(model, latents, scheduler.init_noise_sigma, toward[rows])
             conditioning = _assemble(_encode(model, prompts[rows], known), beside)
             latents = _denoise(
                 model, scheduler, timesteps, latents, conditioning, sampling.guidance_scale, guidance, len(branches), generators
@@ -111,7 +117,7 @@ def sample_until(
     """
     steps, scale = sampling.steps, sampling.guidance_scale
     seeds = sampling.seeds(len(prompts)) if seeds is None else seeds
-    _check(prompts, seeds, sampling, None, None, 1.0)
+    _check(prompts, seeds, sampling, None, None, 1.0, None)
     check_range("sample_until.stop", float(stop), low=0.0, high=float(steps - 1))
     generators = _generators(seeds)
     scheduler = deepcopy(model.pipe.scheduler)
@@ -178,6 +184,15 @@ def _first_latents(
     return scheduler.add_noise(latents, draw(), timesteps[:1].repeat(len(generators)))
 
 
+def _turned(
+    model: DiffusionModel, latents: Float[Tensor, "batch channel height width"], sigma: float, toward: Sequence[tuple[int, float]]
+) -> Float[Tensor, "batch channel height width"]:
+    """``cos(a) latents + sin(a) other``, with ``a`` the share of a quarter circle and ``other`` the second seed's noise."""
+    others = [torch.randn(model.latent_shape, generator=one) for one in _generators([seed for seed, _ in toward])]
+    angles = torch.tensor([share * math.pi / 2 for _, share in toward]).view(-1, 1, 1, 1).to(latents)
+    return angles.cos() * latents + angles.sin() * sigma * torch.stack(others).to(latents)
+
+
 def _encode(model: DiffusionModel, prompts: Sequence[str], known: dict[str, Conditioning]) -> Conditioning:
     """Encode what is not ``known`` yet and remember it."""
     if len(known) > PROMPTS_KEPT:
@@ -204,6 +219,7 @@ def _check(
     guidance: Guidance | None,
     start: Sequence[Image] | None,
     strength: float,
+    toward: Sequence[tuple[int, float]] | None,
 ) -> None:
     if isinstance(prompts, str):
         raise ValueError("generate.prompts must be a list of texts, got one text. Put it in brackets.")
@@ -211,6 +227,14 @@ def _check(
         raise ValueError(f"generate.seeds must hold one seed per prompt, got {len(seeds)} for {len(prompts)} prompts.")
     if start is not None and len(start) != len(prompts):
         raise ValueError(f"generate.start must hold one image per prompt, got {len(start)} for {len(prompts)} prompts.")
+    if toward is not None:
+        if start is not None or len(toward) != len(prompts):
+            raise ValueError(
+                f"generate.toward must hold one seed and share per prompt, without start, got {len(toward)} for {len(prompts)} "
+                f"prompts{' and a start' if start is not None else ''}."
+            )
+        for _, share in toward:
+            check_range("generate.toward", share, low=0.0, high=1.0)
     if guidance is not None and sampling.guidance_scale <= 1:
         raise ValueError(
             f"generate.sampling.guidance_scale must be above 1 for {type(guidance).__name__}, got {sampling.guidance_scale:g}. "
