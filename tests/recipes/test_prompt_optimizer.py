@@ -143,7 +143,7 @@ def test_a_run_goes_on_with_the_same_images_alone_and_tells_when_no_draft_is_usa
             **options,
         )
 
-    with pytest.raises(UserError, match="needs 2 usable drafts or more, got 0 of 2"):
+    with pytest.raises(UserError, match="needs 3 usable drafts or more, got 0 of 2"):
         train(judged={"frames": 1})
     with pytest.raises(UserError, match=r"images\.frames was 1 and is now 4"):
         train(judged={"frames": 4})
@@ -183,5 +183,6 @@ def test_a_training_from_start_to_end(tmp_path):
     assert result.drafts == len(queries)
     assert result.text_pairs == result.pairs > 0
     assert result.image_pairs == 0
+    assert (result.held_out, result.good) == (1, 0)  # it has learnt nothing yet, and says so
     assert (tmp_path / "run" / "dpo" / "adapter" / "config.json").exists()
     assert train() == result

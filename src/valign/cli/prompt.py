@@ -16,18 +16,22 @@ from valign.cli.common import ChatOptions, PromptTableOptions, err, out, resolve
 from valign.cli.early import refuse_chat_folder, refuse_pipeline
 from valign.cli.options import configured, record
 from valign.cli.reinforce import chat_folder
+from valign.files import read_json
 
 BLOCKED = 3  # exit code when a prompt is blocked, as in `valign guard`
 
 app = typer.Typer(no_args_is_help=True, help="Write prompts anew with a trained optimizer, behind the guard.")
 
 
-@app.command("optimize", epilog='example: valign prompt optimize "a flame on a hill" --optimizer runs/vpo/dpo/adapter -p shapes')
+@app.command("optimize", epilog='example: valign prompt optimize "a flame on a hill" --optimizer runs/vpo -p shapes')
 def optimize_command(
     prompts: Annotated[list[str], Argument(help="prompts")],
-    optimizer: Annotated[Path, Option("--optimizer", help="folder of a model of `valign train prompt-optimizer`")],
+    optimizer: Annotated[Path, Option("--optimizer", help="folder of `valign train prompt-optimizer`, or of a model in it")],
     policy: Annotated[str, Option("--policy", "-p", help="policy of the guard that checks the result")] = "default",
     max_tokens: Annotated[int, Option(min=1, help="of a written prompt")] = 96,
+    keep: Annotated[
+        float, Option(min=0.0, max=1.0, help="share of the words of the guard's own result that it must hold; 0 is off")
+    ] = 0.5,
     as_json: Annotated[bool, Option("--json", help="one JSON object per prompt, with every attempt")] = False,
 ) -> None:
     """Print each prompt as the optimizer writes it if that passes the guard, else the guard's own result. Code 3 for a block."""
@@ -35,10 +39,10 @@ def optimize_command(
     from valign.guard.rewriting.optimizer import PromptOptimizer, optimize
     from valign.models.language.local import LocalChat
 
-    guard, writer = Guard.from_policy(policy), PromptOptimizer(LocalChat(optimizer, max_tokens=max_tokens))
+    guard, writer = Guard.from_policy(policy), PromptOptimizer(LocalChat(_model_in(optimizer), max_tokens=max_tokens))
     blocked = False
     for number, prompt in enumerate(prompts, start=1):
-        result = optimize(guard, writer, prompt)
+        result = optimize(guard, writer, prompt, keep=keep)
         blocked |= result.blocked
         if as_json:
             typer.echo(json.dumps(result.to_json(with_prompt=True), ensure_ascii=False))
@@ -52,6 +56,16 @@ def optimize_command(
         elif reasons:
             err.print(Text(f"Prompt {number}: the optimizer's prompt was not used: {reasons[0]}.", style="dim"), soft_wrap=True)
     raise typer.Exit(BLOCKED if blocked else 0)
+
+
+def _model_in(folder: Path) -> Path:
+    """The model of a finished run's folder: that of DPO, or of SFT where no pair was found; another folder is the model itself."""
+    record = folder / "run.json"
+    if not record.is_file() or (folder / "config.json").is_file():
+        return folder
+    if read_json(record).get("status") != "done":
+        raise UserError(f"--optimizer {folder} is not finished. Run its command again: it goes on where it stopped.")
+    return next((folder / part / "adapter" for part in ("dpo", "sft") if (folder / part / "adapter").is_dir()), folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,4 +154,9 @@ def train_command(
         judged=judged,
         device=device,
     )
+    if not result.pairs:
+        err.print("No pairs were found, so nothing was left for DPO: the model after SFT is the result.", style="yellow")
+    if 2 * result.good < result.held_out:
+        text = f"The judge finds only {result.good} of {result.held_out} prompts for held-out requests good: train longer, on more."
+        err.print(text, style="yellow", soft_wrap=True)
     out.print_json(data=asdict(result))

@@ -19,6 +19,7 @@ from valign.data.tasks.base import Task, TaskData
 from valign.evaluation.images.prompt_checks import ImageChecks
 from valign.files import hash_value
 from valign.guard.guard import Guard
+from valign.guard.rewriting.acceptance import recall
 from valign.guard.rewriting.chat import ask, schema_of
 from valign.guard.rewriting.optimizer import PRINCIPLES, TASK, optimizer_turn
 from valign.models.language.chat import ChatModel
@@ -48,6 +49,7 @@ class OptimizerConfig:
     sft_learning_rate: float = option(1e-4, help="of these; the authors' 2e-6 is for 8 billion parameters", above=0)
     sft_batch: int = option(16, help="drafts per step of these", low=1)
     pair_requests: int = option(0, help="requests that pairs are built from, the first ones, for images cost; 0 is all", low=0)
+    raw_drafts: bool = option(False, help="SFT on drafts as they are, not reviewed (an ablation)", rare=True)
     gap: float = option(0.5, help="weighted checks by which an image must be better than another", low=0)
     feedback: str = option("both", help="what pairs come from", choices=("both", "text", "image"))
     seed: int = option(0, help="of all draws", low=0)
@@ -77,7 +79,9 @@ class PromptJudge(Protocol):
 
 @dataclass(frozen=True)
 class GuardJudge:
-    """Embedded and exact: good is what passes the guard, is one caption, and keeps the query's harmless words; mended by the guard.
+    """Embedded and exact: good is what passes the guard, is one caption, and keeps the query's harmless words.
+
+    What is not good is mended: as the guard rewrites the prompt, or, where that keeps too little, the query.
 
     Args: keep: Share of the words of the query's own safe version that a prompt must hold.
     """
@@ -94,11 +98,14 @@ class GuardJudge:
         safe = self.guard.guard(query).prompt
         if safe is None:
             return None
-        own, words = set(safe.lower().split()), set(prompt.lower().split())
-        kept = len(own & words) / max(1, len(own))
-        same = prompt == query or not self.guard.acceptor.form(query, prompt)
-        good = bool(prompt.strip()) and "\n" not in prompt and same and kept >= self.keep and self.guard.passes(prompt)
-        return Review(good, "" if good else safe)
+        if self._good(query, safe, prompt):
+            return Review(True)
+        mended = self.guard.guard(prompt).prompt if prompt.strip() else None
+        return Review(False, mended if mended and self._good(query, safe, mended) else safe)
+
+    def _good(self, query: str, safe: str, prompt: str) -> bool:
+        form = prompt == query or not self.guard.acceptor.form(query, prompt)
+        return bool(prompt.strip()) and form and recall(safe, prompt) >= self.keep and self.guard.passes(prompt)
 
 
 @dataclass(frozen=True)
@@ -248,6 +255,8 @@ class OptimizerResult:
     text_pairs: int
     image_pairs: int
     dropped: int
+    held_out: int  # requests that nothing was learnt from
+    good: int  # of the prompts written for these, how many the judge of texts finds good
 
 
 def train_prompt_optimizer(
@@ -291,20 +300,25 @@ def train_prompt_optimizer(
     except UserError:
         run.give_up()  # another model or length may be tried in the same folder
         raise
-    drafts = reviewed_drafts(queries, draft, judge, journal=Journal(out / "drafts.jsonl"))
+    if config.raw_drafts:
+        drafts = [(query, text) for query in queries if usable(text := draft(query))]
+    else:
+        drafts = reviewed_drafts(queries, draft, judge, journal=Journal(out / "drafts.jsonl"))
     rows = subject.fitting([_chat(query, target) for query, target in drafts], "draft") if drafts else []
-    if len(rows) < 2:
+    if len(rows) < 3:  # one is held out, and a training takes two
         raise UserError(
-            f"The prompt optimizer needs 2 usable drafts or more, got {len(rows)} of {len(queries)} requests. Give more."
+            f"The prompt optimizer needs 3 usable drafts or more, got {len(rows)} of {len(queries)} requests. Give more."
         )
     held = max(1, len(rows) // 20)
-    data = TaskData(Task(name="chat", kind="chat", score="loss"), tuple(rows[held:]), tuple(rows[:held]))
+    kept = [query for query, target in drafts if _chat(query, target) in rows[-held:]]
+    data = TaskData(Task(name="chat", kind="chat", score="loss"), tuple(rows[:-held]), tuple(rows[-held:]))
     supervised = SupervisedConfig(steps=config.sft_steps, batch_size=config.sft_batch, validate_every=0, seed=config.seed)
     rate = config.sft_learning_rate / tuning.learning_rate
     start = finetune(subject, data, out / "sft", tuning.at(rate), supervised, label="sft").adapter
     loaded = load_chat(start, device=device, dtype="float32")
+    learnt = [query for query in queries if query not in set(kept)]
     built = build_pairs(
-        queries[: config.pair_requests or None],
+        learnt[: config.pair_requests or None],
         lambda query: sampled(loaded, query, config),
         judge,
         images=images,
@@ -315,7 +329,14 @@ def train_prompt_optimizer(
     )
     pairs = [ChatPair(_chat(query, chosen), _chat(query, rejected)) for query, chosen, rejected in built.pairs]
     final = prefer(loaded, pairs, out / "dpo", tuning, dpo).adapter if pairs else start
-    result = OptimizerResult(str(final), len(rows), len(pairs), built.text, built.image, built.dropped)
+    written = answer_chats(
+        load_chat(final, device=device, dtype="float32"), [[optimizer_turn(query)] for query in kept], max_tokens=config.max_tokens
+    )
+    reviews = [judge.review(query, answer.text.strip()) for query, answer in zip(kept, written)]
+    good = sum(review is not None and review.good for review in reviews)
+    result = OptimizerResult(
+        str(final), len(rows), len(pairs), built.text, built.image, built.dropped, held_out=len(kept), good=good
+    )
     run.finish(**asdict(result))
     return result
 

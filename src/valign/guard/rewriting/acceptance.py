@@ -30,6 +30,12 @@ def jaccard(one: str, two: str) -> float:
     return len(left & right) / len(left | right) if left | right else 1.0
 
 
+def recall(wanted: str, text: str) -> float:
+    """Share of the distinct words of ``wanted`` that ``text`` holds, after folding, in [0, 1]; 1 if there are none."""
+    asked, found = set(fold(wanted).split()), set(fold(text).split())
+    return len(asked & found) / len(asked) if asked else 1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Acceptor:
     """The checks of VALOR's released code: word Jaccard 0.4 and MiniLM cosine 0.7 by default."""

@@ -7,8 +7,10 @@ a proposal like any other: it must pass every stage of the guard, or is not used
 import json
 from dataclasses import dataclass, replace
 
+from valign.checks import check_range
 from valign.guard.guard import Guard
 from valign.guard.records import Attempt, GuardResult
+from valign.guard.rewriting.acceptance import recall
 from valign.guard.rewriting.policy_rewriter import RewriteRequest
 from valign.methods import Method
 from valign.models.language.chat import ChatModel, Message
@@ -20,7 +22,7 @@ METHOD = Method(
     room="guard",
     entry="valign.guard.rewriting.optimizer:PromptOptimizer",
     fidelity="variant",
-    note="images instead of videos; checks of images instead of VisionReward; instruction in our own words",
+    note="images or short animations instead of videos; yes/no checks of them instead of VisionReward; our own instruction",
 )
 TASK = "Rewrite this image request so that it is harmless, accurate and helpful, in one line:"  # short: small models see it
 PRINCIPLES = (  # what judges hold a rewrite against
@@ -51,13 +53,16 @@ class PromptOptimizer:
         return self.chat.complete([optimizer_turn(request)]).strip().strip('"').strip()
 
 
-def optimize(guard: Guard, optimizer: PromptOptimizer, prompt: str) -> GuardResult:
+def optimize(guard: Guard, optimizer: PromptOptimizer, prompt: str, *, keep: float = 0.5) -> GuardResult:
     """The prompt as the optimizer writes it, if the guard lets that through; else the guard's own result for the prompt.
 
     A prompt that a block rule, the script or a failed stage blocks is never shown to the optimizer. A proposal that is not a
-    caption, does not pass, or could not be made stands among the attempts with the reason.
-    Raises: as `Guard.check`.
+    caption, does not pass, keeps too little, or could not be made stands among the attempts with the reason.
+
+    Args: keep: Share of the words of the guard's own result that a proposal must hold, in [0, 1]; 0 takes any that passes.
+    Raises: as `Guard.check`; ValueError for another ``keep``.
     """
+    check_range("optimize.keep", keep, low=0.0, high=1.0)
     decision = guard.check(prompt)
     if decision.action == "block":
         return guard.finish(decision, prompt)
@@ -67,7 +72,10 @@ def optimize(guard: Guard, optimizer: PromptOptimizer, prompt: str) -> GuardResu
     except Exception as error:  # a model that fails must not stop the guard
         reason = f"failed: {type(error).__name__}"
     found = guard.acceptor(prompt, text) if not reason else None
+    own = guard.finish(decision, prompt)
     reason = reason or guard.acceptor.form(prompt, text) or ("" if guard.passes(text) else "does not pass the guard")
+    if not reason and recall(own.prompt or "", text) < keep:
+        reason = "keeps too few words of the request"
     attempt = Attempt(
         role="harm" if decision.action == "rewrite" else "quality",
         source=optimizer.name,
@@ -79,5 +87,4 @@ def optimize(guard: Guard, optimizer: PromptOptimizer, prompt: str) -> GuardResu
     )
     if attempt.accepted:
         return GuardResult(decision=decision, prompt=text, attempts=(attempt,))
-    own = guard.finish(decision, prompt)
     return replace(own, attempts=(attempt, *own.attempts))
