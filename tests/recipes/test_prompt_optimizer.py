@@ -83,6 +83,10 @@ def test_the_guard_judges_harm_and_what_is_kept():
     assert not judge.review("a red flame on a hill", "a cup").good
     assert judge.review("a cup on a hill", "a cup on a hill").good
     assert not judge.review("a cup on a hill", "a cup on\na hill").good
+    own = judge.review("hill red flame", "a red flame at the top of a hill")  # what was written is mended, not the request
+    assert own.refined == "a red flower at the top of a hill"
+    assert judge.review("hill red flame", "a bolt").refined == GUARD.guard("hill red flame").prompt  # nothing of it was kept
+    assert judge.review("a cup on a hill", "a cup \x00 on a bolt").refined == "a cup on a hill"  # not text
 
 
 def test_a_chat_judge_reads_its_verdict_and_nothing_else():
@@ -109,6 +113,13 @@ def test_what_the_optimizer_writes_passes_the_guard_or_is_not_used():
     assert write("a bolt on a hill").prompt == GUARD.guard("a flame on a hill").prompt
     assert write("a bolt on a hill").attempts[0].reason == "does not pass the guard"
     assert write("").attempts[0].reason == "failed: ValueError"
+    assert write("a boat at dusk").attempts[0].reason == "keeps too few words of the request"
+    assert write("a boat at dusk").prompt == GUARD.guard("a flame on a hill").prompt
+    assert write("a boat on a hill").prompt == "a boat on a hill"  # 3 of "a flower on a hill"'s 4 distinct words
+    loose = optimize(GUARD, PromptOptimizer(ScriptedChat(["a boat at dusk"])), "a flame on a hill", keep=0.0)
+    assert loose.prompt == "a boat at dusk"
+    with pytest.raises(ValueError, match=r"optimize\.keep must be in \[0, 1\], got 2"):
+        optimize(GUARD, PromptOptimizer(ScriptedChat([])), "a cup", keep=2.0)
     assert write("I'm sorry, no").attempts[0].reason == "a refusal"
     assert write("a cup on a hill, flat drawing", "a cup on a hill").prompt == "a cup on a hill, flat drawing"
     assert write("two\nlines", "a cup on a hill").prompt == "a cup on a hill"
@@ -147,6 +158,27 @@ def test_a_run_goes_on_with_the_same_images_alone_and_tells_when_no_draft_is_usa
         train(judged={"frames": 1})
     with pytest.raises(UserError, match=r"images\.frames was 1 and is now 4"):
         train(judged={"frames": 4})
+
+
+def test_raw_drafts_are_not_reviewed(tmp_path):
+    seen = []
+
+    class Silent(Judge):
+        def review(self, query, prompt):
+            seen.append(query)
+
+    with pytest.raises(UserError, match="3 usable drafts or more, got 1 of 2"):
+        train_prompt_optimizer(
+            model_folder("base"),
+            ["a red cup", "a blue cup"],
+            tmp_path,
+            Silent(),
+            lambda query: "a cup" if "red" in query else "",
+            parse_tuning("full"),
+            OptimizerConfig(feedback="text", raw_drafts=True),
+            ReinforceConfig(steps=2),
+        )
+    assert seen == []
 
 
 def test_drafts_are_asked_for_once(tmp_path):

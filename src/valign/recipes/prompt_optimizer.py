@@ -100,7 +100,10 @@ class GuardJudge:
             return None
         if self._good(query, safe, prompt):
             return Review(True)
-        mended = self.guard.guard(prompt).prompt if prompt.strip() else None
+        try:
+            mended = self.guard.guard(prompt).prompt if prompt.strip() else None
+        except UserError:  # not text: control characters, as a model may write before it has learnt anything
+            mended = None
         return Review(False, mended if mended and self._good(query, safe, mended) else safe)
 
     def _good(self, query: str, safe: str, prompt: str) -> bool:
