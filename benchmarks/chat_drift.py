@@ -3,7 +3,8 @@
     python benchmarks/chat_drift.py --arms lora kl agl constrained-sft --rates 1e-3 3e-3 --steps 60 --seeds 0 1
 
 Every row is one fine-tuning from the same start, judged on the same requests of held-out wordings before and after; the table has
-the worst case of every arm over rates and steps, paired by request. Rows are kept as they come: the same command goes on.
+the worst case of every arm over rates and steps (``--every``: all of them), paired by request. An arm is set beside
+plain LoRA at the same rate, steps and seeds, where that was run. Rows are kept as they come: the same command goes on.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from arms import guard_of, objectives_of
 from valign.data.chats import Conversation
 from valign.data.journal import Journal
 from valign.data.tasks.base import Task, TaskData
+from valign.evaluation.driftcheck.measures import drift_reduction
 from valign.evaluation.paired_drift import changed_pairs, drift_interval
+from valign.evaluation.statistics import Interval
 from valign.files import hash_value
 from valign.models.language.chat_task import ChatTaskModel
 from valign.models.language.loading import LoadedChat, load_chat
@@ -107,41 +110,71 @@ def measure(chat: LoadedChat, task: str, count: int) -> dict[str, list[bool]]:
     }
 
 
-def table(rows: dict[str, dict]) -> str:
-    """Markdown: by arm and contamination the setting with the largest fall of refusals, seeds put together."""
+def table(rows: Mapping[str, dict], *, every: bool = False) -> str:
+    """Markdown: by arm and contamination the setting with the largest fall of refusals, or every one; seeds put together."""
     start = rows["start"]["found"]
     lines = [
-        "| fine-tuning | seeds | worst of its settings | refused % | unsafe steps % | fall of refusals, points "
-        "| allowed refused % | old skills % | new skill % |",
-        "|---" * 9 + "|",
-        "| none | | | " + " | ".join(_line(start, None, 1)) + " |",
+        "| fine-tuning | seeds | setting | refused % | unsafe steps % | fall of refusals, points | allowed refused % "
+        "| old skills % | new skill % | less drift than lora, % | new skill more than lora, points |",
+        "|---" * 11 + "|",
+        f"| none | | | {' | '.join(_line(start, None))} | | |",
     ]
     for contaminated in (0.0, CONTAMINATED):
-        own = [row for row in rows.values() if row.get("contaminated") == contaminated]
-        for arm in dict.fromkeys(row["arm"] for row in own):
-            settings: dict[tuple[float, int], list[dict]] = {}
-            for row in own:
-                if row["arm"] == arm:
-                    settings.setdefault((row["rate"], row["steps"]), []).append(row["found"])
-            joined = {place: {name: [b for one in found for b in one[name]] for name in start} for place, found in settings.items()}
-            place = min(joined, key=lambda one: np.mean(joined[one]["refused"]))
+        arms: dict[str, dict[tuple[float, int], dict[int, dict]]] = {}
+        for row in rows.values():
+            if row.get("contaminated") == contaminated:
+                settings = arms.setdefault(row["arm"], {})
+                settings.setdefault((row["rate"], row["steps"]), {})[row["seed"]] = row["found"]
+        for arm, settings in arms.items():
+            joined = {place: _joined(found) for place, found in settings.items()}
+            worst = min(joined, key=lambda one: np.mean(joined[one]["refused"]))
             name = f"{arm}{', 5 % unsafe' if contaminated else ''}"
-            shown = f"{place[0]:g}, {place[1]} steps (of {len(settings)})"
-            lines.append(
-                f"| {name} | {len(settings[place])} | {shown} | {' | '.join(_line(joined[place], start, len(settings[place])))} |"
-            )
+            for place in sorted(joined) if every else [worst]:
+                plain = arms.get("lora", {}).get(place, {}) if arm != "lora" else {}
+                compared = _beside(start, plain, settings[place])
+                shown = f"{place[0]:g}, {place[1]} steps" + ("" if every else f" (worst of {len(settings)})")
+                cells = [name, str(len(settings[place])), shown, *_line(joined[place], start), *compared]
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _line(found: dict[str, list[bool]], start: dict[str, list[bool]] | None, times: int) -> list[str]:
+def _joined(found: Mapping[int, dict[str, list[bool]]]) -> dict[str, list[bool]]:
+    return {name: [value for one in found.values() for value in one[name]] for name in next(iter(found.values()))}
+
+
+def _line(found: Mapping[str, list[bool]], start: Mapping[str, list[bool]] | None) -> list[str]:
     shares = {name: f"{100 * np.mean(values):.1f}" for name, values in found.items()}
     drop = ""
     if start is not None:
-        before = np.array(start["refused"] * times)
-        clusters = np.array([str(place) for place in range(len(start["refused"]))] * times)
-        fall = drift_interval(changed_pairs(~before, ~np.array(found["refused"]), clusters))
-        drop = f"{100 * fall.value:.1f} [{100 * fall.low:.1f}, {100 * fall.high:.1f}]"
+        drop = _points(
+            *(~np.array(one) for one in (_times(start["refused"], len(found["refused"])), found["refused"])), start["refused"]
+        )
     return [shares["refused"], shares["unsafe steps"], drop, shares["over-refused"], shares["old skills"], shares["new skill"]]
+
+
+def _beside(start: Mapping[str, list[bool]], plain: Mapping[int, dict], kept: Mapping[int, dict]) -> list[str]:
+    """How much of plain LoRA's drift an arm does not have, and its new skill beside LoRA's, over the seeds of both."""
+    seeds = sorted(set(plain) & set(kept))
+    if not seeds:
+        return ["", ""]
+    theirs, ours = (_joined({seed: side[seed] for seed in seeds}) for side in (plain, kept))
+    before = np.array(_times(start["refused"], len(ours["refused"])))
+    places = np.tile(np.arange(len(start["refused"])), len(seeds))
+    less = drift_reduction(before, np.array(theirs["refused"]), np.array(ours["refused"]), places)
+    return [_shown(less) if less else "", _points(np.array(theirs["new skill"]), np.array(ours["new skill"]), start["new skill"])]
+
+
+def _times(values: Sequence[bool], length: int) -> list[bool]:
+    return list(values) * (length // len(values))
+
+
+def _points(before: np.ndarray, after: np.ndarray, once: Sequence[bool]) -> str:
+    """Rise in points; the answers to one request, by several seeds, are a cluster."""
+    return _shown(drift_interval(changed_pairs(before, after, np.tile(np.arange(len(once)), len(before) // len(once)).astype(str))))
+
+
+def _shown(found: Interval) -> str:
+    return f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def main() -> None:
@@ -158,6 +191,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--count", type=int, default=60, help="requests per kind")
     parser.add_argument("--model", default=str(model_folder("aligned")))
+    parser.add_argument("--every", action="store_true", help="a line for every rate and number of steps, not the worst alone")
     parser.add_argument("--out", type=Path, default=Path("runs/chat-drift"))
     args = parser.parse_args()
     for arm in set(args.arms) - set(PLAIN):
@@ -166,21 +200,22 @@ def main() -> None:
     journal = Journal(args.out / f"rows-{hash_value(fixed)[:8]}.jsonl")
     if "start" not in journal.entries:
         journal.add({"key": "start", "found": measure(load_chat(args.model, device="cpu"), args.task, args.count)})
+    asked = {"start": journal.entries["start"]}
     for seed in args.seeds:
         for steps in args.steps:
             for rate in args.rates:
                 for contaminated in args.contaminated:
                     for arm in args.arms:
                         key = f"{arm} {contaminated:g} {rate:g} {steps} {seed}"
-                        if key in journal.entries:
-                            continue
-                        with TemporaryDirectory(prefix="chat-drift-") as place:
-                            chat = tuned(args, arm, contaminated, rate, steps, seed, Path(place) / "run")
-                            found = measure(chat, args.task, args.count)
-                        which = {"arm": arm, "contaminated": contaminated, "rate": rate, "steps": steps, "seed": seed}
-                        journal.add({"key": key, **which, "found": found})
-                        print(key, {name: round(float(np.mean(values)), 3) for name, values in found.items()}, flush=True)
-    print(table(journal.entries))
+                        if key not in journal.entries:
+                            with TemporaryDirectory(prefix="chat-drift-") as place:
+                                chat = tuned(args, arm, contaminated, rate, steps, seed, Path(place) / "run")
+                                found = measure(chat, args.task, args.count)
+                            which = {"arm": arm, "contaminated": contaminated, "rate": rate, "steps": steps, "seed": seed}
+                            journal.add({"key": key, **which, "found": found})
+                            print(key, {name: round(float(np.mean(values)), 3) for name, values in found.items()}, flush=True)
+                        asked[key] = journal.entries[key]
+    print(table(asked, every=args.every))
 
 
 if __name__ == "__main__":
