@@ -21,9 +21,9 @@ BUDGETS = {
     "base": Budget(steps=5000, batch=40, lr=2e-3, warmup=200),
     "aligned": Budget(steps=500, batch=48, lr=5e-4, warmup=50),
     "memorized": Budget(steps=400, batch=48, lr=5e-4, warmup=50),
-    "safety": Budget(steps=400, batch=48, lr=2e-3, warmup=50),
+    "safety": Budget(steps=1200, batch=48, lr=3e-3, warmup=50),
 }
-RANK = 8  # of the safety tune
+RANK = 16  # of the safety tune
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
