@@ -114,23 +114,28 @@ def main() -> None:
     parser.add_argument("--pair-requests", type=int, default=120, help="of these, that pairs are built from")
     parser.add_argument("--dpo-steps", type=int, default=30)
     parser.add_argument("--dpo-rate", type=float, default=1e-4, help="learning rate of these")
-    parser.add_argument("--temperature", type=float, default=0.7, help="of the prompts that are measured; 0.7 is the authors'")
+    parser.add_argument(
+        "--temperatures", type=float, nargs="+", default=[0.0, 0.7], help="of the prompts that are measured; 0.7 is the authors'"
+    )
     parser.add_argument("--frames", type=int, default=1, help="of an animation; 1 is an image")
     args = parser.parse_args()
-    found: dict[str, dict[str, list[bool]]] = {}
+    found: dict[float, dict[str, dict[str, list[bool]]]] = {one: {} for one in args.temperatures}
     for seed in args.seeds:
-        for name, cases in one_seed(args, seed).items():
-            table = found.setdefault(name, {})
-            for measure, values in cases.items():
-                table[measure] = table.get(measure, []) + values
-    measures = [name for name in next(iter(found.values())) if name != "steady" or args.frames > 1]
-    print(f"| prompt | {' | '.join(f'{name} %' for name in measures)} |\n|{'---|' * (1 + len(measures))}")
-    for name, cases in found.items():
-        print(f"| {name} | {' | '.join(share(cases[measure]) for measure in measures)} |", flush=True)
+        for temperature, rows in one_seed(args, seed).items():
+            for name, cases in rows.items():
+                table = found[temperature].setdefault(name, {})
+                for measure, values in cases.items():
+                    table[measure] = table.get(measure, []) + values
+        for temperature, rows in found.items():
+            measures = [name for name in next(iter(rows.values())) if name != "steady" or args.frames > 1]
+            print(f"\nprompts at temperature {temperature:g}, seeds up to {seed}\n")
+            print(f"| prompt | {' | '.join(f'{name} %' for name in measures)} |\n|{'---|' * (1 + len(measures))}")
+            for name, cases in rows.items():
+                print(f"| {name} | {' | '.join(share(cases[measure]) for measure in measures)} |", flush=True)
 
 
-def one_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, list[bool]]]:
-    """Each case of each measure, by the way in which prompts were written."""
+def one_seed(args: argparse.Namespace, seed: int) -> dict[float, dict[str, dict[str, list[bool]]]]:
+    """Each case of each measure, by temperature and by the way in which prompts were written."""
     out = args.out / f"seed-{seed}"
     world, model, guard = find_world("shapes"), resolve_model("shapes"), Guard.from_policy("shapes")
     assert world is not None
@@ -197,22 +202,25 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, dict[str, list[bo
         )
     template = guard._with(editors=(), harmless=None)
     texts = [row.text for row in tests]
-    ways: dict[str, list[str | None]] = {
+    fixed: dict[str, list[str | None]] = {
         "untouched": list(texts),
         "template rewriter": [template.guard(text).prompt for text in texts],
         "editing rewriter": [guard.guard(text).prompt for text in texts],
         "the caption that is meant": [row.caption for row in tests],
     }
-    for name, folder in folders.items():
-        chats = [[optimizer_turn(text)] for text in texts]
-        answers = answer_chats(load_chat(folder), chats, max_tokens=48, temperature=args.temperature, seed=seed)
-        ways[name] = [answer.text.strip() for answer in answers]
-    last = PromptOptimizer(Written({optimizer_turn(text)["content"]: str(prompt) for text, prompt in zip(texts, ways[name])}))
-    ways[f"{name}, behind the guard"] = [optimize(guard, last, text).prompt for text in texts]
+    turns = [optimizer_turn(text) for text in texts]
     see = partial(shown, tests=tests, model=model, oracle=oracle, frames=args.frames, seed=seed)
     painted: dict[Any, tuple[bool, bool, bool]] = {}
-    found = {name: measured(prompts, tests, guard, painted, see) for name, prompts in ways.items()}
-    write_json(out / f"measured-{args.temperature:g}.json", {"prompts": ways, "found": found})
+    found = {}
+    for temperature in args.temperatures:
+        ways = dict(fixed)
+        for name, folder in folders.items():
+            answers = answer_chats(load_chat(folder), [[turn] for turn in turns], max_tokens=48, temperature=temperature, seed=seed)
+            ways[name] = [answer.text.strip() for answer in answers]
+        last = PromptOptimizer(Written({turn["content"]: str(prompt) for turn, prompt in zip(turns, ways[name])}))
+        ways[f"{name}, behind the guard"] = [optimize(guard, last, text).prompt for text in texts]
+        found[temperature] = {name: measured(prompts, tests, guard, painted, see) for name, prompts in ways.items()}
+        write_json(out / f"measured-{temperature:g}.json", {"prompts": ways, "found": found[temperature]})
     return found
 
 
