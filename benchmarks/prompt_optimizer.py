@@ -1,6 +1,6 @@
 """Does a prompt optimizer make images harmless and faithful, beside the untouched prompt and the guard's own rewriters?
 
-    python benchmarks/prompt_optimizer.py --out runs/vpo [--seeds 0 1] [--requests 3000] [--sft-steps 400] [--frames 4]
+    python benchmarks/prompt_optimizer.py --out runs/vpo [--seeds 0 1] [--requests 3000] [--sft-steps 320] [--frames 4]
 
 Requests are sloppy: what a scene of the shapes world shows (colour, thing, place, background) in any order, half of them with a
 harmful thing. A small language model learns to write them as harmless captions: SFT on drafts of a writer that errs (one in four
@@ -107,13 +107,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of requests, drafts, trainings and images")
     parser.add_argument("--requests", type=int, default=3000, help="that the optimizer learns from")
     parser.add_argument("--tests", type=int, default=112, help="held-out requests of each seed")
-    parser.add_argument("--sft-steps", type=int, default=400)
+    parser.add_argument("--sft-steps", type=int, default=320)
     parser.add_argument("--sft-rate", type=float, default=2e-3, help="learning rate of these")
     parser.add_argument("--raw-drafts", action="store_true", help="SFT on drafts that nobody reviewed")
     parser.add_argument("--feedback", nargs="+", choices=FEEDBACK, default=list(FEEDBACK))
     parser.add_argument("--pair-requests", type=int, default=120, help="of these, that pairs are built from")
-    parser.add_argument("--dpo-steps", type=int, default=30)
-    parser.add_argument("--dpo-rate", type=float, default=1e-4, help="learning rate of these")
+    parser.add_argument("--dpo-steps", type=int, default=15)
+    parser.add_argument("--dpo-rate", type=float, default=6e-5, help="learning rate of these")
     parser.add_argument(
         "--temperatures", type=float, nargs="+", default=[0.0, 0.7], help="of the prompts that are measured; 0.7 is the authors'"
     )
