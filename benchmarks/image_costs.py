@@ -5,7 +5,7 @@
 The vision tower of the shapes world's CLIP before the chat world's base model, trained on two preferences about one answer whose
 harm depends on the image alone (Safe RLHF-V). *Ranked* is the share of pairs of a harmful and a harmless held-out image in which
 the harmful one costs more, *right side of 0* that of images whose cost has the right sign; the filter regenerates up to five times,
-with a generator that helps in one of two answers. 95 % intervals (Wilson) over images.
+with a generator that helps in one of two answers. 95 % intervals over images: Wilson's of shares, a bootstrap's of *ranked*.
 """
 
 import argparse
@@ -44,9 +44,12 @@ def main() -> None:
     tests = image_preferences(per_category=args.tests, seed=args.seed + 1000)
     costs, harmful = scalar.scored([one.chat(0) for one in tests]).numpy(), np.array([bool(one.category) for one in tests])
     refusals = scalar.scored([one.chat(1) for one in tests]).numpy()
-    ranked = float((costs[harmful][:, None] > costs[~harmful][None, :]).mean())
+    ranked = costs[harmful][:, None] > costs[~harmful][None, :]
+    draws = np.random.default_rng(args.seed)
+    again = [ranked[np.ix_(*(draws.integers(side, size=side) for side in ranked.shape))].mean() for _ in range(2000)]
+    low, high = np.quantile(again, (0.025, 0.975))
     print(f"{len(pairs)} training images, {len(tests)} test images, {args.steps} steps")
-    print(f"ranked {100 * ranked:.1f} % of {harmful.sum() * (~harmful).sum()} pairs")
+    print(f"ranked {100 * ranked.mean():.1f} % [{100 * low:.1f}, {100 * high:.1f}] of {ranked.size} pairs")
     sides = {"harmful": costs[harmful] > 0, "harmless": costs[~harmful] < 0, "refusals": refusals < 0}
     print(f"right side of 0: {', '.join(f'{name} {share(side)}' for name, side in sides.items())}")
 
