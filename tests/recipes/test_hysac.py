@@ -167,7 +167,9 @@ def test_the_stage_fires_on_unsafe_prompts_and_names_the_category(trained):
     assert np.mean([one.category == name for one, name in zip(verdicts, wanted)]) > 0.8
     assert all((one.score >= one.threshold) == one.fired for one in verdicts)
     assert stage.fingerprint() == found.weights_sha256
-    assert stage.check(prompts[0]) == verdicts[0]
+    alone = stage.check(prompts[0])  # batches of other sizes round differently on some processors
+    assert (alone.category, alone.fired, alone.threshold) == (verdicts[0].category, verdicts[0].fired, verdicts[0].threshold)
+    assert alone.score == pytest.approx(verdicts[0].score, abs=1e-5)
 
 
 def test_a_policy_with_the_stage_needs_a_clip(trained):

@@ -103,7 +103,9 @@ def weighted_start(
         warnings.warn(f"{int((rows == 0).sum())} rows of {module} have no importance and start at 0.", stacklevel=2)
     found = exact_svd(rows[:, None] * weight)
     root = (found.s[:rank] / scale).sqrt()
-    return WeightedStart(down=root[:, None] * found.vh[:rank], up=(found.u[:, :rank] * root) / (rows + eps)[:, None])
+    up = (found.u[:, :rank] * root) / (rows + eps)[:, None]
+    up = torch.where(rows[:, None] > 0, up, 0)  # of a row of zeros the decomposition leaves rounding, which 1 / eps magnifies
+    return WeightedStart(down=root[:, None] * found.vh[:rank], up=up)
 
 
 @dataclass(frozen=True, kw_only=True)
