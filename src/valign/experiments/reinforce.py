@@ -228,13 +228,13 @@ class _Bench:
         rule = LIMITED.get(method, Multiplier())
         rule = replace(rule, damping=0.0) if changes.get("undamped") else rule
         fixed, one = changes.get("fixed", False), changes.get("one_reward", False)
-        scalar_steps = self.budget.scalar_steps * (len(CATEGORIES) if one else 1)  # as many for one reward as for all of them
+        per_model = len(CATEGORIES) if one or changes.get("learnt") else 1  # as many for one model as for those of all categories
         return MethodOptions(
             safety=VerifiableSafety(form=0.5 if changes.get("in_format") else 0.0),
             template=TEMPLATE,
             shadow=ShadowConfig(rounds=2, policy_steps=1, one_reward=one),
             scaled=changes.get("scaled", True),
-            scalar=ScalarConfig(scalar_steps=scalar_steps, scalar_learning_rate=3e-4),
+            scalar=ScalarConfig(scalar_steps=per_model * self.budget.scalar_steps, scalar_learning_rate=3e-4),
             multiplier=replace(rule, start=FIXED) if fixed else rule,
             ppo=PPOConfig(critic_learning_rate=2e-4, token_kl=TOKEN_KL, fixed_multiplier=fixed),
         )
