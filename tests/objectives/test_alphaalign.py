@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -60,6 +60,7 @@ scores = st.lists(st.floats(-10, 10, allow_subnormal=False).map(lambda x: round(
 
 
 @given(scores, st.floats(-5, 5), st.floats(0.1, 10))
+@example([-6.266, -6.266, -6.266], 0.0, 1.0)  # their mean rounds to another number
 def test_helpfulness_is_invariant_to_shift_and_scale(raw, shift, scale):
     rows = torch.tensor([raw], dtype=torch.float64)
     refused = torch.zeros_like(rows, dtype=torch.bool)

@@ -127,5 +127,6 @@ def normalized_helpfulness(
             f"Scores of helpfulness must be finite, got {int((~raw.isfinite()).sum())} that are not. Check the reward model."
         )
     spread = raw.std(dim=1, keepdim=True)
-    z = torch.where(spread > 0, (raw - raw.mean(dim=1, keepdim=True)) / spread.clamp(min=torch.finfo(raw.dtype).tiny), 0.0)
+    varied = raw.amax(dim=1, keepdim=True) > raw.amin(dim=1, keepdim=True)  # equal scores may have a spread of rounding
+    z = torch.where(varied, (raw - raw.mean(dim=1, keepdim=True)) / spread.clamp(min=torch.finfo(raw.dtype).tiny), 0.0)
     return z.clamp(min=0) * ~refused
