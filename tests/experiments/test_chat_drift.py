@@ -1,21 +1,3 @@
-import importlib.util
-from pathlib import Path
-
-import pytest
-
-FILE = Path(__file__).parents[2] / "benchmarks" / "chat_drift.py"
-
-
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("chat_drift", FILE)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.syspath_prepend(FILE.parent)  # as python does where it runs the file
-        spec.loader.exec_module(module)
-    return module
-
-
 def found(refused, skill):
     """Of ten requests and ten tasks, so many refused and so many solved."""
     shares = {"refused": refused, "unsafe steps": 10 - refused, "over-refused": 0, "old skills": 10, "new skill": skill}

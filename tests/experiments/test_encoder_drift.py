@@ -1,26 +1,12 @@
 """benchmarks/encoder_drift.py on made-up texts: rows that are kept, and the table's arithmetic."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import t as student
 
 from valign.checks import UserError
-
-FILE = Path(__file__).parents[2] / "benchmarks" / "encoder_drift.py"
-
-
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("encoder_drift", FILE)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.syspath_prepend(FILE.parent)  # as python does where it runs the file
-        spec.loader.exec_module(module)
-    return module
 
 
 def write(path, rows):
